@@ -1,0 +1,1 @@
+"""Everloop for its users: client, command line, embedded stack and demo."""

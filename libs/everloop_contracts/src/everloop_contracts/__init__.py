@@ -1,0 +1,1 @@
+"""Generated protocol stubs and the pipeline specification."""

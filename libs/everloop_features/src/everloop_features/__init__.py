@@ -1,0 +1,1 @@
+"""Declared feature engineering: one code path for training, serving and export."""

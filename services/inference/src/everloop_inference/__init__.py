@@ -1,0 +1,1 @@
+"""Inference: predictions over HTTP and gRPC from replicas that Ray Serve supervises."""

@@ -1,0 +1,1 @@
+"""Ingest: one way in for data; shards, dataset versions, dead letters."""

@@ -1,0 +1,1 @@
+"""Monitor: drift, performance and the decision to retrain."""

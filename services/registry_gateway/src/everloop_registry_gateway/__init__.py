@@ -1,0 +1,1 @@
+"""Registry gateway: gates, promotion and lineage in front of the MLflow Model Registry."""

@@ -1,0 +1,1 @@
+"""Trainer: from a dataset version to an evaluated model."""
