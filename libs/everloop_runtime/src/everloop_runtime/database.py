@@ -1,0 +1,165 @@
+"""A service's database: migrations at start, and the unit of work with inbox and outbox."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from sqlalchemy.dialects import postgresql, sqlite
+
+from everloop_runtime.events import Event, encode
+
+__all__ = ["Database", "UnitOfWork", "runtime_tables"]
+
+
+def runtime_tables(metadata: sa.MetaData) -> tuple[sa.Table, sa.Table]:
+    """Adds inbox and outbox to a service's tables; its first migration calls this too."""
+    inbox = sa.Table(
+        "inbox",
+        metadata,
+        sa.Column("event_id", sa.String(200), primary_key=True),
+        sa.Column("received_at", sa.DateTime, server_default=sa.func.now(), nullable=False),
+    )
+    outbox = sa.Table(
+        "outbox",
+        metadata,
+        sa.Column(
+            "position",
+            sa.BigInteger().with_variant(sa.Integer, "sqlite"),
+            primary_key=True,
+            autoincrement=True,
+        ),
+        sa.Column("topic", sa.String(249), nullable=False),
+        sa.Column("key", sa.LargeBinary),
+        sa.Column("value", sa.LargeBinary, nullable=False),
+        sa.Column("headers", sa.Text, nullable=False),
+    )
+    return inbox, outbox
+
+
+_INBOX, _OUTBOX = runtime_tables(sa.MetaData())
+
+
+class UnitOfWork:
+    """One transaction: state changes, the inbox id and outgoing messages commit together or not at all."""
+
+    def __init__(self, connection: sa.Connection) -> None:
+        """Wraps the connection of an open transaction."""
+        self.connection = connection
+        self.published = 0
+
+    def first_time(self, event_id: str) -> bool:
+        """Notes an event id in the inbox; False if it is there already, and then the caller does nothing."""
+        dialect = postgresql if self.connection.dialect.name == "postgresql" else sqlite
+        insert = dialect.insert(_INBOX).values(event_id=event_id).on_conflict_do_nothing()
+        return self.connection.execute(insert).rowcount == 1
+
+    def publish(self, event: Event) -> None:
+        """Puts an event into the outbox; the relay sends it after the commit."""
+        key, value, headers = encode(event)
+        self.send(event.topic, key, value, headers)
+
+    def send(
+        self, topic: str, key: bytes | None, value: bytes, headers: list[tuple[str, bytes]]
+    ) -> None:
+        """Puts a raw message into the outbox."""
+        names = json.dumps([(name, item.decode("latin-1")) for name, item in headers])
+        self.connection.execute(
+            _OUTBOX.insert().values(topic=topic, key=key, value=value, headers=names)
+        )
+        self.published += 1
+
+
+class Database:
+    """Engine of a service's database; SQLite in WAL mode or PostgreSQL."""
+
+    def __init__(self, url: str) -> None:
+        """Opens nothing yet; the first use connects.
+
+        Args:
+            url: SQLAlchemy address; the folder of a SQLite file is made.
+        """
+        address = sa.make_url(url)
+        self._sqlite = address.get_backend_name() == "sqlite"
+        if self._sqlite and address.database:
+            Path(address.database).parent.mkdir(parents=True, exist_ok=True)
+        self.engine = sa.create_engine(address, pool_pre_ping=not self._sqlite)
+        self._listeners: list[Callable[[], None]] = []
+        # SQLite has one writer: waiting here in order is fairer than its busy loop.
+        self._writer = threading.RLock()
+        if self._sqlite:
+            sa.event.listen(self.engine, "connect", _configure_sqlite)
+            sa.event.listen(self.engine, "begin", _begin_immediate)
+
+    def upgrade(self, migrations: Path) -> None:
+        """Brings the schema to the newest migration of the folder `migrations`."""
+        config = Config()
+        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+        config.set_main_option("version_locations", str(migrations / "versions"))
+        config.set_main_option("path_separator", "newline")
+        config.attributes["engine"] = self.engine
+        command.upgrade(config, "head")
+
+    def on_publish(self, listener: Callable[[], None]) -> None:
+        """Calls `listener` after every commit that put something into the outbox."""
+        self._listeners.append(listener)
+
+    @contextmanager
+    def read(self) -> Iterator[sa.Connection]:
+        """A connection for reading; what it sees is consistent within one statement."""
+        with self.engine.connect().execution_options(everloop_read=True) as connection:
+            yield connection
+
+    @contextmanager
+    def unit_of_work(self) -> Iterator[UnitOfWork]:
+        """A transaction that commits at the end of the block and rolls back on an error."""
+        with self._writing(), self.engine.begin() as connection:
+            work = UnitOfWork(connection)
+            yield work
+        if work.published:
+            for listener in self._listeners:
+                listener()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        if not self._sqlite:
+            yield
+            return
+        with self._writer:
+            yield
+
+    def pending(self, limit: int) -> list[sa.Row[tuple[int, str, bytes | None, bytes, str]]]:
+        """The oldest messages of the outbox: position, topic, key, value, headers."""
+        columns = (_OUTBOX.c.position, _OUTBOX.c.topic, _OUTBOX.c.key, _OUTBOX.c.value, _OUTBOX.c.headers)
+        with self.read() as connection:
+            return list(connection.execute(sa.select(*columns).order_by(_OUTBOX.c.position).limit(limit)))
+
+    def sent(self, positions: list[int]) -> None:
+        """Takes messages that the broker has acknowledged out of the outbox."""
+        with self.unit_of_work() as work:
+            work.connection.execute(_OUTBOX.delete().where(_OUTBOX.c.position.in_(positions)))
+
+    def close(self) -> None:
+        """Closes all connections."""
+        self.engine.dispose()
+
+
+def _configure_sqlite(connection: object, _record: object) -> None:
+    connection.isolation_level = None  # type: ignore[attr-defined]  # we begin transactions ourselves
+    cursor = connection.cursor()  # type: ignore[attr-defined]
+    # FULL: a commit must survive the machine, not only the process: what it holds was acknowledged.
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=10000", "foreign_keys=ON"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_immediate(connection: sa.Connection) -> None:
+    # A transaction that starts as a reader and then writes can fail with "database is locked" at once.
+    reading = connection.get_execution_options().get("everloop_read")
+    connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")

@@ -1,0 +1,89 @@
+"""Errors as every door shows them: a kind that decides the status code, a reason that programs can match."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import grpc
+from google.protobuf import any_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+__all__ = ["GRPC_CODES", "HTTP_STATUS", "EverloopError", "Kind", "rich_status"]
+
+DOMAIN = "everloop"
+
+
+class Kind(StrEnum):
+    """What sort of failure it is."""
+
+    INVALID = "invalid"
+    NOT_FOUND = "not_found"
+    CONFLICT = "conflict"
+    PRECONDITION = "precondition"
+    EXHAUSTED = "exhausted"
+    UNAVAILABLE = "unavailable"
+    DEADLINE = "deadline"
+    UNIMPLEMENTED = "unimplemented"
+    INTERNAL = "internal"
+
+
+GRPC_CODES = {
+    Kind.INVALID: grpc.StatusCode.INVALID_ARGUMENT,
+    Kind.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+    Kind.CONFLICT: grpc.StatusCode.ABORTED,
+    Kind.PRECONDITION: grpc.StatusCode.FAILED_PRECONDITION,
+    Kind.EXHAUSTED: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Kind.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
+    Kind.DEADLINE: grpc.StatusCode.DEADLINE_EXCEEDED,
+    Kind.UNIMPLEMENTED: grpc.StatusCode.UNIMPLEMENTED,
+    Kind.INTERNAL: grpc.StatusCode.INTERNAL,
+}
+
+HTTP_STATUS = {
+    Kind.INVALID: 422,
+    Kind.NOT_FOUND: 404,
+    Kind.CONFLICT: 409,
+    Kind.PRECONDITION: 412,
+    Kind.EXHAUSTED: 429,
+    Kind.UNAVAILABLE: 503,
+    Kind.DEADLINE: 504,
+    Kind.UNIMPLEMENTED: 501,
+    Kind.INTERNAL: 500,
+}
+
+
+class EverloopError(Exception):
+    """A failure that the caller is told about.
+
+    Attributes:
+        kind: decides the gRPC code and the HTTP status.
+        reason: upper-case code that programs can match, such as `MODEL_NOT_FOUND`.
+        message: what is wrong and what to do, for a person.
+        metadata: names and values that belong to the reason (`field`, `model`, …).
+    """
+
+    def __init__(self, kind: Kind, reason: str, message: str, **metadata: str) -> None:
+        """Takes the attributes in order."""
+        super().__init__(message)
+        self.kind = kind
+        self.reason = reason
+        self.message = message
+        self.metadata = metadata
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Survives pickling, which Ray does to exceptions."""
+        return _rebuild, (self.kind, self.reason, self.message, self.metadata)
+
+
+def _rebuild(kind: Kind, reason: str, message: str, metadata: dict[str, str]) -> EverloopError:
+    return EverloopError(kind, reason, message, **metadata)
+
+
+def rich_status(error: EverloopError) -> status_pb2.Status:
+    """The error as `google.rpc.Status` with exactly one `ErrorInfo`."""
+    detail = any_pb2.Any()
+    detail.Pack(
+        error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
+    )
+    code = code_pb2.Code.Value(GRPC_CODES[error.kind].name)
+    return status_pb2.Status(code=code, message=error.message, details=[detail])

@@ -1,0 +1,252 @@
+"""Kafka: topics, the outbox's relay and the consumer of events."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
+from kafka.admin import NewTopic
+from kafka.errors import KafkaError, TopicAlreadyExistsError
+from prometheus_client import Counter
+
+from everloop_runtime.database import Database
+from everloop_runtime.errors import EverloopError, Kind
+from everloop_runtime.events import TOPICS, Event, decode
+from everloop_runtime.service import Component, Stopper
+from everloop_runtime.telemetry import span
+
+__all__ = ["EventConsumer", "OutboxRelay", "ensure_topics", "producer", "wait_for_broker"]
+
+log = logging.getLogger(__name__)
+
+EVENT_PARTITIONS = 6
+DEAD_LETTERS = "everloop.events.dead-letters"
+
+HANDLED = Counter(
+    "everloop_events_handled", "Events that a consumer has settled.", ["type", "outcome"]
+)
+RELAYED = Counter("everloop_outbox_relayed", "Messages that the outbox relay has sent.", ["topic"])
+
+
+def wait_for_broker(bootstrap: str, stopper: Stopper, seconds: float = 120.0) -> None:
+    """Waits until a bootstrap server accepts connections.
+
+    kafka-python's own first attempt at a closed port takes 30 s.
+
+    Raises:
+        EverloopError: kind unavailable, reason BROKER_UNREACHABLE, after `seconds`.
+    """
+    deadline = time.monotonic() + seconds
+    while not stopper.stopping:
+        for server in bootstrap.split(","):
+            host, _, port = server.strip().rpartition(":")
+            try:
+                socket.create_connection((host, int(port)), timeout=1).close()
+                return
+            except OSError:
+                continue
+        if time.monotonic() > deadline:
+            raise EverloopError(
+                Kind.UNAVAILABLE, "BROKER_UNREACHABLE", f"no Kafka broker answers at {bootstrap}"
+            )
+        stopper.wait(0.2)
+
+
+def producer(bootstrap: str, **options: object) -> KafkaProducer:
+    """A producer that acknowledges only what every in-sync replica has (idempotent, in order)."""
+    return KafkaProducer(
+        bootstrap_servers=bootstrap.split(","),
+        acks="all",
+        enable_idempotence=True,
+        **{"linger_ms": 5, "compression_type": "lz4", "max_request_size": 16 * 1024 * 1024, **options},
+    )
+
+
+def ensure_topics(bootstrap: str, partitions: Mapping[str, int] = {}) -> None:
+    """Makes the event topics and those in `partitions` (name to number) where they do not exist."""
+    wanted = {topic: EVENT_PARTITIONS for topic in (*TOPICS.values(), DEAD_LETTERS)} | dict(partitions)
+    admin = KafkaAdminClient(bootstrap_servers=bootstrap.split(","))
+    try:
+        missing = set(wanted) - set(admin.list_topics())
+        for topic in sorted(missing):
+            # Replication -1: the broker's default, 1 on a laptop and 3 in production.
+            try:
+                admin.create_topics(
+                    [NewTopic(name=topic, num_partitions=wanted[topic], replication_factor=-1)]
+                )
+            except TopicAlreadyExistsError:
+                continue  # another service was quicker
+    finally:
+        admin.close()
+
+
+class OutboxRelay(Component):
+    """Sends the outbox to Kafka in order; a message leaves the outbox when the broker has it.
+
+    A crash between the two sends it again, with the same event id: consumers' inboxes drop the repeat.
+    """
+
+    name = "outbox relay"
+
+    def __init__(self, database: Database, bootstrap: str, batch: int = 200) -> None:
+        """Takes the service's database and the broker; `batch` bounds what is in flight."""
+        self._database = database
+        self._bootstrap = bootstrap
+        self._batch = batch
+        self._wake = threading.Event()
+
+    def start(self, stopper: Stopper) -> None:
+        """Starts the thread."""
+        self._stopper = stopper
+        self._database.on_publish(self._wake.set)
+        self._thread = stopper.thread(self.name, self._run)
+
+    def stop(self) -> None:
+        """Sends what is left, at most one batch, and ends the thread."""
+        self._wake.set()
+        self._thread.join(timeout=15)
+
+    def _run(self) -> None:
+        wait_for_broker(self._bootstrap, self._stopper)
+        client = producer(self._bootstrap)
+        try:
+            while True:
+                stopping = self._stopper.stopping
+                self._wake.clear()
+                if not self._relay(client):
+                    if stopping:
+                        return
+                    self._wake.wait(1.0)
+        finally:
+            client.close(timeout=5)
+
+    def _relay(self, client: KafkaProducer) -> bool:
+        """Sends one batch; returns whether there may be more."""
+        rows = self._database.pending(self._batch)
+        futures = []
+        for _, topic, key, value, names in rows:
+            headers = [(name, item.encode("latin-1")) for name, item in json.loads(names)]
+            futures.append(client.send(topic, key=key, value=value, headers=headers))
+        done: list[int] = []
+        try:
+            for row, future in zip(rows, futures, strict=True):
+                future.get(timeout=30)
+                RELAYED.labels(row.topic).inc()
+                done.append(row.position)
+        except KafkaError as error:
+            # Order matters more than speed: the rest goes again, from the first that failed.
+            log.warning("outbox waits for the broker: %s", error)
+            self._stopper.wait(1.0)
+        if done:
+            self._database.sent(done)
+        return bool(rows) and not self._stopper.stopping
+
+
+class EventConsumer(Component):
+    """Hands events to one handler, in order per partition, at least once; commits after success.
+
+    A handler is idempotent (see `UnitOfWork.first_time`). It fails by raising: kind unavailable is tried again
+    for as long as it lasts, since waiting is right when a dependency is away; anything else is tried a finite
+    number of times, then the event goes to the dead-letter topic and the partition moves on.
+    """
+
+    def __init__(
+        self,
+        bootstrap: str,
+        group: str,
+        topics: Iterable[str],
+        handler: Callable[[Event], None],
+        *,
+        attempts: int = 5,
+        backoff: float = 0.2,
+    ) -> None:
+        """Takes the consumer group (`everloop.<service>`), the topics and what to do with an event."""
+        self.name = f"consumer {group}"
+        self._bootstrap = bootstrap
+        self._group = group
+        self._topics = sorted(set(topics))
+        self._handler = handler
+        self._attempts = attempts
+        self._backoff = backoff
+
+    def start(self, stopper: Stopper) -> None:
+        """Starts the thread."""
+        self._stopper = stopper
+        self._thread = stopper.thread(self.name, self._run)
+
+    def stop(self) -> None:
+        """Ends the thread after the event in hand."""
+        self._thread.join(timeout=30)
+
+    def _run(self) -> None:
+        wait_for_broker(self._bootstrap, self._stopper)
+        consumer = KafkaConsumer(
+            *self._topics,
+            bootstrap_servers=self._bootstrap.split(","),
+            group_id=self._group,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            max_poll_records=50,
+            # A handler may wait for another service; its thread sends no poll meanwhile.
+            max_poll_interval_ms=900_000,
+            session_timeout_ms=10_000,
+            heartbeat_interval_ms=2_000,
+        )
+        self._dead_letters = producer(self._bootstrap)
+        try:
+            while not self._stopper.stopping:
+                for partition, records in consumer.poll(timeout_ms=500).items():
+                    self._settle(consumer, partition, records)
+        finally:
+            self._dead_letters.close(timeout=5)
+            consumer.close()
+
+    def _settle(self, consumer: KafkaConsumer, partition: TopicPartition, records: list) -> None:  # type: ignore[type-arg]
+        for record in records:
+            if not self._handle(record):
+                return  # stopping: the rest is not committed and comes again
+            consumer.commit({partition: OffsetAndMetadata(record.offset + 1, "", -1)})
+
+    def _handle(self, record: object) -> bool:
+        """Handles one record; False if the service stops before it is settled."""
+        value, headers = record.value, record.headers  # type: ignore[attr-defined]
+        attempt = 0
+        kind = "unknown"
+        while not self._stopper.stopping:
+            attempt += 1
+            try:
+                event = decode(value, headers)
+                kind = event.type
+                with span(f"handle {kind}", event.trace):
+                    self._handler(event)
+                HANDLED.labels(kind, "done").inc()
+                return True
+            except Exception as error:
+                unavailable = isinstance(error, EverloopError) and error.kind is Kind.UNAVAILABLE
+                malformed = isinstance(error, EverloopError) and error.reason == "MALFORMED_EVENT"
+                if malformed or (attempt >= self._attempts and not unavailable):
+                    self._bury(record, error)
+                    HANDLED.labels(kind, "dead_lettered").inc()
+                    return True
+                log.warning("%s failed, attempt %d: %s", kind, attempt, error, exc_info=not unavailable)
+                self._stopper.wait(min(self._backoff * 2**attempt, 10.0))
+        return False
+
+    def _bury(self, record: object, error: Exception) -> None:
+        log.error("event goes to %s: %s", DEAD_LETTERS, error, exc_info=error)
+        reason = error.reason if isinstance(error, EverloopError) else type(error).__name__
+        origin = f"{record.topic}/{record.partition}/{record.offset}"  # type: ignore[attr-defined]
+        notes = {"reason": reason, "message": str(error), "group": self._group, "origin": origin}
+        headers = [*record.headers, *((f"everloop-{k}", v.encode()) for k, v in notes.items())]  # type: ignore[attr-defined]
+        future = self._dead_letters.send(
+            DEAD_LETTERS,
+            key=record.key,  # type: ignore[attr-defined]
+            value=record.value,  # type: ignore[attr-defined]
+            headers=headers,
+        )
+        future.get(timeout=30)

@@ -1,0 +1,30 @@
+"""The `/metrics` endpoint of a service."""
+
+from __future__ import annotations
+
+from prometheus_client import start_http_server
+
+from everloop_runtime.service import Component, Stopper
+
+__all__ = ["MetricsServer"]
+
+
+class MetricsServer(Component):
+    """Serves Prometheus metrics over HTTP."""
+
+    name = "metrics server"
+
+    def __init__(self, address: str) -> None:
+        """Takes `host:port`."""
+        self._host, _, port = address.rpartition(":")
+        self._port = int(port)
+
+    def start(self, stopper: Stopper) -> None:
+        """Binds and serves from a thread of its own."""
+        self._server, self._thread = start_http_server(self._port, addr=self._host)
+
+    def stop(self) -> None:
+        """Closes the listener."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(timeout=5)

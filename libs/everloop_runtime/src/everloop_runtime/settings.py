@@ -1,0 +1,67 @@
+"""Settings: the only way from the environment into a service."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+__all__ = ["PREFIX", "ServiceSettings"]
+
+PREFIX = "EVERLOOP_"
+
+
+class ServiceSettings(BaseSettings):
+    """What every service needs to know; read from `EVERLOOP_*`, immutable."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
+
+    kafka_bootstrap: str = "127.0.0.1:9092"
+    """Kafka bootstrap servers, `host:port[,host:port…]`."""
+    pipelines_dir: Path = Path("pipelines")
+    """Folder of pipeline specifications."""
+    data_dir: Path
+    """Folder that this service may write to."""
+    database_url: str
+    """SQLAlchemy address of this service's database."""
+    grpc_address: str
+    """Where the gRPC server listens, `host:port`."""
+    metrics_address: str
+    """Where `/metrics` listens, `host:port`."""
+    log_level: str = "INFO"
+    """Lowest level that is logged."""
+    grpc_workers: int = Field(default=8, ge=1)
+    """Threads that answer gRPC calls at once."""
+    grpc_max_message_bytes: int = Field(default=32 * 1024 * 1024, ge=1024)
+    """Largest gRPC message, in bytes, either way."""
+    grpc_max_concurrent_calls: int = Field(default=64, ge=1)
+    """Calls beyond this many are refused with RESOURCE_EXHAUSTED."""
+    consumer_max_attempts: int = Field(default=5, ge=1)
+    """Times an event is tried before it goes to the dead-letter topic."""
+    drain_seconds: float = Field(default=10.0, ge=0)
+    """Time that running calls get at shutdown, in seconds."""
+
+    s3_endpoint: str = "http://127.0.0.1:8333"
+    """Address of the S3 endpoint."""
+    s3_access_key: str = ""
+    """S3 access key; empty to use the ambient credentials (IRSA)."""
+    s3_secret_key: SecretStr = SecretStr("")
+    """S3 secret key."""
+    s3_region: str = "us-east-1"
+    """S3 region."""
+    mlflow_uri: str = "http://127.0.0.1:5000"
+    """Address of the MLflow server."""
+
+    @classmethod
+    def load(cls) -> Self:
+        """Reads the environment; ends the process with status 2 and each broken variable's name."""
+        try:
+            return cls()
+        except ValidationError as error:
+            for item in error.errors():
+                name = PREFIX + "_".join(str(part) for part in item["loc"]).upper()
+                print(f"{name}: {item['msg']}", file=sys.stderr)
+            sys.exit(2)
