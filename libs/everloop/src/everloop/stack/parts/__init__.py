@@ -1,0 +1,21 @@
+"""The parts of the embedded stack, in order of dependence."""
+
+from __future__ import annotations
+
+from everloop.stack.endpoints import Endpoints
+from everloop.stack.home import Home
+from everloop.stack.part import Part
+from everloop.stack.parts import kafka, mlflow, ray, s3, services
+
+__all__ = ["INFRA", "SERVICES", "build"]
+
+INFRA = ("kafka", "s3", "mlflow", "ray")
+SERVICES = ("ingest", "registry_gateway", "trainer", "inference", "monitor")
+
+
+def build(home: Home, endpoints: Endpoints) -> list[Part]:
+    """Describe every part of a stack with these endpoints; nothing is started."""
+    infra = [s3.part(home, endpoints), mlflow.part(home, endpoints), ray.part(home, endpoints)]
+    if endpoints.kafka_is_ours:
+        infra.insert(0, kafka.part(home, endpoints))
+    return [*infra, *services.parts(home, endpoints)]
