@@ -75,6 +75,9 @@ def part(home: Home, endpoints: Endpoints) -> Part:
         endpoint=endpoints.s3_url,
         probe=probe,
         prepare=prepare,
+        # Told to end, it waits for the streams between its own parts and never ends; acknowledged objects are on the
+        # disk, also after SIGKILL.
+        stop_seconds=2,
     )
 
 

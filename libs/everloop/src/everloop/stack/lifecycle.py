@@ -1,0 +1,369 @@
+"""Starting, watching and stopping a stack."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from everloop.stack import credentials, endpoints, ports, processes
+from everloop.stack.endpoints import Endpoints
+from everloop.stack.errors import PartFailed, StackError, StackInterrupted
+from everloop.stack.home import Home, default_home, locked, repository_root
+from everloop.stack.part import NotReady, Part, with_needs
+from everloop.stack.parts import build
+from everloop.stack.supervisor import ProcessState, Supervisor, render
+
+__all__ = ["Event", "PartStatus", "down", "kill", "status", "up", "wait_healthy"]
+
+_POLL_SECONDS = 0.1
+# A part that ended this often within its deadline will not come up; waiting on would only hide why.
+_TRIES = 4
+
+Catalog = Callable[[Home, Endpoints], Sequence[Part]]
+
+
+@dataclass(frozen=True)
+class Event:
+    """One step of a start or stop.
+
+    Attributes:
+        part: Name of the part.
+        phase: `preparing`, `starting`, `healthy`, `stopping` or `stopped`.
+        text: Endpoint, progress or reason.
+        elapsed_seconds: Since the call.
+    """
+
+    part: str
+    phase: str
+    text: str
+    elapsed_seconds: float
+
+
+@dataclass(frozen=True)
+class PartStatus:
+    """One line of `status`.
+
+    Attributes:
+        part: Name of the part.
+        state: `healthy`, `unhealthy`, `starting`, `failed`, `stopped`, or `external` for a Kafka that is not ours.
+        pid: Its main process; None where there is none.
+        endpoint: Where it is.
+        uptime_seconds: Since its main process started; None where there is none.
+        memory_bytes: Proportional set size of all its processes.
+        detail: What is wrong, else empty.
+    """
+
+    part: str
+    state: str
+    pid: int | None
+    endpoint: str
+    uptime_seconds: float | None
+    memory_bytes: int
+    detail: str = ""
+
+
+OnEvent = Callable[[Event], None]
+
+
+def _ignore(event: Event) -> None:
+    pass
+
+
+class _Reporter:
+    """Gives events to a callback, one at a time, with the time since it was made."""
+
+    def __init__(self, on_event: OnEvent) -> None:
+        self._on_event = on_event
+        self._began = time.monotonic()
+        self._lock = threading.Lock()
+
+    def __call__(self, part: str, phase: str, text: str = "") -> None:
+        with self._lock:
+            self._on_event(Event(part, phase, text, time.monotonic() - self._began))
+
+
+def up(
+    home: Path | None = None,
+    on_event: OnEvent = _ignore,
+    *,
+    only: Iterable[str] | None = None,
+    pipelines: Path | None = None,
+    catalog: Catalog = build,
+) -> Endpoints:
+    """Start a stack, or what is missing of a running one, and wait until all of it is healthy.
+
+    Parts that do not depend on each other start at the same time. Whatever ends this call early, Ctrl-C included,
+    stops what it started. A call for a running stack changes no settings of parts that run.
+
+    Args:
+        home: Folder for all data, logs and `stack.json`; default `EVERLOOP_HOME` or `.everloop` in the checkout.
+        on_event: Called with every step, never by two threads at once.
+        only: Names of the parts wanted; what they need comes with them. Default: all.
+        pipelines: Folder of pipeline specifications; default `EVERLOOP_PIPELINES_DIR` or `pipelines` in the checkout.
+        catalog: Describes the parts; for tests.
+
+    Returns:
+        Where everything is, as in `stack.json`.
+
+    Raises:
+        PartFailed: A part did not become healthy.
+        StackError: Anything else that went wrong.
+    """
+    place = Home.at(home or default_home())
+    report = _Reporter(on_event)
+    place.create()
+    with locked(place.root / "stack.lock"):
+        supervisor = Supervisor(place)
+        fresh = not supervisor.alive()
+        parts: list[Part] = []
+        running = {name for name, state in supervisor.states().items() if state.pid}
+        try:
+            if fresh:
+                there = _plan(place, pipelines)
+                known = list(catalog(place, there))
+                supervisor.launch(render(place, known, _common_environment(place, there)))
+            else:
+                there = endpoints.load(place)
+                known = list(catalog(place, there))
+            parts = _selected(known, only)
+            _each_in_order(parts, lambda part, stop: _bring_up(place, supervisor, part, report, stop))
+        except BaseException:
+            if fresh:
+                _take_down(place, parts, report)
+            else:
+                _stop(supervisor, [part for part in parts if part.name not in running], report)
+            raise
+        return there
+
+
+def down(home: Path | None = None, on_event: OnEvent = _ignore, *, catalog: Catalog = build) -> None:
+    """Stop a stack in reverse order of its start and leave no process of it behind. Data stay.
+
+    Works as well where supervisord or any part was killed. Nothing happens where nothing runs.
+    """
+    place = Home.at(home or default_home())
+    if not place.root.exists():
+        return
+    with locked(place.root / "stack.lock"):
+        parts: list[Part] = []
+        with contextlib.suppress(StackError):
+            parts = list(catalog(place, endpoints.load(place)))
+        _take_down(place, parts, _Reporter(on_event))
+
+
+def status(home: Path | None = None, *, catalog: Catalog = build) -> list[PartStatus]:
+    """Return the state of every part, each probed now; an empty list where no stack was ever started."""
+    place = Home.at(home or default_home())
+    try:
+        there = endpoints.load(place)
+    except StackError:
+        return []
+    parts = list(catalog(place, there))
+    states = Supervisor(place).states()
+    memory = processes.memory_by_part(place.root) if states else {}
+    with ThreadPoolExecutor(len(parts)) as pool:
+        problems = list(pool.map(lambda part: _problem(part, states.get(part.name)), parts))
+    lines = [
+        _status_line(part, states.get(part.name), problem, memory.get(part.name, 0))
+        for part, problem in zip(parts, problems, strict=True)
+    ]
+    if not there.kafka_is_ours:
+        lines.insert(0, PartStatus("kafka", "external", None, there.kafka_bootstrap, None, 0))
+    return lines
+
+
+def kill(home: Path, part: str) -> int:
+    """Send SIGKILL to the main process of a part and return its pid: what a crash looks like.
+
+    Raises:
+        StackError: It does not run.
+    """
+    state = Supervisor(Home.at(home)).states().get(part)
+    if state is None or not state.pid:
+        raise StackError(f"{part} does not run")
+    os.kill(state.pid, signal.SIGKILL)
+    return state.pid
+
+
+def wait_healthy(
+    home: Path, part: str, deadline_seconds: float, *, not_pid: int | None = None, catalog: Catalog = build
+) -> int:
+    """Wait until a part is healthy and return its pid.
+
+    Args:
+        home: Home of the stack.
+        part: Name of the part.
+        deadline_seconds: How long to wait.
+        not_pid: A pid that does not count: that of the process just killed.
+        catalog: Describes the parts; for tests.
+
+    Raises:
+        PartFailed: It is not healthy in time.
+    """
+    place = Home.at(home)
+    found = next(p for p in catalog(place, endpoints.load(place)) if p.name == part)
+    deadline = time.monotonic() + deadline_seconds
+    reason = ""
+    while time.monotonic() < deadline:
+        state = Supervisor(place).states().get(part)
+        if state is None or not state.pid or state.pid == not_pid:
+            reason = "does not run" if state is None else state.state
+        else:
+            try:
+                found.probe()
+                return state.pid
+            except NotReady as not_ready:
+                reason = str(not_ready)
+        time.sleep(_POLL_SECONDS)
+    raise PartFailed(part, f"not healthy after {deadline_seconds:.0f} s: {reason}", place.log(part))
+
+
+def _plan(place: Home, pipelines: Path | None) -> Endpoints:
+    """Lay out a stack that does not run: clear what a crash left, choose ports, write `stack.json`."""
+    processes.kill_all(processes.marked(place.root))
+    keys = credentials.obtain(place)
+    folder = pipelines or Path(os.environ.get("EVERLOOP_PIPELINES_DIR") or repository_root() / "pipelines")
+    there = endpoints.plan(
+        place, ports.choose(place), keys, folder.resolve(), os.environ.get("EVERLOOP_KAFKA_BOOTSTRAP")
+    )
+    endpoints.save(place, there)
+    return there
+
+
+def _common_environment(place: Home, there: Endpoints) -> dict[str, str]:
+    return {
+        **there.environment(),
+        processes.STACK_MARK: str(place.root),
+        # The parts share the machine; thread pools as wide as it, one a process, would only fight.
+        "OMP_NUM_THREADS": "1",
+        "MALLOC_ARENA_MAX": "2",
+    }
+
+
+def _selected(known: list[Part], only: Iterable[str] | None) -> list[Part]:
+    names = [part.name for part in known]
+    wanted = names if only is None else [name for name in only if name in names or name != "kafka"]
+    if unknown := sorted(set(wanted) - set(names)):
+        raise StackError(f"unknown part {', '.join(unknown)}; there are: {', '.join(names)}")
+    return with_needs(known, wanted)
+
+
+def _each_in_order(parts: Sequence[Part], act: Callable[[Part, threading.Event], None], *, reverse: bool = False) -> None:
+    """Act on every part in a thread of its own, after its needs (reverse: after all that need it).
+
+    The first error stops the others and is raised.
+    """
+    if not parts:
+        return
+    ordered = list(reversed(parts)) if reverse else list(parts)
+    stop = threading.Event()
+    tasks: dict[str, Future[None]] = {}
+
+    def run(part: Part, after: list[Future[None]]) -> None:
+        for task in after:
+            task.result()
+        act(part, stop)
+
+    with ThreadPoolExecutor(len(ordered)) as pool:
+        for part in ordered:
+            before = [p.name for p in ordered if part.name in p.needs] if reverse else part.needs
+            tasks[part.name] = pool.submit(run, part, [tasks[name] for name in before if name in tasks])
+        try:
+            for task in as_completed(tasks.values()):
+                task.result()
+        except BaseException:
+            stop.set()
+            raise
+
+
+def _bring_up(
+    place: Home, supervisor: Supervisor, part: Part, report: _Reporter, stop: threading.Event
+) -> None:
+    if stop.is_set():
+        raise StackInterrupted(f"{part.name} was not started")
+    state = supervisor.states().get(part.name)
+    if state is None or not state.pid:
+        part.prepare(lambda text: report(part.name, "preparing", text))
+        if stop.is_set():
+            raise StackInterrupted(f"{part.name} was not started")
+        report(part.name, "starting", f"log {place.log(part.name)}")
+        supervisor.start(part.name)
+    deadline = time.monotonic() + part.deadline_seconds
+    reason = "nothing was seen of it"
+    seen: set[int] = set()
+    while True:
+        state = supervisor.states().get(part.name)
+        if state is not None:
+            seen.add(state.pid)
+            if state.state == "FATAL" or len(seen - {0}) >= _TRIES:
+                raise PartFailed(part.name, "ends as soon as it is started", place.log(part.name))
+        try:
+            part.probe()
+        except NotReady as not_ready:
+            reason = str(not_ready)
+        else:
+            if state is not None and state.pid:
+                report(part.name, "healthy", part.endpoint)
+                return
+        if time.monotonic() > deadline:
+            raise PartFailed(
+                part.name, f"not healthy after {part.deadline_seconds:.0f} s: {reason}", place.log(part.name)
+            )
+        if stop.wait(_POLL_SECONDS):
+            raise StackInterrupted(f"{part.name} was not waited for")
+
+
+def _stop(supervisor: Supervisor, parts: Sequence[Part], report: _Reporter) -> None:
+    running = {name for name, state in supervisor.states().items() if state.state not in ("STOPPED", "EXITED", "FATAL")}
+
+    def act(part: Part, stop: threading.Event) -> None:
+        if part.name in running:
+            report(part.name, "stopping")
+            supervisor.stop(part.name)
+            report(part.name, "stopped")
+
+    _each_in_order(parts, act, reverse=True)
+
+
+def _take_down(place: Home, parts: Sequence[Part], report: _Reporter) -> None:
+    supervisor = Supervisor(place)
+    with contextlib.suppress(StackError, OSError):
+        _stop(supervisor, parts, report)
+    supervisor.shutdown()
+    with contextlib.suppress(OSError, ValueError, psutil.Error, psutil.TimeoutExpired):
+        psutil.Process(int((place.run / "supervisord.pid").read_text())).wait(timeout=5)
+    left = processes.marked(place.root)
+    processes.kill_all(left)
+    ports.release(place)
+    # Ray's session is in the run folder; its logs are all that anybody could want of it later.
+    shutil.rmtree(place.run, ignore_errors=True)
+
+
+def _problem(part: Part, state: ProcessState | None) -> str:
+    if state is None or not state.pid:
+        return ""
+    try:
+        part.probe()
+    except NotReady as not_ready:
+        return str(not_ready)
+    return ""
+
+
+def _status_line(part: Part, state: ProcessState | None, problem: str, memory: int) -> PartStatus:
+    if state is None or not state.pid:
+        failed = state is not None and state.state in ("FATAL", "BACKOFF")
+        detail = state.reason if failed and state is not None else ""
+        return PartStatus(part.name, "failed" if failed else "stopped", None, part.endpoint, None, 0, detail)
+    healthy = "healthy" if not problem else "starting" if state.state == "STARTING" else "unhealthy"
+    uptime = max(0.0, time.time() - state.started)
+    return PartStatus(part.name, healthy, state.pid, part.endpoint, uptime, memory, problem)
