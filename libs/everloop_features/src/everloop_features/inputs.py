@@ -1,0 +1,274 @@
+"""From raw values to what the model takes: one array `[rows, 1]` per input field.
+
+Text is `object` (`""` for null), numbers and booleans are float32 (NaN for null), timestamps are int64 seconds of
+local wall-clock time since 1970-01-01 in the field's time zone (`NULL_TIME` for null).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from functools import lru_cache
+from itertools import repeat
+from typing import Any, Final
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from everloop_contracts.pipeline import FieldType, Pipeline
+
+__all__ = [
+    "NULL_TIME",
+    "Feeds",
+    "InputError",
+    "InputSpec",
+    "feeds_from_rows",
+    "feeds_from_table",
+    "inputs_of",
+]
+
+Feeds = dict[str, npt.NDArray[Any]]
+
+NULL_TIME: Final = int(np.iinfo(np.int64).min)
+"""What stands for a null timestamp."""
+
+_ABSENT: Final = object()
+_EPOCH_DAY: Final = datetime(1970, 1, 1).toordinal()
+_KIND_NAMES: Final = {
+    FieldType.STRING: "a string",
+    FieldType.BOOL: "true or false",
+    FieldType.INT: "a whole number",
+    FieldType.FLOAT: "a number",
+    FieldType.TIMESTAMP: "an RFC 3339 timestamp as a string",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class InputSpec:
+    """One raw input of a model.
+
+    Attributes:
+        name: field of the record.
+        type: its type in the schema.
+        nullable: whether it may be null or absent.
+        timezone: zone whose wall clock a timestamp is read on.
+    """
+
+    name: str
+    type: FieldType
+    nullable: bool = False
+    timezone: str = "UTC"
+
+    def to_json(self) -> dict[str, object]:
+        """As the model's manifest holds it."""
+        return asdict(self) | {"type": self.type.value}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> InputSpec:
+        """Reads what `to_json` wrote."""
+        return cls(value["name"], FieldType(value["type"]), value["nullable"], value["timezone"])
+
+
+def inputs_of(pipeline: Pipeline) -> tuple[InputSpec, ...]:
+    """The raw inputs of a pipeline's model, in the order of the schema."""
+    return tuple(
+        InputSpec(name, field.type, field.nullable, field.timezone)
+        for name, field in pipeline.inputs.items()
+    )
+
+
+class InputError(ValueError):
+    """A value that the model cannot take.
+
+    Attributes:
+        row: its position among the rows, from 0.
+        field: the input.
+        reason: `MISSING_FIELD`, `NOT_NULLABLE`, `WRONG_TYPE` or `OUT_OF_RANGE`.
+    """
+
+    def __init__(self, row: int, field: str, reason: str, message: str) -> None:
+        """Takes the attributes and an explanation for a person."""
+        super().__init__(f"row {row}, field '{field}': {message}")
+        self.row = row
+        self.field = field
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Survives pickling."""
+        return _rebuild, (self.row, self.field, self.reason, str(self))
+
+
+def _rebuild(row: int, field: str, reason: str, text: str) -> InputError:
+    error = InputError(row, field, reason, "")
+    error.args = (text,)
+    return error
+
+
+def feeds_from_table(table: pa.Table, inputs: Sequence[InputSpec]) -> Feeds:
+    """Converts whole columns; timestamps of the table are UTC.
+
+    Raises:
+        KeyError: the table lacks an input.
+    """
+    return {spec.name: _column(table[spec.name], spec).reshape(-1, 1) for spec in inputs}
+
+
+def _column(values: pa.ChunkedArray, spec: InputSpec) -> npt.NDArray[Any]:
+    if spec.type is FieldType.STRING:
+        texts = pc.fill_null(values.cast(pa.string()), "").to_numpy()
+        return np.asarray(texts, dtype=object)
+    if spec.type is FieldType.TIMESTAMP:
+        # Without a zone of its own a column is UTC already; with one the cast keeps the instant.
+        utc = values.cast(pa.timestamp("us", tz="UTC"))
+        wall = pc.local_timestamp(utc.cast(pa.timestamp("us", tz=spec.timezone)))
+        # Floor, as the serving side does; a cast to seconds would refuse fractions.
+        micros = pc.fill_null(wall.cast(pa.int64()), NULL_TIME).to_numpy()
+        return np.where(micros == NULL_TIME, NULL_TIME, micros // 1_000_000)
+    if spec.type is FieldType.BOOL:
+        values = values.cast(pa.int8())
+    doubles = values.cast(pa.float64(), safe=False)
+    with np.errstate(over="ignore"):  # beyond float32: infinite, which features treat as missing
+        return np.asarray(pc.fill_null(doubles, float("nan")), dtype=np.float32)
+
+
+def feeds_from_rows(rows: Sequence[Mapping[str, object]], inputs: Sequence[InputSpec]) -> Feeds:
+    """Converts JSON objects; fields that are no input are ignored.
+
+    A nullable input may be null or absent. A timestamp is RFC 3339; without an offset it is the wall clock of the
+    field's time zone.
+
+    Raises:
+        InputError: the first value, by field and then by row, that does not fit.
+    """
+    count = len(rows)
+    texts: list[str] = []
+    numbers: list[float] = []
+    times: list[int] = []
+    for spec in inputs:
+        name, kind = spec.name, spec.type
+        if kind is FieldType.STRING:
+            for row in rows:
+                text = row.get(name)
+                # By type and not by isinstance: the exact types that a JSON parser gives are the fast path.
+                texts.append(text if type(text) is str else _text(rows, row, spec))
+        elif kind is FieldType.FLOAT:
+            for row in rows:
+                number = row.get(name)
+                numbers.append(number if type(number) is float else _number(rows, row, spec))
+        elif kind is FieldType.TIMESTAMP:
+            zone = _zone(spec.timezone)
+            for row in rows:
+                times.append(_time(rows, row, spec, zone))
+        else:
+            for row in rows:
+                numbers.append(_number(rows, row, spec))
+    return _split(inputs, count, texts, numbers, times)
+
+
+def _split(
+    inputs: Sequence[InputSpec],
+    count: int,
+    texts: list[str],
+    numbers: list[float],
+    times: list[int],
+) -> Feeds:
+    """One array per type, cut into columns: for a single row, one array per column costs more than the rest."""
+    text_block = np.empty(len(texts), dtype=object)
+    text_block[:] = texts
+    with np.errstate(over="ignore"):
+        number_block = np.array(numbers, dtype=np.float32)
+    time_block = np.array(times, dtype=np.int64)
+    columns: dict[FieldType, Iterator[npt.NDArray[Any]]] = {}
+    columns[FieldType.STRING] = iter(_cut(text_block, count))
+    columns[FieldType.TIMESTAMP] = iter(_cut(time_block, count))
+    rest = iter(_cut(number_block, count))
+    return {spec.name: next(columns.get(spec.type, rest)) for spec in inputs}
+
+
+def _cut(block: npt.NDArray[Any], count: int) -> Iterable[npt.NDArray[Any]]:
+    return block.reshape(-1, count, 1) if count else repeat(block.reshape(0, 1))
+
+
+def _text(rows: Sequence[Mapping[str, object]], row: Mapping[str, object], spec: InputSpec) -> str:
+    value = row.get(spec.name, _ABSENT)
+    if (value is None or value is _ABSENT) and spec.nullable:
+        return ""
+    if isinstance(value, str):
+        return str(value)
+    raise _refusal(rows, row, spec, value)
+
+
+def _number(
+    rows: Sequence[Mapping[str, object]], row: Mapping[str, object], spec: InputSpec
+) -> float:
+    value = row.get(spec.name, _ABSENT)
+    if (value is None or value is _ABSENT) and spec.nullable:
+        return float("nan")
+    if isinstance(value, bool):
+        if spec.type is FieldType.BOOL:
+            return float(value)
+    elif isinstance(value, int) and spec.type is not FieldType.BOOL:
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise _error(rows, row, spec, "OUT_OF_RANGE", "the number is too large") from error
+    elif isinstance(value, float) and (
+        spec.type is FieldType.FLOAT or (spec.type is FieldType.INT and value.is_integer())
+    ):
+        return value
+    raise _refusal(rows, row, spec, value)
+
+
+def _time(
+    rows: Sequence[Mapping[str, object]],
+    row: Mapping[str, object],
+    spec: InputSpec,
+    zone: ZoneInfo,
+) -> int:
+    value = row.get(spec.name, _ABSENT)
+    if (value is None or value is _ABSENT) and spec.nullable:
+        return NULL_TIME
+    # The parser takes dates and compact forms too; RFC 3339 has the separator at this place.
+    if isinstance(value, str) and value[10:11] in ("T", "t", " "):
+        try:
+            moment = datetime.fromisoformat(value.upper())
+            wall = moment if moment.tzinfo is None else moment.astimezone(zone)
+        except (ValueError, OverflowError) as error:
+            raise _refusal(rows, row, spec, value) from error
+        days = wall.toordinal() - _EPOCH_DAY
+        return ((days * 24 + wall.hour) * 60 + wall.minute) * 60 + wall.second
+    raise _refusal(rows, row, spec, value)
+
+
+@lru_cache(maxsize=64)
+def _zone(name: str) -> ZoneInfo:
+    return ZoneInfo(name)
+
+
+def _refusal(
+    rows: Sequence[Mapping[str, object]],
+    row: Mapping[str, object],
+    spec: InputSpec,
+    value: object,
+) -> InputError:
+    if value is _ABSENT:
+        return _error(rows, row, spec, "MISSING_FIELD", "the field is missing")
+    if value is None:
+        return _error(rows, row, spec, "NOT_NULLABLE", "the field may not be null")
+    wanted = _KIND_NAMES[spec.type]
+    return _error(rows, row, spec, "WRONG_TYPE", f"must be {wanted}, not {value!r:.80}")
+
+
+def _error(
+    rows: Sequence[Mapping[str, object]],
+    row: Mapping[str, object],
+    spec: InputSpec,
+    reason: str,
+    message: str,
+) -> InputError:
+    position = next(index for index, item in enumerate(rows) if item is row)
+    return InputError(position, spec.name, reason, message)

@@ -1,0 +1,61 @@
+"""A pipeline that declares every kind of feature."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from everloop_contracts.pipeline import Pipeline
+
+
+def _make(task: str = "binary") -> Pipeline:
+    target = {"binary": "bool", "multiclass": "string", "regression": "float"}[task]
+    return Pipeline.model_validate(
+        {
+            "pipeline": "every-kind",
+            "schema": {
+                "id": "id",
+                "time": "at",
+                "fields": {
+                    "id": {"type": "string"},
+                    "at": {"type": "timestamp", "timezone": "America/New_York"},
+                    "seen": {"type": "timestamp", "nullable": True, "timezone": "Asia/Kolkata"},
+                    "city": {"type": "string"},
+                    "shop": {"type": "string", "nullable": True},
+                    "price": {"type": "float", "nullable": True},
+                    "count": {"type": "int", "nullable": True},
+                    "member": {"type": "bool", "nullable": True},
+                    "unused": {"type": "float"},
+                    "outcome": {"type": target, "nullable": True},
+                },
+            },
+            "target": {"field": "outcome", "task": task},
+            "features": {
+                "hour": {"kind": "date_part", "of": "at", "part": "hour"},
+                "seen_weekday": {"kind": "date_part", "of": "seen", "part": "weekday"},
+                "city": {"kind": "category", "of": "city", "max_categories": 3},
+                "shop": {"kind": "category", "of": "shop"},
+                "member": {"kind": "category", "of": "member"},
+                "pair": {"kind": "cross", "of": ["city", "shop"], "max_categories": 4},
+                "city_rate": {"kind": "target_mean", "of": "city", "smoothing": 2},
+                "price": {"kind": "number", "of": "price"},
+                "is_member": {"kind": "number", "of": "member"},
+                "price_each": {"kind": "ratio", "of": "price", "by": "count"},
+                "price_band": {"kind": "bins", "of": "price", "edges": [-1, 0, 10.5]},
+            },
+            "training": {"families": ["logistic_regression"]},
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def make_pipeline() -> Callable[[str], Pipeline]:
+    """Makes a pipeline with every kind of feature, for one task."""
+    return _make
+
+
+@pytest.fixture(scope="session")
+def pipeline() -> Pipeline:
+    """A binary pipeline with every kind of feature."""
+    return _make("binary")
