@@ -9,7 +9,7 @@ import hashlib
 import tempfile
 from pathlib import Path
 
-import jgo
+from jgo.env import EnvironmentBuilder
 from jgo.maven import MavenContext
 
 KAFKA = "org.apache.kafka:kafka_2.13:4.3.1"
@@ -30,7 +30,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         repository = Path(folder) / "repository"
         context = MavenContext(repo_cache=repository, timeout=60)
-        environment = jgo.EnvironmentBuilder(context=context, cache_dir=Path(folder) / "env").from_endpoint(KAFKA)
+        environment = EnvironmentBuilder(
+            context=context, cache_dir=Path(folder) / "env"
+        ).from_endpoint(KAFKA)
         names = {jar.name for jar in environment.all_jars}
         group, artifact, version = LOG_BACKEND
         names.add(context.project(group, artifact).at_version(version).artifact().resolve().name)

@@ -1,10 +1,10 @@
 """The embedded stack: Kafka, S3, MLflow, Ray and the five services on one machine, without a container engine.
 
-    from everloop import stack
+from everloop import stack
 
-    endpoints = stack.up(on_event=print)
-    ...
-    stack.down()
+endpoints = stack.up(on_event=print)
+...
+stack.down()
 """
 
 from __future__ import annotations

@@ -23,7 +23,10 @@ app = typer.Typer(help="The embedded stack.", no_args_is_help=True, add_completi
 console = Console(highlight=False)
 
 HomeOption = Annotated[
-    Path | None, typer.Option("--home", help="Where the stack keeps everything; default EVERLOOP_HOME or .everloop.")
+    Path | None,
+    typer.Option(
+        "--home", help="Where the stack keeps everything; default EVERLOOP_HOME or .everloop."
+    ),
 ]
 
 _COLOURS = {
@@ -40,12 +43,17 @@ def print_event(event: Event) -> None:
     """Print one step of a start or stop on one line."""
     colour = _COLOURS.get(event.phase, "dim")
     time = f"{event.elapsed_seconds:6.1f}s"
-    console.print(f"[dim]{time}[/]  {event.part:<17} [{colour}]{event.phase:<9}[/]  {event.text}", soft_wrap=True)
+    console.print(
+        f"[dim]{time}[/]  {event.part:<17} [{colour}]{event.phase:<9}[/]  {event.text}",
+        soft_wrap=True,
+    )
 
 
 @app.command()
 def up(
-    parts: Annotated[list[str] | None, typer.Argument(help="Parts to start, or `infra`; default: all.")] = None,
+    parts: Annotated[
+        list[str] | None, typer.Argument(help="Parts to start, or `infra`; default: all.")
+    ] = None,
     home: HomeOption = None,
 ) -> None:
     """Start the stack and wait until every part of it is healthy."""

@@ -38,7 +38,10 @@ def read_lock(path: Path = LOCK) -> list[Jar]:
 
 
 def obtain(
-    cache: Path, progress: Callable[[str], None], lock: Path = LOCK, should_stop: Callable[[], bool] = lambda: False
+    cache: Path,
+    progress: Callable[[str], None],
+    lock: Path = LOCK,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> list[Path]:
     """Return the jars' paths under `cache`, fetching those that are missing and checking all of them.
 
@@ -66,14 +69,17 @@ def obtain(
 
 
 def _fetch(
-    jars: list[Jar], folder: Path, downloads: Path, progress: Callable[[str], None], should_stop: Callable[[], bool]
+    jars: list[Jar],
+    folder: Path,
+    downloads: Path,
+    progress: Callable[[str], None],
+    should_stop: Callable[[], bool],
 ) -> None:
     from jgo.maven import MavenContext
 
     folder.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(downloads, ignore_errors=True)
     context = MavenContext(repo_cache=downloads, timeout=60)
-    context.resolver.show_progress = False
 
     def fetch(jar: Jar) -> None:
         if should_stop():

@@ -136,7 +136,9 @@ def up(
                 there = endpoints.load(place)
                 known = list(catalog(place, there))
             parts = _selected(known, only)
-            _each_in_order(parts, lambda part, stop: _bring_up(place, supervisor, part, report, stop))
+            _each_in_order(
+                parts, lambda part, stop: _bring_up(place, supervisor, part, report, stop)
+            )
         except BaseException:
             if fresh:
                 _take_down(place, parts, report)
@@ -146,7 +148,9 @@ def up(
         return there
 
 
-def down(home: Path | None = None, on_event: OnEvent = _ignore, *, catalog: Catalog = build) -> None:
+def down(
+    home: Path | None = None, on_event: OnEvent = _ignore, *, catalog: Catalog = build
+) -> None:
     """Stop a stack in reverse order of its start and leave no process of it behind. Data stay.
 
     Works as well where supervisord or any part was killed. Nothing happens where nothing runs.
@@ -196,7 +200,12 @@ def kill(home: Path, part: str) -> int:
 
 
 def wait_healthy(
-    home: Path, part: str, deadline_seconds: float, *, not_pid: int | None = None, catalog: Catalog = build
+    home: Path,
+    part: str,
+    deadline_seconds: float,
+    *,
+    not_pid: int | None = None,
+    catalog: Catalog = build,
 ) -> int:
     """Wait until a part is healthy and return its pid.
 
@@ -232,9 +241,15 @@ def _plan(place: Home, pipelines: Path | None) -> Endpoints:
     """Lay out a stack that does not run: clear what a crash left, choose ports, write `stack.json`."""
     processes.kill_all(processes.marked(place.root))
     keys = credentials.obtain(place)
-    folder = pipelines or Path(os.environ.get("EVERLOOP_PIPELINES_DIR") or repository_root() / "pipelines")
+    folder = pipelines or Path(
+        os.environ.get("EVERLOOP_PIPELINES_DIR") or repository_root() / "pipelines"
+    )
     there = endpoints.plan(
-        place, ports.choose(place), keys, folder.resolve(), os.environ.get("EVERLOOP_KAFKA_BOOTSTRAP")
+        place,
+        ports.choose(place),
+        keys,
+        folder.resolve(),
+        os.environ.get("EVERLOOP_KAFKA_BOOTSTRAP"),
     )
     endpoints.save(place, there)
     return there
@@ -258,7 +273,9 @@ def _selected(known: list[Part], only: Iterable[str] | None) -> list[Part]:
     return with_needs(known, wanted)
 
 
-def _each_in_order(parts: Sequence[Part], act: Callable[[Part, threading.Event], None], *, reverse: bool = False) -> None:
+def _each_in_order(
+    parts: Sequence[Part], act: Callable[[Part, threading.Event], None], *, reverse: bool = False
+) -> None:
     """Act on every part in a thread of its own, after its needs (reverse: after all that need it).
 
     The first error stops the others and is raised.
@@ -277,7 +294,9 @@ def _each_in_order(parts: Sequence[Part], act: Callable[[Part, threading.Event],
     with ThreadPoolExecutor(len(ordered)) as pool:
         for part in ordered:
             before = [p.name for p in ordered if part.name in p.needs] if reverse else part.needs
-            tasks[part.name] = pool.submit(run, part, [tasks[name] for name in before if name in tasks])
+            tasks[part.name] = pool.submit(
+                run, part, [tasks[name] for name in before if name in tasks]
+            )
         try:
             for task in as_completed(tasks.values()):
                 task.result()
@@ -317,14 +336,20 @@ def _bring_up(
                 return
         if time.monotonic() > deadline:
             raise PartFailed(
-                part.name, f"not healthy after {part.deadline_seconds:.0f} s: {reason}", place.log(part.name)
+                part.name,
+                f"not healthy after {part.deadline_seconds:.0f} s: {reason}",
+                place.log(part.name),
             )
         if stop.wait(_POLL_SECONDS):
             raise StackInterrupted(f"{part.name} was not waited for")
 
 
 def _stop(supervisor: Supervisor, parts: Sequence[Part], report: _Reporter) -> None:
-    running = {name for name, state in supervisor.states().items() if state.state not in ("STOPPED", "EXITED", "FATAL")}
+    running = {
+        name
+        for name, state in supervisor.states().items()
+        if state.state not in ("STOPPED", "EXITED", "FATAL")
+    }
 
     def act(part: Part, stop: threading.Event) -> None:
         if part.name in running:
@@ -363,7 +388,9 @@ def _status_line(part: Part, state: ProcessState | None, problem: str, memory: i
     if state is None or not state.pid:
         failed = state is not None and state.state in ("FATAL", "BACKOFF")
         detail = state.reason if failed and state is not None else ""
-        return PartStatus(part.name, "failed" if failed else "stopped", None, part.endpoint, None, 0, detail)
+        return PartStatus(
+            part.name, "failed" if failed else "stopped", None, part.endpoint, None, 0, detail
+        )
     healthy = "healthy" if not problem else "starting" if state.state == "STARTING" else "unhealthy"
     uptime = max(0.0, time.time() - state.started)
     return PartStatus(part.name, healthy, state.pid, part.endpoint, uptime, memory, problem)

@@ -15,8 +15,12 @@ import os
 def main() -> None:
     """Serve until told to stop."""
     parser = argparse.ArgumentParser(description="MLflow tracking and registry server")
-    parser.add_argument("--store", required=True, help="SQLAlchemy URI of the tracking and registry store")
-    parser.add_argument("--artifacts", required=True, help="URI under which proxied artifacts are stored")
+    parser.add_argument(
+        "--store", required=True, help="SQLAlchemy URI of the tracking and registry store"
+    )
+    parser.add_argument(
+        "--artifacts", required=True, help="URI under which proxied artifacts are stored"
+    )
     parser.add_argument("--port", required=True, type=int, help="port on 127.0.0.1")
     wanted = parser.parse_args()
 

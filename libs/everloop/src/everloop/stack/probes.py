@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import socket
 import struct
+from typing import Any
 
 from everloop.stack.part import NotReady
 
@@ -61,7 +62,7 @@ def grpc_serving(address: str) -> None:
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
+        stub: Any = health_pb2_grpc.HealthStub(channel)
         try:
             answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=_TIMEOUT_SECONDS)
         except grpc.RpcError as error:

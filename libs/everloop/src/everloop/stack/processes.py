@@ -46,7 +46,10 @@ def kill_all(processes: Iterable[psutil.Process], patience_seconds: float = 5) -
 
 
 def memory_by_part(home: str | Path) -> dict[str, int]:
-    """Return the memory of each part in bytes: the proportional set sizes of its processes, where the system has them."""
+    """Return the memory of each part in bytes: the proportional set sizes of its processes.
+
+    Where the system has no such figure, what the processes share is left out.
+    """
     total: dict[str, int] = {}
     for process in marked(home):
         part = _environment(process).get(PART_MARK, "supervisord")

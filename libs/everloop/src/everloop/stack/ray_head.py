@@ -32,7 +32,7 @@ def main() -> int:
     from ray._private.node import Node
     from ray._private.parameter import RayParams
 
-    class Head(Node):  # type: ignore[misc]  # Ray is untyped here
+    class Head(Node):
         """A head without the dashboard's process, which Ray starts even where there is no dashboard."""
 
         def start_api_server(self, **_: object) -> None:
@@ -73,7 +73,11 @@ def main() -> int:
     while not (dead := node.dead_processes()):
         time.sleep(0.5)
     ready.unlink(missing_ok=True)
-    print(f"died: {', '.join(str(name) for name, _ in dead)}; starting over", file=sys.stderr, flush=True)
+    print(
+        f"died: {', '.join(str(name) for name, _ in dead)}; starting over",
+        file=sys.stderr,
+        flush=True,
+    )
     kill_all(marked(wanted.home, part="ray"))
     return 1
 

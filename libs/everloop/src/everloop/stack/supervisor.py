@@ -103,7 +103,7 @@ class Supervisor:
     def alive(self) -> bool:
         """Say whether it answers."""
         try:
-            return cast(dict[str, Any], self._rpc().getState())["statename"] == "RUNNING"
+            return bool(self._rpc().getState()["statename"] == "RUNNING")
         except (OSError, xmlrpc.client.Error):
             return False
 
@@ -136,7 +136,9 @@ class Supervisor:
         deadline = time.monotonic() + deadline_seconds
         while not self.alive():
             if time.monotonic() > deadline:
-                raise PartFailed("supervisord", f"does not answer after {deadline_seconds:.0f} s", log)
+                raise PartFailed(
+                    "supervisord", f"does not answer after {deadline_seconds:.0f} s", log
+                )
             time.sleep(0.02)
 
     def states(self) -> dict[str, ProcessState]:

@@ -113,10 +113,10 @@ def part(home: Home, endpoints: Endpoints) -> Part:
 
 def _format(java: Path, classpath: str, properties: Path, log: Path) -> None:
     cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=").replace("-", "A")
-    command = [java, *_JVM[:3], "-cp", classpath, "kafka.tools.StorageTool"]
+    command = [str(java), *_JVM[:3], "-cp", classpath, "kafka.tools.StorageTool"]
     with log.open("ab") as output:
         done = subprocess.run(
-            [*command, "format", "--ignore-formatted", "-t", cluster, "-c", properties],
+            [*command, "format", "--ignore-formatted", "-t", cluster, "-c", str(properties)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
