@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import grpc
 from google.rpc import error_details_pb2
@@ -43,12 +43,14 @@ def call(method: Callable[..., Answer], request: Any, *, timeout: float) -> Answ
     try:
         return method(request, timeout=timeout, metadata=tuple(trace_headers().items()))
     except grpc.RpcError as error:
-        code = error.code()  # type: ignore[attr-defined]  # every RpcError of a call is a grpc.Call
+        answer = cast(grpc.Call, error)  # every RpcError of a call is one
+        code = answer.code()
         reason, metadata = code.name, {}
-        status = rpc_status.from_call(error)  # type: ignore[arg-type]
+        status = rpc_status.from_call(answer)
         for detail in status.details if status else ():
             info = error_details_pb2.ErrorInfo()
             if detail.Unpack(info):
                 reason, metadata = info.reason, dict(info.metadata)
-        message = error.details()  # type: ignore[attr-defined]
-        raise EverloopError(KINDS.get(code, Kind.INTERNAL), reason, message, **metadata) from error
+        raise EverloopError(
+            KINDS.get(code, Kind.INTERNAL), reason, answer.details() or code.name, **metadata
+        ) from error

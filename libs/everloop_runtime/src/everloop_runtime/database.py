@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -134,11 +134,18 @@ class Database:
         with self._writer:
             yield
 
-    def pending(self, limit: int) -> list[sa.Row[tuple[int, str, bytes | None, bytes, str]]]:
+    def pending(self, limit: int) -> Sequence[sa.Row[int, str, bytes | None, bytes, str]]:
         """The oldest messages of the outbox: position, topic, key, value, headers."""
-        columns = (_OUTBOX.c.position, _OUTBOX.c.topic, _OUTBOX.c.key, _OUTBOX.c.value, _OUTBOX.c.headers)
+        columns = (
+            _OUTBOX.c.position,
+            _OUTBOX.c.topic,
+            _OUTBOX.c.key,
+            _OUTBOX.c.value,
+            _OUTBOX.c.headers,
+        )
         with self.read() as connection:
-            return list(connection.execute(sa.select(*columns).order_by(_OUTBOX.c.position).limit(limit)))
+            oldest = sa.select(*columns).order_by(_OUTBOX.c.position).limit(limit)
+            return connection.execute(oldest).all()
 
     def sent(self, positions: list[int]) -> None:
         """Takes messages that the broker has acknowledged out of the outbox."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, TypeAlias
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -14,7 +15,7 @@ from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 from prometheus_client import Counter, Histogram
 
-from everloop_runtime.errors import EverloopError, Kind, rich_status
+from everloop_runtime.errors import GRPC_CODES, EverloopError, Kind, rich_status
 from everloop_runtime.service import Component, Stopper
 from everloop_runtime.settings import ServiceSettings
 from everloop_runtime.telemetry import span
@@ -26,11 +27,15 @@ log = logging.getLogger(__name__)
 Register = Callable[[grpc.Server], None]
 """Adds one servicer, `lambda server: x_pb2_grpc.add_XServicer_to_server(servicer, server)`."""
 
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+
 HANDLED = Counter("everloop_grpc_requests", "gRPC calls that were answered.", ["method", "code"])
 SECONDS = Histogram(
     "everloop_grpc_request_duration_seconds", "Time to answer a gRPC call.", ["method"]
 )
-INTERNAL = EverloopError(Kind.INTERNAL, "INTERNAL", "internal error; the server's log has the details")
+INTERNAL = EverloopError(
+    Kind.INTERNAL, "INTERNAL", "internal error; the server's log has the details"
+)
 
 
 class _Interceptor(grpc.ServerInterceptor):
@@ -38,58 +43,63 @@ class _Interceptor(grpc.ServerInterceptor):
 
     def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler | None],
+        continuation: Callable[[grpc.HandlerCallDetails], Handler | None],
         details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler | None:
-        handler: Any = continuation(details)
-        if handler is None or handler.request_streaming:
-            return handler
+    ) -> Handler | None:
+        handler = continuation(details)
         method = str(details.method)
-        headers = {key: value for key, value in details.invocation_metadata or () if isinstance(value, str)}
+        # Health and reflection bring their own ways: a health watch must not hold a worker.
+        if handler is None or handler.request_streaming or method.startswith("/grpc."):
+            return handler
+        headers = {
+            key: value for key, value in details.invocation_metadata or () if isinstance(value, str)
+        }
+        coding: Any = {
+            "request_deserializer": handler.request_deserializer,
+            "response_serializer": handler.response_serializer,
+        }
+        if answer_all := handler.unary_stream:
 
-        def stream(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
-            began, code = time.perf_counter(), grpc.StatusCode.OK
-            with span(method, headers):
-                try:
-                    if handler.response_streaming:
-                        yield from handler.unary_stream(request, context)
-                    else:
-                        yield handler.unary_unary(request, context)
-                except EverloopError as error:
-                    code = _abort(context, error)
-                except Exception:
-                    if context.is_active():
-                        log.exception("%s failed", method)
-                    code = _abort(context, INTERNAL)
-                finally:
-                    HANDLED.labels(method, code.name).inc()
-                    SECONDS.labels(method).observe(time.perf_counter() - began)
+            def stream(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+                with _observed(method, headers, context):
+                    yield from answer_all(request, context)
+
+            streaming: Handler = grpc.unary_stream_rpc_method_handler(stream, **coding)
+            return streaming
+        answer = handler.unary_unary
+        assert answer is not None
 
         def unary(request: Any, context: grpc.ServicerContext) -> Any:
-            # Run to the end: what follows the answer belongs to the call as well.
-            answers = list(stream(request, context))
-            return answers[0] if answers else None
+            with _observed(method, headers, context):
+                return answer(request, context)
 
-        make: Any = (
-            grpc.unary_stream_rpc_method_handler
-            if handler.response_streaming
-            else grpc.unary_unary_rpc_method_handler
-        )
-        rpc_handler: grpc.RpcMethodHandler = make(
-            stream if handler.response_streaming else unary,
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
-        )
-        return rpc_handler
+        single: Handler = grpc.unary_unary_rpc_method_handler(unary, **coding)
+        return single
 
 
-def _abort(context: grpc.ServicerContext, error: EverloopError) -> grpc.StatusCode:
-    status = rpc_status.to_status(rich_status(error))
-    context.set_code(status.code)
-    context.set_details(status.details)
-    context.set_trailing_metadata(status.trailing_metadata)
-    code: grpc.StatusCode = status.code
-    return code
+@contextmanager
+def _observed(
+    method: str, headers: Mapping[str, str], context: grpc.ServicerContext
+) -> Iterator[None]:
+    """Runs a call inside its span, with its metrics; an error ends it with a status of its kind."""
+    began = time.perf_counter()
+    error = None
+    with span(method, headers):
+        try:
+            yield
+        except EverloopError as raised:
+            error = raised
+        except Exception:
+            # A caller that hung up ends a stream with an error of its own: nobody is to be told.
+            if context.is_active():
+                log.exception("%s failed", method)
+            error = INTERNAL
+        finally:
+            code = GRPC_CODES[error.kind] if error else grpc.StatusCode.OK
+            HANDLED.labels(method, code.name).inc()
+            SECONDS.labels(method).observe(time.perf_counter() - began)
+    if error:
+        context.abort_with_status(rpc_status.to_status(rich_status(error)))
 
 
 class GrpcServer(Component):
@@ -97,7 +107,9 @@ class GrpcServer(Component):
 
     name = "gRPC server"
 
-    def __init__(self, settings: ServiceSettings, services: Sequence[str], register: Sequence[Register]) -> None:
+    def __init__(
+        self, settings: ServiceSettings, services: Sequence[str], register: Sequence[Register]
+    ) -> None:
         """Takes full service names (for health and reflection) and what adds their servicers."""
         self._address = settings.grpc_address
         self._drain = settings.drain_seconds
@@ -125,7 +137,11 @@ class GrpcServer(Component):
 
     def ready(self, ready: bool) -> None:
         """Sets what health checks are told."""
-        status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
+        status = (
+            health_pb2.HealthCheckResponse.SERVING
+            if ready
+            else health_pb2.HealthCheckResponse.NOT_SERVING
+        )
         for name in self._names:
             self._health.set(name, status)
 

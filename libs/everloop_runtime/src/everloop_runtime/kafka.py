@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
 from kafka.admin import NewTopic
@@ -26,6 +28,7 @@ log = logging.getLogger(__name__)
 
 EVENT_PARTITIONS = 6
 DEAD_LETTERS = "everloop.events.dead-letters"
+SEND_SECONDS = 30.0
 
 HANDLED = Counter(
     "everloop_events_handled", "Events that a consumer has settled.", ["type", "outcome"]
@@ -36,12 +39,13 @@ RELAYED = Counter("everloop_outbox_relayed", "Messages that the outbox relay has
 def wait_for_broker(bootstrap: str, stopper: Stopper, seconds: float = 120.0) -> None:
     """Waits until a bootstrap server accepts connections.
 
-    kafka-python's own first attempt at a closed port takes 30 s.
+    kafka-python's own first attempt at a closed port takes 30 s. Returns at once when the service stops.
 
     Raises:
         EverloopError: kind unavailable, reason BROKER_UNREACHABLE, after `seconds`.
     """
-    deadline = time.monotonic() + seconds
+    began = time.monotonic()
+    warned = False
     while not stopper.stopping:
         for server in bootstrap.split(","):
             host, _, port = server.strip().rpartition(":")
@@ -50,7 +54,10 @@ def wait_for_broker(bootstrap: str, stopper: Stopper, seconds: float = 120.0) ->
                 return
             except OSError:
                 continue
-        if time.monotonic() > deadline:
+        if not warned:
+            log.warning("waiting for a Kafka broker at %s", bootstrap)
+            warned = True
+        if time.monotonic() - began > seconds:
             raise EverloopError(
                 Kind.UNAVAILABLE, "BROKER_UNREACHABLE", f"no Kafka broker answers at {bootstrap}"
             )
@@ -63,13 +70,20 @@ def producer(bootstrap: str, **options: object) -> KafkaProducer:
         bootstrap_servers=bootstrap.split(","),
         acks="all",
         enable_idempotence=True,
-        **{"linger_ms": 5, "compression_type": "lz4", "max_request_size": 16 * 1024 * 1024, **options},
+        **{
+            "linger_ms": 5,
+            "compression_type": "lz4",
+            "max_request_size": 16 * 1024 * 1024,
+            **options,
+        },
     )
 
 
 def ensure_topics(bootstrap: str, partitions: Mapping[str, int] = {}) -> None:
     """Makes the event topics and those in `partitions` (name to number) where they do not exist."""
-    wanted = {topic: EVENT_PARTITIONS for topic in (*TOPICS.values(), DEAD_LETTERS)} | dict(partitions)
+    wanted = {topic: EVENT_PARTITIONS for topic in (*TOPICS.values(), DEAD_LETTERS)} | dict(
+        partitions
+    )
     admin = KafkaAdminClient(bootstrap_servers=bootstrap.split(","))
     try:
         missing = set(wanted) - set(admin.list_topics())
@@ -112,39 +126,52 @@ class OutboxRelay(Component):
         self._thread.join(timeout=15)
 
     def _run(self) -> None:
-        wait_for_broker(self._bootstrap, self._stopper)
+        while not self._stopper.stopping:
+            try:
+                wait_for_broker(self._bootstrap, self._stopper, math.inf)
+                if not self._stopper.stopping:
+                    self._connect_and_relay()
+            except KafkaError as error:
+                # Order matters more than speed: a fresh client forgets what is in flight, and the outbox goes
+                # again from its oldest message.
+                log.warning("outbox waits for the broker: %r", error)
+                self._stopper.wait(1.0)
+
+    def _connect_and_relay(self) -> None:
         client = producer(self._bootstrap)
         try:
-            while True:
-                stopping = self._stopper.stopping
+            last = False
+            while not last:
+                last = self._stopper.stopping
                 self._wake.clear()
-                if not self._relay(client):
-                    if stopping:
-                        return
+                if not self._relay(client) and not last:
                     self._wake.wait(1.0)
         finally:
             client.close(timeout=5)
 
     def _relay(self, client: KafkaProducer) -> bool:
-        """Sends one batch; returns whether there may be more."""
+        """Sends one batch; returns whether there was anything to send.
+
+        Raises:
+            KafkaError: the broker does not answer; what it has is out of the outbox, the rest is still there.
+        """
         rows = self._database.pending(self._batch)
-        futures = []
-        for _, topic, key, value, names in rows:
-            headers = [(name, item.encode("latin-1")) for name, item in json.loads(names)]
-            futures.append(client.send(topic, key=key, value=value, headers=headers))
         done: list[int] = []
         try:
+            futures = []
+            for row in rows:
+                headers = [(name, item.encode("latin-1")) for name, item in json.loads(row.headers)]
+                futures.append(
+                    client.send(row.topic, key=row.key, value=row.value, headers=headers)
+                )
             for row, future in zip(rows, futures, strict=True):
-                future.get(timeout=30)
+                future.get(timeout=SEND_SECONDS)
                 RELAYED.labels(row.topic).inc()
                 done.append(row.position)
-        except KafkaError as error:
-            # Order matters more than speed: the rest goes again, from the first that failed.
-            log.warning("outbox waits for the broker: %s", error)
-            self._stopper.wait(1.0)
-        if done:
-            self._database.sent(done)
-        return bool(rows) and not self._stopper.stopping
+        finally:
+            if done:
+                self._database.sent(done)
+        return bool(rows)
 
 
 class EventConsumer(Component):
@@ -184,7 +211,9 @@ class EventConsumer(Component):
         self._thread.join(timeout=30)
 
     def _run(self) -> None:
-        wait_for_broker(self._bootstrap, self._stopper)
+        wait_for_broker(self._bootstrap, self._stopper, math.inf)
+        if self._stopper.stopping:
+            return
         consumer = KafkaConsumer(
             *self._topics,
             bootstrap_servers=self._bootstrap.split(","),
@@ -206,15 +235,21 @@ class EventConsumer(Component):
             self._dead_letters.close(timeout=5)
             consumer.close()
 
-    def _settle(self, consumer: KafkaConsumer, partition: TopicPartition, records: list) -> None:  # type: ignore[type-arg]
+    def _settle(
+        self, consumer: KafkaConsumer, partition: TopicPartition, records: list[Any]
+    ) -> None:
         for record in records:
             if not self._handle(record):
                 return  # stopping: the rest is not committed and comes again
-            consumer.commit({partition: OffsetAndMetadata(record.offset + 1, "", -1)})
+            try:
+                consumer.commit({partition: OffsetAndMetadata(record.offset + 1, "", -1)})
+            except KafkaError as error:
+                # Another member may repeat the event; the next commit covers it otherwise.
+                log.warning("offset %d of %s is not committed: %r", record.offset, partition, error)
 
-    def _handle(self, record: object) -> bool:
+    def _handle(self, record: Any) -> bool:
         """Handles one record; False if the service stops before it is settled."""
-        value, headers = record.value, record.headers  # type: ignore[attr-defined]
+        value, headers = record.value, record.headers
         attempt = 0
         kind = "unknown"
         while not self._stopper.stopping:
@@ -233,20 +268,22 @@ class EventConsumer(Component):
                     self._bury(record, error)
                     HANDLED.labels(kind, "dead_lettered").inc()
                     return True
-                log.warning("%s failed, attempt %d: %s", kind, attempt, error, exc_info=not unavailable)
+                log.warning(
+                    "%s failed, attempt %d: %s", kind, attempt, error, exc_info=not unavailable
+                )
                 self._stopper.wait(min(self._backoff * 2**attempt, 10.0))
         return False
 
-    def _bury(self, record: object, error: Exception) -> None:
+    def _bury(self, record: Any, error: Exception) -> None:
         log.error("event goes to %s: %s", DEAD_LETTERS, error, exc_info=error)
         reason = error.reason if isinstance(error, EverloopError) else type(error).__name__
-        origin = f"{record.topic}/{record.partition}/{record.offset}"  # type: ignore[attr-defined]
+        origin = f"{record.topic}/{record.partition}/{record.offset}"
         notes = {"reason": reason, "message": str(error), "group": self._group, "origin": origin}
-        headers = [*record.headers, *((f"everloop-{k}", v.encode()) for k, v in notes.items())]  # type: ignore[attr-defined]
+        headers = [*record.headers, *((f"everloop-{k}", v.encode()) for k, v in notes.items())]
         future = self._dead_letters.send(
             DEAD_LETTERS,
-            key=record.key,  # type: ignore[attr-defined]
-            value=record.value,  # type: ignore[attr-defined]
+            key=record.key,
+            value=record.value,
             headers=headers,
         )
-        future.get(timeout=30)
+        future.get(timeout=SEND_SECONDS)

@@ -65,7 +65,9 @@ class Component(ABC):
         """Drains and ends; `stopper.stopping` is True by then."""
 
 
-def run(components: Sequence[Component], on_ready: Callable[[bool], None] = lambda ready: None) -> int:
+def run(
+    components: Sequence[Component], on_ready: Callable[[bool], None] = lambda ready: None
+) -> int:
     """Runs a service until SIGTERM, SIGINT or a failure; returns the exit status.
 
     Args:
