@@ -27,7 +27,7 @@ __all__ = ["Event", "PartStatus", "down", "kill", "status", "up", "wait_healthy"
 
 _POLL_SECONDS = 0.1
 # A part that ended this often within its deadline will not come up; waiting on would only hide why.
-_TRIES = 4
+_TRIES = 3
 
 Catalog = Callable[[Home, Endpoints], Sequence[Part]]
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
 import shlex
+import socket
 import subprocess
 import sys
 import time
 import xmlrpc.client
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 from everloop.stack.errors import PartFailed, StackError
@@ -89,7 +92,8 @@ def _plain(value: object) -> str:
 
 
 def _quoted(value: str) -> str:
-    if '"' in value or "\n" in value:
+    # supervisord has no escapes, and takes quotes off both ends of a value however many there are.
+    if '"' in value or "\n" in value or value != value.strip("'"):
         raise StackError(f"cannot be an environment value under supervisord: {value!r}")
     return f'"{_plain(value)}"'
 
@@ -103,7 +107,8 @@ class Supervisor:
     def alive(self) -> bool:
         """Say whether it answers."""
         try:
-            return bool(self._rpc().getState()["statename"] == "RUNNING")
+            with self._rpc() as rpc:
+                return bool(rpc.getState()["statename"] == "RUNNING")
         except (OSError, xmlrpc.client.Error):
             return False
 
@@ -144,7 +149,8 @@ class Supervisor:
     def states(self) -> dict[str, ProcessState]:
         """Return the state of every part by name; nothing where it does not answer."""
         try:
-            answer = cast(list[dict[str, Any]], self._rpc().getAllProcessInfo())
+            with self._rpc() as rpc:
+                answer = cast(list[dict[str, Any]], rpc.getAllProcessInfo())
         except (OSError, xmlrpc.client.Error):
             return {}
         return {
@@ -160,29 +166,56 @@ class Supervisor:
 
     def start(self, name: str) -> None:
         """Start a part, without waiting; nothing happens where it runs."""
-        with _accepting(_ALREADY_STARTED):
-            self._rpc().startProcess(name, False)
+        with _accepting(_ALREADY_STARTED), self._rpc() as rpc:
+            rpc.startProcess(name, False)
 
     def stop(self, name: str) -> None:
         """Stop a part and wait for it; nothing happens where it does not run."""
-        with _accepting(_NOT_RUNNING, _NO_SUCH_PART):
-            self._rpc().stopProcess(name, True)
+        with _accepting(_NOT_RUNNING, _NO_SUCH_PART), self._rpc() as rpc:
+            rpc.stopProcess(name, True)
 
     def shutdown(self) -> None:
         """Tell it to end, with whatever still runs."""
-        with contextlib.suppress(OSError, xmlrpc.client.Error):
-            self._rpc().shutdown()
+        with contextlib.suppress(OSError, xmlrpc.client.Error), self._rpc() as rpc:
+            rpc.shutdown()
 
-    def _rpc(self) -> Any:
-        from supervisor.xmlrpc import SupervisorTransport
+    @contextlib.contextmanager
+    def _rpc(self) -> Iterator[Any]:
+        transport = _UnixTransport(self._home.run / "supervisor.sock")
+        with xmlrpc.client.ServerProxy("http://localhost", transport=transport) as proxy:
+            yield proxy.supervisor
 
-        socket = self._home.run / "supervisor.sock"
-        transport = SupervisorTransport(None, None, serverurl=f"unix://{socket}")
-        return xmlrpc.client.ServerProxy("http://127.0.0.1", transport=transport).supervisor
+
+class _UnixTransport(xmlrpc.client.Transport):
+    """XML-RPC over a Unix socket. supervisor's own leaves the socket open where nobody listens."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+
+    def make_connection(self, host: Any) -> http.client.HTTPConnection:
+        connection = _UnixConnection(self._path)
+        self._connection = host, connection  # what close() closes
+        return connection
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=60)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self.sock.settimeout(self.timeout)
+            self.sock.connect(str(self._path))
+        except OSError:
+            self.close()
+            raise
 
 
 @contextlib.contextmanager
-def _accepting(*codes: int) -> Any:
+def _accepting(*codes: int) -> Iterator[None]:
     try:
         yield
     except xmlrpc.client.Fault as fault:
