@@ -1,0 +1,87 @@
+"""Where an Everloop is: what the embedded stack wrote down, or what the environment says."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from everloop.errors import EverloopError
+
+__all__ = ["Addresses", "find_home"]
+
+_VARIABLES = {
+    "ingest": "EVERLOOP_INGEST_ADDRESS",
+    "trainer": "EVERLOOP_TRAINER_ADDRESS",
+    "registry": "EVERLOOP_REGISTRY_ADDRESS",
+    "monitor": "EVERLOOP_MONITOR_ADDRESS",
+    "inference_http_url": "EVERLOOP_INFERENCE_HTTP",
+    "inference_grpc": "EVERLOOP_INFERENCE_GRPC",
+}
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Where the services of one Everloop are; `host:port` for gRPC, a base URL for HTTP.
+
+    Attributes:
+        pipelines_dir: Folder of the pipeline files; empty where this machine does not have them.
+        home: Home of the embedded stack; None where the addresses are the environment's.
+    """
+
+    ingest: str
+    trainer: str
+    registry: str
+    monitor: str
+    inference_http_url: str
+    inference_grpc: str
+    pipelines_dir: str = ""
+    home: Path | None = None
+
+    @classmethod
+    def discover(
+        cls, home: Path | None = None, environment: Mapping[str, str] = os.environ
+    ) -> Addresses:
+        """Finds the stack: the environment's addresses where all are set, else `stack.json` of the home.
+
+        Args:
+            home: Home of an embedded stack; given, it wins over the environment.
+            environment: For tests.
+
+        Raises:
+            EverloopError: reason STACK_NOT_FOUND: there is no stack, or what describes it cannot be read.
+        """
+        if home is None and all(environment.get(name) for name in _VARIABLES.values()):
+            found = {key: environment[name] for key, name in _VARIABLES.items()}
+            return cls(**found, pipelines_dir=environment.get("EVERLOOP_PIPELINES_DIR", ""))
+        place = home or find_home(environment)
+        file = place / "stack.json"
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            found = {key: str(content[key]) for key in _VARIABLES}
+            return cls(**found, pipelines_dir=str(content.get("pipelines_dir", "")), home=place)
+        except FileNotFoundError:
+            raise EverloopError(
+                "STACK_NOT_FOUND",
+                f"no stack was started in {place}",
+                "start one with `everloop up`, or set EVERLOOP_HOME to where it is",
+            ) from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise EverloopError(
+                "STACK_NOT_FOUND",
+                f"{file} cannot be read: {error!r}",
+                "start the stack again: `everloop up`",
+            ) from error
+
+
+def find_home(environment: Mapping[str, str] = os.environ) -> Path:
+    """Returns `EVERLOOP_HOME`, else the nearest `.everloop` from the working directory upwards, else `.everloop`."""
+    if configured := environment.get("EVERLOOP_HOME"):
+        return Path(configured).expanduser()
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / ".everloop" / "stack.json").exists():
+            return folder / ".everloop"
+    return here / ".everloop"

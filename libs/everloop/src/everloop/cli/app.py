@@ -1,0 +1,56 @@
+"""The commands of `everloop`, put together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from everloop.cli import data, models, predict, stack, watch
+from everloop.cli.context import Commands
+
+__all__ = ["app"]
+
+_EXAMPLES = """A closed loop for tabular models: push data, predict, and let drift retrain the model.
+
+[bold]A first walk[/]
+
+\b
+everloop up                             start everything here
+everloop push flights.csv -p flights    data in, bad records listed
+everloop cut flights                    a dataset version; training follows
+everloop models flights                 what was trained, what serves
+everloop predict flights --file x.jsonl ask it
+everloop drift flights                  how inputs and quality move
+everloop trace PREDICTION_ID            from an answer back to its data
+everloop down                           stop; the data stay
+"""
+
+app = typer.Typer(
+    name="everloop",
+    cls=Commands,
+    help=_EXAMPLES,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def _options(
+    home: Annotated[
+        Path | None,
+        typer.Option(
+            "--home",
+            help="Home of the stack; default EVERLOOP_HOME, else the nearest .everloop upwards from here.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Takes what holds for every command; they read it from the context."""
+
+
+for room in (stack, data, predict, models, watch):
+    room.add_to(app)

@@ -1,0 +1,179 @@
+"""`push`, `cut`, `datasets` and `check`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from everloop.cli.context import JsonOption, connected
+from everloop.errors import EverloopError
+
+if TYPE_CHECKING:
+    from everloop.client import Pushed
+
+__all__ = ["add_to"]
+
+PANEL = "Data"
+EXAMPLES = 3
+
+
+def push(
+    ctx: typer.Context,
+    file: Annotated[Path, typer.Argument(help="CSV, JSON Lines or Parquet.")],
+    pipeline: Annotated[str, typer.Option("--pipeline", "-p", help="Where the records belong.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Push the records of a file. Exit code 1 if any was rejected.
+
+    Late labels go the same way: records with the record id and the target only.
+
+    \b
+    everloop push flights.csv --pipeline flight-delays
+    """
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    from everloop.cli.output import print_json
+    from everloop.records import field_types, open_records
+
+    with connected(ctx) as everloop:
+        source = open_records(file, lambda: field_types(pipeline, everloop.addresses.pipelines_dir))
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task(file.name, total=source.total)
+            result = everloop.push(
+                pipeline, source.records, on_batch=lambda count: progress.advance(task, count)
+            )
+    if as_json:
+        print_json(result)
+    else:
+        _summarise(result)
+    raise typer.Exit(1 if result.rejected else 0)
+
+
+def _summarise(result: Pushed) -> None:
+    from rich.markup import escape
+
+    from everloop.cli.output import console
+
+    console.print(f"[green]{result.accepted:,} accepted[/], {len(result.rejected):,} rejected")
+    for reason, rejections in result.by_reason().items():
+        console.print(f"\n[bold]{reason}[/]: {len(rejections):,}")
+        for rejection in rejections[:EXAMPLES]:
+            console.print(f"  record {rejection.position + 1}: {escape(rejection.message)}")
+            console.print(
+                f"  [dim]{escape(rejection.record[:160].decode(errors='replace'))}[/]",
+                soft_wrap=True,
+            )
+        if len(rejections) > EXAMPLES:
+            console.print(f"  [dim]and {len(rejections) - EXAMPLES:,} more[/]")
+
+
+def cut(
+    ctx: typer.Context,
+    pipeline: Annotated[str, typer.Argument(help="Name of the pipeline.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Cut a dataset version from everything that has arrived; training follows by the pipeline's triggers."""
+    from everloop.cli.output import console, print_json
+
+    with connected(ctx) as everloop:
+        dataset = everloop.cut(pipeline)
+    if as_json:
+        print_json(dataset)
+        return
+    console.print(
+        f"[green]{pipeline} v{dataset.version}[/]  {dataset.rows:,} rows, {dataset.labelled_rows:,} with a label"
+    )
+    console.print(f"git tag {dataset.git_tag} in {dataset.git_url}", soft_wrap=True)
+    for item in dataset.objects:
+        console.print(
+            f"[dim]dvc get {dataset.git_url} {item.path} --rev {dataset.git_tag}[/]", soft_wrap=True
+        )
+
+
+def datasets(
+    ctx: typer.Context,
+    pipeline: Annotated[str, typer.Argument(help="Name of the pipeline.")],
+    limit: Annotated[int, typer.Option(help="At most this many.")] = 20,
+    as_json: JsonOption = False,
+) -> None:
+    """List dataset versions, newest first."""
+    from everloop.cli.output import print_json, table, when
+
+    with connected(ctx) as everloop:
+        found = everloop.datasets(pipeline, limit=limit)
+    if as_json:
+        print_json(found)
+        return
+    table(
+        ("version", "rows#", "labelled#", "from", "to", "cut", "git tag", "cause"),
+        (
+            (
+                f"v{item.version}",
+                f"{item.rows:,}",
+                f"{item.labelled_rows:,}",
+                when(item.first_event_time),
+                when(item.last_event_time),
+                when(item.create_time),
+                item.git_tag,
+                item.cause_id,
+            )
+            for item in found
+        ),
+        empty=f"no dataset version yet: `everloop cut {pipeline}`",
+    )
+
+
+def check(
+    files: Annotated[list[Path], typer.Argument(help="Pipeline YAML files.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Check pipeline files: each problem with its file, line and field.
+
+    \b
+    everloop check pipelines/*.yaml
+    """
+    from everloop.cli.output import console, print_json
+    from everloop_contracts.pipeline import PipelineError, load_pipeline
+
+    problems: dict[str, list[str]] = {}
+    for file in files:
+        try:
+            pipeline = load_pipeline(file)
+        except PipelineError as error:
+            problems[str(file)] = str(error).splitlines()
+            continue
+        problems[str(file)] = []
+        if not as_json:
+            console.print(
+                f"[green]ok[/] {file}: {pipeline.name}, {len(pipeline.schema_.fields)} fields,"
+                f" {len(pipeline.features)} features, target {pipeline.target.field} ({pipeline.target.task})",
+                soft_wrap=True,
+            )
+    if as_json:
+        print_json(problems)
+    broken = [line for lines in problems.values() for line in lines]
+    if broken:
+        if as_json:
+            raise typer.Exit(1)
+        raise EverloopError("BROKEN_PIPELINE", "\n".join(broken))
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds the commands."""
+    for command in (push, cut, datasets, check):
+        app.command(rich_help_panel=PANEL)(command)

@@ -1,0 +1,148 @@
+"""`models`, `promote`, `rollback` and `trainings`."""
+
+from __future__ import annotations
+
+import getpass
+from typing import Annotated
+
+import typer
+
+from everloop.cli.context import JsonOption, connected
+
+__all__ = ["add_to"]
+
+PANEL = "Models"
+ReasonOption = Annotated[str, typer.Option("--reason", "-m", help="Why, for the audit trail.")]
+
+
+def models(
+    ctx: typer.Context,
+    model: Annotated[str, typer.Argument(help="Name of the model; default: all.")] = "",
+    limit: Annotated[int, typer.Option(help="At most this many.")] = 20,
+    as_json: JsonOption = False,
+) -> None:
+    """List model versions, newest first, with what the gates said."""
+    from everloop.cli.output import enum_name, print_json, table, when
+
+    with connected(ctx) as everloop:
+        found = everloop.models(model, limit=limit)
+    if as_json:
+        print_json(found)
+        return
+    colours = {"production": "bold green", "staging": "cyan", "rejected": "red"}
+
+    def stage(name: str) -> str:
+        return f"[{colours.get(name, 'dim')}]{name}[/]"
+
+    table(
+        ("model", "version", "stage", "family", "metrics", "dataset", "cause", "gates", "promoted"),
+        (
+            (
+                item.model,
+                f"v{item.version}",
+                stage(enum_name(item.DESCRIPTOR.fields_by_name["stage"], item.stage)),
+                item.family,
+                "  ".join(f"{name} {value:.4f}" for name, value in sorted(item.metrics.items())),
+                item.dataset_tag,
+                enum_name(item.DESCRIPTOR.fields_by_name["cause"], item.cause),
+                "  ".join(f"{'✓' if gate.passed else '✗'} {gate.gate}" for gate in item.gates),
+                when(item.promote_time),
+            )
+            for item in found
+        ),
+        empty="no model yet: push data and cut a dataset version; training follows",
+    )
+
+
+def promote(
+    ctx: typer.Context,
+    model: Annotated[str, typer.Argument(help="Name of the model.")],
+    version: Annotated[int, typer.Argument(help="Version to put into Production.", min=1)],
+    reason: ReasonOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Put a version into Production; the one that served until then is archived."""
+    from everloop.cli.output import console, print_json
+
+    with connected(ctx) as everloop:
+        # The etag as seen now: somebody else's change in between is an error, not overwritten.
+        seen = everloop.model(model, version)
+        done = everloop.promote(
+            model, version, reason=reason, actor=getpass.getuser(), etag=seen.etag
+        )
+    if as_json:
+        print_json(done)
+    else:
+        console.print(f"[green]{model} v{done.version} is in Production[/]")
+
+
+def rollback(
+    ctx: typer.Context,
+    model: Annotated[str, typer.Argument(help="Name of the model.")],
+    reason: ReasonOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Put the previous Production version back."""
+    from everloop.cli.output import console, print_json
+
+    with connected(ctx) as everloop:
+        done = everloop.rollback(model, reason=reason, actor=getpass.getuser())
+    if as_json:
+        print_json(done)
+    else:
+        console.print(f"[green]{model} v{done.version} is in Production again[/]")
+
+
+def trainings(
+    ctx: typer.Context,
+    pipeline: Annotated[str, typer.Argument(help="Name of the pipeline; default: all.")] = "",
+    limit: Annotated[int, typer.Option(help="At most this many.")] = 20,
+    as_json: JsonOption = False,
+) -> None:
+    """List trainings, newest first."""
+    from everloop.cli.output import enum_name, print_json, table, when
+
+    with connected(ctx) as everloop:
+        found = everloop.trainings(pipeline, limit=limit)
+    if as_json:
+        print_json(found)
+        return
+    table(
+        (
+            "training",
+            "pipeline",
+            "dataset",
+            "state",
+            "cause",
+            "trials#",
+            "best#",
+            "family",
+            "queued",
+            "seconds#",
+        ),
+        (
+            (
+                item.id,
+                item.pipeline,
+                f"v{item.dataset_version}",
+                enum_name(item.DESCRIPTOR.fields_by_name["state"], item.state)
+                + (f": {item.error}" if item.error else ""),
+                enum_name(item.DESCRIPTOR.fields_by_name["cause"], item.cause),
+                f"{item.trials_done}/{item.trials_total}",
+                f"{item.best_metric:.4f}" if item.best_family else "",
+                item.best_family,
+                when(item.create_time),
+                str(item.end_time.seconds - item.start_time.seconds)
+                if item.end_time.seconds and item.start_time.seconds
+                else "",
+            )
+            for item in found
+        ),
+        empty="no training yet: `everloop cut PIPELINE` gives one its data",
+    )
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds the commands."""
+    for command in (models, promote, rollback, trainings):
+        app.command(rich_help_panel=PANEL)(command)

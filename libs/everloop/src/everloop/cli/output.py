@@ -1,0 +1,97 @@
+"""How answers look: tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["console", "enum_name", "plain", "print_json", "sparkline", "table", "when"]
+
+console = Console(highlight=False)
+
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+def plain(value: Any) -> Any:
+    """Turns an answer into what JSON holds: enums by their short name, times in RFC 3339, int64 as numbers."""
+    if isinstance(value, Timestamp):
+        return value.ToJsonString() if value.seconds or value.nanos else None
+    if isinstance(value, Message):
+        return {field.name: _field(value, field) for field in value.DESCRIPTOR.fields}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {
+            field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)
+        }
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return value
+
+
+def _field(message: Message, field: Any) -> Any:
+    value = getattr(message, field.name)
+    if field.message_type is not None and field.message_type.GetOptions().map_entry:
+        return dict(sorted(value.items()))
+    if field.is_repeated:
+        return [plain(item) for item in value]
+    if field.has_presence and not message.HasField(field.name):
+        return None
+    if field.enum_type is not None:
+        return enum_name(field, value)
+    return plain(value)
+
+
+def enum_name(field: Any, value: int) -> str:
+    """Returns an enum's value as a person says it: `STAGE_PRODUCTION` is `production`."""
+    name = str(field.enum_type.values_by_number[value].name)
+    prefix = "".join(f"_{c}" if c.isupper() else c for c in field.enum_type.name).upper().strip("_")
+    return name.removeprefix(f"{prefix}_").lower()
+
+
+def print_json(value: Any) -> None:
+    """Prints an answer as JSON."""
+    json.dump(plain(value), sys.stdout, indent=2, ensure_ascii=False)
+    print()
+
+
+def table(columns: Iterable[str], rows: Iterable[Sequence[object]], empty: str) -> None:
+    """Prints a table; a column whose title ends in `#` is aligned to the right. `empty` is said if there is no row."""
+    grid = Table(box=None, pad_edge=False, header_style="bold")
+    for title in columns:
+        grid.add_column(title.removesuffix("#"), justify="right" if title.endswith("#") else "left")
+    for row in rows:
+        grid.add_row(*(str(cell) for cell in row))
+    console.print(grid if grid.row_count else f"[dim]{empty}[/]", soft_wrap=not console.is_terminal)
+
+
+def when(time: Timestamp) -> str:
+    """Returns a time in this machine's zone, to the second; empty where not set."""
+    if not time.seconds:
+        return ""
+    return datetime.fromtimestamp(time.seconds, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def sparkline(values: Sequence[float | None]) -> str:
+    """Draws values as a line of bars; a gap where there is none.
+
+    >>> sparkline([1.0, 2.0, None, 3.0])
+    '▁▄ █'
+    """
+    known = [value for value in values if value is not None]
+    if not known:
+        return ""
+    low, span = min(known), max(known) - min(known)
+    scale = (len(_BARS) - 1) / span if span else 0.0
+    return "".join(" " if value is None else _BARS[int((value - low) * scale)] for value in values)

@@ -1,0 +1,476 @@
+"""The client: data in, predictions out, and everything that is known about both.
+
+    with Everloop.connect() as everloop:
+        everloop.push("flight-delays", records)
+        everloop.cut("flight-delays")
+        answer = everloop.predict("flight-delays", [row])
+        everloop.trace(answer.predictions[0].id)
+
+What the services answer is given back as their own Protobuf messages.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+from urllib.parse import quote
+
+import grpc
+import httpx
+from google.protobuf.struct_pb2 import Struct
+
+from everloop.addresses import Addresses
+from everloop.errors import EverloopError
+from everloop.wire import call, channel, check_http, http_failure
+from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2, inference_pb2_grpc
+from everloop_contracts.stubs.everloop.ingest.v1 import dataset_pb2, ingest_pb2, ingest_pb2_grpc
+from everloop_contracts.stubs.everloop.monitoring.v1 import monitoring_pb2, monitoring_pb2_grpc
+from everloop_contracts.stubs.everloop.registry.v1 import registry_pb2, registry_pb2_grpc
+from everloop_contracts.stubs.everloop.training.v1 import training_pb2, training_pb2_grpc
+
+__all__ = ["Everloop", "Prediction", "Predictions", "Pushed", "Rejection", "Trace"]
+
+Item = TypeVar("Item")
+Row = Mapping[str, Any]
+_PAGE = 500
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A record that was not taken.
+
+    Attributes:
+        position: Place among the records pushed: 0, 1, 2, …
+        reason: Code: MALFORMED_JSON, MISSING_FIELD, WRONG_TYPE, UNKNOWN_FIELD, OUT_OF_RANGE, …
+        field: Field that breaks the schema; empty if none does.
+        message: Explanation for a person.
+        record: What was pushed.
+    """
+
+    position: int
+    reason: str
+    field: str
+    message: str
+    record: bytes
+
+
+@dataclass
+class Pushed:
+    """What became of the records of a push.
+
+    Attributes:
+        accepted: Records that are valid and on the broker.
+        rejected: The others.
+    """
+
+    accepted: int = 0
+    rejected: list[Rejection] = field(default_factory=list)
+
+    def by_reason(self) -> dict[str, list[Rejection]]:
+        """Groups the rejected records by reason, the most frequent first."""
+        groups: dict[str, list[Rejection]] = {}
+        for rejection in self.rejected:
+            groups.setdefault(rejection.reason, []).append(rejection)
+        return dict(sorted(groups.items(), key=lambda item: -len(item[1])))
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one row.
+
+    Attributes:
+        id: What `trace` takes.
+        label: Predicted class; empty for regression.
+        score: Predicted number, or the probability of the positive class.
+        probabilities: Per class; empty for regression.
+    """
+
+    id: str
+    label: str
+    score: float
+    probabilities: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The answers for a batch of rows, in order, and the model version that gave them."""
+
+    model: str
+    version: int
+    predictions: tuple[Prediction, ...]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The way from a prediction back to its data.
+
+    Attributes:
+        prediction: The prediction as it was logged, with its label if that has come.
+        lineage: The model version, its run, its audit trail and the events behind it.
+        dataset: The dataset version the model learned from.
+    """
+
+    prediction: monitoring_pb2.GetPredictionResponse
+    lineage: registry_pb2.GetLineageResponse
+    dataset: dataset_pb2.DatasetVersion
+
+
+class Everloop:
+    """A connection to one Everloop; may be used from several threads. Close it, or use it as a context."""
+
+    def __init__(self, addresses: Addresses, *, timeout: float = 30.0) -> None:
+        """Takes the addresses and the deadline of a call in seconds; connects when first used."""
+        self.addresses = addresses
+        self.timeout = timeout
+        self._channels: dict[str, grpc.Channel] = {}
+        self._http = httpx.Client(
+            base_url=addresses.inference_http_url, timeout=timeout, trust_env=False
+        )
+
+    @classmethod
+    def connect(
+        cls, home: Path | None = None, *, addresses: Addresses | None = None, timeout: float = 30.0
+    ) -> Self:
+        """Finds an Everloop (see `Addresses.discover`) unless told where it is.
+
+        Raises:
+            EverloopError: reason STACK_NOT_FOUND.
+        """
+        return cls(addresses or Addresses.discover(home), timeout=timeout)
+
+    def close(self) -> None:
+        """Closes every connection."""
+        self._http.close()
+        for channel_ in self._channels.values():
+            channel_.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # Data
+
+    def push(
+        self,
+        pipeline: str,
+        records: Iterable[Row | bytes],
+        *,
+        batch: int = 500,
+        on_batch: Callable[[int], None] = lambda records: None,
+    ) -> Pushed:
+        """Pushes records: mappings, or JSON objects as bytes.
+
+        A record that breaks the schema does not stop the others. Late labels are records that hold the record id and
+        the target only.
+
+        Args:
+            pipeline: Name of the pipeline.
+            records: Read as it goes; may be endless.
+            batch: Records per call.
+            on_batch: Told how many records each answered call held.
+
+        Raises:
+            EverloopError: The call failed; batches before it are in.
+        """
+        result = Pushed()
+        method = self._ingest().PushRecords
+        position = 0
+        for chunk in _chunks(records, batch):
+            bodies = [item if isinstance(item, bytes) else _json(item) for item in chunk]
+            request = ingest_pb2.PushRecordsRequest(pipeline=pipeline, records=bodies)
+            answer = call(method, request, self.timeout)
+            result.accepted += answer.accepted
+            result.rejected += [
+                Rejection(position + index, item.reason, item.field, item.message, bodies[index])
+                for index, item in enumerate(answer.results)
+                if not item.accepted
+            ]
+            position += len(bodies)
+            on_batch(len(bodies))
+        return result
+
+    def cut(
+        self, pipeline: str, *, request_id: str = "", timeout: float = 300.0
+    ) -> dataset_pb2.DatasetVersion:
+        """Cuts a dataset version of everything so far; a repeated `request_id` returns the first answer."""
+        request = ingest_pb2.CutVersionRequest(
+            pipeline=pipeline, request_id=request_id or str(uuid.uuid4())
+        )
+        return call(self._ingest().CutVersion, request, timeout).dataset
+
+    def datasets(self, pipeline: str, *, limit: int = 50) -> list[dataset_pb2.DatasetVersion]:
+        """Lists dataset versions, newest first."""
+        method = self._ingest().ListDatasetVersions
+
+        def page(size: int, token: str) -> tuple[Sequence[dataset_pb2.DatasetVersion], str]:
+            request = ingest_pb2.ListDatasetVersionsRequest(
+                pipeline=pipeline, page_size=size, page_token=token
+            )
+            answer = call(method, request, self.timeout)
+            return answer.datasets, answer.next_page_token
+
+        return _pages(page, limit)
+
+    def dataset(self, pipeline: str, version: int = 0) -> dataset_pb2.DatasetVersion:
+        """Returns one dataset version; 0 is the newest."""
+        request = ingest_pb2.GetDatasetVersionRequest(pipeline=pipeline, version=version)
+        return call(self._ingest().GetDatasetVersion, request, self.timeout).dataset
+
+    def stats(self, pipeline: str) -> ingest_pb2.GetPipelineStatsResponse:
+        """Returns the books of a pipeline: received, accepted, rejected by reason, lag."""
+        request = ingest_pb2.GetPipelineStatsRequest(pipeline=pipeline)
+        return call(self._ingest().GetPipelineStats, request, self.timeout)
+
+    # Predictions
+
+    def predict(self, model: str, rows: Sequence[Row], *, http: bool = False) -> Predictions:
+        """Predicts rows with the Production version, over gRPC or HTTP.
+
+        Args:
+            model: Name of the model, which is the name of its pipeline.
+            rows: Field name to value, as the pipeline's schema names them. The record id is optional; with it, late
+                labels find the prediction.
+            http: Use HTTP.
+
+        Raises:
+            EverloopError: Unknown model, or a row that does not fit it (the message names the field).
+        """
+        if http:
+            return self._predict_http(model, rows)
+        request = inference_pb2.PredictRequest(model=model)
+        for row in rows:
+            struct = request.rows.add()
+            _fill(struct, row)
+        answer = call(self._inference().Predict, request, self.timeout)
+        return Predictions(
+            answer.model,
+            answer.version,
+            tuple(
+                Prediction(item.prediction_id, item.label, item.score, tuple(item.probabilities))
+                for item in answer.predictions
+            ),
+        )
+
+    def _predict_http(self, model: str, rows: Sequence[Row]) -> Predictions:
+        try:
+            answer = self._http.post(
+                f"/v1/models/{quote(model, safe='')}:predict",
+                content=b'{"rows":[' + b",".join(map(_json, rows)) + b"]}",
+                headers={"content-type": "application/json"},
+            )
+        except httpx.HTTPError as error:
+            raise http_failure(error) from error
+        check_http(answer)
+        body = answer.json()
+        return Predictions(
+            body["model"],
+            int(body["version"]),
+            tuple(
+                Prediction(
+                    item["prediction_id"],
+                    item.get("label", ""),
+                    float(item["score"]),
+                    tuple(item.get("probabilities", ())),
+                )
+                for item in body["predictions"]
+            ),
+        )
+
+    def served(self, model: str) -> inference_pb2.Model:
+        """Describes the version of a model that answers now, and what a row must hold."""
+        return call(
+            self._inference().GetModel, inference_pb2.GetModelRequest(model=model), self.timeout
+        ).model
+
+    # Models
+
+    def models(self, model: str = "", *, limit: int = 50) -> list[registry_pb2.ModelVersion]:
+        """Lists versions of a model, or of all, newest first."""
+        method = self._registry().ListModelVersions
+
+        def page(size: int, token: str) -> tuple[Sequence[registry_pb2.ModelVersion], str]:
+            request = registry_pb2.ListModelVersionsRequest(
+                model=model, page_size=size, page_token=token
+            )
+            answer = call(method, request, self.timeout)
+            return answer.versions, answer.next_page_token
+
+        return _pages(page, limit)
+
+    def model(self, model: str, version: int = 0) -> registry_pb2.ModelVersion:
+        """Returns one version; 0 is the one in Production."""
+        request = registry_pb2.GetModelVersionRequest(model=model, version=version)
+        return call(self._registry().GetModelVersion, request, self.timeout).version
+
+    def production(self, model: str = "") -> list[registry_pb2.ModelVersion]:
+        """Returns the Production version of a model, or of all."""
+        request = registry_pb2.ListProductionRequest(model=model)
+        return list(call(self._registry().ListProduction, request, self.timeout).versions)
+
+    def promote(
+        self, model: str, version: int, *, reason: str = "", actor: str = "", etag: str = ""
+    ) -> registry_pb2.ModelVersion:
+        """Moves a version to Production; with an `etag`, only if nobody changed the model since."""
+        request = registry_pb2.PromoteModelVersionRequest(
+            model=model,
+            version=version,
+            etag=etag,
+            request_id=str(uuid.uuid4()),
+            actor=actor,
+            reason=reason,
+        )
+        return call(self._registry().PromoteModelVersion, request, self.timeout).version
+
+    def rollback(
+        self, model: str, *, reason: str = "", actor: str = ""
+    ) -> registry_pb2.ModelVersion:
+        """Puts the previous Production version back."""
+        request = registry_pb2.RollbackModelRequest(
+            model=model, request_id=str(uuid.uuid4()), actor=actor, reason=reason
+        )
+        return call(self._registry().RollbackModel, request, self.timeout).version
+
+    def lineage(self, model: str, version: int) -> registry_pb2.GetLineageResponse:
+        """Follows a model version back to its run, its dataset version and its cause."""
+        request = registry_pb2.GetLineageRequest(model=model, version=version)
+        return call(self._registry().GetLineage, request, self.timeout)
+
+    # Trainings
+
+    def train(self, pipeline: str, *, request_id: str = "") -> training_pb2.Training:
+        """Asks for a training on the newest data; answers once it is queued."""
+        request = training_pb2.StartTrainingRequest(
+            pipeline=pipeline, request_id=request_id or str(uuid.uuid4())
+        )
+        return call(self._training().StartTraining, request, self.timeout).training
+
+    def trainings(self, pipeline: str = "", *, limit: int = 50) -> list[training_pb2.Training]:
+        """Lists trainings of a pipeline, or of all, newest first."""
+        method = self._training().ListTrainings
+
+        def page(size: int, token: str) -> tuple[Sequence[training_pb2.Training], str]:
+            request = training_pb2.ListTrainingsRequest(
+                pipeline=pipeline, page_size=size, page_token=token
+            )
+            answer = call(method, request, self.timeout)
+            return answer.trainings, answer.next_page_token
+
+        return _pages(page, limit)
+
+    # What is watched
+
+    def chunks(
+        self, pipeline: str, *, version: int = 0, limit: int = 50
+    ) -> list[monitoring_pb2.Chunk]:
+        """Lists evaluated chunks of predictions, newest first."""
+        method = self._monitoring().ListChunks
+
+        def page(size: int, token: str) -> tuple[Sequence[monitoring_pb2.Chunk], str]:
+            request = monitoring_pb2.ListChunksRequest(
+                pipeline=pipeline, model_version=version, page_size=size, page_token=token
+            )
+            answer = call(method, request, self.timeout)
+            return answer.chunks, answer.next_page_token
+
+        return _pages(page, limit)
+
+    def decisions(self, pipeline: str, *, limit: int = 50) -> list[monitoring_pb2.Decision]:
+        """Lists what the retrain policy decided, newest first."""
+        method = self._monitoring().ListDecisions
+
+        def page(size: int, token: str) -> tuple[Sequence[monitoring_pb2.Decision], str]:
+            request = monitoring_pb2.ListDecisionsRequest(
+                pipeline=pipeline, page_size=size, page_token=token
+            )
+            answer = call(method, request, self.timeout)
+            return answer.decisions, answer.next_page_token
+
+        return _pages(page, limit)
+
+    def logged(self, prediction_id: str) -> monitoring_pb2.GetPredictionResponse:
+        """Finds a logged prediction; it is there a moment after the answer, when the log has arrived."""
+        request = monitoring_pb2.GetPredictionRequest(prediction_id=prediction_id)
+        return call(self._monitoring().GetPrediction, request, self.timeout)
+
+    def trace(self, prediction_id: str) -> Trace:
+        """Follows a prediction back to the rows that taught its model."""
+        prediction = self.logged(prediction_id)
+        lineage = self.lineage(prediction.pipeline, prediction.model_version)
+        dataset = self.dataset(prediction.pipeline, lineage.version.dataset_version)
+        return Trace(prediction, lineage, dataset)
+
+    # Connections
+
+    def _channel(self, address: str) -> grpc.Channel:
+        # Two threads may both make one; setdefault keeps the first and a channel without calls costs nothing.
+        return self._channels.get(address) or self._channels.setdefault(address, channel(address))
+
+    def _ingest(self) -> ingest_pb2_grpc.IngestServiceStub:
+        return ingest_pb2_grpc.IngestServiceStub(self._channel(self.addresses.ingest))
+
+    def _training(self) -> training_pb2_grpc.TrainingServiceStub:
+        return training_pb2_grpc.TrainingServiceStub(self._channel(self.addresses.trainer))
+
+    def _registry(self) -> registry_pb2_grpc.RegistryServiceStub:
+        return registry_pb2_grpc.RegistryServiceStub(self._channel(self.addresses.registry))
+
+    def _monitoring(self) -> monitoring_pb2_grpc.MonitoringServiceStub:
+        return monitoring_pb2_grpc.MonitoringServiceStub(self._channel(self.addresses.monitor))
+
+    def _inference(self) -> inference_pb2_grpc.InferenceServiceStub:
+        return inference_pb2_grpc.InferenceServiceStub(self._channel(self.addresses.inference_grpc))
+
+
+def _known(row: Row) -> dict[str, Any]:
+    # pandas and Parquet write a missing number as NaN, which JSON has no word for.
+    return {key: None if value != value else value for key, value in row.items()}
+
+
+def _json(row: Row) -> bytes:
+    return json.dumps(_known(row), default=_text, allow_nan=False).encode()
+
+
+def _text(value: Any) -> str:
+    return str(value.isoformat() if hasattr(value, "isoformat") else value)
+
+
+def _fill(struct: Struct, row: Row) -> None:
+    try:
+        struct.update(_known(row))
+    except ValueError as error:
+        raise EverloopError(
+            "INVALID_ROW",
+            f"a row cannot be sent: {error}",
+            "values are text, numbers, true, false, null",
+        ) from error
+
+
+def _chunks(items: Iterable[Row | bytes], size: int) -> Iterator[list[Row | bytes]]:
+    iterator = iter(items)
+    while chunk := list(islice(iterator, size)):
+        yield chunk
+
+
+def _pages(page: Callable[[int, str], tuple[Sequence[Item], str]], limit: int) -> list[Item]:
+    """Reads pages until `limit` items are there or no page is left."""
+    found: list[Item] = []
+    token = ""
+    while len(found) < limit:
+        items, token = page(min(limit - len(found), _PAGE), token)
+        found += items
+        if not token:
+            break
+    return found[:limit]

@@ -1,0 +1,1 @@
+"""The demo: a year of flights goes once round the whole loop."""
