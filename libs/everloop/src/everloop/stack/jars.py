@@ -41,7 +41,6 @@ def obtain(
     cache: Path,
     progress: Callable[[str], None],
     lock: Path = LOCK,
-    should_stop: Callable[[], bool] = lambda: False,
 ) -> list[Path]:
     """Return the jars' paths under `cache`, fetching those that are missing and checking all of them.
 
@@ -56,7 +55,7 @@ def obtain(
     with locked(cache / "kafka.download"):
         missing = [jar for jar in jars if not (folder / jar.name).exists()]
         if missing:
-            _fetch(missing, folder, cache / "maven", progress, should_stop)
+            _fetch(missing, folder, cache / "maven", progress)
         with ThreadPoolExecutor(4) as pool:
             sums = list(pool.map(lambda jar: _sha256(folder / jar.name), jars))
     for jar, found in zip(jars, sums, strict=True):
@@ -73,7 +72,6 @@ def _fetch(
     folder: Path,
     downloads: Path,
     progress: Callable[[str], None],
-    should_stop: Callable[[], bool],
 ) -> None:
     from jgo.maven import MavenContext
 
@@ -82,8 +80,6 @@ def _fetch(
     context = MavenContext(repo_cache=downloads, timeout=60)
 
     def fetch(jar: Jar) -> None:
-        if should_stop():
-            return
         group, artifact, version = jar.coordinates.split(":")
         try:
             found = context.project(group, artifact).at_version(version).artifact().resolve()
@@ -96,13 +92,14 @@ def _fetch(
         found.rename(folder / jar.name)
 
     progress(f"fetching Kafka: {len(jars)} jars, once")
-    with ThreadPoolExecutor(8) as pool:
+    pool = ThreadPoolExecutor(8)
+    try:
         for count, _ in enumerate(pool.map(fetch, jars), start=1):
             if count % 10 == 0 or count == len(jars):
                 progress(f"fetched {count} of {len(jars)} jars")
+    finally:
+        pool.shutdown(cancel_futures=True)
     shutil.rmtree(downloads, ignore_errors=True)
-    if should_stop():
-        raise StackError("fetching Kafka was interrupted")
 
 
 def _sha256(path: Path) -> str:

@@ -8,7 +8,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,10 +140,11 @@ def up(
                 parts, lambda part, stop: _bring_up(place, supervisor, part, report, stop)
             )
         except BaseException:
-            if fresh:
-                _take_down(place, parts, report)
-            else:
-                _stop(supervisor, [part for part in parts if part.name not in running], report)
+            with _undisturbed():
+                if fresh:
+                    _take_down(place, parts, report)
+                else:
+                    _stop(supervisor, [part for part in parts if part.name not in running], report)
             raise
         return there
 
@@ -308,11 +309,16 @@ def _each_in_order(
 def _bring_up(
     place: Home, supervisor: Supervisor, part: Part, report: _Reporter, stop: threading.Event
 ) -> None:
+    def progress(text: str) -> None:
+        if stop.is_set():
+            raise StackInterrupted(f"{part.name} was not started")
+        report(part.name, "preparing", text)
+
     if stop.is_set():
         raise StackInterrupted(f"{part.name} was not started")
     state = supervisor.states().get(part.name)
     if state is None or not state.pid:
-        part.prepare(lambda text: report(part.name, "preparing", text))
+        part.prepare(progress)
         if stop.is_set():
             raise StackInterrupted(f"{part.name} was not started")
         report(part.name, "starting", f"log {place.log(part.name)}")
@@ -372,6 +378,22 @@ def _take_down(place: Home, parts: Sequence[Part], report: _Reporter) -> None:
     ports.release(place)
     # Ray's session is in the run folder; its logs are all that anybody could want of it later.
     shutil.rmtree(place.run, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Let no second Ctrl-C cut a clean-up short, where signals are ours to handle."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {
+        number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _problem(part: Part, state: ProcessState | None) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 __all__ = ["NotReady", "Part", "Progress", "with_needs"]
 
 Progress = Callable[[str], None]
-"""Takes one line for the person who waits."""
+"""Takes one line for the person who waits; raises where the work is no longer wanted."""
 
 
 class NotReady(Exception):
