@@ -1,0 +1,209 @@
+"""What ingest speaks of: messages, rejections, shards, dataset versions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Protocol
+
+__all__ = [
+    "Batch",
+    "Books",
+    "Message",
+    "ObjectFile",
+    "Partition",
+    "Reason",
+    "Rejection",
+    "Rows",
+    "Shard",
+    "State",
+    "Unversioned",
+    "Version",
+]
+
+
+class Reason(StrEnum):
+    """Why a message is no record of its pipeline."""
+
+    RECORD_TOO_LARGE = "RECORD_TOO_LARGE"
+    MALFORMED_JSON = "MALFORMED_JSON"
+    NOT_AN_OBJECT = "NOT_AN_OBJECT"
+    UNKNOWN_FIELD = "UNKNOWN_FIELD"
+    MISSING_FIELD = "MISSING_FIELD"
+    NOT_NULLABLE = "NOT_NULLABLE"
+    WRONG_TYPE = "WRONG_TYPE"
+    OUT_OF_RANGE = "OUT_OF_RANGE"
+    UNKNOWN_CATEGORY = "UNKNOWN_CATEGORY"
+    UNPROCESSABLE = "UNPROCESSABLE"
+    """Validation itself failed on it: a defect of ours, kept from blocking the partition."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """One message that is not accepted.
+
+    Attributes:
+        row: its position among the messages that were validated.
+        reason: why, for programs.
+        field: the field that breaks the schema; empty where it is the message as a whole.
+        message: why, for a person.
+    """
+
+    row: int
+    reason: Reason
+    field: str
+    message: str
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class Partition:
+    """One partition of a pipeline's record topic."""
+
+    topic: str
+    number: int
+
+
+class Message(Protocol):
+    """One Kafka message, as the broker's client hands it over."""
+
+    @property
+    def offset(self) -> int:
+        """Its offset in the partition."""
+
+    @property
+    def timestamp(self) -> int:
+        """Its Kafka timestamp, milliseconds since 1970-01-01 UTC."""
+
+    @property
+    def key(self) -> bytes | None:
+        """Its key."""
+
+    @property
+    def value(self) -> bytes | None:
+        """Its body; None is a tombstone."""
+
+    @property
+    def headers(self) -> Sequence[tuple[str, bytes | None]]:
+        """Its headers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What the writer settles at once: consecutive messages of one partition.
+
+    Attributes:
+        pipeline: name of the pipeline.
+        partition: where they come from.
+        start: position of the writer before them.
+        end: position after them; beyond the last message + 1 where the log holds what is no message.
+        messages: in order of offset; may be empty, then only the position moves.
+    """
+
+    pipeline: str
+    partition: Partition
+    start: int
+    end: int
+    messages: Sequence[Message]
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """The books of one settled batch, and the object that holds its rows.
+
+    Attributes:
+        key: path of the object inside the data bucket; empty where no message was accepted.
+        accepted: rows in the object, late labels among them.
+        actuals: how many of them are late labels.
+        rejected: messages that went to the dead-letter topic, by reason.
+        size_bytes: size of the object.
+        first_event_time: earliest event time among the rows; None where no row has one.
+        last_event_time: latest event time.
+    """
+
+    pipeline: str
+    partition: Partition
+    first_offset: int
+    last_offset: int
+    key: str
+    accepted: int
+    actuals: int
+    rejected: dict[str, int]
+    size_bytes: int
+    first_event_time: datetime | None
+    last_event_time: datetime | None
+
+
+class State(StrEnum):
+    """Life of a dataset version."""
+
+    CUTTING = "CUTTING"
+    AVAILABLE = "AVAILABLE"
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What a version's file holds."""
+
+    rows: int
+    labelled_rows: int
+    first_event_time: datetime
+    last_event_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectFile:
+    """A version's file as the data repository keeps it.
+
+    Attributes:
+        path: inside the repository, as `dvc get` takes it.
+        uri: of the content on the object store.
+        md5: of the content, hexadecimal.
+        tag: git tag of the version.
+        commit: git commit that the tag points to.
+    """
+
+    path: str
+    uri: str
+    md5: str
+    size_bytes: int
+    tag: str
+    commit: str
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A dataset version. `rows` and `file` are known once it is available."""
+
+    pipeline: str
+    number: int
+    state: State
+    cause_id: str
+    create_time: datetime
+    shards: int
+    rows: Rows | None = None
+    file: ObjectFile | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Unversioned:
+    """What is stored and in no version yet.
+
+    Attributes:
+        records: accepted records, late labels not counted.
+        since: when the oldest of it was stored; None where there is none.
+    """
+
+    records: int
+    since: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Books:
+    """What became of the messages of one pipeline."""
+
+    accepted: int = 0
+    rejected: int = 0
+    actuals: int = 0
+    rejected_by_reason: dict[str, int] = field(default_factory=dict)
