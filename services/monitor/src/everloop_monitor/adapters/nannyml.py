@@ -1,0 +1,213 @@
+"""NannyML: calculators fitted once per model version on its reference sample."""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from everloop_contracts.pipeline import FieldType, Pipeline, Task
+from everloop_monitor.domain import Readings, Rows
+from everloop_monitor.ports import Detector, References
+
+__all__ = ["NannymlDetectors"]
+
+log = logging.getLogger(__name__)
+
+_SCORE, _LABEL, _TARGET = "everloop_score", "everloop_label", "everloop_target"
+_REFERENCE_PARTS = 10
+"""Parts of the reference sample whose spread says what reconstruction error is normal."""
+_PROBLEMS = {Task.BINARY: "classification_binary", Task.REGRESSION: "regression"}
+_METRICS = {Task.BINARY: ("roc_auc", "accuracy", "f1"), Task.REGRESSION: ("rmse", "mae")}
+
+
+class NannymlDetectors:
+    """Fits detectors, and keeps the ones used last."""
+
+    def __init__(self, references: References, keep: int) -> None:
+        """Takes where reference samples are, and how many model versions stay fitted."""
+        self._references = references
+        self._keep = keep
+        self._fitted: OrderedDict[tuple[str, int, str], _NannymlDetector] = OrderedDict()
+
+    def prepare(self) -> None:
+        """Imports NannyML, which takes 5 to 9 seconds."""
+        os.environ["NML_DISABLE_USAGE_LOGGING"] = (
+            "1"  # it calls home unless told so before the import
+        )
+        # Its estimators cannot read pandas 3's string columns.
+        pd.options.future.infer_string = False
+        import nannyml  # noqa: F401
+
+    def fitted(self, pipeline: Pipeline, version: int, run_id: str) -> Detector:
+        """See `Detectors.fitted`."""
+        key = (pipeline.name, version, run_id)
+        if key not in self._fitted:
+            self.prepare()
+            sample = pd.read_parquet(io.BytesIO(self._references.load(run_id)))
+            self._fitted[key] = _NannymlDetector(pipeline, sample)
+            if len(self._fitted) > self._keep:
+                self._fitted.popitem(last=False)
+        self._fitted.move_to_end(key)
+        return self._fitted[key]
+
+
+class _NannymlDetector:
+    """Calculators of one model version. Each takes a chunk as a whole, and only the columns it needs."""
+
+    def __init__(self, pipeline: Pipeline, sample: pd.DataFrame) -> None:
+        import nannyml as nml
+
+        self._pipeline = pipeline
+        rule = pipeline.monitoring
+        reference = _reference(pipeline, sample)
+        self._numbers = [
+            name
+            for name, spec in pipeline.inputs.items()
+            if spec.type in (FieldType.INT, FieldType.FLOAT)
+            and reference.get(name, pd.Series(dtype=float)).notna().any()
+        ]
+        self._texts = [
+            name
+            for name, spec in pipeline.inputs.items()
+            if spec.type in (FieldType.STRING, FieldType.BOOL) and name in reference
+        ]
+        self._whole = nml.CountBasedChunker(chunk_number=1)
+        self._univariate: Any = nml.UnivariateDriftCalculator(
+            column_names=[*self._numbers, *self._texts],
+            treat_as_numerical=self._numbers,
+            treat_as_categorical=self._texts,
+            continuous_methods=[rule.drift.method],
+            categorical_methods=[rule.drift.method],
+            # The pipeline's rule judges; NannyML's own thresholds would cost a pass over the sample.
+            thresholds={
+                rule.drift.method: nml.thresholds.ConstantThreshold(upper=rule.drift.threshold)
+            },
+            chunker=self._whole,
+        ).fit(reference[[*self._numbers, *self._texts]])
+        self._reconstruction: Any = None
+        if len(self._numbers) > 1:
+            self._reconstruction = nml.DataReconstructionDriftCalculator(
+                column_names=self._numbers, chunk_number=_REFERENCE_PARTS
+            ).fit(reference[self._numbers])
+            self._reconstruction.chunker = self._whole
+        self.reference: float | None = None
+        self._performance: Any = None
+        self._estimator: Any = None
+        metric, task = rule.performance.metric, pipeline.target.task
+        if metric in _METRICS.get(task, ()):
+            self._fit_performance(nml, reference, metric, task)
+        else:
+            log.warning(
+                "pipeline %s: %s is not measured for %s targets", pipeline.name, metric, task
+            )
+
+    def _fit_performance(self, nml: Any, reference: pd.DataFrame, metric: str, task: Task) -> None:
+        labelled = reference[reference[_TARGET].notna()]
+        columns = [_SCORE, _LABEL, _TARGET]
+        options: dict[str, Any] = {"metrics": [metric], "y_true": _TARGET, "chunker": self._whole}
+        classes = {"y_pred_proba": _SCORE, "y_pred": _LABEL}
+        if task is Task.BINARY:
+            self._estimator = nml.CBPE(problem_type=_PROBLEMS[task], **options, **classes).fit(
+                labelled[columns]
+            )
+        else:
+            classes = {"y_pred": _SCORE}
+            inputs = [*self._numbers, *self._texts]
+            self._estimator = nml.DLE(feature_column_names=inputs, **options, **classes).fit(
+                labelled[[*inputs, *columns]]
+            )
+        self._performance = nml.PerformanceCalculator(
+            problem_type=_PROBLEMS[task], **options, **classes
+        ).fit(labelled[columns])
+        self.reference = _value(self._performance.result, metric, "reference")
+
+    def read(self, rows: Rows) -> Readings:
+        """See `Detector.read`."""
+        features = pd.DataFrame(
+            {name: rows.numbers[name] for name in self._numbers}
+            | {name: rows.texts[name] for name in self._texts}
+        )
+        method, metric = (
+            self._pipeline.monitoring.drift.method,
+            self._pipeline.monitoring.performance.metric,
+        )
+        drift = self._univariate.calculate(features).filter(period="analysis").data
+        # A feature that lost all its values has no distance; it could not be farther from the sample.
+        distances = {
+            name: 1.0 if math.isnan(value := float(drift[name, method, "value"].iloc[0])) else value
+            for name in (*self._numbers, *self._texts)
+        }
+        error = limit = None
+        if self._reconstruction is not None:
+            result = self._reconstruction.calculate(features[self._numbers])
+            error = _value(result, "reconstruction_error", "analysis")
+            limit = _value(result, "reconstruction_error", "analysis", "upper_threshold")
+        estimated = None
+        if self._estimator is not None:
+            outputs = self._outputs(rows)
+            data = outputs if self._pipeline.target.task is Task.BINARY else features.join(outputs)
+            estimated = _value(self._estimator.estimate(data), metric, "analysis")
+        return Readings(distances, error, limit, estimated)
+
+    def realised(self, rows: Rows, actuals: Sequence[str | None]) -> float | None:
+        """See `Detector.realised`."""
+        if self._performance is None:
+            return None
+        data = self._outputs(rows)
+        task = self._pipeline.target.task
+        data[_TARGET] = [None if label is None else _target(label, task) for label in actuals]
+        data = data[data[_TARGET].notna()].astype({_TARGET: float})
+        if data.empty or (task is Task.BINARY and data[_TARGET].nunique() < 2):
+            return None
+        metric = self._pipeline.monitoring.performance.metric
+        return _value(self._performance.calculate(data), metric, "analysis")
+
+    def _outputs(self, rows: Rows) -> pd.DataFrame:
+        return pd.DataFrame(
+            {_SCORE: rows.scores, _LABEL: np.asarray(rows.labels == "true", dtype=np.float64)}
+        )
+
+
+def _reference(pipeline: Pipeline, sample: pd.DataFrame) -> pd.DataFrame:
+    """The sample with the types that chunks have: numbers as float64, texts without nulls."""
+    frame: dict[str, Any] = {}
+    for name, spec in pipeline.inputs.items():
+        if name not in sample:
+            continue  # the version learned before the pipeline had this field
+        if spec.type in (FieldType.INT, FieldType.FLOAT):
+            frame[name] = pd.to_numeric(sample[name]).astype("float64").to_numpy()
+        elif spec.type is FieldType.BOOL:
+            frame[name] = (
+                sample[name].map({True: "true", False: "false"}).fillna("").to_numpy(dtype=object)
+            )
+        elif spec.type is FieldType.STRING:
+            frame[name] = sample[name].astype(object).fillna("").to_numpy(dtype=object)
+    frame[_SCORE] = sample[_SCORE].astype("float64").to_numpy()
+    target = sample[pipeline.target.field]
+    if pipeline.target.task is Task.REGRESSION:
+        frame[_LABEL] = 0.0
+        frame[_TARGET] = pd.to_numeric(target).astype("float64").to_numpy()
+    else:
+        frame[_LABEL] = (sample[_LABEL].astype(object) == "true").astype("float64").to_numpy()
+        frame[_TARGET] = target.map({True: 1.0, False: 0.0}).astype("float64").to_numpy()
+    return pd.DataFrame(frame)
+
+
+def _target(label: str, task: Task) -> float:
+    if task is Task.REGRESSION:
+        return float(label)
+    return 1.0 if label == "true" else 0.0
+
+
+def _value(result: Any, measure: str, period: str, field: str = "value") -> float | None:
+    """One number of a NannyML result with a single chunk; None where it is not defined."""
+    value = result.filter(period=period).data[measure, field].iloc[0]
+    return None if value is None or math.isnan(value) else float(value)

@@ -1,0 +1,100 @@
+"""The monitor, put together."""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+from everloop_contracts.pipeline import PipelineError, load_pipelines
+from everloop_contracts.stubs.everloop.monitoring.v1 import monitoring_pb2_grpc
+from everloop_monitor.adapters.mlflow import MlflowReferences
+from everloop_monitor.adapters.nannyml import NannymlDetectors
+from everloop_monitor.consumer import GROUP, WATCHED, handler
+from everloop_monitor.evaluate import Evaluator
+from everloop_monitor.servicer import MonitoringServicer
+from everloop_monitor.settings import MonitorSettings
+from everloop_monitor.worker import Worker, keep_within_bounds
+from everloop_runtime import telemetry
+from everloop_runtime.database import Database
+from everloop_runtime.grpc_server import GrpcServer
+from everloop_runtime.kafka import EventConsumer, OutboxRelay, ensure_topics, wait_for_broker
+from everloop_runtime.metrics import MetricsServer
+from everloop_runtime.service import Component, Stopper, run
+
+__all__ = ["main"]
+
+SERVICE = "everloop.monitoring.v1.MonitoringService"
+
+
+class _Topics(Component):
+    """Makes the event topics before anything reads or writes them."""
+
+    name = "topics"
+
+    def __init__(self, bootstrap: str) -> None:
+        self._bootstrap = bootstrap
+
+    def start(self, stopper: Stopper) -> None:
+        wait_for_broker(self._bootstrap, stopper)
+        if not stopper.stopping:
+            ensure_topics(self._bootstrap)
+
+    def stop(self) -> None:
+        """Topics stay."""
+
+
+def main() -> int:
+    """Runs the service; returns the exit status."""
+    settings = MonitorSettings.load()
+    telemetry.configure("monitor", settings.log_level)
+    try:
+        pipelines = load_pipelines(settings.pipelines_dir)
+    except PipelineError as error:
+        print(error, file=sys.stderr)
+        return 2
+    database = Database(settings.database_url)
+    database.upgrade(Path(__file__).parent / "migrations")
+    references = MlflowReferences(settings.mlflow_uri, settings.mlflow_timeout_seconds)
+    detectors = NannymlDetectors(references, keep=settings.fitted_models)
+    evaluator = Evaluator(database, pipelines, detectors, retry_seconds=settings.retry_seconds)
+
+    def maintain() -> None:
+        keep_within_bounds(
+            database,
+            pipelines,
+            retained_rows=settings.retained_rows,
+            retained_actuals_days=settings.retained_actuals_days,
+            waiting_chunks=settings.waiting_chunks,
+            now=datetime.now(UTC),
+        )
+
+    worker = Worker(evaluator, detectors.prepare, maintain, settings.maintenance_seconds)
+    servicer = MonitoringServicer(database, pipelines)
+    grpc = GrpcServer(
+        settings,
+        [SERVICE],
+        [
+            lambda server: monitoring_pb2_grpc.add_MonitoringServiceServicer_to_server(
+                servicer, server
+            )
+        ],
+    )
+    components = [
+        MetricsServer(settings.metrics_address),
+        _Topics(settings.kafka_bootstrap),
+        OutboxRelay(database, settings.kafka_bootstrap),
+        worker,
+        EventConsumer(
+            settings.kafka_bootstrap,
+            GROUP,
+            WATCHED,
+            handler(database, pipelines, worker.wake),
+            attempts=settings.consumer_max_attempts,
+        ),
+        grpc,
+    ]
+    try:
+        return run(components, on_ready=grpc.ready)
+    finally:
+        database.close()

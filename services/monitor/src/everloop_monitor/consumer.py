@@ -1,0 +1,59 @@
+"""Kafka in: predictions, labels and promotions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+
+from everloop_contracts.pipeline import Pipeline
+from everloop_contracts.stubs.everloop.inference.v1.events_pb2 import PredictionsLogged
+from everloop_contracts.stubs.everloop.ingest.v1.events_pb2 import ActualsRecorded
+from everloop_contracts.stubs.everloop.registry.v1.events_pb2 import ModelPromoted
+from everloop_monitor.chunks import log_predictions, record_actuals, watch_version
+from everloop_runtime.database import Database
+from everloop_runtime.errors import EverloopError, Kind
+from everloop_runtime.events import ACTUALS, MODELS, PREDICTIONS, Event
+
+__all__ = ["GROUP", "WATCHED", "handler"]
+
+GROUP = "everloop.monitor"
+WATCHED = (PREDICTIONS, ACTUALS, MODELS)
+
+
+def handler(
+    database: Database, pipelines: Mapping[str, Pipeline], wake: Callable[[], None]
+) -> Callable[[Event], None]:
+    """What to do with an event; `wake` is called when something may be due afterwards.
+
+    Raises (the returned function):
+        EverloopError: kind invalid: the batch is malformed or no pipeline has its name.
+    """
+
+    def handle(event: Event) -> None:
+        now = datetime.now(UTC)
+        match event.data:
+            case PredictionsLogged() as logged:
+                rows = _known(pipelines, logged.pipeline).monitoring.chunk_rows
+                log_predictions(database, event.id, logged, rows)
+            case ActualsRecorded() as actuals:
+                _known(pipelines, actuals.pipeline)
+                record_actuals(
+                    database, event.id, actuals.pipeline, actuals.record_ids, actuals.labels, now
+                )
+            case ModelPromoted(version=promoted):
+                watch_version(
+                    database, event.id, promoted.model, promoted.version, promoted.run_id, now
+                )
+            case _:
+                return  # ModelRegistered: nothing serves it yet
+        wake()
+
+    return handle
+
+
+def _known(pipelines: Mapping[str, Pipeline], name: str) -> Pipeline:
+    if name not in pipelines:
+        raise EverloopError(
+            Kind.INVALID, "PIPELINE_UNKNOWN", f"there is no pipeline '{name}' here", pipeline=name
+        )
+    return pipelines[name]

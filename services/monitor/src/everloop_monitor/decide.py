@@ -1,0 +1,99 @@
+"""The retrain policy: pure, so that every decision can be made again from its evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
+
+from everloop_contracts.pipeline import Retrain
+from everloop_monitor.domain import Chunk, Condition, Decision, Request, stable_id
+
+__all__ = ["decide"]
+
+
+def decide(
+    rule: Retrain,
+    chunk: Chunk,
+    recent: Mapping[Condition, Sequence[Chunk]],
+    *,
+    production: int,
+    last: Request | None,
+    made: Collection[str],
+    now: datetime,
+) -> Decision:
+    """Decides, after an evaluation of `chunk`, whether to ask for a new model.
+
+    A condition holds when at least `rule.chunks` of the last `rule.of` consecutive chunks alert on it, counted
+    back from the newest chunk with a verdict; a chunk without a verdict in between does not count as an alert.
+
+    Args:
+        rule: what the pipeline declares.
+        chunk: the chunk that was evaluated.
+        recent: for each condition of the rule, chunks of this version that have a verdict on it.
+        production: version in Production now; 0 if none is known.
+        last: the pipeline's last request.
+        made: ids of requests that were made already.
+        now: wall-clock time.
+
+    Returns:
+        `retrain` with the request's id, which depends only on pipeline, version, window and condition; or
+        `wait` (not enough alerts, or the version is not in Production), `already_requested` (a request for
+        this version is open, or this very one was made), `cooldown` (the last request is too young).
+    """
+    if chunk.version != production:
+        return Decision(
+            "wait", f"version {chunk.version} is not in Production (version {production} is)"
+        )
+    notes: list[str] = []
+    for condition in rule.when:
+        window = _window(recent.get(condition, ()), rule.of)
+        alerting = [item for item in window if item.verdict(condition)]
+        text = (
+            f"{condition}: {len(alerting)} of the last {rule.of} chunks alert, {rule.chunks} needed"
+        )
+        if alerting:
+            text += (
+                " ("
+                + "; ".join(f"chunk {c.index}: {c.evidence(condition)}" for c in alerting)
+                + ")"
+            )
+        elif window:
+            text += f" (chunk {window[-1].index}: {window[-1].evidence(condition)})"
+        if len(alerting) >= rule.chunks:
+            request_id = stable_id(
+                "RetrainRequested",
+                chunk.pipeline,
+                chunk.version,
+                alerting[0].index,
+                alerting[-1].index,
+                condition,
+            )
+            return _unless_asked(rule, chunk, text, request_id, last, made, now)
+        notes.append(text)
+    return Decision("wait", "; ".join(notes))
+
+
+def _window(chunks: Sequence[Chunk], length: int) -> list[Chunk]:
+    ordered = sorted(chunks, key=lambda item: item.index)
+    return [item for item in ordered if item.index > ordered[-1].index - length]
+
+
+def _unless_asked(
+    rule: Retrain,
+    chunk: Chunk,
+    text: str,
+    request_id: str,
+    last: Request | None,
+    made: Collection[str],
+    now: datetime,
+) -> Decision:
+    if request_id in made:
+        return Decision(
+            "already_requested", f"{text}; request {request_id} was made for this window"
+        )
+    if last is not None and now < last.made_at + rule.cooldown:
+        until = (last.made_at + rule.cooldown).isoformat(timespec="seconds")
+        if last.version == chunk.version:
+            return Decision("already_requested", f"{text}; request {last.id} is open until {until}")
+        return Decision("cooldown", f"{text}; the cooldown lasts until {until}")
+    return Decision("retrain", text, request_id)

@@ -1,0 +1,100 @@
+"""Every metric of the monitor. Labels are pipelines, their features and fixed words: bounded by the specs."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from everloop_monitor.domain import Chunk
+
+__all__ = [
+    "ACTUALS",
+    "ALERTS",
+    "DECISIONS",
+    "EVALUATE_SECONDS",
+    "FAILURES",
+    "LAG_SECONDS",
+    "PREDICTIONS",
+    "WAITING",
+    "show",
+]
+
+PREDICTIONS = Counter(
+    "everloop_monitor_predictions", "Logged predictions that were stored.", ["pipeline"]
+)
+ACTUALS = Counter("everloop_monitor_actuals", "Labels that were stored.", ["pipeline"])
+DRIFT_SHARE = Gauge(
+    "everloop_monitor_drift_share_ratio",
+    "Share of the features that drifted in the newest chunk.",
+    ["pipeline"],
+)
+DISTANCE = Gauge(
+    "everloop_monitor_feature_distance",
+    "Distance of a feature to the reference sample in the newest chunk.",
+    ["pipeline", "feature"],
+)
+RECONSTRUCTION = Gauge(
+    "everloop_monitor_reconstruction_error",
+    "PCA reconstruction error of the newest chunk.",
+    ["pipeline"],
+)
+ESTIMATED = Gauge(
+    "everloop_monitor_estimated_performance",
+    "Performance of the newest chunk, estimated without labels.",
+    ["pipeline", "metric"],
+)
+REALISED = Gauge(
+    "everloop_monitor_realised_performance",
+    "Performance of the newest chunk whose labels have arrived.",
+    ["pipeline", "metric"],
+)
+VERSION = Gauge(
+    "everloop_monitor_chunk_model_version",
+    "Model version of the newest evaluated chunk.",
+    ["pipeline"],
+)
+ALERTS = Counter(
+    "everloop_monitor_alerts",
+    "Alerts of evaluated chunks: drift, estimated_performance, realised_performance.",
+    ["pipeline", "condition"],
+)
+DECISIONS = Counter(
+    "everloop_monitor_decisions",
+    "Decisions of the retrain policy: retrain, wait, cooldown, already_requested.",
+    ["pipeline", "action"],
+)
+WAITING = Gauge(
+    "everloop_monitor_waiting_chunks", "Full chunks that wait for their evaluation.", ["pipeline"]
+)
+LAG_SECONDS = Gauge(
+    "everloop_monitor_lag_seconds",
+    "How long the oldest full chunk has waited for its evaluation.",
+    ["pipeline"],
+)
+EVALUATE_SECONDS = Histogram(
+    "everloop_monitor_evaluate_duration_seconds",
+    "Time to evaluate a chunk: fit (once per version), drift (with the estimate), realised.",
+    ["stage"],
+    buckets=(0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30),
+)
+FAILURES = Counter(
+    "everloop_monitor_evaluation_failures",
+    "Evaluations that failed and are tried again.",
+    ["pipeline"],
+)
+
+
+def show(chunk: Chunk) -> None:
+    """Sets the gauges to what an evaluated chunk showed."""
+    report = chunk.report
+    if report is None:
+        return
+    VERSION.labels(chunk.pipeline).set(chunk.version)
+    DRIFT_SHARE.labels(chunk.pipeline).set(report.drift_share)
+    for drift in report.features:
+        DISTANCE.labels(chunk.pipeline, drift.feature).set(drift.measurement.value)
+    if report.multivariate:
+        RECONSTRUCTION.labels(chunk.pipeline).set(report.multivariate.value)
+    if report.estimated:
+        ESTIMATED.labels(chunk.pipeline, report.estimated.measure).set(report.estimated.value)
+    if report.realised:
+        REALISED.labels(chunk.pipeline, report.realised.measure).set(report.realised.value)

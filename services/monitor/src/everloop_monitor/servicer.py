@@ -1,0 +1,99 @@
+"""gRPC in: MonitoringService."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import grpc
+
+from everloop_contracts.stubs.everloop.monitoring.v1 import monitoring_pb2, monitoring_pb2_grpc
+from everloop_monitor import messages
+from everloop_monitor.adapters import store
+from everloop_monitor.batches import find
+from everloop_monitor.domain import span_of
+from everloop_runtime.database import Database
+from everloop_runtime.errors import EverloopError, Kind
+
+__all__ = ["MonitoringServicer"]
+
+_DEFAULT_PAGE, _LARGEST_PAGE = 50, 500
+
+
+class MonitoringServicer(monitoring_pb2_grpc.MonitoringServiceServicer):
+    """Answers from the database."""
+
+    def __init__(self, database: Database, pipelines: Collection[str]) -> None:
+        """Takes the monitor's database and the names of its pipelines."""
+        self._database = database
+        self._pipelines = pipelines
+
+    def ListChunks(
+        self, request: monitoring_pb2.ListChunksRequest, context: grpc.ServicerContext
+    ) -> monitoring_pb2.ListChunksResponse:
+        """Lists evaluated chunks, newest first."""
+        self._check(request.pipeline)
+        before, size = _page(request.page_token, request.page_size)
+        with self._database.read() as connection:
+            chunks = store.list_chunks(
+                connection, request.pipeline, request.model_version, before, size + 1
+            )
+        return monitoring_pb2.ListChunksResponse(
+            chunks=[messages.chunk(chunk) for chunk in chunks[:size]],
+            next_page_token=str(chunks[size - 1].position) if len(chunks) > size else "",
+        )
+
+    def ListDecisions(
+        self, request: monitoring_pb2.ListDecisionsRequest, context: grpc.ServicerContext
+    ) -> monitoring_pb2.ListDecisionsResponse:
+        """Lists decisions, newest first."""
+        self._check(request.pipeline)
+        before, size = _page(request.page_token, request.page_size)
+        with self._database.read() as connection:
+            decisions = store.list_decisions(connection, request.pipeline, before, size + 1)
+        return monitoring_pb2.ListDecisionsResponse(
+            decisions=[messages.decision(decision) for decision in decisions[:size]],
+            next_page_token=str(decisions[size - 1].position) if len(decisions) > size else "",
+        )
+
+    def GetPrediction(
+        self, request: monitoring_pb2.GetPredictionRequest, context: grpc.ServicerContext
+    ) -> monitoring_pb2.GetPredictionResponse:
+        """Finds a logged prediction and the label that came for it."""
+        if not request.prediction_id:
+            raise EverloopError(
+                Kind.INVALID, "MISSING_FIELD", "prediction_id is empty", field="prediction_id"
+            )
+        with self._database.read() as connection:
+            for batch in store.batches_with(connection, span_of(request.prediction_id)):
+                found = find(batch, request.prediction_id)
+                if found is not None:
+                    labels = store.labels_of(connection, found.pipeline, [found.record_id])
+                    return messages.prediction(found, labels.get(found.record_id, ""))
+        raise EverloopError(
+            Kind.NOT_FOUND,
+            "PREDICTION_NOT_FOUND",
+            f"no prediction {request.prediction_id} is kept; it may not have arrived yet, or be too old",
+            prediction_id=request.prediction_id,
+        )
+
+    def _check(self, pipeline: str) -> None:
+        if pipeline and pipeline not in self._pipelines:
+            raise EverloopError(
+                Kind.NOT_FOUND,
+                "PIPELINE_NOT_FOUND",
+                f"there is no pipeline '{pipeline}'",
+                pipeline=pipeline,
+            )
+
+
+def _page(token: str, size: int) -> tuple[int | None, int]:
+    """Position that the page starts below, and its size."""
+    if size < 0:
+        raise EverloopError(
+            Kind.INVALID, "OUT_OF_RANGE", "page_size is negative", field="page_size"
+        )
+    if token and not (token.isascii() and token.isdigit()):
+        raise EverloopError(
+            Kind.INVALID, "BAD_PAGE_TOKEN", "page_token is none of ours", field="page_token"
+        )
+    return (int(token) if token else None), min(size or _DEFAULT_PAGE, _LARGEST_PAGE)

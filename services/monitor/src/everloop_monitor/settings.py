@@ -1,0 +1,38 @@
+"""Settings of the monitor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from everloop_runtime.settings import ServiceSettings
+
+__all__ = ["MonitorSettings"]
+
+
+class MonitorSettings(ServiceSettings):
+    """What the monitor needs to know, on top of what every service does."""
+
+    data_dir: Path = Path(".everloop/data/monitor")
+    """Folder that this service may write to."""
+    database_url: str = "sqlite:///.everloop/data/monitor/monitor.db"
+    """SQLAlchemy address of this service's database."""
+    grpc_address: str = "127.0.0.1:50054"
+    """Where the gRPC server listens, `host:port`."""
+    metrics_address: str = "127.0.0.1:9404"
+    """Where `/metrics` listens, `host:port`."""
+    retained_rows: int = Field(default=2_000_000, ge=1)
+    """Predictions that are kept per pipeline; the oldest go first, and chunks that lose rows are closed."""
+    retained_actuals_days: int = Field(default=90, ge=1)
+    """Days that a label is kept after it came."""
+    waiting_chunks: int = Field(default=50, ge=1)
+    """Chunks per pipeline, the newest, that wait for labels; older ones are closed without."""
+    fitted_models: int = Field(default=8, ge=1)
+    """Model versions whose fitted calculators are kept in memory."""
+    retry_seconds: float = Field(default=5.0, gt=0)
+    """Time until a chunk that could not be evaluated is tried again, in seconds."""
+    maintenance_seconds: float = Field(default=60.0, gt=0)
+    """Time between two rounds of retention, in seconds."""
+    mlflow_timeout_seconds: int = Field(default=10, ge=1)
+    """Time that MLflow gets to answer, in seconds."""
