@@ -139,10 +139,11 @@ class _NannymlDetector:
             self._pipeline.monitoring.drift.method,
             self._pipeline.monitoring.performance.metric,
         )
-        drift = self._univariate.calculate(features).filter(period="analysis").data
-        # A feature that lost all its values has no distance; it could not be farther from the sample.
+        # SciPy takes the root of a rounding error below 0 where distributions are equal; see _distance.
+        with np.errstate(invalid="ignore"):
+            drift = self._univariate.calculate(features).filter(period="analysis").data
         distances = {
-            name: 1.0 if math.isnan(value := float(drift[name, method, "value"].iloc[0])) else value
+            name: _distance(float(drift[name, method, "value"].iloc[0]), features[name])
             for name in (*self._numbers, *self._texts)
         }
         error = limit = None
@@ -199,6 +200,16 @@ def _reference(pipeline: Pipeline, sample: pd.DataFrame) -> pd.DataFrame:
         frame[_LABEL] = (sample[_LABEL].astype(object) == "true").astype("float64").to_numpy()
         frame[_TARGET] = target.map({True: 1.0, False: 0.0}).astype("float64").to_numpy()
     return pd.DataFrame(frame)
+
+
+def _distance(value: float, column: pd.Series[Any]) -> float:
+    """The distance where NannyML gives NaN: 1 if the feature lost all its values, else 0.
+
+    NaN comes from a column without values, and from the root of a rounding error where distributions are equal.
+    """
+    if math.isnan(value):
+        return 1.0 if column.isna().all() else 0.0
+    return value
 
 
 def _target(label: str, task: Task) -> float:

@@ -327,7 +327,7 @@ def add_actuals(
             _actuals,
             [
                 {"pipeline": pipeline, "record_id": record, "label": label, "day": day}
-                for record, label in labels.items()
+                for record, label in sorted(labels.items())  # neighbours in the tree, once each
             ],
         )
     events = sa.select(_feeds.c.events).where(_feeds.c.pipeline == pipeline)
