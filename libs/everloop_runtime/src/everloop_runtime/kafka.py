@@ -263,8 +263,9 @@ class EventConsumer(Component):
                 return True
             except Exception as error:
                 unavailable = isinstance(error, EverloopError) and error.kind is Kind.UNAVAILABLE
-                malformed = isinstance(error, EverloopError) and error.reason == "MALFORMED_EVENT"
-                if malformed or (attempt >= self._attempts and not unavailable):
+                # What is invalid stays so: trying again would only hold the partition.
+                invalid = isinstance(error, EverloopError) and error.kind is Kind.INVALID
+                if invalid or (attempt >= self._attempts and not unavailable):
                     self._bury(record, error)
                     HANDLED.labels(kind, "dead_lettered").inc()
                     return True
