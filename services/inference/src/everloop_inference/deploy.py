@@ -1,0 +1,72 @@
+"""Brings Ray Serve to the wanted deployment; a program of its own that does this once and ends.
+
+The service process does not join Ray itself: a process that has joined is ended by Ray when the head dies, and the
+service must outlive that to deploy again. An application is named after its fingerprint. A new one is started beside
+the old, on the same addresses, and the old one is removed when the new one runs: no request finds a closed door.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import sys
+from collections.abc import Mapping
+
+import ray
+from ray import serve
+from ray.serve.schema import ApplicationStatus
+
+from everloop_inference.deployment import application
+from everloop_inference.domain import ServingPolicy
+from everloop_inference.fingerprint import fingerprint
+from everloop_inference.policies import load_policies
+from everloop_inference.settings import InferenceSettings
+from everloop_runtime import telemetry
+
+__all__ = ["deploy"]
+
+log = logging.getLogger(__name__)
+
+ALIVE = {ApplicationStatus.RUNNING, ApplicationStatus.DEPLOYING}
+
+
+def deploy(settings: InferenceSettings, rules: Mapping[str, ServingPolicy]) -> None:
+    """Starts what is wanted unless it is there, and removes what is not."""
+    mark = fingerprint(settings, rules)
+    wanted = f"{settings.application}-{mark}"
+    ray.init(
+        address=settings.ray_address,
+        namespace="everloop",
+        log_to_driver=False,
+        configure_logging=False,
+    )
+    serve.start(proxy_location="Disabled")
+    known = {
+        name: status.status
+        for name, status in serve.status().applications.items()
+        if name.startswith(f"{settings.application}-")
+    }
+    if known.get(wanted) in ALIVE:
+        log.info("%s is there", wanted)
+    else:
+        log.info("%s starts", wanted)
+        serve.run(application(settings, rules, mark), name=wanted, route_prefix=None)
+    for name in known:
+        if name != wanted:
+            log.info("%s is removed", name)
+            serve.delete(name)
+
+
+def main() -> int:
+    """Deploys; another run for the same data folder waits until this one has ended."""
+    settings = InferenceSettings.load()
+    telemetry.configure("inference-deploy", settings.log_level)
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    with (settings.data_dir / "deploy.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        deploy(settings, load_policies(settings.pipelines_dir))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

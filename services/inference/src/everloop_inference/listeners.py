@@ -1,0 +1,172 @@
+"""The listeners of a replica: HTTP and gRPC on one event loop in one thread of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import threading
+from collections.abc import Callable
+
+import grpc
+import uvicorn
+import uvloop
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2_grpc as native_grpc
+from everloop_contracts.stubs.inference import grpc_service_pb2_grpc as oip_grpc
+from everloop_inference.http_app import HttpApp
+from everloop_inference.predict import Predictor
+from everloop_inference.servicer import NativeServicer, OipServicer
+from everloop_inference.settings import InferenceSettings
+
+__all__ = ["SERVICES", "Listeners"]
+
+log = logging.getLogger(__name__)
+
+SERVICES = ("inference.GRPCInferenceService", "everloop.inference.v1.InferenceService")
+START_SECONDS = 30.0
+
+
+class Listeners:
+    """Binds with SO_REUSEPORT: replicas of a node share the addresses, and the kernel spreads the connections."""
+
+    def __init__(self, settings: InferenceSettings, predictor: Predictor, fingerprint: str) -> None:
+        """Binds nothing yet."""
+        self._settings = settings
+        self._predictor = predictor
+        self._app = HttpApp(predictor, fingerprint, settings.http_max_body_bytes)
+        self._loop = uvloop.new_event_loop()
+        self._stop = asyncio.Event()
+        self._started = threading.Event()
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="listeners", daemon=True)
+
+    def start(self) -> None:
+        """Returns when both listeners answer.
+
+        Raises:
+            RuntimeError: an address cannot be bound.
+        """
+        self._thread.start()
+        if not self._started.wait(START_SECONDS) or self._failure:
+            raise RuntimeError("the listeners did not start") from self._failure
+
+    async def answer(self, seconds: float) -> None:
+        """Returns if the loop turns.
+
+        Raises:
+            RuntimeError: the thread has ended.
+            TimeoutError: the loop did nothing for so many seconds.
+        """
+        if not self._thread.is_alive():
+            raise RuntimeError("the listeners' thread has ended") from self._failure
+        turned = asyncio.run_coroutine_threadsafe(asyncio.sleep(0), self._loop)
+        await asyncio.wait_for(asyncio.wrap_future(turned), seconds)
+
+    def stop(self) -> None:
+        """Takes no new connections, lets what runs finish, and closes."""
+        if self._thread.is_alive():
+            with contextlib.suppress(RuntimeError):  # the loop closed meanwhile
+                self._loop.call_soon_threadsafe(self._stop.set)
+            self._thread.join(self._settings.drain_seconds + 10.0)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_until_complete(self._serve())
+        except BaseException as error:
+            self._failure = error
+            log.exception("the listeners failed")
+        finally:
+            self._started.set()
+            self._loop.close()
+
+    async def _serve(self) -> None:
+        http = _http_server(self._settings, self._app)
+        rpc, health_servicer = await _grpc_server(
+            self._settings, self._predictor, lambda: not self._app.draining
+        )
+        await rpc.start()
+        with _bound(self._settings.http_address) as listening:
+            serving = asyncio.ensure_future(http.serve(sockets=[listening]))
+            while not http.started and not serving.done():
+                await asyncio.sleep(0.01)
+            if serving.done():
+                await serving
+                raise RuntimeError("the HTTP server ended at once")
+            self._started.set()
+            log.info(
+                "listening: HTTP %s, gRPC %s",
+                self._settings.http_address,
+                self._settings.predict_grpc_address,
+            )
+            stop = asyncio.ensure_future(self._stop.wait())
+            await asyncio.wait((stop, serving), return_when=asyncio.FIRST_COMPLETED)
+            # Whoever calls now is told to come back over a new connection, to another replica.
+            self._app.draining = True
+            await health_servicer.enter_graceful_shutdown()
+            await rpc.stop(self._settings.drain_seconds)
+            http.should_exit = True
+            await serving
+
+
+def _http_server(settings: InferenceSettings, app: HttpApp) -> uvicorn.Server:
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            interface="asgi3",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            date_header=False,
+            proxy_headers=False,
+            limit_concurrency=settings.http_max_connections,
+            timeout_keep_alive=settings.http_keep_alive_seconds,
+            timeout_graceful_shutdown=max(1, int(settings.drain_seconds)),
+        )
+    )
+
+
+async def _grpc_server(
+    settings: InferenceSettings, predictor: Predictor, ready: Callable[[], bool]
+) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
+    limit = settings.grpc_max_message_bytes
+    server = grpc.aio.server(
+        maximum_concurrent_rpcs=settings.predict_grpc_max_concurrent_calls,
+        options=[
+            ("grpc.so_reuseport", 1),
+            ("grpc.max_receive_message_length", limit),
+            ("grpc.max_send_message_length", limit),
+        ],
+    )
+    native_grpc.add_InferenceServiceServicer_to_server(NativeServicer(predictor), server)
+    oip_grpc.add_GRPCInferenceServiceServicer_to_server(OipServicer(predictor, ready), server)
+    servicer = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    for name in ("", *SERVICES):
+        await servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
+    reflection.enable_server_reflection(
+        (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server
+    )
+    server.add_insecure_port(settings.predict_grpc_address)
+    return server, servicer
+
+
+def _bound(address: str) -> socket.socket:
+    host, _, port = address.rpartition(":")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    try:
+        listening.bind((host.strip("[]"), int(port)))
+    except OSError:
+        listening.close()
+        raise
+    return listening

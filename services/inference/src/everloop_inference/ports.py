@@ -1,0 +1,76 @@
+"""What the use cases need from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Protocol
+
+from everloop_inference.domain import Wanted
+
+__all__ = ["Artifacts", "LogSink", "Message", "Outcome", "Registry"]
+
+
+class Registry(Protocol):
+    """Says what should be served."""
+
+    def production(self) -> Sequence[Wanted]:
+        """Returns the Production version of every model.
+
+        Raises:
+            EverloopError: kind unavailable: the registry does not answer.
+        """
+
+
+class Artifacts(Protocol):
+    """Holds the files of a version."""
+
+    def download(self, run_id: str, folder: Path) -> None:
+        """Puts `model.onnx`, `manifest.json` and `golden.json` of a run into an empty folder.
+
+        Raises:
+            EverloopError: kind unavailable: they cannot be had now.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """An event with predictions, ready for the broker.
+
+    Attributes:
+        model: name of the model.
+        rows: predictions in it.
+        topic: where it goes.
+        key: its key.
+        value: its body.
+        headers: its headers.
+    """
+
+    model: str
+    rows: int
+    topic: str
+    key: bytes
+    value: bytes
+    headers: tuple[tuple[str, bytes], ...]
+
+
+class Outcome(Enum):
+    """What became of a message."""
+
+    STORED = "stored"
+    AWAY = "away"
+    """The broker did not say that it has the message: it must go again."""
+    REFUSED = "refused"
+    """The broker will never take it."""
+
+
+class LogSink(Protocol):
+    """Takes events with predictions."""
+
+    def send(self, messages: Sequence[Message]) -> list[Outcome]:
+        """Sends in order and waits, but not long; tells what became of each message. Never raises."""
+
+    def close(self) -> None:
+        """Lets go of what it holds."""

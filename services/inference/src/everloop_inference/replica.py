@@ -1,0 +1,125 @@
+"""One replica: everything between a request and its answer, put together. Knows nothing of what supervises it."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+from collections.abc import Mapping
+
+from prometheus_client import REGISTRY
+
+from everloop_inference.adapters.kafka import KafkaSink
+from everloop_inference.adapters.mlflow import MlflowArtifacts
+from everloop_inference.adapters.registry import GrpcRegistry
+from everloop_inference.domain import ServingPolicy
+from everloop_inference.listeners import Listeners
+from everloop_inference.load import Loader
+from everloop_inference.ports import Artifacts, LogSink, Registry
+from everloop_inference.predict import Predictor
+from everloop_inference.prediction_log import PredictionLog
+from everloop_inference.reconcile import Reconciler
+from everloop_inference.settings import InferenceSettings
+from everloop_inference.spill import Spill
+from everloop_inference.swap import Models
+
+__all__ = ["Replica"]
+
+log = logging.getLogger(__name__)
+
+
+class Replica:
+    """Models, log and listeners; the adapters may be replaced, which tests do."""
+
+    def __init__(
+        self,
+        settings: InferenceSettings,
+        policies: Mapping[str, ServingPolicy],
+        fingerprint: str = "",
+        *,
+        registry: Registry | None = None,
+        artifacts: Artifacts | None = None,
+        sink: LogSink | None = None,
+    ) -> None:
+        """Builds everything and starts nothing."""
+        self._settings = settings
+        self.models = Models()
+        self.reconciler = Reconciler(
+            registry or GrpcRegistry(settings.registry_address, settings.registry_timeout_seconds),
+            Loader(
+                artifacts or _artifacts(settings),
+                settings.data_dir / "artifacts",
+                settings.golden_tolerance,
+            ),
+            self.models,
+            policies,
+            settings.data_dir / "serving.json",
+            settings.load_retry_max_seconds,
+        )
+        epoch = secrets.token_hex(8)
+        self.log = PredictionLog(
+            sink or KafkaSink(settings.kafka_bootstrap, settings.log_send_seconds),
+            Spill(settings.data_dir / "spill", epoch, settings.log_spill_bytes),
+            batch_rows=settings.log_batch_rows,
+            batch_seconds=settings.log_batch_seconds,
+            buffer_bytes=settings.log_buffer_bytes,
+            retry_seconds=settings.log_retry_seconds,
+        )
+        self.predictor = Predictor(self.models, self.log, epoch)
+        self._listeners = Listeners(settings, self.predictor, fingerprint)
+        self._stopping = threading.Event()
+        self._reconciling = threading.Thread(target=self._reconcile, name="reconcile", daemon=True)
+        self._primed = threading.Event()
+
+    def start(self) -> None:
+        """Lets the last good set serve, looks at the registry once, and listens.
+
+        Raises:
+            RuntimeError: an address cannot be bound.
+        """
+        self.reconciler.restore()
+        # A replica that listens shares its address with others: it must know what they know.
+        self._reconciling.start()
+        self._primed.wait(self._settings.prime_seconds)
+        REGISTRY.register(self.log.books)
+        self.log.start()
+        self._listeners.start()
+
+    async def check(self, seconds: float) -> None:
+        """Returns if the replica works.
+
+        Raises:
+            RuntimeError: one of its threads has ended.
+            TimeoutError: its event loop stands still.
+        """
+        if not self.log.alive or not self._reconciling.is_alive():
+            raise RuntimeError("a thread of the replica has ended")
+        await self._listeners.answer(seconds)
+
+    def stop(self) -> None:
+        """Stops taking requests, answers those it has, and writes the log out."""
+        self._stopping.set()
+        self._listeners.stop()
+        self.log.close()
+        REGISTRY.unregister(self.log.books)
+        log.info("stopped")
+
+    def _reconcile(self) -> None:
+        try:
+            self.reconciler.once()
+        except Exception:
+            log.exception("the first look at the registry failed")
+        finally:
+            self._primed.set()
+        self.reconciler.run(self._stopping, self._settings.reconcile_seconds)
+
+
+def _artifacts(settings: InferenceSettings) -> MlflowArtifacts:
+    return MlflowArtifacts(
+        settings.mlflow_uri,
+        settings.download_timeout_seconds,
+        s3_endpoint=settings.s3_endpoint,
+        s3_access_key=settings.s3_access_key,
+        s3_secret_key=settings.s3_secret_key.get_secret_value(),
+        s3_region=settings.s3_region,
+    )

@@ -1,0 +1,94 @@
+"""Settings of the inference service: the only place that reads its environment."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from everloop_runtime.settings import ServiceSettings
+
+__all__ = ["InferenceSettings"]
+
+
+class InferenceSettings(ServiceSettings):
+    """What the service process and its replicas need to know.
+
+    The service process reads it once and hands it to the replicas, so that a replica is configured alike wherever
+    Ray places it.
+    """
+
+    database_url: str = ""
+    """Not used: what a replica must remember is a file in `data_dir`."""
+    grpc_address: str = "127.0.0.1:50055"
+    """Where the service process answers `grpc.health.v1`, `host:port`."""
+    metrics_address: str = "127.0.0.1:9405"
+    """Where the service process serves its own `/metrics`; the replicas' are on `http_address`."""
+
+    http_address: str = "127.0.0.1:8080"
+    """Where every replica listens for predictions over HTTP, `host:port`; replicas of a node share it."""
+    predict_grpc_address: str = "127.0.0.1:8081"
+    """Where every replica listens for predictions over gRPC, `host:port`; replicas of a node share it."""
+    http_max_body_bytes: int = Field(default=32 * 1024 * 1024, ge=1024)
+    """Largest HTTP body, in bytes; beyond it the answer is 413."""
+    http_max_connections: int = Field(default=4096, ge=1)
+    """HTTP connections that a replica serves at once; beyond it the answer is 503."""
+    http_keep_alive_seconds: int = Field(default=75, ge=1)
+    """Time after which an idle HTTP connection is closed, in seconds."""
+    predict_grpc_max_concurrent_calls: int = Field(default=1024, ge=1)
+    """gRPC predictions that a replica holds at once; beyond it the answer is RESOURCE_EXHAUSTED."""
+
+    registry_address: str = "127.0.0.1:50053"
+    """Registry gateway, `host:port`."""
+    registry_timeout_seconds: float = Field(default=2.0, gt=0)
+    """Time that the registry gateway has to answer, in seconds."""
+    reconcile_seconds: float = Field(default=1.0, gt=0)
+    """Time between two looks at what should be served, in seconds."""
+    download_timeout_seconds: float = Field(default=120.0, gt=0)
+    """Time that the download of one artifact may take, in seconds."""
+    load_retry_max_seconds: float = Field(default=60.0, gt=0)
+    """Longest pause before an artifact that could not be loaded is tried again, in seconds."""
+    golden_tolerance: float = Field(default=1e-4, gt=0)
+    """Largest difference to a golden answer, absolute and relative, with which a model may serve."""
+    prime_seconds: float = Field(default=20.0, ge=0)
+    """Time that a starting replica takes for its first look at the registry before it listens, in seconds."""
+
+    log_batch_rows: int = Field(default=500, ge=1)
+    """Rows in one `PredictionsLogged` event, at most."""
+    log_batch_seconds: float = Field(default=0.5, gt=0)
+    """Age at which buffered rows are sent, in seconds; what `kill -9` of a replica may lose from the log."""
+    log_buffer_bytes: int = Field(default=64 * 1024 * 1024, ge=0)
+    """Memory that the buffered rows of one model may take, in bytes; beyond it rows are dropped and counted."""
+    log_spill_bytes: int = Field(default=1024 * 1024 * 1024, ge=0)
+    """Disk that a replica's rows may take while Kafka is away, in bytes; beyond it rows are dropped and counted."""
+    log_send_seconds: float = Field(default=5.0, gt=0)
+    """Time that Kafka has to acknowledge a batch before it goes to disk, in seconds."""
+    log_retry_seconds: float = Field(default=1.0, gt=0)
+    """Time between two attempts to send what is on disk, in seconds."""
+
+    ray_address: str = "127.0.0.1:6379"
+    """Ray head that places the replicas, `host:port`."""
+    application: str = "inference"
+    """Prefix of the Ray Serve application's name."""
+    replicas: int = Field(default=1, ge=1, le=256)
+    """Replicas that Ray Serve keeps running."""
+    replica_cpus: float = Field(default=0.5, ge=0)
+    """CPUs that a replica reserves with Ray; it limits nothing."""
+    replica_health_seconds: float = Field(default=1.0, gt=0)
+    """Time between two health checks of a replica by Ray Serve, in seconds."""
+    deploy_seconds: float = Field(default=120.0, gt=0)
+    """Time that joining Ray and deploying may take, in seconds; after it the attempt is started over."""
+    watch_seconds: float = Field(default=1.0, gt=0)
+    """Time between two looks at the data plane by the service process, in seconds."""
+    watch_failures: int = Field(default=10, ge=1)
+    """Looks in a row without an answer after which the service process deploys again."""
+
+    @field_validator(
+        "http_address", "predict_grpc_address", "registry_address", "ray_address", mode="after"
+    )
+    @classmethod
+    def _host_and_port(cls, value: str, _: Any) -> str:
+        host, _colon, port = value.rpartition(":")
+        if not host or not port.isdigit():
+            raise ValueError("must be host:port")
+        return value

@@ -1,0 +1,295 @@
+"""Tensors of the Open Inference Protocol: from the wire to what the model takes, and back."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from everloop_contracts.pipeline import FieldType, Task
+from everloop_features.inputs import NULL_TIME, Feeds, InputError, InputSpec, feeds_from_rows
+from everloop_inference.domain import Answer, ServedModel
+from everloop_runtime.errors import EverloopError, Kind
+
+__all__ = [
+    "DTYPES",
+    "Tensor",
+    "bytes_from_raw",
+    "check_length",
+    "feeds_from_tensors",
+    "input_signature",
+    "invalid",
+    "numbers_from_raw",
+    "output_signature",
+    "outputs",
+    "raw_from_texts",
+    "rows_of",
+    "text",
+]
+
+DTYPES: Final[dict[str, np.dtype[Any]]] = {
+    name: np.dtype(code)
+    for name, code in {
+        "BOOL": "?",
+        "INT8": "i1",
+        "INT16": "<i2",
+        "INT32": "<i4",
+        "INT64": "<i8",
+        "UINT8": "u1",
+        "UINT16": "<u2",
+        "UINT32": "<u4",
+        "UINT64": "<u8",
+        "FP16": "<f2",
+        "FP32": "<f4",
+        "FP64": "<f8",
+    }.items()
+}
+"""Data types of numbers; BYTES is the one of texts."""
+
+_DATATYPES: Final = {
+    FieldType.STRING: "BYTES",
+    FieldType.BOOL: "BOOL",
+    FieldType.INT: "INT64",
+    FieldType.FLOAT: "FP32",
+    FieldType.TIMESTAMP: "INT64",
+}
+_LENGTH: Final = struct.Struct("<I")
+
+
+@dataclass(slots=True)
+class Tensor:
+    """One input tensor, checked against its own shape.
+
+    Attributes:
+        name: name of the tensor.
+        datatype: data type as the protocol names it.
+        rows: first dimension.
+        values: `[rows]` numbers, or texts.
+        nulls: positions of values that the caller gave as null.
+    """
+
+    name: str
+    datatype: str
+    rows: int
+    values: npt.NDArray[Any] | list[str]
+    nulls: Sequence[int] = ()
+
+
+def invalid(reason: str, message: str, name: str) -> EverloopError:
+    """The error about a tensor."""
+    return EverloopError(Kind.INVALID, reason, f"tensor '{name}': {message}", field=name)
+
+
+def rows_of(name: str, shape: Sequence[int]) -> int:
+    """First dimension of `[rows]` or `[rows, 1]`.
+
+    Raises:
+        EverloopError: kind invalid: another shape.
+    """
+    if not (len(shape) == 1 or (len(shape) == 2 and shape[1] == 1)) or shape[0] < 0:
+        raise invalid("WRONG_SHAPE", f"shape {list(shape)} is not [rows] or [rows, 1]", name)
+    return shape[0]
+
+
+def check_length(name: str, rows: int, found: int) -> None:
+    """Compares the number of values with the shape.
+
+    Raises:
+        EverloopError: kind invalid: they differ.
+    """
+    if rows != found:
+        raise invalid("WRONG_SHAPE", f"{found} values for {rows} rows", name)
+
+
+def numbers_from_raw(name: str, datatype: str, rows: int, raw: bytes) -> npt.NDArray[Any]:
+    """Reads row-major little-endian numbers without copying them."""
+    dtype = DTYPES.get(datatype)
+    if dtype is None:
+        raise invalid("WRONG_TYPE", f"data type {datatype!r} is not supported", name)
+    if len(raw) != rows * dtype.itemsize:
+        raise invalid("WRONG_SHAPE", f"{len(raw)} bytes for {rows} values of {datatype}", name)
+    return np.frombuffer(raw, dtype=dtype)
+
+
+def bytes_from_raw(name: str, rows: int, raw: bytes) -> list[str]:
+    """Reads texts, each behind its length as four little-endian bytes."""
+    texts: list[str] = []
+    position, end = 0, len(raw)
+    while position < end:
+        if position + 4 > end:
+            raise invalid("WRONG_SHAPE", "a length is cut off", name)
+        (length,) = _LENGTH.unpack_from(raw, position)
+        position += 4
+        if position + length > end:
+            raise invalid("WRONG_SHAPE", "a text is cut off", name)
+        texts.append(text(name, raw[position : position + length]))
+        position += length
+    check_length(name, rows, len(texts))
+    return texts
+
+
+def text(name: str, value: bytes) -> str:
+    """Decodes UTF-8."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError as error:
+        raise invalid("WRONG_TYPE", "a text is not UTF-8", name) from error
+
+
+def raw_from_texts(texts: Iterable[str]) -> bytes:
+    """Writes texts, each behind its length as four little-endian bytes."""
+    encoded = [item.encode() for item in texts]
+    return b"".join(part for item in encoded for part in (_LENGTH.pack(len(item)), item))
+
+
+def feeds_from_tensors(
+    tensors: Sequence[Tensor], inputs: Sequence[InputSpec], id_field: str
+) -> tuple[Feeds, int, Sequence[str]]:
+    """Converts tensors to what the model takes; nullable inputs may be left out.
+
+    Returns:
+        Arrays `[rows, 1]` per input, the number of rows, and the record ids (none if not given).
+
+    Raises:
+        InputError: an input is missing, or one of its values does not fit.
+        EverloopError: kind invalid: tensors of different lengths, of an unknown name, or given twice.
+    """
+    given = {tensor.name: tensor for tensor in tensors}
+    if len(given) != len(tensors):
+        raise EverloopError(Kind.INVALID, "DUPLICATE_FIELD", "a tensor is given twice")
+    if not tensors:
+        raise EverloopError(Kind.INVALID, "NO_ROWS", "the request holds no tensors")
+    count = tensors[0].rows
+    for tensor in tensors:
+        if tensor.rows != count:
+            raise invalid("WRONG_SHAPE", f"{tensor.rows} rows, others have {count}", tensor.name)
+    record_ids: Sequence[str] = ()
+    if (ids := given.pop(id_field, None)) is not None:
+        record_ids = _texts(ids, InputSpec(id_field, FieldType.STRING, True)).ravel().tolist()
+    feeds: Feeds = {}
+    for spec in inputs:
+        found = given.pop(spec.name, None)
+        feeds[spec.name] = _absent(spec, count) if found is None else _feed(found, spec)
+    if given:
+        name = next(iter(given))
+        raise invalid("UNKNOWN_FIELD", "the model has no such input", name)
+    return feeds, count, record_ids
+
+
+def _absent(spec: InputSpec, count: int) -> npt.NDArray[Any]:
+    if not spec.nullable:
+        raise InputError(0, spec.name, "MISSING_FIELD", "the tensor is missing")
+    return feeds_from_rows([{}] * count, (spec,))[spec.name]
+
+
+def _feed(tensor: Tensor, spec: InputSpec) -> npt.NDArray[Any]:
+    if tensor.nulls and not spec.nullable:
+        raise InputError(tensor.nulls[0], spec.name, "NOT_NULLABLE", "the field may not be null")
+    if spec.type is FieldType.STRING:
+        return _texts(tensor, spec)
+    if spec.type is FieldType.TIMESTAMP:
+        return _times(tensor, spec)
+    return _numbers(tensor, spec)
+
+
+def _texts(tensor: Tensor, spec: InputSpec) -> npt.NDArray[Any]:
+    if not isinstance(tensor.values, list):
+        raise _wrong(spec, 0, f"must be BYTES, not {tensor.datatype}")
+    values = np.empty((tensor.rows, 1), dtype=object)
+    values[:, 0] = tensor.values
+    return values
+
+
+def _times(tensor: Tensor, spec: InputSpec) -> npt.NDArray[Any]:
+    if isinstance(tensor.values, list):
+        nulls = frozenset(tensor.nulls)
+        rows = [
+            {spec.name: None if row in nulls else value} for row, value in enumerate(tensor.values)
+        ]
+        return feeds_from_rows(rows, (spec,))[spec.name]
+    if tensor.values.dtype.kind not in "iu":
+        raise _wrong(spec, 0, f"must be INT64 seconds or BYTES timestamps, not {tensor.datatype}")
+    values = tensor.values.astype(np.int64)
+    if tensor.nulls:
+        values[list(tensor.nulls)] = NULL_TIME
+    return values.reshape(-1, 1)
+
+
+def _numbers(tensor: Tensor, spec: InputSpec) -> npt.NDArray[Any]:
+    values = tensor.values
+    if isinstance(values, list):
+        raise _wrong(spec, 0, f"must be numbers, not {tensor.datatype}")
+    if spec.type is FieldType.BOOL:
+        # Numbers are the only way to say null in raw contents.
+        odd = np.flatnonzero((values != 0) & (values != 1) & (values == values))
+        if len(odd):
+            raise _wrong(spec, int(odd[0]), f"must be true or false, not {values[odd[0]]}")
+    elif values.dtype.kind == "b":
+        raise _wrong(spec, 0, "must be numbers, not BOOL")
+    if values.dtype.kind == "f":
+        missing = np.isnan(values)
+        if spec.type is FieldType.INT:
+            odd = np.flatnonzero(~missing & (values != np.trunc(values)))
+            if len(odd):
+                raise _wrong(spec, int(odd[0]), f"must be a whole number, not {values[odd[0]]}")
+        if not spec.nullable and missing.any():
+            row = int(np.flatnonzero(missing)[0])
+            raise InputError(row, spec.name, "NOT_NULLABLE", "the field may not be null")
+    with np.errstate(over="ignore"):  # beyond float32: infinite, as from rows
+        values = values.astype(np.float32, copy=bool(tensor.nulls))
+    if tensor.nulls:
+        values[list(tensor.nulls)] = np.nan
+    return values.reshape(-1, 1)
+
+
+def _wrong(spec: InputSpec, row: int, message: str) -> InputError:
+    return InputError(row, spec.name, "WRONG_TYPE", message)
+
+
+def input_signature(model: ServedModel) -> list[tuple[str, str, list[int]]]:
+    """Name, data type and shape of each input."""
+    return [(spec.name, _DATATYPES[spec.type], [-1, 1]) for spec in model.inputs]
+
+
+def output_signature(model: ServedModel) -> list[tuple[str, str, list[int]]]:
+    """Name, data type and shape of each output."""
+    if model.task is Task.REGRESSION:
+        return [("score", "FP32", [-1]), ("prediction_id", "BYTES", [-1])]
+    return [
+        ("probabilities", "FP32", [-1, len(model.classes)]),
+        ("label", "BYTES", [-1]),
+        ("prediction_id", "BYTES", [-1]),
+    ]
+
+
+def outputs(
+    answer: Answer, wanted: Sequence[str]
+) -> list[tuple[str, str, list[int], npt.NDArray[np.float32] | list[str]]]:
+    """Name, data type, shape and values of the outputs that a caller wants; of all where it names none.
+
+    Raises:
+        EverloopError: kind invalid: it wants one that does not exist.
+    """
+    values: dict[str, npt.NDArray[np.float32] | list[str]] = {
+        "label": answer.labels,
+        "prediction_id": answer.prediction_ids,
+    }
+    if answer.model.classes:
+        values["probabilities"] = answer.probabilities
+    else:
+        values["score"] = np.asarray(answer.scores, dtype=np.float32)
+    count = len(answer.prediction_ids)
+    signature = output_signature(answer.model)
+    if wanted:
+        known = {name: (name, datatype, shape) for name, datatype, shape in signature}
+        for name in wanted:
+            if name not in known:
+                raise invalid("UNKNOWN_OUTPUT", "the model has no such output", name)
+        signature = [known[name] for name in wanted]
+    return [
+        (name, datatype, [count, *shape[1:]], values[name]) for name, datatype, shape in signature
+    ]
