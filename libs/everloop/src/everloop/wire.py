@@ -22,6 +22,7 @@ _ADVICE = {
     "DEADLINE_EXCEEDED": "try again; `everloop status` shows whether the part is busy or down",
     "INTERNAL": "the part's log in <home>/logs has the details",
     "MODEL_NOT_FOUND": "`everloop models` lists what is served",
+    "PREDICTION_NOT_FOUND": "the log arrives a moment after the answer: try again",
     "PIPELINE_NOT_FOUND": "`everloop status` lists the pipelines",
 }
 

@@ -18,8 +18,6 @@ __all__ = ["Columns", "columns_of", "from_grpc", "from_json", "to_grpc", "to_jso
 _DATATYPES = {
     FieldType.STRING: "BYTES",
     FieldType.FLOAT: "FP32",
-    FieldType.INT: "FP32",
-    FieldType.BOOL: "BYTES",
     FieldType.TIMESTAMP: "INT64",
 }
 
