@@ -88,7 +88,7 @@ def trees_to_onnx(
     )
 
 
-def _attributes(trees: Sequence[Tree]) -> dict[str, list[Any]]:
+def _attributes(trees: Sequence[Tree]) -> dict[str, Any]:
     """The node and leaf arrays of a TreeEnsembleRegressor."""
     sizes = [len(tree.leaf) for tree in trees]
     ids = np.concatenate([np.arange(size) for size in sizes])

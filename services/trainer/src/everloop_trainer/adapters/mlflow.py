@@ -1,0 +1,158 @@
+"""MLflow: a run per training, a child run per trial, and the model with everything that belongs to it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+import mlflow
+import onnx
+from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, DataType, Schema
+from mlflow.utils.time import get_current_time_millis
+from onnx import TensorProto
+
+from everloop_contracts.pipeline import Pipeline
+from everloop_trainer.domain import Trained, Training
+from everloop_trainer.ports import Artifacts
+
+__all__ = ["MlflowTracking"]
+
+TRAINING_ID: Final = "everloop.training_id"
+TRAINED: Final = "everloop.trained"
+MODEL: Final = "model"
+FILES: Final = "everloop"
+_TYPES: Final[dict[int, DataType]] = {
+    TensorProto.STRING: DataType.string,
+    TensorProto.INT64: DataType.long,
+}
+
+
+class MlflowTracking:
+    """Implements `Tracking` and the loading of earlier models."""
+
+    def __init__(self, uri: str) -> None:
+        """Takes the address of the tracking server."""
+        mlflow.set_tracking_uri(uri)
+        self._client = mlflow.MlflowClient(uri)
+        # Inferring requirements loads the model in a process of its own, which takes most of the logging.
+        self._requirements = [
+            f"{name}=={version(name)}"
+            for name in ("mlflow", "onnx", "onnxruntime", "numpy", "pandas")
+        ]
+
+    def open_run(self, training: Training) -> str:
+        """The run of a training, by its id: the same one after a crash."""
+        experiment = self._experiment(training.pipeline)
+        found = self._client.search_runs(
+            [experiment], f"tags.`{TRAINING_ID}` = '{training.id}'", max_results=1
+        )
+        run: Run = found[0] if found else self._create(experiment, training)
+        return str(run.info.run_id)
+
+    def _experiment(self, name: str) -> str:
+        found = self._client.get_experiment_by_name(name)
+        return str(found.experiment_id if found else self._client.create_experiment(name))
+
+    def _create(self, experiment: str, training: Training) -> Run:
+        dataset = training.dataset
+        tags = {
+            TRAINING_ID: training.id,
+            "everloop.dataset_version": str(dataset.version),
+            "everloop.dataset_tag": dataset.git_tag,
+            "everloop.dataset_commit": dataset.git_commit,
+            "everloop.cause": training.cause.value,
+            "everloop.cause_id": training.cause_id,
+            "everloop.code_version": version("everloop-trainer"),
+        }
+        name = f"{dataset.git_tag} {training.cause.value}"
+        return self._client.create_run(experiment, tags=tags, run_name=name)
+
+    def log_trial(
+        self,
+        run_id: str,
+        trial_id: str,
+        family: str,
+        params: Mapping[str, Any],
+        metrics: Mapping[str, float],
+        failed: bool,
+    ) -> None:
+        """Writes one ended trial down as a child of the run, in three calls."""
+        parent = self._client.get_run(run_id)
+        run = self._client.create_run(
+            parent.info.experiment_id,
+            tags={"mlflow.parentRunId": run_id, "everloop.trial_id": trial_id},
+            run_name=f"{family} {trial_id}",
+        )
+        self._log(run.info.run_id, metrics, {"family": family, **params})
+        self._client.set_terminated(run.info.run_id, "FAILED" if failed else "FINISHED")
+
+    def _log(self, run_id: str, metrics: Mapping[str, float], params: Mapping[str, Any]) -> None:
+        now = get_current_time_millis()
+        self._client.log_batch(
+            run_id,
+            metrics=[Metric(name, value, now, 0) for name, value in metrics.items()],
+            params=[Param(name, str(value)) for name, value in params.items()],
+        )
+
+    def finished(self, run_id: str) -> Trained | None:
+        """What an earlier attempt logged completely, if one did."""
+        text = self._client.get_run(run_id).data.tags.get(TRAINED)
+        return Trained(**json.loads(text)) if text else None
+
+    def log_model(
+        self,
+        run_id: str,
+        pipeline: Pipeline,
+        params: Mapping[str, Any],
+        artifacts: Artifacts,
+        trained: Trained,
+    ) -> Trained:
+        """Logs the model and its artifacts; the tag that comes last makes them count."""
+        trained = dataclasses.replace(trained, model_uri=f"runs:/{run_id}/{MODEL}")
+        model = onnx.load_from_string(artifacts.onnx)
+        with tempfile.TemporaryDirectory() as folder:
+            for name, content in artifacts.files.items():
+                (Path(folder) / name).write_bytes(content)
+            self._client.log_artifacts(run_id, folder, FILES)
+        with mlflow.start_run(run_id=run_id, log_system_metrics=False):
+            mlflow.onnx.log_model(
+                model,
+                name=MODEL,
+                signature=_signature(model),
+                pip_requirements=self._requirements,
+            )
+            metrics = trained.metrics | {
+                f"baseline_{name}": value for name, value in trained.baseline_metrics.items()
+            }
+            metrics |= {
+                "export_difference": trained.export_difference,
+                "training_rows": trained.training_rows,
+                "holdout_rows": trained.holdout_rows,
+                "training_seconds": trained.seconds,
+            }
+            self._log(run_id, metrics, {"family": trained.family, **params})
+            record = json.dumps(dataclasses.asdict(trained))
+            self._client.log_batch(run_id, tags=[RunTag(TRAINED, record)])
+        return trained
+
+    def load(self, run_id: str) -> tuple[bytes, dict[str, Any]]:
+        """The ONNX model of a run, and its manifest."""
+        model = mlflow.onnx.load_model(f"runs:/{run_id}/{MODEL}")
+        manifest = mlflow.artifacts.load_dict(f"runs:/{run_id}/{FILES}/manifest.json")
+        return model.SerializeToString(), manifest
+
+
+def _signature(model: onnx.ModelProto) -> ModelSignature:
+    """Column types as a DataFrame has them: numbers are double, which the ONNX flavour casts to float."""
+    columns = [
+        ColSpec(_TYPES.get(value.type.tensor_type.elem_type, DataType.double), value.name)
+        for value in model.graph.input
+    ]
+    return ModelSignature(inputs=Schema(columns))

@@ -1,0 +1,192 @@
+"""The trainings table, and every statement that touches it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+from pydantic import TypeAdapter
+
+from everloop_trainer.domain import Cause, Dataset, Progress, State, Training
+
+__all__ = [
+    "add",
+    "by_cause",
+    "by_id",
+    "counts",
+    "history",
+    "page",
+    "set_progress",
+    "set_run",
+    "set_state",
+    "start",
+    "waiting",
+]
+
+_DATASET = TypeAdapter(Dataset)
+_TRACE = TypeAdapter(dict[str, str])
+_trainings = sa.Table(
+    "trainings",
+    sa.MetaData(),
+    sa.Column("position", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("id", sa.String(36)),
+    sa.Column("pipeline", sa.String(63)),
+    sa.Column("dataset", sa.Text),
+    sa.Column("state", sa.String(16)),
+    sa.Column("cause", sa.String(16)),
+    sa.Column("cause_id", sa.String(200)),
+    sa.Column("trace", sa.Text),
+    sa.Column("attempts", sa.Integer),
+    sa.Column("trials_done", sa.Integer),
+    sa.Column("trials_total", sa.Integer),
+    sa.Column("best_metric", sa.Float),
+    sa.Column("best_family", sa.String(100)),
+    sa.Column("run_id", sa.String(64)),
+    sa.Column("create_time", sa.DateTime),
+    sa.Column("start_time", sa.DateTime),
+    sa.Column("end_time", sa.DateTime),
+    sa.Column("error", sa.Text),
+)
+_c = _trainings.c
+
+
+def add(
+    connection: sa.Connection,
+    training_id: str,
+    dataset: Dataset,
+    cause: Cause,
+    cause_id: str,
+    trace: Mapping[str, str],
+) -> Training:
+    """Queues a training."""
+    connection.execute(
+        _trainings.insert().values(
+            id=training_id,
+            pipeline=dataset.pipeline,
+            dataset=_DATASET.dump_json(dataset).decode(),
+            state=State.QUEUED.value,
+            cause=cause.value,
+            cause_id=cause_id,
+            trace=_TRACE.dump_json(dict(trace)).decode(),
+            attempts=0,
+            trials_done=0,
+            trials_total=0,
+            best_family="",
+            run_id="",
+            create_time=_now(),
+            error="",
+        )
+    )
+    training = by_id(connection, training_id)
+    assert training is not None  # just written, in this transaction
+    return training
+
+
+def by_id(connection: sa.Connection, training_id: str) -> Training | None:
+    """One training."""
+    return _one(connection, _c.id == training_id)
+
+
+def by_cause(connection: sa.Connection, pipeline: str, cause_id: str) -> Training | None:
+    """The training that an event or request led to."""
+    return _one(connection, sa.and_(_c.pipeline == pipeline, _c.cause_id == cause_id))
+
+
+def history(connection: sa.Connection, pipeline: str) -> list[Training]:
+    """All trainings of a pipeline, oldest first."""
+    return _all(
+        connection, sa.select(_trainings).where(_c.pipeline == pipeline).order_by(_c.position)
+    )
+
+
+def waiting(connection: sa.Connection) -> list[Training]:
+    """Trainings that have not ended, oldest first."""
+    states = (State.QUEUED.value, State.RUNNING.value)
+    return _all(connection, sa.select(_trainings).where(_c.state.in_(states)).order_by(_c.position))
+
+
+def page(connection: sa.Connection, pipeline: str, before: int | None, size: int) -> list[Training]:
+    """Trainings of a pipeline, or of all where it is empty, newest first, below a position."""
+    query = sa.select(_trainings).order_by(_c.position.desc()).limit(size)
+    if pipeline:
+        query = query.where(_c.pipeline == pipeline)
+    if before is not None:
+        query = query.where(_c.position < before)
+    return _all(connection, query)
+
+
+def counts(connection: sa.Connection) -> dict[tuple[str, State], int]:
+    """Trainings by pipeline and state."""
+    query = sa.select(_c.pipeline, _c.state, sa.func.count()).group_by(_c.pipeline, _c.state)
+    return {(name, State(state)): count for name, state, count in connection.execute(query)}
+
+
+def start(connection: sa.Connection, training_id: str) -> None:
+    """Counts an attempt; the first sets the time of the start."""
+    connection.execute(
+        _trainings.update()
+        .where(_c.id == training_id)
+        .values(
+            state=State.RUNNING.value,
+            attempts=_c.attempts + 1,
+            start_time=sa.func.coalesce(_c.start_time, sa.literal(_now(), sa.DateTime)),
+        )
+    )
+
+
+def set_run(connection: sa.Connection, training_id: str, run_id: str, trials_total: int) -> None:
+    """Notes the MLflow run and the budget."""
+    _update(connection, training_id, run_id=run_id, trials_total=trials_total)
+
+
+def set_progress(connection: sa.Connection, training_id: str, progress: Progress) -> None:
+    """Notes how far the search is."""
+    _update(connection, training_id, **dataclasses.asdict(progress))
+
+
+def set_state(
+    connection: sa.Connection,
+    training_ids: Iterable[str],
+    before: State,
+    after: State,
+    error: str = "",
+) -> int:
+    """Ends trainings that are in the state `before`; returns how many were."""
+    statement = (
+        _trainings.update()
+        .where(_c.id.in_(list(training_ids)), _c.state == before.value)
+        .values(state=after.value, end_time=_now(), error=error)
+    )
+    return int(connection.execute(statement).rowcount)
+
+
+def _update(connection: sa.Connection, training_id: str, **values: Any) -> None:
+    connection.execute(_trainings.update().where(_c.id == training_id).values(**values))
+
+
+def _now() -> datetime:
+    # Without a zone: SQLite keeps none, and both databases hold UTC.
+    return datetime.now(UTC).replace(tzinfo=None)
+
+
+def _one(connection: sa.Connection, condition: sa.ColumnElement[bool]) -> Training | None:
+    found = _all(connection, sa.select(_trainings).where(condition))
+    return found[0] if found else None
+
+
+def _all(connection: sa.Connection, query: sa.Select[Any]) -> list[Training]:
+    return [_training(dict(row)) for row in connection.execute(query).mappings()]
+
+
+def _training(row: Mapping[str, Any]) -> Training:
+    values = {key: value for key, value in row.items() if key != "pipeline"}
+    for key in ("create_time", "start_time", "end_time"):
+        values[key] = row[key] and row[key].replace(tzinfo=UTC)
+    values["dataset"] = _DATASET.validate_json(row["dataset"])
+    values["trace"] = _TRACE.validate_json(row["trace"])
+    values["state"] = State(row["state"])
+    values["cause"] = Cause(row["cause"])
+    return Training(**values)

@@ -1,0 +1,124 @@
+"""The trainer, put together."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from everloop_contracts.pipeline import Pipeline, PipelineError, load_pipelines
+from everloop_contracts.stubs.everloop.training.v1 import training_pb2_grpc
+from everloop_runtime import telemetry
+from everloop_runtime.database import Database
+from everloop_runtime.grpc_server import GrpcServer
+from everloop_runtime.kafka import EventConsumer, OutboxRelay, ensure_topics, wait_for_broker
+from everloop_runtime.metrics import MetricsServer
+from everloop_runtime.service import Component, Stopper, run
+from everloop_trainer.adapters.mlflow import MlflowTracking
+from everloop_trainer.adapters.s3 import S3Datasets
+from everloop_trainer.adapters.services import IngestCutter, RegistryProduction
+from everloop_trainer.consumer import GROUP, WATCHED, Handler
+from everloop_trainer.families import load_family
+from everloop_trainer.measure import TASK_METRICS
+from everloop_trainer.request import Requests
+from everloop_trainer.search import Cluster, connect
+from everloop_trainer.servicer import TrainingServicer
+from everloop_trainer.settings import TrainerSettings
+from everloop_trainer.train import Train
+from everloop_trainer.worker import Worker
+
+__all__ = ["check", "main"]
+
+SERVICE = "everloop.training.v1.TrainingService"
+
+
+class _Topics(Component):
+    """Makes the event topics before anything reads or writes them."""
+
+    name = "topics"
+
+    def __init__(self, bootstrap: str) -> None:
+        self._bootstrap = bootstrap
+
+    def start(self, stopper: Stopper) -> None:
+        wait_for_broker(self._bootstrap, stopper)
+        if not stopper.stopping:
+            ensure_topics(self._bootstrap)
+
+    def stop(self) -> None:
+        """Topics stay."""
+
+
+def check(pipelines: Mapping[str, Pipeline]) -> None:
+    """Checks what only the trainer knows about pipelines.
+
+    Raises:
+        PipelineError: a family or a metric that does not exist, or does not fit the task.
+    """
+    for name, pipeline in pipelines.items():
+        for family in pipeline.training.families:
+            try:
+                load_family(family)
+            except LookupError as error:
+                raise PipelineError(f"{name}: training.families: {error}") from error
+        metric, task = pipeline.training.search.metric, pipeline.target.task
+        if metric not in TASK_METRICS[task]:
+            fitting = ", ".join(TASK_METRICS[task])
+            raise PipelineError(
+                f"{name}: training.search.metric: '{metric}' does not fit a {task} task; {fitting} do"
+            )
+
+
+def main() -> int:
+    """Runs the service; returns the exit status."""
+    settings = TrainerSettings.load()
+    telemetry.configure("trainer", settings.log_level)
+    try:
+        pipelines = load_pipelines(settings.pipelines_dir)
+        check(pipelines)
+    except PipelineError as error:
+        print(error, file=sys.stderr)
+        return 2
+    database = Database(settings.database_url)
+    database.upgrade(Path(__file__).parent / "migrations")
+    tracking = MlflowTracking(settings.mlflow_uri)
+    train = Train(
+        S3Datasets(settings),
+        RegistryProduction(settings.registry_address, settings.patience_seconds, tracking.load),
+        tracking,
+        Cluster(settings.data_dir / "searches", settings.trial_cpus, settings.trial_gpus),
+        lambda: connect(settings.ray_address),
+    )
+    worker = Worker(
+        database,
+        pipelines,
+        train,
+        attempts=settings.training_attempts,
+        retry_seconds=settings.retry_seconds,
+    )
+    cutter = IngestCutter(settings.ingest_address, settings.patience_seconds)
+    requests = Requests(database, pipelines, cutter, worker.wake)
+    servicer = TrainingServicer(database, requests)
+    grpc = GrpcServer(
+        settings,
+        [SERVICE],
+        [lambda server: training_pb2_grpc.add_TrainingServiceServicer_to_server(servicer, server)],
+    )
+    components = [
+        MetricsServer(settings.metrics_address),
+        _Topics(settings.kafka_bootstrap),
+        OutboxRelay(database, settings.kafka_bootstrap),
+        worker,
+        EventConsumer(
+            settings.kafka_bootstrap,
+            GROUP,
+            WATCHED,
+            Handler(requests),
+            attempts=settings.consumer_max_attempts,
+        ),
+        grpc,
+    ]
+    try:
+        return run(components, on_ready=grpc.ready)
+    finally:
+        database.close()

@@ -1,0 +1,137 @@
+"""What the trainer knows: datasets, trainings and what came of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+
+__all__ = [
+    "Cause",
+    "DataFile",
+    "Dataset",
+    "Progress",
+    "State",
+    "Trained",
+    "Training",
+    "TrainingError",
+]
+
+
+class TrainingError(Exception):
+    """The data or the pipeline do not allow a model; trying again cannot help."""
+
+
+class State(StrEnum):
+    """Life of a training."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    SUPERSEDED = "superseded"
+
+    @property
+    def ended(self) -> bool:
+        """True if it will not change any more."""
+        return self not in (State.QUEUED, State.RUNNING)
+
+
+class Cause(StrEnum):
+    """Why a training happens."""
+
+    FIRST_DATA = "first_data"
+    NEW_ROWS = "new_rows"
+    DRIFT = "drift"
+    REQUEST = "request"
+
+
+@dataclass(frozen=True, slots=True)
+class DataFile:
+    """One Parquet file of a dataset version: where its content is, and its MD5 in hexadecimal."""
+
+    uri: str
+    md5: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """A dataset version, complete and immutable."""
+
+    pipeline: str
+    version: int
+    git_tag: str
+    git_commit: str
+    rows: int
+    labelled_rows: int
+    files: tuple[DataFile, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """One training, as the store holds it.
+
+    Attributes:
+        position: order of the requests.
+        cause_id: id of the event or request behind it; unique within a pipeline.
+        attempts: times it was started.
+        best_metric: best validation metric so far; None before the first trial ends.
+        trace: trace context of the request.
+    """
+
+    id: str
+    position: int
+    dataset: Dataset
+    state: State
+    cause: Cause
+    cause_id: str
+    create_time: datetime
+    attempts: int = 0
+    trials_done: int = 0
+    trials_total: int = 0
+    best_metric: float | None = None
+    best_family: str = ""
+    run_id: str = ""
+    start_time: datetime | None = None
+    end_time: datetime | None = None
+    error: str = ""
+    trace: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def pipeline(self) -> str:
+        """Name of the pipeline."""
+        return self.dataset.pipeline
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a search is."""
+
+    trials_done: int
+    best_metric: float | None
+    best_family: str
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A model that is in MLflow, complete; JSON of it is the last artifact of its run.
+
+    Attributes:
+        metrics: on the holdout, of the model before it was refitted on all rows.
+        baseline_version: Production version that was scored on the same rows; 0 if none.
+        export_difference: largest difference between the model and its export on the golden rows.
+        seconds: wall time from the start of the training to the logged model.
+    """
+
+    run_id: str
+    model_uri: str
+    family: str
+    metrics: dict[str, float]
+    baseline_version: int
+    baseline_metrics: dict[str, float]
+    export_difference: float
+    onnx_sha256: str
+    seconds: float
+    training_rows: int
+    holdout_rows: int

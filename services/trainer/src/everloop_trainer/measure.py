@@ -1,0 +1,65 @@
+"""Metrics of predictions, by the names that pipelines use."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from sklearn import metrics
+
+from everloop_contracts.pipeline import Task
+from everloop_trainer.families import Problem
+
+__all__ = ["LOWER_IS_BETTER", "TASK_METRICS", "measure", "worst"]
+
+LOWER_IS_BETTER = frozenset({"log_loss", "brier", "rmse", "mae"})
+TASK_METRICS = {
+    Task.BINARY: ("roc_auc", "log_loss", "brier", "accuracy", "f1"),
+    Task.MULTICLASS: ("roc_auc", "log_loss", "accuracy", "f1"),
+    Task.REGRESSION: ("rmse", "mae"),
+}
+
+
+def measure(
+    problem: Problem, target: npt.NDArray[Any], predicted: npt.NDArray[np.floating[Any]]
+) -> dict[str, float]:
+    """All metrics of the task; one that is not defined on these rows is left out.
+
+    Args:
+        problem: what was learned.
+        target: class position from 0, or the number.
+        predicted: probabilities `[rows, classes]`, or numbers `[rows, 1]`.
+    """
+    if problem.task is Task.REGRESSION:
+        return {
+            "rmse": float(metrics.root_mean_squared_error(target, predicted[:, 0])),
+            "mae": float(metrics.mean_absolute_error(target, predicted[:, 0])),
+        }
+    shares = predicted.astype(np.float64)
+    shares = shares / shares.sum(axis=1, keepdims=True)
+    labels = np.arange(problem.classes)
+    binary = problem.task is Task.BINARY
+    # The threshold is 0.5; argmax would call a tie false.
+    guess = (shares[:, 1] >= 0.5).astype(int) if binary else shares.argmax(axis=1)
+    values = {
+        "log_loss": metrics.log_loss(target, shares, labels=labels),
+        "accuracy": metrics.accuracy_score(target, guess),
+        "f1": metrics.f1_score(
+            target, guess, average="binary" if binary else "macro", zero_division=0
+        ),
+    }
+    if binary:
+        values["brier"] = metrics.brier_score_loss(target, shares[:, 1], pos_label=1)
+    if len(np.unique(target)) == problem.classes:
+        values["roc_auc"] = (
+            metrics.roc_auc_score(target, shares[:, 1])
+            if binary
+            else metrics.roc_auc_score(target, shares, multi_class="ovr", average="weighted")
+        )
+    return {name: float(value) for name, value in values.items()}
+
+
+def worst(metric: str) -> float:
+    """What stands for a metric that is not defined: no better than any other value."""
+    return float("inf") if metric in LOWER_IS_BETTER else 0.0

@@ -1,0 +1,91 @@
+"""What a training needs from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from everloop_contracts.pipeline import Pipeline
+from everloop_trainer.domain import Dataset, Trained, Training
+
+__all__ = ["Artifacts", "Cutter", "Datasets", "Incumbent", "Production", "Tracking"]
+
+
+class Datasets(Protocol):
+    """Where dataset versions are."""
+
+    def fetch(self, dataset: Dataset) -> pa.Table:
+        """All rows of a version, its files verified."""
+
+
+class Cutter(Protocol):
+    """Who cuts dataset versions."""
+
+    def cut(self, pipeline: str, request_id: str) -> Dataset:
+        """A version with everything that has arrived; the same one for the same `request_id`.
+
+        Raises:
+            EverloopError: kind unavailable while it cannot be reached.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Incumbent:
+    """The model in Production."""
+
+    version: int
+    onnx: bytes
+    manifest: Mapping[str, Any]
+
+
+class Production(Protocol):
+    """Which model serves."""
+
+    def incumbent(self, model: str) -> Incumbent | None:
+        """The Production version of a model, None if nothing serves.
+
+        Raises:
+            EverloopError: kind unavailable while it cannot be reached.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Artifacts:
+    """What is logged with a model: files by their path below `everloop/`, and the model itself."""
+
+    onnx: bytes
+    files: Mapping[str, bytes]
+
+
+class Tracking(Protocol):
+    """The books of every training and trial."""
+
+    def open_run(self, training: Training) -> str:
+        """The run of a training, by its id: the same one after a crash."""
+
+    def log_trial(
+        self,
+        run_id: str,
+        trial_id: str,
+        family: str,
+        params: Mapping[str, Any],
+        metrics: Mapping[str, float],
+        failed: bool,
+    ) -> None:
+        """Writes one ended trial down as a child of the run."""
+
+    def finished(self, run_id: str) -> Trained | None:
+        """What an earlier attempt logged completely, if one did."""
+
+    def log_model(
+        self,
+        run_id: str,
+        pipeline: Pipeline,
+        params: Mapping[str, Any],
+        artifacts: Artifacts,
+        trained: Trained,
+    ) -> Trained:
+        """Logs the model and its artifacts, and last of all `trained`; returns it with the model's address."""

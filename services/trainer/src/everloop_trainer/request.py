@@ -1,0 +1,117 @@
+"""Asking for a training: one use case behind Kafka and gRPC."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Callable, Mapping
+
+import sqlalchemy as sa
+
+from everloop_contracts.pipeline import Pipeline
+from everloop_runtime.database import Database
+from everloop_runtime.errors import EverloopError, Kind
+from everloop_runtime.telemetry import trace_headers
+from everloop_trainer.adapters import store
+from everloop_trainer.domain import Cause, Dataset, State, Training
+from everloop_trainer.ports import Cutter
+from everloop_trainer.trigger import superseded_by, trigger_of
+
+__all__ = ["Requests"]
+
+log = logging.getLogger(__name__)
+
+
+class Requests:
+    """Decides about and queues trainings; all of it is safe to repeat."""
+
+    def __init__(
+        self,
+        database: Database,
+        pipelines: Mapping[str, Pipeline],
+        cutter: Cutter,
+        queued: Callable[[], None],
+    ) -> None:
+        """Takes the trainer's database, what is declared, who cuts versions, and whom to wake."""
+        self._database = database
+        self._pipelines = pipelines
+        self._cutter = cutter
+        self._queued = queued
+
+    def dataset_created(self, event_id: str, dataset: Dataset) -> None:
+        """Trains on a new dataset version where the pipeline's triggers say so."""
+        pipeline = self._pipelines.get(dataset.pipeline)
+        if pipeline is None:
+            log.warning("no pipeline '%s' is declared here", dataset.pipeline)
+            return
+        with self._database.unit_of_work() as work:
+            if not work.first_time(event_id):
+                return
+            history = store.history(work.connection, dataset.pipeline)
+            cause = trigger_of(pipeline.training.triggers, dataset, history)
+            if cause is not None:
+                self._queue(work.connection, history, dataset, cause, event_id)
+        self._queued()
+
+    def retrain_requested(self, event_id: str, name: str) -> None:
+        """Trains on everything that has arrived, because the monitor asks for it.
+
+        Raises:
+            EverloopError: kind unavailable while ingest cannot be reached.
+        """
+        pipeline = self._pipelines.get(name)
+        if pipeline is None or not pipeline.training.triggers.on_drift:
+            log.info("pipeline '%s' does not train on drift", name)
+            return
+        self._request(name, event_id, Cause.DRIFT)
+
+    def start(self, name: str, request_id: str) -> Training:
+        """Trains on everything that has arrived, because somebody asks for it.
+
+        Raises:
+            EverloopError: kind not_found for an unknown pipeline; unavailable while ingest cannot be reached.
+        """
+        if name not in self._pipelines:
+            raise EverloopError(
+                Kind.NOT_FOUND,
+                "PIPELINE_NOT_FOUND",
+                f"there is no pipeline '{name}'",
+                pipeline=name,
+            )
+        return self._request(name, request_id or str(uuid.uuid4()), Cause.REQUEST)
+
+    def _request(self, name: str, cause_id: str, cause: Cause) -> Training:
+        with self._database.read() as connection:
+            if known := store.by_cause(connection, name, cause_id):
+                return known
+        dataset = self._cutter.cut(name, cause_id)
+        with self._database.unit_of_work() as work:
+            # Asked again: a repeat of the request may have come in while ingest was cutting.
+            training = store.by_cause(work.connection, name, cause_id)
+            if training is None:
+                history = store.history(work.connection, name)
+                training = self._queue(work.connection, history, dataset, cause, cause_id)
+        self._queued()
+        return training
+
+    def _queue(
+        self,
+        connection: sa.Connection,
+        history: list[Training],
+        dataset: Dataset,
+        cause: Cause,
+        cause_id: str,
+    ) -> Training:
+        replaced = [item.id for item in superseded_by(dataset, history)]
+        store.set_state(connection, replaced, State.QUEUED, State.SUPERSEDED)
+        training = store.add(
+            connection, str(uuid.uuid4()), dataset, cause, cause_id, trace_headers()
+        )
+        log.info(
+            "training %s queued: %s, %s, replaces %d",
+            training.id,
+            dataset.git_tag,
+            cause,
+            len(replaced),
+        )
+        return training

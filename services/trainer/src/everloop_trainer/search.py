@@ -1,0 +1,328 @@
+"""The search over model families and their parameters: Ray Tune with Optuna's TPE and ASHA.
+
+The data is put into Ray's object store once. Every family's defaults are tried first, then TPE chooses. A search that
+was cut off (the trainer or Ray went away) is taken up where its folder says it was.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import ray
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search.optuna import OptunaSearch
+from ray.tune.search.searcher import Searcher
+
+from everloop_contracts.pipeline import Pipeline
+from everloop_features import fit
+from everloop_trainer.domain import Progress
+from everloop_trainer.families import Choice, Predict, Problem, load_family
+from everloop_trainer.measure import LOWER_IS_BETTER, measure, worst
+from everloop_trainer.rows import Rows
+
+if TYPE_CHECKING:
+    import optuna
+    from ray.tune.experiment import Trial
+
+__all__ = ["SEARCH_ROWS", "Cluster", "Found", "SearchFailed", "Watcher", "connect", "search"]
+
+log = logging.getLogger(__name__)
+
+SEARCH_ROWS: Final = 60_000
+"""Newest rows that a search looks at; the winner is then fitted on all of them."""
+VALIDATION_SHARE: Final = 0.25
+"""Newest share of the search's rows that trials are judged on."""
+BUDGET: Final = 9
+"""Work of a whole trial; ASHA compares trials at 1, 3 and 9."""
+REDUCTION: Final = 3
+
+
+class SearchFailed(Exception):
+    """No trial came to an end; the message holds the first trial's error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The best trial."""
+
+    family: str
+    params: dict[str, Any]
+    metric: float
+    trials: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """What a search may use.
+
+    Attributes:
+        folder: where Ray Tune keeps the state of searches.
+        trial_cpus: CPUs of the Ray cluster that one trial books.
+        trial_gpus: GPUs of the Ray cluster that one trial books.
+    """
+
+    folder: Path
+    trial_cpus: float = 1.0
+    trial_gpus: float = 0.0
+
+
+class Watcher(Protocol):
+    """Who follows a search."""
+
+    def progress(self, progress: Progress) -> None:
+        """Told after every trial."""
+
+    def trial(
+        self,
+        trial_id: str,
+        family: str,
+        params: Mapping[str, Any],
+        metrics: Mapping[str, float],
+        failed: bool,
+    ) -> None:
+        """Told what one trial was and gave."""
+
+
+def search(
+    pipeline: Pipeline, rows: Rows, training_id: str, cluster: Cluster, watcher: Watcher
+) -> Found:
+    """Searches for the best family and parameters; Ray is initialised by the caller.
+
+    Args:
+        pipeline: names the families and the budget.
+        rows: the training part; only the newest `SEARCH_ROWS` are looked at.
+        training_id: names the search: a repeat resumes it.
+        cluster: what it may use.
+        watcher: told about trials.
+
+    Raises:
+        SearchFailed: no trial came to an end.
+    """
+    spec = pipeline.training.search
+    taught, judged = rows.part(max(0, len(rows) - SEARCH_ROWS), len(rows)).split(VALIDATION_SHARE)
+    features = fit(pipeline, taught.feeds, taught.target)
+    encodings = {load_family(name).encoding for name in pipeline.training.families}
+    matrices = {
+        encoding: (
+            features.transform(taught.feeds, encoding),
+            features.transform(judged.feeds, encoding),
+        )
+        for encoding in encodings
+    }
+    trainable = tune.with_resources(
+        tune.with_parameters(
+            _trial,
+            matrices=matrices,
+            targets=(taught.target, judged.target),
+            problem=rows.problem,
+            metric=spec.metric,
+            seed=pipeline.training.seed,
+        ),
+        {"cpu": cluster.trial_cpus, "gpu": cluster.trial_gpus},
+    )
+    mode = "min" if spec.metric in LOWER_IS_BETTER else "max"
+    tuner = _tuner(pipeline, trainable, training_id, cluster, _Follow(watcher, spec.metric, mode))
+    results = tuner.fit()
+    folder = cluster.folder / training_id
+    done = [item for item in results if item.metrics and spec.metric in item.metrics]
+    if not done:
+        error = next((str(item.error) for item in results if item.error), "no trial was started")
+        shutil.rmtree(folder, ignore_errors=True)
+        raise SearchFailed(error)
+    sign = 1 if mode == "max" else -1
+    # Trials that ASHA stopped were judged on part of the work; they may still be the best.
+    best = max(done, key=lambda item: sign * float(item.metrics[spec.metric]))
+    family, params = _split(best.config)
+    return Found(family, params, float(best.metrics[spec.metric]), len(results))
+
+
+def _trial(
+    config: dict[str, Any],
+    matrices: Mapping[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]],
+    targets: tuple[npt.NDArray[Any], npt.NDArray[Any]],
+    problem: Problem,
+    metric: str,
+    seed: int,
+) -> None:
+    """Runs in a Ray worker: fits one model and reports the validation metrics at growing shares of the work."""
+    name, params = _split(config)
+    family = load_family(name)
+    taught, judged = matrices[family.encoding]
+    reported = 0
+
+    def report(share: float, predict: Predict) -> None:
+        nonlocal reported
+        budget = round(share * BUDGET)
+        # Only where ASHA compares, and at the end: judging costs time.
+        if budget > reported and budget in (1, REDUCTION, BUDGET):
+            reported = budget
+            values = measure(problem, targets[1], predict(judged))
+            tune.report({metric: worst(metric), **values, "budget": budget})
+
+    # A copy: arrays from the object store are read-only, and PyTorch warns about those.
+    family.fit(problem, np.array(taught), targets[0], params, seed, report)
+
+
+def _split(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Family and its own parameters of a trial."""
+    name = str(config["family"])
+    prefix = f"{name}."
+    return name, {
+        key.removeprefix(prefix): value for key, value in config.items() if key.startswith(prefix)
+    }
+
+
+class _BoundedSearch(OptunaSearch):
+    """Optuna that suggests nothing new when the time is over; what runs then comes to its end."""
+
+    def __init__(self, *args: Any, seconds: float, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._seconds = seconds
+        self._began: float | None = None
+
+    def suggest(self, trial_id: str) -> Any:
+        self._began = self._began or time.time()
+        if time.time() - self._began > self._seconds:
+            return Searcher.FINISHED
+        return super().suggest(trial_id)
+
+
+def _space(families: tuple[str, ...], trial: optuna.Trial) -> None:
+    """The search space, defined by running it: a family's parameters exist only where it is chosen."""
+    name = trial.suggest_categorical("family", list(families))
+    for key, item in load_family(name).space.items():
+        if isinstance(item, Choice):
+            trial.suggest_categorical(f"{name}.{key}", list(item.values))
+        elif item.whole:
+            trial.suggest_int(f"{name}.{key}", int(item.low), int(item.high), log=item.log)
+        else:
+            trial.suggest_float(f"{name}.{key}", item.low, item.high, log=item.log)
+
+
+def _defaults(families: tuple[str, ...]) -> list[dict[str, Any]]:
+    return [
+        {"family": name, **{f"{name}.{k}": v.default for k, v in load_family(name).space.items()}}
+        for name in families
+    ]
+
+
+def _tuner(
+    pipeline: Pipeline,
+    trainable: Callable[..., Any],
+    training_id: str,
+    cluster: Cluster,
+    follow: tune.Callback,
+) -> tune.Tuner:
+    """A new search, or the one of this name taken up again."""
+    folder = cluster.folder / training_id
+    if folder.exists():
+        try:
+            tuner = tune.Tuner.restore(
+                str(folder), trainable, resume_unfinished=True, restart_errored=True
+            )
+            # Callbacks are not part of the state: the restored one belongs to a process that is gone.
+            tuner._local_tuner._run_config.callbacks = [follow]
+            log.info("search %s is taken up again", training_id)
+            return tuner
+        except Exception as error:
+            log.warning("search %s starts afresh: %s", training_id, error)
+            shutil.rmtree(folder)
+    training = pipeline.training
+    spec = training.search
+    mode = "min" if spec.metric in LOWER_IS_BETTER else "max"
+    algorithm = _BoundedSearch(
+        partial(_space, training.families),
+        metric=spec.metric,
+        mode=mode,
+        points_to_evaluate=_defaults(training.families)[: spec.trials],
+        seed=training.seed,
+        seconds=spec.time_budget.total_seconds(),
+    )
+    return tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            metric=spec.metric,
+            mode=mode,
+            search_alg=algorithm,
+            scheduler=ASHAScheduler(
+                time_attr="budget", max_t=BUDGET, grace_period=1, reduction_factor=REDUCTION
+            ),
+            num_samples=spec.trials,
+            max_concurrent_trials=spec.concurrency,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name=training_id,
+            storage_path=str(cluster.folder.absolute()),
+            callbacks=[follow],
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=1),
+        ),
+    )
+
+
+class _Follow(tune.Callback):
+    """Tells the watcher about trials that end."""
+
+    def __init__(self, watcher: Watcher, metric: str, mode: str) -> None:
+        self._watcher = watcher
+        self._metric = metric
+        self._sign = 1 if mode == "max" else -1
+
+    def on_trial_complete(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        self._tell(trials, trial, failed=False)
+
+    def on_trial_error(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        self._tell(trials, trial, failed=True)
+
+    def _tell(self, trials: list[Trial], trial: Trial, failed: bool) -> None:
+        family, params = _split(trial.config)
+        last = trial.last_result or {}
+        values = {k: float(v) for k, v in last.items() if k in _METRICS}
+        values["seconds"] = float(last.get("time_total_s", 0.0))
+        self._watcher.trial(trial.trial_id, family, params, values, failed)
+        ended = [item for item in trials if item.is_finished() or item is trial]
+        judged = [item for item in ended if self._metric in (item.last_result or {})]
+        best = max(
+            judged, key=lambda item: self._sign * item.last_result[self._metric], default=None
+        )
+        self._watcher.progress(
+            Progress(
+                len(ended),
+                float(best.last_result[self._metric]) if best else None,
+                str(best.config["family"]) if best else "",
+            )
+        )
+
+
+_METRICS: Final = frozenset(
+    {"roc_auc", "log_loss", "brier", "accuracy", "f1", "rmse", "mae", "budget"}
+)
+
+
+def connect(address: str) -> None:
+    """Joins the Ray cluster, afresh where an earlier one is gone."""
+    if ray.is_initialized():
+        try:
+            ray.cluster_resources()
+            return
+        except Exception:
+            log.warning("the Ray cluster is gone, joining again")
+            ray.shutdown()
+    ray.init(
+        address=address, namespace="everloop", log_to_driver=False, logging_level=logging.WARNING
+    )

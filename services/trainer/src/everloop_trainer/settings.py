@@ -1,0 +1,40 @@
+"""Settings of the trainer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from everloop_runtime.settings import ServiceSettings
+
+__all__ = ["TrainerSettings"]
+
+
+class TrainerSettings(ServiceSettings):
+    """What the trainer needs to know, on top of what every service does."""
+
+    data_dir: Path = Path(".everloop/data/trainer")
+    """Folder that this service may write to."""
+    database_url: str = "sqlite:///.everloop/data/trainer/trainer.db"
+    """SQLAlchemy address of this service's database."""
+    grpc_address: str = "127.0.0.1:50052"
+    """Where the gRPC server listens, `host:port`."""
+    metrics_address: str = "127.0.0.1:9402"
+    """Where `/metrics` listens, `host:port`."""
+    ingest_address: str = "127.0.0.1:50051"
+    """Where ingest answers, `host:port`."""
+    registry_address: str = "127.0.0.1:50053"
+    """Where the registry gateway answers, `host:port`."""
+    ray_address: str = "auto"
+    """Address of the Ray cluster's head, `host:port`; `auto` finds the one of this machine."""
+    trial_cpus: float = Field(default=1.0, gt=0)
+    """CPUs of the Ray cluster that one trial books."""
+    trial_gpus: float = Field(default=0.0, ge=0)
+    """GPUs of the Ray cluster that one trial books."""
+    training_attempts: int = Field(default=6, ge=1)
+    """Times a training is started, crashes included, before it fails."""
+    retry_seconds: float = Field(default=2.0, gt=0)
+    """Pause before a failed training is tried again, in seconds; it doubles, up to 30."""
+    patience_seconds: float = Field(default=60.0, ge=0)
+    """How long another service that is unavailable is waited for, in seconds."""

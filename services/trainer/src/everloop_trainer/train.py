@@ -1,0 +1,138 @@
+"""One training, from a dataset version to a model in MLflow."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from everloop_contracts.pipeline import Pipeline
+from everloop_trainer.domain import Progress, Trained, Training
+from everloop_trainer.evaluate import evaluate
+from everloop_trainer.ports import Datasets, Production, Tracking
+from everloop_trainer.rows import Rows, prepare
+from everloop_trainer.search import Cluster, Found, Watcher, search
+
+__all__ = ["Train"]
+
+log = logging.getLogger(__name__)
+
+Search = Callable[[Pipeline, Rows, str, Cluster, Watcher], Found]
+
+
+class Train:
+    """The use case: everything that happens between a queued training and its announcement."""
+
+    def __init__(
+        self,
+        datasets: Datasets,
+        production: Production,
+        tracking: Tracking,
+        cluster: Cluster,
+        connect: Callable[[], None],
+        search: Search = search,
+    ) -> None:
+        """Takes its ports; `connect` joins the Ray cluster."""
+        self._datasets = datasets
+        self._production = production
+        self._tracking = tracking
+        self._cluster = cluster
+        self._connect = connect
+        self._search = search
+
+    def run(
+        self,
+        pipeline: Pipeline,
+        training: Training,
+        started: Callable[[str, int], None],
+        progress: Callable[[Progress], None],
+        trial_ended: Callable[[str, bool], None],
+    ) -> Trained:
+        """Trains. Repeated after a crash it goes on where it can, and never logs a second model.
+
+        Args:
+            pipeline: as declared.
+            training: what is to be done.
+            started: told the MLflow run and the number of trials.
+            progress: told after every trial.
+            trial_ended: told the family of each trial and whether it failed.
+
+        Raises:
+            TrainingError: the data does not allow a model.
+        """
+        began = time.monotonic()
+        run_id = self._tracking.open_run(training)
+        started(run_id, pipeline.training.search.trials)
+        if done := self._tracking.finished(run_id):
+            return done
+        rows = prepare(pipeline, self._datasets.fetch(training.dataset))
+        taught, holdout = rows.split(pipeline.training.holdout.fraction)
+        self._connect()
+        watcher = _Books(self._tracking, run_id, progress, trial_ended)
+        found = self._search(pipeline, taught, training.id, self._cluster, watcher)
+        searched = time.monotonic()
+        log.info("searched %d trials in %.1f s", found.trials, searched - began)
+        incumbent = self._production.incumbent(pipeline.name)
+        evaluated = evaluate(
+            pipeline,
+            training.dataset,
+            taught,
+            holdout,
+            rows,
+            found.family,
+            found.params,
+            incumbent,
+        )
+        log.info("evaluated in %.1f s", time.monotonic() - searched)
+        trained = Trained(
+            run_id=run_id,
+            model_uri="",
+            family=found.family,
+            metrics=evaluated.metrics,
+            baseline_version=evaluated.baseline_version,
+            baseline_metrics=evaluated.baseline_metrics,
+            export_difference=evaluated.export_difference,
+            onnx_sha256=evaluated.onnx_sha256,
+            seconds=time.monotonic() - began,
+            training_rows=len(rows),
+            holdout_rows=len(holdout),
+        )
+        trained = self._tracking.log_model(
+            run_id, pipeline, found.params, evaluated.artifacts, trained
+        )
+        return dataclasses.replace(trained, seconds=time.monotonic() - began)
+
+
+class _Books:
+    """Writes trials down as they end. Books that cannot be written never end a search."""
+
+    def __init__(
+        self,
+        tracking: Tracking,
+        run_id: str,
+        progress: Callable[[Progress], None],
+        trial_ended: Callable[[str, bool], None],
+    ) -> None:
+        self._tracking = tracking
+        self._run_id = run_id
+        self._progress = progress
+        self._trial_ended = trial_ended
+
+    def progress(self, progress: Progress) -> None:
+        self._progress(progress)
+
+    def trial(
+        self,
+        trial_id: str,
+        family: str,
+        params: Mapping[str, Any],
+        metrics: Mapping[str, float],
+        failed: bool,
+    ) -> None:
+        self._trial_ended(family, failed)
+        try:
+            self._tracking.log_trial(self._run_id, trial_id, family, params, metrics, failed)
+        except Exception:
+            log.exception("trial %s is not in MLflow", trial_id)

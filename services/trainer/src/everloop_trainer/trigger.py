@@ -1,0 +1,56 @@
+"""What starts a training, and what happens to those that wait: pure decisions.
+
+At most one training per pipeline runs and at most one waits: a newer request knows newer data and replaces the one
+that waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from everloop_contracts.pipeline import Triggers
+from everloop_trainer.domain import Cause, Dataset, State, Training
+
+__all__ = ["next_to_run", "superseded_by", "trigger_of"]
+
+
+def trigger_of(triggers: Triggers, dataset: Dataset, history: Sequence[Training]) -> Cause | None:
+    """Why a new dataset version starts a training by itself; None if it does not.
+
+    Args:
+        triggers: the pipeline's rules.
+        dataset: the new version.
+        history: all trainings of the pipeline.
+
+    Example:
+        >>> version = Dataset("p", 1, "p/v1", "", rows=900, labelled_rows=800, files=())
+        >>> trigger_of(Triggers(min_rows=800), version, [])
+        <Cause.FIRST_DATA: 'first_data'>
+        >>> trigger_of(Triggers(min_rows=801), version, []) is None
+        True
+    """
+    known = [item for item in history if item.state not in (State.FAILED, State.SUPERSEDED)]
+    if any(item.dataset.version >= dataset.version for item in history):
+        return None  # the version was cut for a training, or is older than one
+    if not known:
+        return Cause.FIRST_DATA if dataset.labelled_rows >= triggers.min_rows else None
+    taught = max(item.dataset.labelled_rows for item in known)
+    if triggers.new_rows is not None and dataset.labelled_rows - taught >= triggers.new_rows:
+        return Cause.NEW_ROWS
+    return None
+
+
+def superseded_by(dataset: Dataset, history: Sequence[Training]) -> list[Training]:
+    """Trainings of the pipeline that a new request replaces: those that still wait."""
+    return [
+        item
+        for item in history
+        if item.state is State.QUEUED and item.dataset.pipeline == dataset.pipeline
+    ]
+
+
+def next_to_run(waiting: Sequence[Training]) -> Training | None:
+    """What to work on: what was running when the process ended comes first, then the oldest request."""
+    running = [item for item in waiting if item.state is State.RUNNING]
+    queued = [item for item in waiting if item.state is State.QUEUED]
+    return min(running or queued, key=lambda item: item.position, default=None)

@@ -1,0 +1,160 @@
+"""The thread that runs trainings, one at a time, and goes on with what a crash cut off."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Mapping
+
+from everloop_contracts.pipeline import Pipeline
+from everloop_runtime.database import Database
+from everloop_runtime.events import new_event
+from everloop_runtime.service import Component, Stopper
+from everloop_runtime.telemetry import span
+from everloop_trainer.adapters import store
+from everloop_trainer.domain import Progress, State, Trained, Training, TrainingError
+from everloop_trainer.messages import failed_message, trained_message
+from everloop_trainer.metrics import DURATION, TRAININGS, TRIALS
+from everloop_trainer.train import Train
+from everloop_trainer.trigger import next_to_run
+
+__all__ = ["Worker"]
+
+log = logging.getLogger(__name__)
+
+SOURCE = "everloop.trainer"
+
+
+class Worker(Component):
+    """Runs queued trainings; the end of each and its announcement are one transaction."""
+
+    name = "worker"
+
+    def __init__(
+        self,
+        database: Database,
+        pipelines: Mapping[str, Pipeline],
+        train: Train,
+        *,
+        attempts: int,
+        retry_seconds: float,
+    ) -> None:
+        """Takes the use case, how often a training is started before it fails, and the pause between."""
+        self._database = database
+        self._pipelines = pipelines
+        self._train = train
+        self._attempts = attempts
+        self._retry_seconds = retry_seconds
+        self._woken = threading.Event()
+
+    def wake(self) -> None:
+        """Says that there may be work."""
+        self._woken.set()
+
+    def start(self, stopper: Stopper) -> None:
+        """Starts the thread; what was running is taken up again."""
+        self._stopper = stopper
+        self._count()
+        self._thread = stopper.thread(self.name, self._run)
+
+    def stop(self) -> None:
+        """Waits for a thread that is idle; a running training is left to the next start."""
+        self._woken.set()
+        self._thread.join(timeout=2)
+
+    def _run(self) -> None:
+        while not self._stopper.stopping:
+            self._woken.clear()
+            if not self.step():
+                self._woken.wait(5.0)
+
+    def step(self) -> bool:
+        """Runs one training to its end or to a failed attempt; False if there was none."""
+        with self._database.read() as connection:
+            training = next_to_run(store.waiting(connection))
+        if training is None:
+            return False
+        with span(f"training {training.pipeline}", training.trace):
+            self._attempt(training)
+        self._count()
+        return True
+
+    def _attempt(self, training: Training) -> None:
+        pipeline = self._pipelines.get(training.pipeline)
+        if pipeline is None:
+            self._fail(training, f"there is no pipeline '{training.pipeline}' any more")
+            return
+        if training.attempts >= self._attempts:
+            self._fail(
+                training, f"given up after {training.attempts} attempts; the log has the causes"
+            )
+            return
+        with self._database.unit_of_work() as work:
+            store.start(work.connection, training.id)
+        self._count()
+        log.info("training %s starts, attempt %d", training.id, training.attempts + 1)
+        began = time.monotonic()
+        try:
+            trained = self._train.run(
+                pipeline,
+                training,
+                started=lambda run_id, trials: self._note_run(training, run_id, trials),
+                progress=lambda progress: self._note_progress(training, progress),
+                trial_ended=lambda family, failed: TRIALS.labels(
+                    training.pipeline, family, "failed" if failed else "done"
+                ).inc(),
+            )
+        except TrainingError as error:
+            self._fail(training, str(error))
+        except Exception as error:
+            if training.attempts + 1 >= self._attempts:
+                log.exception("training %s failed for good", training.id)
+                self._fail(training, f"{type(error).__name__}: {error}"[:2000])
+                return
+            log.exception("training %s failed, it is tried again", training.id)
+            self._stopper.wait(min(self._retry_seconds * 2**training.attempts, 30.0))
+        else:
+            DURATION.labels(training.pipeline).observe(time.monotonic() - began)
+            self._succeed(training, trained)
+
+    def _note_run(self, training: Training, run_id: str, trials: int) -> None:
+        with self._database.unit_of_work() as work:
+            store.set_run(work.connection, training.id, run_id, trials)
+
+    def _note_progress(self, training: Training, progress: Progress) -> None:
+        with self._database.unit_of_work() as work:
+            store.set_progress(work.connection, training.id, progress)
+
+    def _succeed(self, training: Training, trained: Trained) -> None:
+        message = trained_message(training, trained)
+        # An id of its own: the announcement of a training is one event, however often it is made.
+        event = new_event(
+            SOURCE, training.pipeline, message, cause=training.cause_id, id=f"{training.id}:trained"
+        )
+        with self._database.unit_of_work() as work:
+            if store.set_state(work.connection, [training.id], State.RUNNING, State.SUCCEEDED):
+                work.publish(event)
+        log.info("training %s gave %s: %s", training.id, trained.family, trained.metrics)
+
+    def _fail(self, training: Training, reason: str) -> None:
+        message = failed_message(training, reason)
+        event = new_event(
+            SOURCE, training.pipeline, message, cause=training.cause_id, id=f"{training.id}:failed"
+        )
+        with self._database.unit_of_work() as work:
+            # It may not have been started: the pipeline is gone.
+            ended = any(
+                store.set_state(work.connection, [training.id], before, State.FAILED, reason)
+                for before in (State.RUNNING, State.QUEUED)
+            )
+            if ended:
+                work.publish(event)
+        log.error("training %s failed: %s", training.id, reason)
+
+    def _count(self) -> None:
+        with self._database.read() as connection:
+            counts = store.counts(connection)
+        for pipeline in self._pipelines:
+            for state in State:
+                TRAININGS.labels(pipeline, state.value).set(counts.get((pipeline, state), 0))
