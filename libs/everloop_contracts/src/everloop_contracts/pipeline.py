@@ -124,6 +124,9 @@ class Schema(_Spec):
 
     @model_validator(mode="after")
     def _keys_exist(self) -> Self:
+        for name in self.fields:
+            if name.startswith("everloop_"):
+                raise ValueError(f"fields.{name}: names that start with everloop_ are reserved")
         for key, wanted in (("id", FieldType.STRING), ("time", FieldType.TIMESTAMP)):
             name = getattr(self, key)
             if name not in self.fields:

@@ -1,0 +1,130 @@
+"""Kafka beside the writer's own consumer: end offsets, and the way onto the record topics."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.errors import KafkaError
+
+from everloop_runtime.errors import EverloopError, Kind
+from everloop_runtime.kafka import producer
+from everloop_runtime.telemetry import trace_headers
+
+__all__ = ["TopicEnds", "TopicProducer"]
+
+
+def _unavailable(what: str) -> EverloopError:
+    return EverloopError(Kind.UNAVAILABLE, "BROKER_UNAVAILABLE", what)
+
+
+class TopicEnds:
+    """How far topics reach, as a consumer of committed transactions sees it."""
+
+    def __init__(self, bootstrap: str) -> None:
+        """Takes the bootstrap servers; connects with the first question."""
+        self._bootstrap = bootstrap.split(",")
+        self._lock = threading.Lock()  # a consumer is for one thread at a time
+        self._client: KafkaConsumer | None = None
+
+    def end_offsets(self, topic: str, seconds: float) -> dict[int, int]:
+        """See `ports.RecordLog`."""
+        milliseconds = max(1, int(seconds * 1000))
+        if not self._lock.acquire(timeout=seconds):
+            raise _unavailable("the broker keeps another question waiting")
+        try:
+            if self._client is None:
+                self._client = KafkaConsumer(
+                    bootstrap_servers=self._bootstrap,
+                    isolation_level="read_committed",
+                    bootstrap_timeout_ms=milliseconds,
+                    reconnect_backoff_max_ms=1000,
+                )
+            partitions = self._client.partitions_for_topic(topic) or ()
+            wanted = [TopicPartition(topic, number) for number in partitions]
+            ends = self._client.end_offsets(wanted, timeout_ms=milliseconds)
+            return {partition.partition: end for partition, end in ends.items()}
+        except KafkaError as error:
+            raise _unavailable(f"the broker does not say how far {topic} reaches: {error}") from error
+        finally:
+            self._lock.release()
+
+    def close(self) -> None:
+        """Closes the connections."""
+        if self._client is not None:
+            self._client.close()
+
+
+class TopicProducer:
+    """Puts records on topics and waits for the broker, with a bound on the bytes under way."""
+
+    def __init__(self, bootstrap: str, max_bytes: int, timeout_seconds: float) -> None:
+        """Takes the bootstrap servers, the most bytes under way, and how long the broker may take."""
+        self._bootstrap = bootstrap
+        self._max_bytes = max_bytes
+        self._timeout = timeout_seconds
+        self._bytes = 0
+        self._lock = threading.Lock()
+        self._client: KafkaProducer | None = None
+
+    def send(
+        self, topic: str, records: Sequence[tuple[bytes | None, bytes]], seconds: float
+    ) -> None:
+        """See `ports.RecordSink`."""
+        deadline = time.monotonic() + min(seconds, self._timeout)
+        self._take(sum(len(value) for _, value in records))
+        headers = [(name, text.encode()) for name, text in trace_headers().items()]
+        sent = 0
+        futures = []
+        try:
+            client = self._connected()
+            for key, value in records:
+                future = client.send(topic, key=key, value=value, headers=headers)
+                sent += 1
+                # The bytes are under way until the broker has them or the client gives up, whoever waits.
+                future.add_both(self._give_back, len(value))
+                futures.append(future)
+                if time.monotonic() > deadline:
+                    raise _unavailable(f"the broker did not take all {len(records)} records in time")
+            for future in futures:
+                future.get(timeout=max(0.0, deadline - time.monotonic()))
+        except KafkaError as error:
+            raise _unavailable(f"the broker does not take records: {error}") from error
+        finally:
+            self._give_back(sum(len(value) for _, value in records[sent:]))
+
+    def close(self) -> None:
+        """Sends what is under way and closes the connections."""
+        if self._client is not None:
+            self._client.close(timeout=self._timeout)
+
+    def _connected(self) -> KafkaProducer:
+        with self._lock:
+            if self._client is None:
+                milliseconds = int(self._timeout * 1000)
+                self._client = producer(
+                    self._bootstrap,
+                    max_block_ms=milliseconds,
+                    delivery_timeout_ms=milliseconds,
+                    request_timeout_ms=max(1, milliseconds - 100),
+                    bootstrap_timeout_ms=milliseconds,
+                    reconnect_backoff_max_ms=1000,
+                    batch_size=256 * 1024,
+                )
+            return self._client
+
+    def _take(self, size: int) -> None:
+        with self._lock:
+            if self._bytes and self._bytes + size > self._max_bytes:
+                raise EverloopError(
+                    Kind.EXHAUSTED,
+                    "TOO_MANY_BYTES",
+                    f"{self._bytes} bytes are under way to the broker; send again later",
+                )
+            self._bytes += size
+
+    def _give_back(self, size: int, _result: object = None) -> None:
+        with self._lock:
+            self._bytes -= size

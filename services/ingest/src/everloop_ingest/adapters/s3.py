@@ -1,0 +1,70 @@
+"""The data bucket, through Arrow's filesystems."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from pyarrow import fs
+
+from everloop_runtime.errors import EverloopError, Kind
+
+__all__ = ["ShardBucket", "s3_filesystem"]
+
+_TRANSFERS = 8
+"""Objects that are copied at once."""
+
+
+def s3_filesystem(
+    endpoint: str, access_key: str, secret_key: str, region: str
+) -> fs.FileSystem:
+    """An S3 endpoint; without an access key the ambient credentials (IRSA, instance profile)."""
+    address = urlsplit(endpoint)
+    return fs.S3FileSystem(
+        access_key=access_key or None,
+        secret_key=secret_key or None,
+        region=region,
+        endpoint_override=address.netloc or None,
+        scheme=address.scheme or "https",
+        connect_timeout=3,
+        request_timeout=20,
+        # One request where the content is small, instead of a multipart upload of one part.
+        allow_delayed_open=True,
+    )
+
+
+class ShardBucket:
+    """Objects of one bucket."""
+
+    def __init__(self, filesystem: fs.FileSystem, bucket: str) -> None:
+        """Takes an Arrow filesystem and the bucket, which for a local one is a folder."""
+        self._files = fs.SubTreeFileSystem(bucket, filesystem)
+
+    def put(self, key: str, content: bytes) -> None:
+        """See `ports.ShardFiles`; an object appears when its stream is closed."""
+        try:
+            with self._files.open_output_stream(key) as stream:
+                stream.write(content)
+        except OSError as error:
+            raise _unavailable(f"cannot store {key}", error) from error
+
+    def fetch(self, keys: Sequence[str], folder: Path) -> list[Path]:
+        """See `ports.ShardFiles`."""
+        paths = [folder / f"{index:08d}.parquet" for index in range(len(keys))]
+        with ThreadPoolExecutor(_TRANSFERS) as pool:
+            list(pool.map(self._fetch, keys, paths))
+        return paths
+
+    def _fetch(self, key: str, path: Path) -> None:
+        try:
+            fs.copy_files(
+                key, str(path), source_filesystem=self._files, destination_filesystem=fs.LocalFileSystem()
+            )
+        except OSError as error:
+            raise _unavailable(f"cannot read {key}", error) from error
+
+
+def _unavailable(what: str, error: OSError) -> EverloopError:
+    return EverloopError(Kind.UNAVAILABLE, "OBJECT_STORE_UNAVAILABLE", f"{what}: {error}")

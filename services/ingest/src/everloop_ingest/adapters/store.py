@@ -1,0 +1,347 @@
+"""The ingest database: the writer's positions, the shards and their books, the dataset versions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from everloop_ingest.domain import (
+    Batch,
+    Books,
+    ObjectFile,
+    Partition,
+    Rows,
+    Shard,
+    State,
+    Unversioned,
+    Version,
+)
+from everloop_runtime.database import Database, UnitOfWork
+from everloop_runtime.errors import EverloopError, Kind
+from everloop_runtime.events import Event
+
+__all__ = ["DeadLetter", "Store"]
+
+metadata = sa.MetaData()
+
+
+class _Utc(sa.types.TypeDecorator[datetime]):
+    """An instant, kept as UTC without a zone: SQLite has none to keep."""
+
+    impl = sa.DateTime
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        return value.astimezone(UTC).replace(tzinfo=None) if value else None
+
+    def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        return value.replace(tzinfo=UTC) if value else None
+
+
+positions = sa.Table(
+    "positions",
+    metadata,
+    sa.Column("topic", sa.String, primary_key=True),
+    sa.Column("partition", sa.Integer, primary_key=True),
+    sa.Column("next_offset", sa.BigInteger),
+)
+shards = sa.Table(
+    "shards",
+    metadata,
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    sa.Column("pipeline", sa.String),
+    sa.Column("topic", sa.String),
+    sa.Column("partition", sa.Integer),
+    sa.Column("first_offset", sa.BigInteger),
+    sa.Column("last_offset", sa.BigInteger),
+    sa.Column("key", sa.Text),
+    sa.Column("accepted", sa.BigInteger),
+    sa.Column("actuals", sa.BigInteger),
+    sa.Column("rejected", sa.BigInteger),
+    sa.Column("size_bytes", sa.BigInteger),
+    sa.Column("first_event_time", _Utc),
+    sa.Column("last_event_time", _Utc),
+    sa.Column("create_time", _Utc),
+    sa.Column("first_version", sa.BigInteger),
+)
+rejections = sa.Table(
+    "rejections",
+    metadata,
+    sa.Column("pipeline", sa.String, primary_key=True),
+    sa.Column("reason", sa.String, primary_key=True),
+    sa.Column("count", sa.BigInteger),
+)
+versions = sa.Table(
+    "versions",
+    metadata,
+    sa.Column("pipeline", sa.String, primary_key=True),
+    sa.Column("number", sa.BigInteger, primary_key=True),
+    sa.Column("state", sa.String),
+    sa.Column("cause_id", sa.String),
+    sa.Column("create_time", _Utc),
+    sa.Column("shards", sa.BigInteger),
+    sa.Column("rows", sa.BigInteger),
+    sa.Column("labelled_rows", sa.BigInteger),
+    sa.Column("first_event_time", _Utc),
+    sa.Column("last_event_time", _Utc),
+    sa.Column("path", sa.Text),
+    sa.Column("uri", sa.Text),
+    sa.Column("md5", sa.String),
+    sa.Column("size_bytes", sa.BigInteger),
+    sa.Column("tag", sa.Text),
+    sa.Column("commit", sa.String),
+)
+cut_requests = sa.Table(
+    "cut_requests",
+    metadata,
+    sa.Column("pipeline", sa.String, primary_key=True),
+    sa.Column("request_id", sa.String, primary_key=True),
+    sa.Column("version", sa.BigInteger),
+)
+
+DeadLetter = tuple[str, bytes | None, bytes, list[tuple[str, bytes]]]
+"""Topic, key, value and headers of a message for the outbox."""
+
+
+class Store:
+    """Reads and writes the tables above; each method is one transaction or one statement."""
+
+    def __init__(self, database: Database) -> None:
+        """Takes the service's database."""
+        self._database = database
+
+    def claim(self, partition: Partition, beginning: int) -> int:
+        """The writer's position in a partition; `beginning` becomes it where there is none yet."""
+        row = {"topic": partition.topic, "partition": partition.number, "next_offset": beginning}
+        with self._database.unit_of_work() as work:
+            work.connection.execute(_insert(work, positions).values(row).on_conflict_do_nothing())
+            found = sa.select(positions.c.next_offset).where(_is(partition))
+            return int(work.connection.execute(found).scalar_one())
+
+    def positions(self, topic: str) -> dict[int, int]:
+        """The writer's position in each partition of a topic that it has claimed."""
+        columns = sa.select(positions.c.partition, positions.c.next_offset)
+        with self._database.read() as connection:
+            rows = connection.execute(columns.where(positions.c.topic == topic))
+            return {row.partition: row.next_offset for row in rows}
+
+    def skip(self, partition: Partition, start: int, end: int) -> bool:
+        """Moves the position over offsets that the topic no longer holds; False if it was elsewhere."""
+        with self._database.unit_of_work() as work:
+            return _move(work, partition, start, end)
+
+    def settle(
+        self,
+        batch: Batch,
+        shard: Shard | None,
+        dead_letters: Iterable[DeadLetter],
+        events: Iterable[Event],
+    ) -> bool:
+        """Commits a batch: position, books, dead letters and events together.
+
+        Returns False and changes nothing where the position is not at the batch's start: another writer has
+        taken over the partition, or this batch has been settled already.
+        """
+        with self._database.unit_of_work() as work:
+            if not _move(work, batch.partition, batch.start, batch.end):
+                return False
+            if shard is not None:
+                _record(work, shard)
+            for letter in dead_letters:
+                work.send(*letter)
+            for event in events:
+                work.publish(event)
+            return True
+
+    def backlog(self, limit: int) -> bool:
+        """Whether at least `limit` messages wait in the outbox."""
+        return len(self._database.pending(limit)) >= limit
+
+    def books(self, pipeline: str) -> Books:
+        """What became of the messages of a pipeline."""
+        sums = [sa.func.coalesce(sa.func.sum(shards.c[name]), 0) for name in ("accepted", "rejected", "actuals")]
+        reasons = sa.select(rejections.c.reason, rejections.c["count"])
+        # One transaction: the sums and the reasons are of the same moment.
+        with self._database.read() as connection:
+            row = connection.execute(sa.select(*sums).where(shards.c.pipeline == pipeline)).one()
+            by_reason = connection.execute(reasons.where(rejections.c.pipeline == pipeline))
+            return Books(*map(int, row), {reason: int(count) for reason, count in by_reason})
+
+    def unversioned(self, pipeline: str) -> Unversioned:
+        """What is stored and in no version yet."""
+        columns = (
+            sa.func.coalesce(sa.func.sum(shards.c.accepted - shards.c.actuals), 0),
+            sa.func.min(shards.c.create_time),
+        )
+        with self._database.read() as connection:
+            row = connection.execute(sa.select(*columns).where(_new(pipeline))).one()
+            return Unversioned(int(row[0]), row[1])
+
+    def requested(self, pipeline: str, request_id: str) -> Version | None:
+        """The version that a request has got already."""
+        with self._database.read() as connection:
+            return _requested(connection, pipeline, request_id)
+
+    def begin_version(self, pipeline: str, request_id: str, now: datetime) -> Version | None:
+        """The version of a request: the one it has, the newest where nothing is new, else a new one, CUTTING.
+
+        A new version takes every shard that is in none yet. None where there is no record at all.
+        """
+        with self._database.unit_of_work() as work:
+            if known := _requested(work.connection, pipeline, request_id):
+                return known
+            newest = _newest(work.connection, pipeline)
+            shard_count = _claim_shards(work, pipeline, newest.number + 1 if newest else 1)
+            if shard_count is not None:
+                number = newest.number + 1 if newest else 1
+                newest = Version(pipeline, number, State.CUTTING, request_id, now, shard_count)
+                work.connection.execute(versions.insert().values(_columns(newest)))
+            if newest is not None:
+                row = {"pipeline": pipeline, "request_id": request_id, "version": newest.number}
+                work.connection.execute(cut_requests.insert().values(row))
+            return newest
+
+    def shards_of(self, version: Version) -> list[str]:
+        """Objects that a version is cut from, in the order in which they were stored."""
+        chosen = (
+            (shards.c.pipeline == version.pipeline)
+            & (shards.c.first_version <= version.number)
+            & (shards.c.key != "")
+        )
+        with self._database.read() as connection:
+            return list(connection.execute(sa.select(shards.c.key).where(chosen).order_by(shards.c.id)).scalars())
+
+    def complete(self, version: Version, event: Event) -> None:
+        """Makes a version available and announces it, once."""
+        row = (versions.c.pipeline == version.pipeline) & (versions.c.number == version.number)
+        cutting = versions.c.state == State.CUTTING
+        with self._database.unit_of_work() as work:
+            update = versions.update().where(row & cutting).values(_columns(version))
+            if work.connection.execute(update).rowcount == 1:
+                work.publish(event)
+
+    def cutting(self) -> list[Version]:
+        """Versions that a crash may have left behind, oldest first."""
+        query = sa.select(versions).where(versions.c.state == State.CUTTING)
+        return self._versions(query.order_by(versions.c.create_time, versions.c.number))
+
+    def version(self, pipeline: str, number: int) -> Version | None:
+        """One version; 0 means the newest that is available."""
+        query = sa.select(versions).where(versions.c.pipeline == pipeline)
+        if number:
+            query = query.where(versions.c.number == number)
+        else:
+            query = query.where(versions.c.state == State.AVAILABLE)
+        found = self._versions(query.order_by(versions.c.number.desc()).limit(1))
+        return found[0] if found else None
+
+    def versions(self, pipeline: str, before: int | None, limit: int) -> list[Version]:
+        """Versions of a pipeline, newest first, at most `limit`, those below number `before`."""
+        query = sa.select(versions).where(versions.c.pipeline == pipeline)
+        if before is not None:
+            query = query.where(versions.c.number < before)
+        return self._versions(query.order_by(versions.c.number.desc()).limit(limit))
+
+    def _versions(self, query: sa.Select[tuple[object, ...]]) -> list[Version]:
+        with self._database.read() as connection:
+            return [_version(row) for row in connection.execute(query)]
+
+
+def _insert(work: UnitOfWork, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
+    dialect = postgresql if work.connection.dialect.name == "postgresql" else sqlite
+    return dialect.insert(table)
+
+
+def _is(partition: Partition) -> sa.ColumnElement[bool]:
+    return (positions.c.topic == partition.topic) & (positions.c.partition == partition.number)
+
+
+def _move(work: UnitOfWork, partition: Partition, start: int, end: int) -> bool:
+    here = _is(partition) & (positions.c.next_offset == start)
+    return work.connection.execute(positions.update().where(here).values(next_offset=end)).rowcount == 1
+
+
+def _record(work: UnitOfWork, shard: Shard) -> None:
+    row = asdict(shard)
+    del row["partition"]
+    row |= {
+        "topic": shard.partition.topic,
+        "partition": shard.partition.number,
+        "rejected": sum(shard.rejected.values()),
+        "create_time": datetime.now(UTC),
+    }
+    work.connection.execute(shards.insert().values(row))
+    for reason, count in shard.rejected.items():
+        insert = _insert(work, rejections).values(pipeline=shard.pipeline, reason=reason, count=count)
+        total = rejections.c["count"] + insert.excluded["count"]
+        work.connection.execute(
+            insert.on_conflict_do_update(index_elements=["pipeline", "reason"], set_={"count": total})
+        )
+
+
+def _new(pipeline: str) -> sa.ColumnElement[bool]:
+    return (
+        (shards.c.pipeline == pipeline) & shards.c.first_version.is_(None) & (shards.c.accepted > 0)
+    )
+
+
+def _claim_shards(work: UnitOfWork, pipeline: str, number: int) -> int | None:
+    """Gives what is new to version `number`; the number of all its shards, None where nothing is new."""
+    records = sa.select(sa.func.coalesce(sa.func.sum(shards.c.accepted - shards.c.actuals), 0))
+    stored = (shards.c.pipeline == pipeline) & (shards.c.accepted > 0)
+    if not work.connection.execute(records.where(stored)).scalar_one():
+        return None  # labels alone make no version
+    claim = shards.update().where(_new(pipeline)).values(first_version=number)
+    if not work.connection.execute(claim).rowcount:
+        return None
+    count = sa.select(sa.func.count()).where(stored & shards.c.first_version.is_not(None))
+    return int(work.connection.execute(count).scalar_one())
+
+
+def _requested(connection: sa.Connection, pipeline: str, request_id: str) -> Version | None:
+    request = (cut_requests.c.pipeline == pipeline) & (cut_requests.c.request_id == request_id)
+    joined = (versions.c.pipeline == cut_requests.c.pipeline) & (
+        versions.c.number == cut_requests.c.version
+    )
+    row = connection.execute(sa.select(versions).join(cut_requests, joined).where(request)).first()
+    return _version(row) if row else None
+
+
+def _newest(connection: sa.Connection, pipeline: str) -> Version | None:
+    query = sa.select(versions).where(versions.c.pipeline == pipeline)
+    row = connection.execute(query.order_by(versions.c.number.desc()).limit(1)).first()
+    return _version(row) if row else None
+
+
+def _columns(version: Version) -> dict[str, object]:
+    row: dict[str, object] = {
+        name: getattr(version, name)
+        for name in ("pipeline", "number", "state", "cause_id", "create_time", "shards")
+    }
+    if version.rows is not None and version.file is not None:
+        row |= asdict(version.rows) | asdict(version.file)
+    return row
+
+
+def _version(row: sa.Row[tuple[object, ...]]) -> Version:
+    base = Version(
+        row.pipeline, row.number, State(row.state), row.cause_id, row.create_time, row.shards
+    )
+    if base.state is State.CUTTING:
+        return base
+    rows = Rows(row.rows, row.labelled_rows, row.first_event_time, row.last_event_time)
+    file = ObjectFile(row.path, row.uri, row.md5, row.size_bytes, row.tag, row.commit)
+    return Version(
+        base.pipeline,
+        base.number,
+        base.state,
+        base.cause_id,
+        base.create_time,
+        base.shards,
+        rows,
+        file,
+    )

@@ -1,0 +1,78 @@
+"""What the use cases need from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from everloop_ingest.domain import ObjectFile, Version
+
+__all__ = ["DataRepository", "RecordLog", "RecordSink", "ShardFiles", "Writer"]
+
+
+class ShardFiles(Protocol):
+    """The data bucket."""
+
+    def put(self, key: str, content: bytes) -> None:
+        """Stores an object: all of it or nothing; the same again changes nothing.
+
+        Raises:
+            EverloopError: kind unavailable, the object store does not take it now.
+        """
+
+    def fetch(self, keys: Sequence[str], folder: Path) -> list[Path]:
+        """Copies objects into a folder; the files in the order of the keys.
+
+        Raises:
+            EverloopError: kind unavailable.
+        """
+
+
+class DataRepository(Protocol):
+    """The git and DVC repository of dataset versions."""
+
+    @property
+    def url(self) -> str:
+        """Where it can be cloned from."""
+
+    def publish(self, version: Version, rows: Path) -> ObjectFile:
+        """Adds, commits, tags and pushes a version's file, and takes the file over.
+
+        May be called again for a version after a crash anywhere in it: the same file gives the same result.
+
+        Raises:
+            EverloopError: kind unavailable, the remote does not take it now.
+        """
+
+
+class RecordLog(Protocol):
+    """The record topics, as far as they reach."""
+
+    def end_offsets(self, topic: str, seconds: float) -> dict[int, int]:
+        """For each partition the offset after its last message.
+
+        Raises:
+            EverloopError: kind unavailable, the broker does not answer within `seconds`.
+        """
+
+
+class RecordSink(Protocol):
+    """The way onto the record topics."""
+
+    def send(
+        self, topic: str, records: Sequence[tuple[bytes | None, bytes]], seconds: float
+    ) -> None:
+        """Puts keyed records on a topic and returns when the broker has all of them.
+
+        Raises:
+            EverloopError: kind unavailable, it does not have all of them after `seconds` (some may be there);
+                kind exhausted, too many bytes are under way.
+        """
+
+
+class Writer(Protocol):
+    """The dataset writer of this process."""
+
+    def flush(self, topic: str) -> None:
+        """Asks it to settle now what it holds of a topic; returns at once."""
