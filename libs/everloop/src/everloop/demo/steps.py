@@ -212,11 +212,8 @@ def meet_drift(run: Run) -> None:
         run.wait(
             "a request to retrain",
             len(run.flights) / run.rate + 60,
-            lambda: (
-                run.events.find("RetrainRequested")
-                or _year_ended(run, "the monitor asked for a retrain")
-            ),
-            tick,
+            lambda: run.events.find("RetrainRequested"),
+            _before_the_year_ends(run, "the monitor asked for a retrain", tick),
         )
 
 
