@@ -1,1 +1,1 @@
-"""Registry gateway: gates, promotion and lineage in front of the MLflow Model Registry."""
+"""The registry gateway: gates, promotion and lineage in front of the MLflow Model Registry."""

@@ -1,0 +1,1 @@
+"""The outside systems: the database and MLflow."""

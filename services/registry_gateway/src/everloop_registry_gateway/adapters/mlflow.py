@@ -1,0 +1,131 @@
+"""The MLflow Model Registry."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from everloop_runtime.errors import EverloopError, Kind
+
+__all__ = ["MlflowRegistry"]
+
+TRAINING_TAG = "everloop.training_id"
+
+
+class MlflowRegistry:
+    """Talks to an MLflow server, or to its database where the address is one.
+
+    Makes single attempts: who calls knows whether and when to repeat, and a creation that MLflow's client repeated
+    by itself could leave two versions.
+    """
+
+    def __init__(self, uri: str, timeout_seconds: int = 10) -> None:
+        """Takes the address of MLflow and the time it gets for one answer."""
+        # MLflow's client takes these from the environment of the process and from nowhere else.
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+        os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(timeout_seconds)
+        # Imported late: it takes seconds, and only a process that talks to MLflow should spend them.
+        from mlflow import MlflowClient
+
+        self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+    def ensure_version(
+        self, model: str, training_id: str, run_id: str, source: str, tags: Mapping[str, str]
+    ) -> int:
+        """Finds the version by its run and training, or makes it; sets no tags of one that is there."""
+        with _translated():
+            found = self._find(model, training_id, run_id)
+            if found:
+                return found
+            self._ensure_model(model)
+            made = self._client.create_model_version(
+                model,
+                source,
+                run_id=run_id,
+                tags={**tags, TRAINING_TAG: training_id},
+                await_creation_for=0,
+                model_id=source.removeprefix("models:/")
+                if source.startswith("models:/m-")
+                else None,
+            )
+            return int(made.version)
+
+    def aliases(self, model: str) -> Mapping[str, int]:
+        """Asks for the model itself: a search for versions returns them without aliases."""
+        try:
+            with _translated():
+                found = self._client.get_registered_model(model).aliases
+        except EverloopError as error:
+            if error.kind is Kind.NOT_FOUND:
+                return {}
+            raise
+        return {alias: int(version) for alias, version in found.items()}
+
+    def set_alias(self, model: str, alias: str, version: int) -> None:
+        """Sets it, whatever it stood for."""
+        with _translated():
+            self._client.set_registered_model_alias(model, alias, str(version))
+
+    def delete_alias(self, model: str, alias: str) -> None:
+        """Deletes it."""
+        with _translated():
+            self._client.delete_registered_model_alias(model, alias)
+
+    def set_tags(self, model: str, version: int, tags: Mapping[str, str]) -> None:
+        """Sets one after the other."""
+        with _translated():
+            for key, value in tags.items():
+                self._client.set_model_version_tag(model, str(version), key, value)
+
+    def tags(self, model: str, version: int) -> Mapping[str, str]:
+        """Tags of a version."""
+        with _translated():
+            tags: dict[str, str] = self._client.get_model_version(model, str(version)).tags
+            return tags
+
+    def check_version(self, model: str, version: int) -> None:
+        """Asks for the version."""
+        with _translated():
+            self._client.get_model_version(model, str(version))
+
+    def _find(self, model: str, training_id: str, run_id: str) -> int:
+        versions = self._client.search_model_versions(f"run_id = '{run_id}'")
+        numbers = [
+            int(version.version)
+            for version in versions
+            if version.name == model and version.tags.get(TRAINING_TAG) == training_id
+        ]
+        return min(numbers, default=0)
+
+    def _ensure_model(self, model: str) -> None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.create_registered_model(model)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Turns MLflow's errors into ours."""
+    from mlflow.exceptions import MlflowException
+    from requests import exceptions as http
+
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            raise EverloopError(Kind.NOT_FOUND, "VERSION_NOT_IN_MLFLOW", error.message) from error
+        # MLflow's client says INTERNAL_ERROR for every failed request and keeps the reason as context.
+        origin = error.__cause__ or error.__context__
+        away = isinstance(origin, http.ConnectionError | http.Timeout | http.RetryError)
+        # A 500 may be this request's own fault: tried a finite number of times, not for ever.
+        if away and "too many 500 error responses" not in str(origin):
+            raise EverloopError(
+                Kind.UNAVAILABLE, "MLFLOW_UNAVAILABLE", "MLflow does not answer: try again"
+            ) from error
+        raise EverloopError(Kind.INTERNAL, "MLFLOW_FAILED", f"MLflow: {error.message}") from error

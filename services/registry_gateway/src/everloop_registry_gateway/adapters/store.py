@@ -1,0 +1,420 @@
+"""The gateway's own tables: the truth about which version should serve, and why."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeAlias
+
+import sqlalchemy as sa
+
+from everloop_registry_gateway.domain import (
+    AuditEntry,
+    GateResult,
+    ModelVersion,
+    Move,
+    Request,
+    Stage,
+    Transition,
+)
+from everloop_runtime.errors import EverloopError, Kind
+
+__all__ = ["Store", "metadata"]
+
+metadata = sa.MetaData()
+_Serial = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+_Name = sa.String(63)
+# RFC 3339 in UTC with microseconds: sorts as text and means the same in every database.
+_Time = sa.String(32)
+
+models = sa.Table(
+    "models",
+    metadata,
+    sa.Column("name", _Name, primary_key=True),
+    sa.Column("revision", sa.BigInteger, nullable=False),
+)
+versions = sa.Table(
+    "model_versions",
+    metadata,
+    sa.Column("id", _Serial, primary_key=True, autoincrement=True),
+    sa.Column("model", _Name, sa.ForeignKey("models.name"), nullable=False),
+    sa.Column("version", sa.BigInteger, nullable=False),
+    sa.Column("stage", sa.String(16), nullable=False),
+    sa.Column("mirrored_stage", sa.String(16), nullable=False),
+    sa.Column("training_id", sa.String(200), nullable=False, unique=True),
+    sa.Column("run_id", sa.String(64), nullable=False),
+    sa.Column("model_uri", sa.Text, nullable=False),
+    sa.Column("onnx_sha256", sa.String(64), nullable=False),
+    sa.Column("family", sa.String(100), nullable=False),
+    sa.Column("metrics", sa.Text, nullable=False),
+    sa.Column("dataset_version", sa.BigInteger, nullable=False),
+    sa.Column("dataset_tag", sa.String(200), nullable=False),
+    sa.Column("cause", sa.String(40), nullable=False),
+    sa.Column("gates", sa.Text, nullable=False),
+    sa.Column("trained_event_id", sa.String(200), nullable=False),
+    sa.Column("training_cause_id", sa.String(200), nullable=False),
+    sa.Column("create_time", _Time, nullable=False),
+    sa.Column("promote_time", _Time),
+    sa.UniqueConstraint("model", "version", name="uq_model_versions_model_version"),
+)
+serving = sa.Table(
+    "serving",
+    metadata,
+    sa.Column("model", _Name, primary_key=True),
+    sa.Column("position", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("version", sa.BigInteger, nullable=False),
+)
+transitions = sa.Table(
+    "transitions",
+    metadata,
+    sa.Column("model", _Name, primary_key=True),
+    sa.Column("move", sa.String(16), nullable=False),
+    sa.Column("version", sa.BigInteger, nullable=False),
+    sa.Column("requested_version", sa.BigInteger, nullable=False),
+    sa.Column("actor", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("cause_id", sa.String(200), nullable=False),
+    sa.Column("request_id", sa.String(200), nullable=False),
+)
+requests = sa.Table(
+    "requests",
+    metadata,
+    sa.Column("request_id", sa.String(200), primary_key=True),
+    sa.Column("move", sa.String(16), nullable=False),
+    sa.Column("model", _Name, nullable=False),
+    sa.Column("version", sa.BigInteger, nullable=False),
+    sa.Column("answer", sa.Text, nullable=False),
+    sa.Column("time", _Time, nullable=False),
+)
+audit = sa.Table(
+    "audit",
+    metadata,
+    sa.Column("id", _Serial, primary_key=True, autoincrement=True),
+    sa.Column("model", _Name, nullable=False),
+    sa.Column("version", sa.BigInteger, nullable=False),
+    sa.Column("action", sa.String(16), nullable=False),
+    sa.Column("actor", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("cause_id", sa.String(200), nullable=False),
+    sa.Column("time", _Time, nullable=False),
+)
+
+_Row: TypeAlias = Mapping[str, Any] | sa.RowMapping
+_VERSION = [
+    *(column for column in versions.c if column.name not in ("id", "mirrored_stage")),
+    models.c.revision,
+]
+
+
+class Store:
+    """Reads and writes of one transaction, or of one reading connection."""
+
+    def __init__(self, connection: sa.Connection) -> None:
+        """Works on an open connection."""
+        self._connection = connection
+
+    # Models
+
+    def models(self) -> list[str]:
+        """Names of all models."""
+        return list(self._connection.scalars(sa.select(models.c.name).order_by(models.c.name)))
+
+    def etag(self, model: str) -> str:
+        """The model's etag; empty if there is no such model."""
+        revision = self._connection.scalar(
+            sa.select(models.c.revision).where(models.c.name == model)
+        )
+        return "" if revision is None else str(revision)
+
+    def add_model(self, model: str) -> None:
+        """Adds a model where it is missing."""
+        if not self.etag(model):
+            self._connection.execute(models.insert().values(name=model, revision=1))
+
+    def advance(self, model: str) -> None:
+        """Changes the model's etag.
+
+        Raises:
+            EverloopError: kind conflict, reason ETAG_MISMATCH: another process changed it since this one looked.
+        """
+        seen = int(self.etag(model))
+        moved = self._connection.execute(
+            models.update()
+            .where(models.c.name == model, models.c.revision == seen)
+            .values(revision=seen + 1)
+        )
+        if moved.rowcount != 1:
+            raise EverloopError(
+                Kind.CONFLICT, "ETAG_MISMATCH", f"{model} has changed meanwhile", model=model
+            )
+
+    # Versions
+
+    def add_version(self, version: ModelVersion) -> None:
+        """Adds a version; its etag is not used."""
+        self._connection.execute(
+            versions.insert().values(
+                model=version.model,
+                version=version.version,
+                stage=version.stage.value,
+                mirrored_stage="",
+                training_id=version.training_id,
+                run_id=version.run_id,
+                model_uri=version.model_uri,
+                onnx_sha256=version.onnx_sha256,
+                family=version.family,
+                metrics=json.dumps(dict(version.metrics)),
+                dataset_version=version.dataset_version,
+                dataset_tag=version.dataset_tag,
+                cause=version.cause,
+                gates=json.dumps([asdict(gate) for gate in version.gates]),
+                trained_event_id=version.trained_event_id,
+                training_cause_id=version.training_cause_id,
+                create_time=_text(version.create_time),
+            )
+        )
+
+    def set_stage(
+        self, model: str, version: int, stage: Stage, promote_time: datetime | None = None
+    ) -> None:
+        """Moves a version to a stage."""
+        values = {"stage": stage.value} | (
+            {"promote_time": _text(promote_time)} if promote_time else {}
+        )
+        self._connection.execute(
+            versions.update()
+            .where(versions.c.model == model, versions.c.version == version)
+            .values(**values)
+        )
+
+    def version(self, model: str, version: int) -> ModelVersion | None:
+        """One version."""
+        return next(
+            iter(self._versions(versions.c.model == model, versions.c.version == version)), None
+        )
+
+    def has_training(self, training_id: str) -> bool:
+        """True if the result of a training is registered."""
+        return bool(self._versions(versions.c.training_id == training_id))
+
+    def production(self, model: str = "") -> list[ModelVersion]:
+        """What is in Production, of one model or of all, by name."""
+        found = versions.c.stage == Stage.PRODUCTION.value
+        return self._versions(found, _of(versions, model), order=versions.c.model)
+
+    def staged(self, model: str) -> list[ModelVersion]:
+        """The versions in Staging, newest first."""
+        return self._versions(
+            versions.c.model == model,
+            versions.c.stage == Stage.STAGING.value,
+            order=versions.c.version.desc(),
+        )
+
+    def page_of_versions(
+        self, model: str, before: int, size: int
+    ) -> tuple[list[ModelVersion], int]:
+        """Versions, newest first, and where the next page begins (0 at the end)."""
+        query = (
+            sa.select(versions.c.id, *_VERSION)
+            .join(models)
+            .where(_of(versions, model), versions.c.id < before if before else sa.true())
+            .order_by(versions.c.id.desc())
+            .limit(size + 1)
+        )
+        rows = self._connection.execute(query).mappings().all()
+        following = rows[size - 1]["id"] if len(rows) > size else 0
+        return [_version(row) for row in rows[:size]], following
+
+    def count_by_stage(self) -> dict[tuple[str, str], int]:
+        """Number of versions by model and stage."""
+        query = sa.select(versions.c.model, versions.c.stage, sa.func.count()).group_by(
+            versions.c.model, versions.c.stage
+        )
+        return {(model, stage): number for model, stage, number in self._connection.execute(query)}
+
+    def unmirrored(self, model: str) -> list[tuple[ModelVersion, bool]]:
+        """Versions whose stage MLflow has not been told, and whether it was told anything of them yet."""
+        query = (
+            sa.select(versions.c.mirrored_stage, *_VERSION)
+            .join(models)
+            .where(versions.c.model == model, versions.c.mirrored_stage != versions.c.stage)
+        )
+        return [
+            (_version(row), bool(row["mirrored_stage"]))
+            for row in self._connection.execute(query).mappings()
+        ]
+
+    def mirrored(self, version: ModelVersion) -> None:
+        """Notes that MLflow has been told the stage of a version."""
+        self._connection.execute(
+            versions.update()
+            .where(versions.c.model == version.model, versions.c.version == version.version)
+            .values(mirrored_stage=version.stage.value)
+        )
+
+    def _versions(
+        self, *where: sa.ColumnElement[bool], order: sa.ColumnElement[Any] = versions.c.id
+    ) -> list[ModelVersion]:
+        query = sa.select(*_VERSION).join(models).where(*where).order_by(order)
+        return [_version(row) for row in self._connection.execute(query).mappings()]
+
+    # What served, the present one on top
+
+    def push_serving(self, model: str, version: int) -> None:
+        """Puts a version on top of what served."""
+        top = self._connection.scalar(
+            sa.select(sa.func.max(serving.c.position)).where(serving.c.model == model)
+        )
+        self._connection.execute(
+            serving.insert().values(model=model, position=(top or 0) + 1, version=version)
+        )
+
+    def pop_serving(self, model: str) -> None:
+        """Takes the top away."""
+        top = (
+            sa.select(sa.func.max(serving.c.position))
+            .where(serving.c.model == model)
+            .scalar_subquery()
+        )
+        self._connection.execute(
+            serving.delete().where(serving.c.model == model, serving.c.position == top)
+        )
+
+    def served_before(self, model: str) -> int:
+        """The version below the top; 0 if there is none."""
+        query = (
+            sa.select(serving.c.version)
+            .where(serving.c.model == model)
+            .order_by(serving.c.position.desc())
+            .offset(1)
+            .limit(1)
+        )
+        return self._connection.scalar(query) or 0
+
+    # Transitions
+
+    def pending(self, model: str) -> Transition | None:
+        """The model's transition that is decided and not finished."""
+        query = transitions.select().where(transitions.c.model == model)
+        row = self._connection.execute(query).mappings().one_or_none()
+        return Transition(**{**row, "move": Move(row["move"])}) if row else None
+
+    def begin(self, transition: Transition) -> None:
+        """Decides a transition; a model has one at a time."""
+        self._connection.execute(
+            transitions.insert().values(**asdict(transition) | {"move": transition.move.value})
+        )
+
+    def end(self, transition: Transition) -> bool:
+        """Takes a transition away; False if it is gone already."""
+        gone = transitions.delete().where(
+            transitions.c.model == transition.model,
+            transitions.c.version == transition.version,
+            transitions.c.cause_id == transition.cause_id,
+        )
+        return self._connection.execute(gone).rowcount == 1
+
+    # Answers to requests
+
+    def remember(self, request_id: str, move: Move, requested: int, answer: ModelVersion) -> None:
+        """Keeps the answer to a request."""
+        query = sa.select(*_VERSION).join(models)
+        row = self._connection.execute(
+            query.where(versions.c.model == answer.model, versions.c.version == answer.version)
+        ).mappings()
+        self._connection.execute(
+            requests.insert().values(
+                request_id=request_id,
+                move=move.value,
+                model=answer.model,
+                version=requested,
+                answer=json.dumps(dict(row.one())),
+                time=_text(datetime.now(UTC)),
+            )
+        )
+
+    def recall(self, request: Request) -> ModelVersion | None:
+        """The first answer to a request.
+
+        Raises:
+            EverloopError: kind invalid, reason REQUEST_ID_REUSED: the id belongs to a request for something else.
+        """
+        query = requests.select().where(requests.c.request_id == request.request_id)
+        row = self._connection.execute(query).mappings().one_or_none()
+        if row is None:
+            return None
+        asked = (request.move.value, request.model, request.version)
+        if (row["move"], row["model"], row["version"]) != asked:
+            raise EverloopError(
+                Kind.INVALID,
+                "REQUEST_ID_REUSED",
+                f"request_id {request.request_id!r} was used for another request: choose a new one",
+                field="request_id",
+            )
+        return _version(json.loads(row["answer"]))
+
+    def forget(self, age: timedelta) -> None:
+        """Drops answers older than `age`."""
+        limit = _text(datetime.now(UTC) - age)
+        self._connection.execute(requests.delete().where(requests.c.time < limit))
+
+    # The trail
+
+    def note(
+        self, model: str, version: int, action: str, *, actor: str, reason: str, cause_id: str
+    ) -> None:
+        """Adds an entry to the audit trail; nothing changes or removes one."""
+        self._connection.execute(
+            audit.insert().values(
+                model=model,
+                version=version,
+                action=action,
+                actor=actor,
+                reason=reason,
+                cause_id=cause_id,
+                time=_text(datetime.now(UTC)),
+            )
+        )
+
+    def trail(self, model: str, version: int) -> list[AuditEntry]:
+        """What was done to a version, oldest first."""
+        query = audit.select().where(audit.c.model == model, audit.c.version == version)
+        return _entries(self._connection.execute(query.order_by(audit.c.id)).mappings())
+
+    def page_of_audit(self, model: str, before: int, size: int) -> tuple[list[AuditEntry], int]:
+        """Entries, newest first, and where the next page begins (0 at the end)."""
+        query = (
+            audit.select()
+            .where(_of(audit, model), audit.c.id < before if before else sa.true())
+            .order_by(audit.c.id.desc())
+            .limit(size + 1)
+        )
+        entries = _entries(self._connection.execute(query).mappings())
+        return entries[:size], entries[size - 1].id if len(entries) > size else 0
+
+
+def _of(table: sa.Table, model: str) -> sa.ColumnElement[bool]:
+    return table.c.model == model if model else sa.true()
+
+
+def _text(time: datetime) -> str:
+    return time.astimezone(UTC).isoformat(timespec="microseconds")
+
+
+def _entries(rows: Iterable[_Row]) -> list[AuditEntry]:
+    return [AuditEntry(**{**row, "time": datetime.fromisoformat(row["time"])}) for row in rows]
+
+
+def _version(row: _Row) -> ModelVersion:
+    values = {key: row[key] for key in ModelVersion.__dataclass_fields__ if key != "etag"}
+    promoted = row["promote_time"]
+    values |= {
+        "stage": Stage(row["stage"]),
+        "metrics": json.loads(row["metrics"]),
+        "gates": tuple(GateResult(**gate) for gate in json.loads(row["gates"])),
+        "create_time": datetime.fromisoformat(row["create_time"]),
+        "promote_time": datetime.fromisoformat(promoted) if promoted else None,
+    }
+    return ModelVersion(etag=str(row["revision"]), **values)

@@ -1,0 +1,26 @@
+"""Settings of the registry gateway."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from everloop_runtime.settings import ServiceSettings
+
+__all__ = ["RegistrySettings"]
+
+
+class RegistrySettings(ServiceSettings):
+    """What the registry gateway needs to know; read from `EVERLOOP_*`."""
+
+    data_dir: Path = Path(".everloop/data/registry_gateway")
+    database_url: str = "sqlite:///.everloop/data/registry_gateway/registry_gateway.db"
+    grpc_address: str = "127.0.0.1:50053"
+    metrics_address: str = "127.0.0.1:9403"
+    mlflow_timeout_seconds: int = Field(default=10, ge=1)
+    """Time that MLflow gets for one answer, and a call for its turn at a model, in seconds."""
+    reconcile_seconds: float = Field(default=30.0, gt=0)
+    """Time between two comparisons of MLflow's aliases with what they should be, in seconds."""
+    request_retention_hours: float = Field(default=168.0, gt=0)
+    """Time for which a repeated `request_id` is recognised, in hours."""

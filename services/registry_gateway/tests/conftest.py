@@ -1,0 +1,176 @@
+"""A gateway without a server or a broker: its own database, and a registry in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import everloop_registry_gateway
+from everloop_contracts.pipeline import Pipeline, Promotion
+from everloop_registry_gateway.adapters.memory import MemoryRegistry
+from everloop_registry_gateway.adapters.store import Store
+from everloop_registry_gateway.domain import AuditEntry, Candidate, ModelVersion, Move, Request
+from everloop_registry_gateway.promote import Promoter
+from everloop_registry_gateway.reconcile import reconcile
+from everloop_registry_gateway.register import Registrar
+from everloop_runtime.database import Database
+from everloop_runtime.events import Event, decode
+
+MIGRATIONS = Path(everloop_registry_gateway.__file__).parent / "migrations"
+GATES = [
+    {"kind": "metric_floor", "metric": "roc_auc", "min": 0.6},
+    {"kind": "better_than_production", "metric": "roc_auc"},
+    {"kind": "export_parity", "max_difference": 1e-4},
+]
+
+
+def pipeline_of(**promotion: Any) -> Pipeline:
+    """A small pipeline with these promotion rules."""
+    document = {
+        "pipeline": "late",
+        "schema": {
+            "id": "id",
+            "time": "at",
+            "fields": {
+                "id": {"type": "string"},
+                "at": {"type": "timestamp"},
+                "x": {"type": "float"},
+                "y": {"type": "bool", "nullable": True},
+            },
+        },
+        "target": {"field": "y", "task": "binary"},
+        "features": {"x": {"kind": "number", "of": "x"}},
+        "training": {"families": ["logistic_regression"]},
+        "promotion": {"gates": GATES} | promotion,
+    }
+    return Pipeline.model_validate(document)
+
+
+@dataclass
+class World:
+    """Everything that outlives a process, and a process that works on it."""
+
+    database: Database
+    registry: Any = field(default_factory=MemoryRegistry)
+    pipeline: Pipeline = field(default_factory=pipeline_of)
+
+    def __post_init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """A new process: nothing but the database and the registry is left."""
+        self.promoter = Promoter(self.database, self.registry)
+        self.registrar = Registrar(
+            self.database, self.registry, self.promoter, {"late": self.pipeline}
+        )
+
+    def use(self, **promotion: Any) -> None:
+        """Changes the pipeline's promotion rules."""
+        rules = Promotion.model_validate({"gates": GATES} | promotion)
+        self.pipeline = self.pipeline.model_copy(update={"promotion": rules})
+        self.restart()
+
+    def train(self, number: int, **changes: Any) -> Candidate:
+        """A candidate that beats whatever serves."""
+        serving = self.production()
+        candidate = Candidate(
+            model="late",
+            training_id=f"training-{number}",
+            run_id=f"{number:032x}",
+            model_uri=f"runs:/{number:032x}/model",
+            onnx_sha256="ab" * 32,
+            family="logistic_regression",
+            metrics={"roc_auc": 0.7 + number / 1000},
+            dataset_version=number,
+            dataset_tag=f"late/v{number}",
+            cause="CAUSE_DRIFT",
+            baseline_version=serving,
+            baseline_metrics={"roc_auc": 0.65} if serving else {},
+            export_difference=1e-6,
+            event_id=f"event-{number}",
+            cause_id=f"drift-{number}",
+        )
+        return replace(candidate, **changes)
+
+    def register(self, number: int, **changes: Any) -> None:
+        self.registrar.register(self.train(number, **changes))
+
+    def promote(self, version: int, **rest: Any) -> ModelVersion:
+        request = {"model": "late", "version": version, "actor": "ada", "reason": "it is better"}
+        return self.promoter.move(Request(Move.PROMOTION, **request | rest))
+
+    def rollback(self, **rest: Any) -> ModelVersion:
+        request = {"model": "late", "actor": "ada", "reason": "it is worse"}
+        return self.promoter.move(Request(Move.ROLLBACK, **request | rest))
+
+    def reconcile(self) -> None:
+        reconcile(self.database, self.promoter)
+
+    def ask(self, question: Callable[[Store], Any]) -> Any:
+        with self.database.read() as connection:
+            return question(Store(connection))
+
+    def production(self) -> int:
+        return next((v.version for v in self.ask(lambda store: store.production("late"))), 0)
+
+    def stages(self) -> dict[int, str]:
+        found = self.ask(lambda store: store.page_of_versions("late", 0, 500)[0])
+        return {version.version: version.stage.value for version in found}
+
+    def etag(self) -> str:
+        etag: str = self.ask(lambda store: store.etag("late"))
+        return etag
+
+    def trail(self) -> list[tuple[int, str]]:
+        entries: list[AuditEntry] = self.ask(lambda store: store.page_of_audit("late", 0, 500)[0])
+        return [(entry.version, entry.action) for entry in reversed(entries)]
+
+    def aliases(self) -> dict[str, int]:
+        return dict(self.registry.aliases("late"))
+
+    def events(self) -> list[Event]:
+        import json
+
+        return [
+            decode(row.value, [(k, v.encode("latin-1")) for k, v in json.loads(row.headers)])
+            for row in self.database.pending(500)
+        ]
+
+    def announced(self) -> list[tuple[str, int]]:
+        return [
+            (event.type.rpartition(".")[2], event.data.version.version)  # type: ignore[attr-defined]
+            for event in self.events()
+        ]
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    database = Database(f"sqlite:///{tmp_path / 'gateway.db'}")
+    database.upgrade(MIGRATIONS)
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def world(database: Database) -> World:
+    return World(database)
+
+
+@pytest.fixture
+def worlds(tmp_path: Path) -> Iterator[Callable[[], World]]:
+    """Makes as many worlds as a test needs."""
+    databases: list[Database] = []
+
+    def make() -> World:
+        database = Database(f"sqlite:///{tmp_path / f'world-{len(databases)}.db'}")
+        database.upgrade(MIGRATIONS)
+        databases.append(database)
+        return World(database)
+
+    yield make
+    for database in databases:
+        database.close()

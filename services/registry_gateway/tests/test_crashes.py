@@ -1,0 +1,211 @@
+"""kill -9 between any two steps: whatever was decided comes true once, and nothing comes true by half."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+WRITES = ("ensure_version", "set_alias", "delete_alias", "set_tags")
+
+
+class Killed(BaseException):
+    """Not an Exception: no handler of the gateway may mend it."""
+
+
+class Bomb:
+    """Ends the process at the n-th step; a step is a write to MLflow or a commit, before or after it."""
+
+    def __init__(self, step: int) -> None:
+        self.left = step
+
+    def tick(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise Killed
+
+
+class Fragile:
+    """A registry whose every write may be the last thing that the process does."""
+
+    def __init__(self, registry, bomb: Bomb) -> None:
+        self._registry = registry
+        self._bomb = bomb
+
+    def __getattr__(self, name: str):
+        method = getattr(self._registry, name)
+        if name not in WRITES:
+            return method
+
+        def step(*args, **kwargs):
+            self._bomb.tick()
+            answer = method(*args, **kwargs)
+            self._bomb.tick()
+            return answer
+
+        return step
+
+
+@contextmanager
+def armed(world, step: int) -> Iterator[Bomb]:
+    """A process of the world that dies at its n-th step."""
+    bomb = Bomb(step)
+    registry, unit_of_work = world.registry, world.database.unit_of_work
+
+    @contextmanager
+    def fragile_unit_of_work():
+        with unit_of_work() as work:
+            yield work
+            bomb.tick()  # everything is written, nothing is committed
+        bomb.tick()
+
+    world.registry = Fragile(registry, bomb)
+    world.database.unit_of_work = fragile_unit_of_work
+    world.restart()
+    try:
+        yield bomb
+    except Killed:
+        pass
+    finally:
+        world.registry = registry
+        world.database.unit_of_work = unit_of_work
+        world.restart()
+
+
+def every_step(make_world: Callable, prepare: Callable, act: Callable) -> Iterator:
+    """A world per step at which `act` may be cut off, cut off there."""
+    for step in range(1, 100):
+        world = make_world()
+        prepare(world)
+        with armed(world, step) as bomb:
+            act(world)
+        yield world
+        if bomb.left > 0:
+            assert step > 5, "hardly any step was seen: the bomb is a dud"
+            return
+    raise AssertionError("the action never ended")
+
+
+def settled(world) -> dict:
+    """All that anybody can see of a world, but for times and numbers of changes."""
+    return {
+        "stages": world.stages(),
+        "aliases": world.aliases(),
+        "trail": sorted(world.trail()),
+        "announced": world.announced(),
+        "versions": len(world.registry.models["late"].versions),
+        "tags": [
+            world.registry.tags("late", number)["everloop.stage"]
+            for number in world.registry.models["late"].versions
+        ],
+    }
+
+
+@pytest.mark.parametrize("metric", [0.9, 0.1], ids=["passes", "is rejected"])
+@pytest.mark.parametrize("approval", ["automatic", "manual"])
+def test_a_registration_cut_off_anywhere_is_completed(worlds, approval, metric):
+    def prepare(world):
+        world.register(1)
+        world.use(approval=approval)
+
+    def act(world):
+        world.register(2, metrics={"roc_auc": metric})
+
+    expected = worlds()
+    prepare(expected)
+    act(expected)
+    for world in every_step(worlds, prepare, act):
+        act(world)  # Kafka delivers what was not committed again
+        world.reconcile()
+        assert settled(world) == settled(expected)
+
+
+def promote_first(world):
+    world.promote(1, request_id="r", etag="")
+
+
+def roll_back(world):
+    world.rollback(request_id="r")
+
+
+@pytest.mark.parametrize("act", [promote_first, roll_back])
+def test_a_move_cut_off_anywhere_is_done_once_when_it_is_repeated(worlds, act):
+    def prepare(world):
+        world.register(1)
+        world.register(2)
+
+    expected = worlds()
+    prepare(expected)
+    act(expected)
+    for world in every_step(worlds, prepare, act):
+        act(world)
+        act(world)
+        world.reconcile()
+        assert settled(world) == settled(expected)
+
+
+def test_a_move_cut_off_anywhere_comes_true_wholly_or_not_at_all_without_the_caller(worlds):
+    def prepare(world):
+        world.register(1)
+        world.register(2)
+
+    untouched, done = worlds(), worlds()
+    prepare(untouched)
+    prepare(done)
+    promote_first(done)
+    outcomes = []
+    for world in every_step(worlds, prepare, promote_first):
+        world.reconcile()
+        state = settled(world)
+        assert state in (settled(untouched), settled(done))
+        outcomes.append(state == settled(done))
+    # It is decided at one point in time, and stays decided.
+    assert outcomes == sorted(outcomes)
+    assert set(outcomes) == {False, True}
+
+
+def test_no_promotion_is_announced_before_its_alias_is_set(worlds):
+    for world in every_step(worlds, lambda world: None, lambda world: world.register(1)):
+        if ("ModelPromoted", 1) in world.announced():
+            assert world.aliases()["production"] == 1
+
+
+def test_a_move_that_mlflow_interrupts_is_finished_when_it_is_back(world):
+    world.register(1)
+    world.register(2)
+    registry = world.registry
+    set_alias = registry.set_alias
+
+    def gone(*args):
+        registry.reachable = False
+        set_alias(*args)
+
+    registry.set_alias = gone
+    with pytest.raises(Exception, match="does not answer"):
+        promote_first(world)
+    registry.set_alias = set_alias
+    assert world.production() == 2, "what serves serves on until the alias is set"
+
+    registry.reachable = True
+    world.reconcile()
+    assert world.production() == 1
+    assert world.promote(1, request_id="r").version == 1
+    assert world.announced().count(("ModelPromoted", 1)) == 2  # the first time, and now
+
+
+def test_a_decided_move_of_a_version_deleted_meanwhile_is_abandoned(world):
+    world.register(1)
+    world.register(2)
+    with armed(world, 3) as bomb:  # decided and committed, nothing else
+        promote_first(world)
+    assert bomb.left == 0
+    del world.registry.models["late"].versions[1]
+
+    world.reconcile()
+    world.reconcile()
+    assert world.production() == 2
+    assert world.trail()[-1] == (1, "abandoned")
+    assert world.aliases() == {"production": 2}
+    world.register(3)
+    assert world.production() == 3
