@@ -15,6 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
 
 __all__ = ["auc_by_month", "drift", "latency", "loop"]
 
@@ -148,20 +149,14 @@ def auc_by_month(summary: dict[str, Any]) -> str:
     """Old against new on the same months, and what the clients got."""
     months = summary["stale_vs_retrained"]["months"]
     numbers = [line["month"] for line in months]
-    width = 0.38
     with plt.rc_context(STYLE):
         figure, (axis,) = _figure(3.4)
         stale = [line["stale"]["roc_auc"] or np.nan for line in months]
         fresh = [(line["retrained"] or {}).get("roc_auc") or np.nan for line in months]
-        axis.bar(
-            np.array(numbers) - width / 2, stale, width, color=OLD, label="v1, never retrained"
-        )
-        axis.bar(
-            np.array(numbers) + width / 2,
-            fresh,
-            width,
-            color=NEW,
-            label="after the retrain, on months it has not seen",
+        axis.vlines(numbers, stale, fresh, color=GRID, linewidth=6, zorder=1)
+        axis.plot(numbers, stale, "o", color=OLD, markersize=9, label="v1, never retrained")
+        axis.plot(
+            numbers, fresh, "o", color=NEW, markersize=9, label="retrained, months it has not seen"
         )
         served = [
             (line["month"], line["roc_auc"])
@@ -234,11 +229,20 @@ def _band(axis: Axes, x: Any, chunks: Sequence[dict[str, Any]]) -> None:
             axis.plot(
                 x[alerts], values[alerts], "o", color=ALERT, markersize=7, label="out of bounds"
             )
-    lower = [((chunk["realised_performance"] or {}).get("lower")) for chunk in chunks]
-    floor = np.array([np.nan if value is None else value for value in lower], dtype=float)
+    floor = np.array([_floor(chunks, chunk["model_version"]) for chunk in chunks], dtype=float)
     axis.step(x, floor, where="mid", color=ALERT, linewidth=1, linestyle="--", label="lower bound")
     axis.set_ylabel("ROC AUC")
     axis.legend(ncols=4, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+
+
+def _floor(chunks: Sequence[dict[str, Any]], version: int) -> float:
+    """The lower bound of a version, which is the same for all its chunks."""
+    bounds = [
+        (chunk["realised_performance"] or {}).get("lower")
+        for chunk in chunks
+        if chunk["model_version"] == version
+    ]
+    return next((bound for bound in bounds if bound is not None), np.nan)
 
 
 def latency(seconds: Mapping[str, Sequence[float]]) -> str:
@@ -263,6 +267,7 @@ def latency(seconds: Mapping[str, Sequence[float]]) -> str:
                     linewidth=1.6,
                 )
         axis.set_xscale("log")
+        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axis.set_xlabel("milliseconds, logarithmic")
         axis.set_ylabel("% answered")
         axis.set_ylim(0, 101)

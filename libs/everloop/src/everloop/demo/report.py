@@ -19,7 +19,7 @@ main { max-width:960px; margin:0 auto; padding:40px 24px 64px }
 h1 { font-size:30px; line-height:1.2; margin:0 0 4px; letter-spacing:-.01em }
 h2 { font-size:20px; margin:48px 0 6px; padding-top:20px; border-top:1px solid var(--line) }
 p { margin:6px 0 14px; max-width:70ch } .muted, small { color:var(--muted) }
-.tiles { display:grid; grid-template-columns:repeat(auto-fit,minmax(145px,1fr)); gap:12px; margin:26px 0 }
+.tiles { display:grid; grid-template-columns:repeat(auto-fit,minmax(190px,1fr)); gap:12px; margin:26px 0 }
 .tile { border:1px solid var(--line); border-radius:10px; padding:14px 16px }
 .tile b { display:block; font-size:25px; line-height:1.2; font-variant-numeric:tabular-nums }
 .tile span { font-size:13px; color:var(--muted) }
@@ -34,7 +34,7 @@ code { font:12.5px/1.4 ui-monospace,Menlo,Consolas,monospace; overflow-wrap:anyw
 svg { width:100%; height:auto; display:block }
 .chain { display:flex; flex-wrap:wrap; align-items:stretch; margin:18px 0 }
 .link { flex:1 1 150px; border:1px solid var(--line); border-radius:10px; padding:12px 14px;
-  font-size:13px; min-width:0 }
+  font-size:13px; min-width:0; overflow-wrap:anywhere }
 .link b { display:block; font-size:15px } .arrow { align-self:center; padding:0 8px; color:var(--new); font-size:20px }
 details { margin-top:12px } summary { cursor:pointer; color:var(--new) }
 @media print { body { font-size:11pt } main { padding:0; max-width:none }
