@@ -73,7 +73,7 @@ class Books(Collector):
             counts = {model: Counts(**values) for model, values in self._counts.items()}
         for name in _NAMES:
             make = GaugeMetricFamily if name in _NOW else CounterMetricFamily
-            family: Metric = make(
+            family: GaugeMetricFamily | CounterMetricFamily = make(
                 f"everloop_inference_log_{name}_rows",
                 f"Rows of the prediction log: {name}.",
                 labels=["model"],

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from everloop_inference.domain import ServingPolicy, Wanted
+from everloop_inference.fakes import (
+    Artifact,
+    MemoryArtifacts,
+    MemoryRegistry,
+    MemorySink,
+    sample_artifact,
+)
+from everloop_inference.replica import Replica
+from everloop_inference.settings import InferenceSettings
+
+
+class World:
+    """A replica's surroundings in memory, and the replicas started in them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.registry = MemoryRegistry()
+        self.artifacts = MemoryArtifacts()
+        self.sink = MemorySink()
+        self.policies = {"flights": ServingPolicy(id_field="flight_id", max_rows=100)}
+        self.settings = InferenceSettings(
+            data_dir=folder,
+            http_address=f"127.0.0.1:{free_port()}",
+            predict_grpc_address=f"127.0.0.1:{free_port()}",
+            reconcile_seconds=0.02,
+            load_retry_max_seconds=0.05,
+            log_batch_seconds=0.02,
+            log_retry_seconds=0.02,
+            http_max_body_bytes=200_000,
+            drain_seconds=2.0,
+        )
+        self.replicas: list[Replica] = []
+
+    def publish(
+        self,
+        version: int,
+        artifact: Artifact | None = None,
+        name: str = "flights",
+        sha256: str = "",
+    ) -> Wanted:
+        """Puts a version whose answers differ from the others' into Production."""
+        artifact = artifact or sample_artifact(bias=version / 10)
+        wanted = Wanted(name, version, f"{name}-run-{version}", sha256 or artifact.sha256)
+        self.artifacts.runs[wanted.run_id] = artifact
+        self.registry.promote(wanted)
+        return wanted
+
+    def replica(self) -> Replica:
+        replica = Replica(
+            self.settings,
+            self.policies,
+            "mark",
+            registry=self.registry,
+            artifacts=self.artifacts,
+            sink=self.sink,
+        )
+        replica.start()
+        self.replicas.append(replica)
+        return replica
+
+    def stop(self, replica: Replica) -> None:
+        self.replicas.remove(replica)
+        replica.stop()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    world = World(tmp_path / "data")
+    yield world
+    for replica in list(world.replicas):
+        world.stop(replica)
+
+
+@pytest.fixture(scope="session")
+def until() -> Callable[..., None]:
+    def wait(condition: Callable[[], object], seconds: float = 10.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, "did not come true in time"
+            time.sleep(0.005)
+
+    return wait

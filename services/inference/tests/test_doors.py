@@ -1,0 +1,430 @@
+"""The four doors give the same answers and refuse the same things."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import struct
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from google.protobuf.struct_pb2 import Struct
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_status import rpc_status
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2 as native
+from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2_grpc as native_grpc
+from everloop_contracts.stubs.inference import grpc_service_pb2 as oip
+from everloop_contracts.stubs.inference import grpc_service_pb2_grpc as oip_grpc
+from everloop_features.inputs import feeds_from_rows
+from everloop_inference.fakes import INPUTS, ROW, sample_artifact
+
+DATATYPES = {
+    "carrier": "BYTES",
+    "distance": "FP64",
+    "age": "FP32",
+    "stops": "INT32",
+    "weekend": "FP32",
+    "departs": "INT64",
+}
+NUMPY = {"FP64": np.float64, "FP32": np.float32, "INT32": np.int32, "INT64": np.int64}
+TYPED = {
+    "FP64": "fp64_contents",
+    "FP32": "fp32_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+}
+
+
+class Doors:
+    def __init__(self, world: Any) -> None:
+        self.world = world
+        self.replica = world.replica()
+        self.channel = grpc.insecure_channel(world.settings.predict_grpc_address)
+        self.oip = oip_grpc.GRPCInferenceServiceStub(self.channel)
+        self.native = native_grpc.InferenceServiceStub(self.channel)
+
+    def http(
+        self, method: str, path: str, body: object = None, **headers: str
+    ) -> tuple[int, dict[str, Any]]:
+        connection = http.client.HTTPConnection(self.world.settings.http_address, timeout=10)
+        content = body if isinstance(body, bytes) or body is None else json.dumps(body)
+        connection.request(method, path, content, headers)
+        answer = connection.getresponse()
+        data = answer.read()
+        connection.close()
+        return answer.status, json.loads(data)
+
+
+@pytest.fixture
+def doors(world: Any) -> Iterator[Doors]:
+    world.publish(1)
+    doors = Doors(world)
+    yield doors
+    doors.channel.close()
+
+
+def columns(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return {name: values.ravel() for name, values in feeds_from_rows(rows, INPUTS).items()}
+
+
+def tensors(rows: list[dict[str, Any]], nested: bool = False) -> list[dict[str, Any]]:
+    def data(name: str, values: Any) -> list[Any]:
+        plain = [None if value != value else value for value in values.tolist()]
+        if DATATYPES[name] == "INT32":
+            plain = [int(value) for value in plain]
+        return [[value] for value in plain] if nested else plain
+
+    return [
+        {
+            "name": name,
+            "datatype": DATATYPES[name],
+            "shape": [len(rows), 1] if nested else [len(rows)],
+            "data": data(name, values),
+        }
+        for name, values in columns(rows).items()
+    ]
+
+
+def infer_request(rows: list[dict[str, Any]], raw: bool) -> oip.ModelInferRequest:
+    request = oip.ModelInferRequest(model_name="flights", id="call-7")
+    for name, values in columns(rows).items():
+        datatype = DATATYPES[name]
+        item = request.inputs.add(name=name, datatype=datatype, shape=[len(rows), 1])
+        if datatype == "BYTES":
+            texts = [value.encode() for value in values]
+            if raw:
+                packed = b"".join(struct.pack("<I", len(text)) + text for text in texts)
+                request.raw_input_contents.append(packed)
+            else:
+                item.contents.bytes_contents.extend(texts)
+            continue
+        numbers = values.astype(NUMPY[datatype])
+        if raw:
+            request.raw_input_contents.append(numbers.tobytes())
+        else:
+            getattr(item.contents, TYPED[datatype]).extend(numbers.tolist())
+    return request
+
+
+def struct_rows(rows: list[dict[str, Any]]) -> list[Struct]:
+    made = []
+    for row in rows:
+        item = Struct()
+        item.update(row)
+        made.append(item)
+    return made
+
+
+ROWS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "carrier": st.sampled_from(["AA", "UA", "zürich", ""]),
+            "distance": st.floats(0, 5000, width=32),
+            "age": st.none() | st.floats(0, 99, width=32),
+            "stops": st.integers(0, 5),
+            "weekend": st.none() | st.booleans(),
+            "departs": st.datetimes(
+                min_value=datetime(1990, 1, 1), max_value=datetime(2040, 1, 1)
+            ).map(lambda moment: moment.isoformat() + "Z"),
+        }
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(rows=ROWS)
+def test_every_door_gives_the_model_s_own_answer(doors: Doors, rows: list[dict[str, Any]]) -> None:
+    model = doors.replica.models.get("flights")
+    expected = model.run(feeds_from_rows(rows, INPUTS)).astype(np.float64)
+
+    status, answer = doors.http("POST", "/v1/models/flights:predict", {"rows": rows})
+    assert status == 200, answer
+    found = {"http": [item["probabilities"] for item in answer["predictions"]]}
+    for nested in (False, True):
+        status, answer = doors.http(
+            "POST", "/v2/models/flights/infer", {"inputs": tensors(rows, nested)}
+        )
+        assert status == 200, answer
+        (output,) = (item for item in answer["outputs"] if item["name"] == "probabilities")
+        found[f"oip http {nested}"] = np.reshape(output["data"], output["shape"])
+    predicted = doors.native.Predict(
+        native.PredictRequest(model="flights", rows=struct_rows(rows))
+    ).predictions
+    found["grpc"] = [list(item.probabilities) for item in predicted]
+    for raw in (False, True):
+        response = doors.oip.ModelInfer(infer_request(rows, raw))
+        assert response.id == "call-7"
+        (index,) = (i for i, o in enumerate(response.outputs) if o.name == "probabilities")
+        values = (
+            np.frombuffer(response.raw_output_contents[index], np.float32)
+            if raw
+            else response.outputs[index].contents.fp32_contents
+        )
+        found[f"oip grpc {raw}"] = np.reshape(values, response.outputs[index].shape)
+    for door, probabilities in found.items():
+        np.testing.assert_array_equal(np.asarray(probabilities, np.float64), expected, err_msg=door)
+    labels = ["true" if row[1] >= 0.5 else "false" for row in expected]
+    assert [item.label for item in predicted] == labels
+    assert [item.score for item in predicted] == expected[:, 1].tolist()
+
+
+def test_prediction_ids_are_unique_over_doors_and_rows(doors: Doors) -> None:
+    ids = []
+    for _ in range(5):
+        _, answer = doors.http("POST", "/v1/models/flights:predict", {"rows": [ROW] * 3})
+        ids += [item["prediction_id"] for item in answer["predictions"]]
+        response = doors.oip.ModelInfer(infer_request([ROW, ROW], raw=False))
+        ids += [value.decode() for value in response.outputs[2].contents.bytes_contents]
+    assert len(set(ids)) == len(ids) == 25
+    epoch, _, counter = ids[0].partition("-")
+    assert len(epoch) == 16
+    assert int(counter, 16) >= 0
+
+
+@pytest.mark.parametrize(
+    ("change", "reason", "field"),
+    [
+        ({"distance": None}, "NOT_NULLABLE", "distance"),
+        ({"distance": "far"}, "WRONG_TYPE", "distance"),
+        ({"carrier": 7}, "WRONG_TYPE", "carrier"),
+        ({"stops": 1.5}, "WRONG_TYPE", "stops"),
+        ({"departs": "yesterday"}, "WRONG_TYPE", "departs"),
+        ({"flight_id": 12}, "WRONG_TYPE", "flight_id"),
+        ({"carrier": ...}, "MISSING_FIELD", "carrier"),
+    ],
+)
+def test_a_bad_row_is_refused_with_its_field(
+    doors: Doors, change: dict[str, Any], reason: str, field: str
+) -> None:
+    bad = {name: value for name, value in {**ROW, **change}.items() if value is not ...}
+    status, answer = doors.http("POST", "/v1/models/flights:predict", {"rows": [ROW, bad]})
+    assert (status, answer["reason"], answer["field"], answer["row"]) == (422, reason, field, "1")
+    with pytest.raises(grpc.RpcError) as caught:
+        doors.native.Predict(native.PredictRequest(model="flights", rows=struct_rows([ROW, bad])))
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    info = error_info(caught.value)
+    assert (info.reason, info.domain, info.metadata["field"]) == (reason, "everloop", field)
+
+
+def error_info(error: grpc.RpcError) -> error_details_pb2.ErrorInfo:
+    status = rpc_status.from_call(error)
+    assert status is not None
+    (detail,) = status.details
+    info = error_details_pb2.ErrorInfo()
+    assert detail.Unpack(info)
+    return info
+
+
+def tensor(of: str, **changes: Any) -> list[dict[str, Any]]:
+    return [{**item, **changes} if item["name"] == of else item for item in tensors([ROW, ROW])]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "reason", "field"),
+    [
+        (
+            [item for item in tensors([ROW]) if item["name"] != "distance"],
+            "MISSING_FIELD",
+            "distance",
+        ),
+        (tensor("distance", shape=[2, 2]), "WRONG_SHAPE", "distance"),
+        (tensor("distance", shape=[3]), "WRONG_SHAPE", "distance"),
+        (tensor("distance", shape=[1], data=[1.0]), "WRONG_SHAPE", "distance"),
+        (tensor("distance", data=[1.0, None]), "NOT_NULLABLE", "distance"),
+        (tensor("distance", data=["1", "2"]), "WRONG_TYPE", "distance"),
+        (tensor("distance", datatype="BF16"), "WRONG_TYPE", "distance"),
+        (tensor("stops", datatype="FP32", data=[0.5, 1.0]), "WRONG_TYPE", "stops"),
+        (tensor("stops", datatype="INT8", data=[300, 1]), "OUT_OF_RANGE", "stops"),
+        (tensor("weekend", datatype="INT8", data=[2, 1]), "WRONG_TYPE", "weekend"),
+        (tensor("carrier", datatype="INT8", data=[2, 1]), "WRONG_TYPE", "carrier"),
+        (tensor("departs", datatype="FP32", data=[2.0, 1.0]), "WRONG_TYPE", "departs"),
+        (tensor("departs", datatype="BYTES", data=["x", "y"]), "WRONG_TYPE", "departs"),
+        (tensor("age", name="unheard"), "UNKNOWN_FIELD", "unheard"),
+        (tensors([ROW]) + tensors([ROW])[:1], "DUPLICATE_FIELD", None),
+        ([], "NO_ROWS", None),
+        ([{"name": "distance"}], "MALFORMED_REQUEST", None),
+        (7, "MALFORMED_REQUEST", None),
+    ],
+)
+def test_a_bad_tensor_is_refused_with_its_name(
+    doors: Doors, inputs: Any, reason: str, field: str | None
+) -> None:
+    status, answer = doors.http("POST", "/v2/models/flights/infer", {"inputs": inputs})
+    assert (status, answer["reason"], answer.get("field")) == (422, reason, field)
+
+
+def test_raw_contents_that_do_not_fit_are_refused(doors: Doors) -> None:
+    for index, raw, field in ((1, b"\0" * 7, "distance"), (0, b"\xff\0\0\0", "carrier")):
+        request = infer_request([ROW], raw=True)
+        request.raw_input_contents[index] = raw
+        with pytest.raises(grpc.RpcError) as caught:
+            doors.oip.ModelInfer(request)
+        assert error_info(caught.value).metadata["field"] == field
+    request = infer_request([ROW], raw=True)
+    request.inputs[1].contents.fp64_contents.append(1.0)
+    with pytest.raises(grpc.RpcError) as caught:
+        doors.oip.ModelInfer(request)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    del request.raw_input_contents[0]
+    with pytest.raises(grpc.RpcError) as caught:
+        doors.oip.ModelInfer(request)
+    assert error_info(caught.value).reason == "MALFORMED_REQUEST"
+
+
+def test_timestamps_may_be_texts_and_a_record_id_may_come_along(doors: Doors) -> None:
+    inputs = [item for item in tensors([ROW]) if item["name"] not in ("departs", "age")]
+    inputs.append({"name": "departs", "datatype": "BYTES", "shape": [1], "data": [ROW["departs"]]})
+    inputs.append({"name": "flight_id", "datatype": "BYTES", "shape": [1], "data": ["f-9"]})
+    request = {"id": "x", "inputs": inputs, "outputs": [{"name": "label"}]}
+    status, answer = doors.http("POST", "/v2/models/flights/versions/1/infer", request)
+    assert status == 200, answer
+    assert (answer["id"], answer["model_version"]) == ("x", "1")
+    assert [item["name"] for item in answer["outputs"]] == ["label"]
+    request["outputs"] = [{"name": "nonsense"}]
+    status, answer = doors.http("POST", "/v2/models/flights/infer", request)
+    assert (status, answer["reason"]) == (422, "UNKNOWN_OUTPUT")
+
+
+def test_what_is_not_there_is_not_found(doors: Doors) -> None:
+    for method, path, reason in (
+        ("POST", "/v1/models/ghost:predict", "MODEL_NOT_FOUND"),
+        ("GET", "/v1/models/ghost", "MODEL_NOT_FOUND"),
+        ("GET", "/v2/models/ghost/ready", "MODEL_NOT_FOUND"),
+        ("GET", "/v2/models/flights/versions/9", "VERSION_NOT_FOUND"),
+        ("GET", "/v3", "PATH_NOT_FOUND"),
+        ("POST", "/v2/models", "PATH_NOT_FOUND"),
+    ):
+        body = {"rows": [ROW]} if method == "POST" else None
+        status, answer = doors.http(method, path, body)
+        assert (status, answer["reason"]) == (404, reason), path
+    for call, request in (
+        (doors.oip.ModelInfer, oip.ModelInferRequest(model_name="ghost")),
+        (doors.oip.ModelReady, oip.ModelReadyRequest(name="flights", version="9")),
+        (doors.oip.ModelMetadata, oip.ModelMetadataRequest(name="ghost")),
+        (doors.native.GetModel, native.GetModelRequest(model="ghost")),
+        (doors.native.Predict, native.PredictRequest(model="ghost")),
+    ):
+        with pytest.raises(grpc.RpcError) as caught:
+            call(request)
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+def test_malformed_large_and_empty_requests_are_refused(doors: Doors) -> None:
+    path = "/v1/models/flights:predict"
+    for body, status, reason in (
+        (b"{", 422, "MALFORMED_REQUEST"),
+        (b"[]", 422, "MALFORMED_REQUEST"),
+        (b'{"rows": 1}', 422, "MALFORMED_REQUEST"),
+        (b'{"rows": [1]}', 422, "MALFORMED_REQUEST"),
+        (b'{"rows": []}', 422, "NO_ROWS"),
+        (json.dumps({"rows": [ROW] * 101}).encode(), 422, "TOO_MANY_ROWS"),
+        (b" " * 200_001, 413, "REQUEST_TOO_LARGE"),
+    ):
+        found = doors.http("POST", path, body)
+        assert (found[0], found[1]["reason"]) == (status, reason)
+    assert doors.http("PUT", path, b"{}")[0] == 405
+    # The server is as well as before.
+    assert doors.http("POST", path, {"rows": [ROW]})[0] == 200
+
+
+def test_an_unforeseen_error_is_internal_and_says_nothing(
+    doors: Doors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise KeyError("secret")
+
+    monkeypatch.setattr(doors.replica.predictor, "rows", fail)
+    status, answer = doors.http("POST", "/v1/models/flights:predict", {"rows": [ROW]})
+    assert (status, answer["reason"]) == (500, "INTERNAL")
+    assert "secret" not in json.dumps(answer)
+    with pytest.raises(grpc.RpcError) as caught:
+        doors.native.Predict(native.PredictRequest(model="flights", rows=struct_rows([ROW])))
+    assert caught.value.code() is grpc.StatusCode.INTERNAL
+    assert "secret" not in str(caught.value)
+
+
+def test_metadata_health_and_reflection(doors: Doors) -> None:
+    assert doors.http("GET", "/v2/health/live") == (200, {"live": True})
+    assert doors.http("GET", "/v2/health/ready") == (200, {"ready": True})
+    assert doors.http("GET", "/v2")[1]["fingerprint"] == "mark"
+    described = doors.http("GET", "/v2/models/flights")[1]
+    assert described["versions"] == ["1"]
+    assert described["inputs"][0] == {"name": "carrier", "datatype": "BYTES", "shape": [-1, 1]}
+    assert {item["name"] for item in described["outputs"]} == {
+        "probabilities",
+        "label",
+        "prediction_id",
+    }
+    assert doors.http("GET", "/v2/models/flights/ready")[1]["ready"] is True
+    model = doors.http("GET", "/v1/models/flights")[1]
+    assert (model["version"], model["classes"]) == (1, ["false", "true"])
+
+    assert doors.oip.ServerLive(oip.ServerLiveRequest()).live
+    assert doors.oip.ServerReady(oip.ServerReadyRequest()).ready
+    assert doors.oip.ModelReady(oip.ModelReadyRequest(name="flights", version="1")).ready
+    assert doors.oip.ServerMetadata(oip.ServerMetadataRequest()).name == "everloop-inference"
+    metadata = doors.oip.ModelMetadata(oip.ModelMetadataRequest(name="flights"))
+    assert [item.name for item in metadata.inputs] == [spec.name for spec in INPUTS]
+    served = doors.native.GetModel(native.GetModelRequest(model="flights")).model
+    assert (served.version, served.onnx_sha256) == (1, sample_artifact(0.1).sha256)
+
+    health = health_pb2_grpc.HealthStub(doors.channel)
+    for name in ("", "inference.GRPCInferenceService", "everloop.inference.v1.InferenceService"):
+        answer = health.Check(health_pb2.HealthCheckRequest(service=name))
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    asked = reflection_pb2.ServerReflectionRequest(list_services="")
+    (listed,) = reflection_pb2_grpc.ServerReflectionStub(doors.channel).ServerReflectionInfo(
+        iter([asked])
+    )
+    names = {item.name for item in listed.list_services_response.service}
+    assert "inference.GRPCInferenceService" in names
+
+
+def test_regression_and_multiclass_answer_in_their_own_shapes(world: Any) -> None:
+    world.publish(1, sample_artifact(task="regression"), name="delay")
+    world.publish(1, sample_artifact(task="multiclass"), name="kind")
+    doors = Doors(world)
+    _, answer = doors.http("POST", "/v1/models/delay:predict", {"rows": [ROW]})
+    (prediction,) = answer["predictions"]
+    assert (prediction["label"], prediction["probabilities"]) == ("", [])
+    _, tensors_answer = doors.http("POST", "/v2/models/delay/infer", {"inputs": tensors([ROW])})
+    assert [item["name"] for item in tensors_answer["outputs"]] == ["score", "prediction_id"]
+    assert tensors_answer["outputs"][0]["data"] == [prediction["score"]]
+    _, answer = doors.http("POST", "/v1/models/kind:predict", {"rows": [ROW]})
+    (prediction,) = answer["predictions"]
+    best = int(np.argmax(prediction["probabilities"]))
+    assert prediction["label"] == ["a", "b", "c"][best]
+    doors.channel.close()
+
+
+def test_metrics_are_exposed(doors: Doors) -> None:
+    doors.http("POST", "/v1/models/flights:predict", {"rows": [ROW] * 3})
+    doors.http("POST", "/v1/models/ghost:predict", {"rows": [ROW]})
+    with contextlib.closing(
+        http.client.HTTPConnection(doors.world.settings.http_address)
+    ) as connection:
+        connection.request("GET", "/metrics")
+        text = connection.getresponse().read().decode()
+    for line in (
+        'everloop_inference_requests_total{door="http",model="flights"}',
+        'everloop_inference_rows_total{model="flights"}',
+        'everloop_inference_errors_total{door="http",reason="MODEL_NOT_FOUND"}',
+        'everloop_inference_duration_seconds_bucket{door="http",le="0.001"}',
+        'everloop_inference_served_version{model="flights"} 1.0',
+        'everloop_inference_log_served_rows_total{model="flights"} 3.0',
+    ):
+        assert line in text, line

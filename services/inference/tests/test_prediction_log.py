@@ -1,0 +1,289 @@
+"""The books of the prediction log are exact, whatever the broker and the disk do."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from everloop_contracts.stubs.everloop.inference.v1.events_pb2 import PredictionsLogged
+from everloop_inference.domain import ServedModel
+from everloop_inference.fakes import ROW, MemorySink
+from everloop_inference.load import Loader
+from everloop_inference.ports import Message
+from everloop_inference.predict import Predictor
+from everloop_inference.prediction_log import PredictionLog
+from everloop_inference.spill import Spill
+from everloop_inference.swap import Models
+from everloop_runtime.events import decode
+
+
+class Bench:
+    """A predictor with its log and a broker in memory."""
+
+    def __init__(self, model: ServedModel, folder: Path, **limits: Any) -> None:
+        self.folder = folder
+        self.sink: MemorySink = limits.pop("sink", None) or MemorySink()
+        name = limits.pop("owner", "one")
+        self.spill = Spill(folder, name, limits.pop("spill_bytes", 1 << 30))
+        options = {
+            "batch_rows": 10,
+            "batch_seconds": 0.01,
+            "buffer_bytes": 1 << 30,
+            "retry_seconds": 0.01,
+        }
+        self.log = PredictionLog(self.sink, self.spill, **{**options, **limits})
+        models = Models()
+        models.swap(model)
+        self.predictor = Predictor(models, self.log, name)
+        self.log.start()
+
+    def predict(self, rows: int = 1) -> list[str]:
+        rows_ = [{**ROW, "flight_id": f"f-{row}"} for row in range(rows)]
+        return self.predictor.rows("flights", rows_, 100 * rows).prediction_ids
+
+    @property
+    def books(self) -> Any:
+        return self.log.books.counts("flights")
+
+    def logged_ids(self) -> list[str]:
+        found = []
+        for message in self.sink.messages:
+            event = decode(message.value, message.headers)
+            assert isinstance(event.data, PredictionsLogged)
+            assert len(event.data.prediction_ids) == message.rows
+            found += event.data.prediction_ids
+        return found
+
+
+@pytest.fixture
+def model(world: Any, tmp_path: Path) -> ServedModel:
+    wanted = world.publish(1)
+    return Loader(world.artifacts, tmp_path / "cache").load(wanted, world.policies["flights"])
+
+
+@pytest.fixture
+def bench(model: ServedModel, tmp_path: Path) -> Iterator[Callable[..., Bench]]:
+    made: list[Bench] = []
+
+    def make(**limits: Any) -> Bench:
+        made.append(Bench(model, tmp_path / "spill", **limits))
+        return made[-1]
+
+    yield make
+    for item in made:
+        if item.log.alive:
+            item.log.close()
+
+
+def test_every_row_is_logged_once_in_order_with_what_it_was(
+    bench: Callable[..., Bench], until: Callable[..., None]
+) -> None:
+    it = bench()
+    ids = [name for rows in (1, 3, 25, 1) for name in it.predict(rows)]
+    until(lambda: it.books.logged == 30)
+    assert it.logged_ids() == ids
+    assert all(message.rows <= 10 for message in it.sink.messages)
+    event = decode(it.sink.messages[0].value, it.sink.messages[0].headers)
+    assert (event.type, event.pipeline) == ("everloop.inference.v1.PredictionsLogged", "flights")
+    data = event.data
+    assert isinstance(data, PredictionsLogged)
+    columns = {column.name: column for column in data.columns}
+    assert columns["carrier"].texts[0] == "AA"
+    assert columns["departs"].numbers[0] == 1372674600  # 10:30 on the wall clock of New York
+    assert data.record_ids[0] == "f-0"
+    assert data.labels[0] in ("true", "false")
+    assert 0 < data.scores[0] < 1
+    assert data.model_version == 1
+    assert it.books.balanced
+
+
+def test_nulls_are_logged_as_nulls(bench: Callable[..., Bench], until: Callable[..., None]) -> None:
+    it = bench()
+    it.predictor.rows("flights", [{**ROW, "age": None, "weekend": None, "flight_id": None}], 9)
+    until(lambda: it.books.logged == 1)
+    data = decode(it.sink.messages[0].value, it.sink.messages[0].headers).data
+    assert isinstance(data, PredictionsLogged)
+    columns = {column.name: column for column in data.columns}
+    assert math.isnan(columns["age"].numbers[0])
+    assert math.isnan(columns["weekend"].numbers[0])
+    assert list(data.record_ids) == []
+
+
+def test_an_outage_spills_and_replays_in_order(
+    bench: Callable[..., Bench], until: Callable[..., None]
+) -> None:
+    it = bench()
+    ids = it.predict(5)
+    until(lambda: it.books.logged == 5)
+    it.sink.away = True
+    for number in range(20):
+        ids += it.predict(3)
+        until(lambda number=number: it.books.spilled == 3 * (number + 1))
+    assert it.books.logged == 5
+    assert it.books.balanced
+    it.sink.away = False
+    ids += it.predict(4)
+    until(lambda: it.books.logged == 69)
+    assert it.logged_ids() == ids
+    assert (it.books.spilled, it.books.dropped) == (0, 0)
+    assert not list(it.folder.glob("*/*.events"))
+
+
+def test_the_disk_limit_drops_and_counts(
+    bench: Callable[..., Bench], until: Callable[..., None]
+) -> None:
+    it = bench(spill_bytes=4000)
+    it.sink.away = True
+    for number in range(12):
+        it.predict(5)
+        until(lambda number=number: it.books.spilled + it.books.dropped == 5 * (number + 1))
+    books = it.books
+    assert books.dropped > 0
+    assert books.spilled > 0
+    assert sum(path.stat().st_size for path in it.folder.glob("*/*.events")) <= 4000
+    it.sink.away = False
+    until(lambda: it.books.spilled == 0)
+    assert it.books.logged == books.spilled
+    assert it.books.balanced
+
+
+def test_the_buffer_limit_drops_without_waiting(bench: Callable[..., Bench]) -> None:
+    it = bench(buffer_bytes=0)
+    it.predict(3)
+    assert (it.books.served, it.books.dropped) == (3, 3)
+
+
+def test_a_message_that_is_refused_for_good_blocks_nothing(
+    bench: Callable[..., Bench], until: Callable[..., None]
+) -> None:
+    it = bench()
+    it.sink.refuse_above = 100
+    it.predict(2)
+    until(lambda: it.books.dropped == 2)
+    it.sink.refuse_above = 1 << 30
+    it.predict(1)
+    until(lambda: it.books.logged == 1)
+
+
+def test_closing_flushes_to_the_broker_or_to_disk_and_the_next_replica_takes_over(
+    bench: Callable[..., Bench], until: Callable[..., None]
+) -> None:
+    one = bench(batch_seconds=60, batch_rows=1000)
+    ids = one.predict(7)
+    one.log.close()
+    assert one.books.logged == 7
+    two = bench(owner="two", batch_seconds=60, batch_rows=1000)
+    two.sink.away = True
+    lost = two.predict(6)
+    two.log.close()
+    assert two.books.spilled == 6
+    three = bench(owner="three")
+    until(lambda: three.books.logged == 6)
+    assert three.books.adopted == 6
+    assert three.books.balanced
+    assert one.logged_ids() == ids
+    assert three.logged_ids() == lost
+    assert [path.name for path in three.folder.iterdir()] == ["three"]
+
+
+def test_the_files_of_a_living_replica_are_left_alone(bench: Callable[..., Bench]) -> None:
+    one = bench()
+    one.sink.away = True
+    one.predict(2)
+    two = bench(owner="two")
+    assert two.books.adopted == 0
+    assert (one.folder / "one").is_dir()
+
+
+def test_a_damaged_file_does_not_keep_a_replica_from_starting(tmp_path: Path) -> None:
+    first = Spill(tmp_path, "one", 1 << 20)
+    message = Message("flights", 2, "topic", b"k", b"v", (("name", b"\xff"),))
+    assert first.write([message])
+    assert first.write([message, message])
+    first.close()
+    oldest, *_ = sorted((tmp_path / "one").glob("*.events"))
+    oldest.write_bytes(b"\xff" * 50)
+    second = Spill(tmp_path, "two", 1 << 20)
+    assert second.adopted == [("flights", 2), ("flights", 2)]
+    assert second.oldest() == [message, message]
+
+
+def test_a_sample_is_logged_and_the_rest_is_counted(
+    model: ServedModel, tmp_path: Path, until: Callable[..., None]
+) -> None:
+    sampled = replace(model, policy=replace(model.policy, log_sample=0.25, max_rows=4000))
+    it = Bench(sampled, tmp_path / "spill", batch_rows=5000)
+    for _ in range(50):
+        it.predict(1)
+    it.predict(4000)
+    until(lambda: it.books.buffered == 0)
+    books = it.books
+    assert books.balanced
+    assert books.served == 4050
+    assert 850 < books.logged < 1200
+    assert len(it.logged_ids()) == books.logged
+    it.log.close()
+
+
+def test_events_larger_than_a_broker_takes_are_split(
+    model: ServedModel, tmp_path: Path, until: Callable[..., None]
+) -> None:
+    it = Bench(model, tmp_path / "spill", batch_rows=500)
+    rows = [{**ROW, "carrier": "x" * 50_000} for _ in range(100)]
+    ids = it.predictor.rows("flights", rows, 5_000_000).prediction_ids
+    until(lambda: it.books.logged == 100)
+    assert it.logged_ids() == ids
+    assert max(len(message.value) for message in it.sink.messages) < 1_000_000
+    it.log.close()
+
+
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    steps=st.lists(st.tuples(st.integers(1, 12), st.booleans()), min_size=1, max_size=15),
+    spill_bytes=st.sampled_from([0, 2000, 1 << 30]),
+)
+def test_the_books_balance_whatever_happens(
+    model: ServedModel,
+    tmp_path_factory: pytest.TempPathFactory,
+    steps: list[tuple[int, bool]],
+    spill_bytes: int,
+) -> None:
+    it = Bench(model, tmp_path_factory.mktemp("spill"), spill_bytes=spill_bytes)
+    unbalanced = []
+    watching = threading.Event()
+
+    def watch() -> None:
+        while not watching.is_set():
+            if not it.books.balanced:
+                unbalanced.append(it.books)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    ids = []
+    for rows, away in steps:
+        it.sink.away = away
+        ids += it.predict(rows)
+    it.sink.away = False
+    it.log.close()
+    watching.set()
+    watcher.join()
+    assert unbalanced == []
+    books = it.books
+    assert books.served == len(ids) == books.logged + books.dropped + books.spilled
+    logged = it.logged_ids()
+    assert len(set(logged)) == len(logged) == books.logged
+    assert set(logged) <= set(ids)
+    # Nothing is dropped while there is room, and nothing overtakes.
+    if spill_bytes == 1 << 30:
+        assert books.dropped == 0
+    assert logged == [name for name in ids if name in set(logged)]
