@@ -1,0 +1,1 @@
+"""Benchmarks: `make bench-<name>` runs `bench/<name>.py`."""

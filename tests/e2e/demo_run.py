@@ -1,0 +1,71 @@
+"""Runs the demo's small slice as a user would: a process of its own, in a home of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+DEADLINE_SECONDS = 420.0
+
+
+@dataclass(frozen=True)
+class CleanRun:
+    """What an undisturbed run left: its folder and its summary."""
+
+    root: Path
+    summary: dict[str, Any]
+
+
+def run_small(root: Path, watch: Callable[[Path], None] = lambda home: None) -> dict[str, Any]:
+    """Runs the small slice to its end and returns its summary.
+
+    Args:
+        root: an empty folder; the demo's home is `<root>/demo`.
+        watch: called again and again with the home while the demo runs.
+
+    Raises:
+        AssertionError: the demo failed; the message holds the end of its output.
+    """
+    output = root / "output.txt"
+    with output.open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "everloop.demo", "--slice", "small"],
+            env={**os.environ, "EVERLOOP_HOME": str(root)},
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            deadline = time.monotonic() + DEADLINE_SECONDS
+            while process.poll() is None and time.monotonic() < deadline:
+                watch(root / "demo")
+                time.sleep(0.2)
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+                process.wait(timeout=120)
+    told = "\n".join(output.read_text(errors="replace").splitlines()[-60:])
+    assert process.returncode == 0, f"the demo ended with {process.returncode}:\n{told}"
+    summary: dict[str, Any] = json.loads((root / "demo" / "summary.json").read_text())
+    return summary
+
+
+def leftovers(root: Path) -> list[int]:
+    """Processes that still belong to a home below `root`."""
+    marker = f"EVERLOOP_HOME={root}".encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and marker in (entry / "environ").read_bytes():
+                found.append(int(entry.name))
+        except OSError:
+            continue  # gone, or not ours to look at
+    return found

@@ -1,0 +1,91 @@
+"""Each service is killed with -9 in the middle of its work; the books at the end are those of an undisturbed run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from demo_run import CleanRun, run_small
+
+from everloop import stack
+from everloop.client import Everloop
+from everloop.errors import EverloopError
+from everloop_contracts.stubs.everloop.training.v1 import training_pb2
+
+pytestmark = pytest.mark.e2e
+
+PIPELINE = "flight-delays"
+
+
+def _records_arrive(client: Everloop) -> bool:
+    return client.stats(PIPELINE).received > 0
+
+
+def _a_search_runs(client: Everloop) -> bool:
+    return any(
+        training.state == training_pb2.Training.STATE_RUNNING
+        for training in client.trainings(PIPELINE, limit=1)
+    )
+
+
+def _a_model_is_trained(client: Everloop) -> bool:
+    return any(
+        training.state == training_pb2.Training.STATE_SUCCEEDED
+        for training in client.trainings(PIPELINE, limit=1)
+    )
+
+
+def _predictions_are_watched(client: Everloop) -> bool:
+    return bool(client.chunks(PIPELINE, limit=1))
+
+
+KILLS: tuple[tuple[str, Callable[[Everloop], bool]], ...] = (
+    ("ingest", _records_arrive),
+    ("trainer", _a_search_runs),
+    ("registry_gateway", _a_model_is_trained),
+    ("inference", _predictions_are_watched),
+    ("monitor", _predictions_are_watched),
+)
+
+
+class Killer:
+    """Kills the parts of `KILLS` in turn, each as soon as its moment has come."""
+
+    def __init__(self) -> None:
+        self.killed: list[str] = []
+        self._client: Everloop | None = None
+
+    def __call__(self, home: Path) -> None:
+        if len(self.killed) == len(KILLS) or not (home / "stack.json").exists():
+            return
+        part, moment = KILLS[len(self.killed)]
+        try:
+            if self._client is None:
+                self._client = Everloop.connect(home, timeout=2.0)
+            if not moment(self._client):
+                return
+        except EverloopError:
+            return  # not up yet, or not up again
+        stack.kill(home, part)
+        self.killed.append(part)
+
+    def close(self) -> None:
+        if self._client is not None:
+            self._client.close()
+
+
+def test_killing_every_service_in_turn_changes_no_count(
+    clean_run: CleanRun, tmp_path: Path
+) -> None:
+    killer = Killer()
+    try:
+        summary = run_small(tmp_path, killer)
+    finally:
+        killer.close()
+    assert killer.killed == [part for part, _ in KILLS]
+    assert summary["records"] == clean_run.summary["records"]
+    assert summary["predictions"]["sent"] == clean_run.summary["predictions"]["sent"]
+    assert summary["predictions"]["failed"] == 0
+    causes = [(line["version"], line["cause"]) for line in summary["versions"][:2]]
+    assert sorted(causes) == [(1, "first_data"), (2, "drift")]
