@@ -8,11 +8,12 @@ from typing import Any
 
 import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from everloop_contracts.pipeline import Pipeline
 from everloop_ingest.domain import Reason
 from everloop_ingest.validate import Validator
-from hypothesis import given
-from hypothesis import strategies as st
 
 LIMIT = 4096
 SPEC: dict[str, Any] = {
@@ -52,7 +53,9 @@ GOOD: dict[str, Any] = {
 
 
 def times() -> st.SearchStrategy[datetime]:
-    return st.datetimes(datetime(1900, 1, 1), datetime(2200, 1, 1)).map(lambda t: t.replace(tzinfo=UTC))
+    return st.datetimes(datetime(1900, 1, 1), datetime(2200, 1, 1)).map(
+        lambda t: t.replace(tzinfo=UTC)
+    )
 
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
@@ -163,7 +166,9 @@ def test_what_is_no_object_is_refused_as_a_whole(raw: bytes | None, reason: Reas
     assert (rejection.reason, rejection.field) == (reason, "")
 
 
-@given(st.lists(st.one_of(records, st.sampled_from(BREAKS), st.sampled_from(RAW_BREAKS)), max_size=25))
+@given(
+    st.lists(st.one_of(records, st.sampled_from(BREAKS), st.sampled_from(RAW_BREAKS)), max_size=25)
+)
 def test_broken_messages_never_touch_their_neighbours(items: list[Any]) -> None:
     messages: list[bytes | None] = []
     for item in items:
@@ -184,11 +189,20 @@ def test_broken_messages_never_touch_their_neighbours(items: list[Any]) -> None:
     assert [r.row for r in out.rejections] == sorted(found)
 
 
-@given(st.binary(max_size=60) | st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | text,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*GOOD, "x"]), inner),
-    max_leaves=8,
-).map(orjson.dumps))
+@given(
+    st.binary(max_size=60)
+    | st.recursive(
+        st.none()
+        | st.booleans()
+        | st.integers(-(2**63), 2**64 - 1)
+        | st.floats(allow_nan=False)
+        | text,
+        lambda inner: (
+            st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*GOOD, "x"]), inner)
+        ),
+        max_leaves=8,
+    ).map(orjson.dumps)
+)
 def test_anything_is_either_a_row_or_a_rejection(message: bytes) -> None:
     out = VALIDATOR([message, orjson.dumps(GOOD)])
     assert out.rows.num_rows + len(out.rejections) == 2
@@ -197,7 +211,10 @@ def test_anything_is_either_a_row_or_a_rejection(message: bytes) -> None:
 
 @given(st.integers(0, 2**64 - 1))
 def test_an_integer_in_a_float_field_is_the_nearest_float(value: int) -> None:
-    spec = SPEC | {"schema": SPEC["schema"] | {"fields": SPEC["schema"]["fields"] | {"weight": {"type": "float"}}}}
+    spec = SPEC | {
+        "schema": SPEC["schema"]
+        | {"fields": SPEC["schema"]["fields"] | {"weight": {"type": "float"}}}
+    }
     out = Validator(Pipeline.model_validate(spec), LIMIT)([orjson.dumps(GOOD | {"weight": value})])
     assert out.rows.column("weight").to_pylist() == [float(value)]
 
@@ -239,7 +256,9 @@ def test_an_offset_says_the_same_instant(time: datetime, minutes: int) -> None:
     ],
 )
 def test_a_broken_label_is_refused(label: dict[str, Any], reason: Reason, field: str) -> None:
-    out = VALIDATOR([orjson.dumps(GOOD), orjson.dumps(label), orjson.dumps({"parcel": "q", "lost": True})])
+    out = VALIDATOR(
+        [orjson.dumps(GOOD), orjson.dumps(label), orjson.dumps({"parcel": "q", "lost": True})]
+    )
     [rejection] = out.rejections
     assert (rejection.row, rejection.reason, rejection.field) == (1, reason, field)
     assert out.actuals.to_pylist() == [False, True]

@@ -127,6 +127,8 @@ class Schema(_Spec):
         for name in self.fields:
             if name.startswith("everloop_"):
                 raise ValueError(f"fields.{name}: names that start with everloop_ are reserved")
+        if len({name.lower() for name in self.fields}) < len(self.fields):
+            raise ValueError("fields: two names are the same but for case")
         for key, wanted in (("id", FieldType.STRING), ("time", FieldType.TIMESTAMP)):
             name = getattr(self, key)
             if name not in self.fields:

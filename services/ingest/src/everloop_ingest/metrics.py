@@ -21,9 +21,13 @@ RECORDS = Counter(
 )
 LAG = Gauge("everloop_ingest_lag", "Messages on the topic that are not settled yet.", ["pipeline"])
 LOST = Counter(
-    "everloop_ingest_lost", "Messages that the topic dropped before they were settled.", ["pipeline"]
+    "everloop_ingest_lost",
+    "Messages that the topic dropped before they were settled.",
+    ["pipeline"],
 )
-BUFFERED_BYTES = Gauge("everloop_ingest_buffered_bytes", "Bytes of messages read and not settled yet.")
+BUFFERED_BYTES = Gauge(
+    "everloop_ingest_buffered_bytes", "Bytes of messages read and not settled yet."
+)
 SHARD_ROWS = Histogram(
     "everloop_ingest_shard_rows",
     "Rows of a shard.",

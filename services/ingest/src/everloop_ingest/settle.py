@@ -26,7 +26,10 @@ log = logging.getLogger(__name__)
 
 SOURCE = "everloop.ingest"
 _LABELS_PER_EVENT = 5_000
-_BYTES_PER_EVENT = 512 * 1024  # well below the broker's limit of a message, however long the ids are
+# What we send fits a broker's default limit of a message (1 MiB), however long ids, keys and headers are.
+_BYTES_PER_EVENT = 512 * 1024
+_KEY_BYTES = 16 * 1024
+_HEADER_BYTES = 16 * 1024
 
 
 class Settle:
@@ -123,7 +126,7 @@ def _shard(
 def _dead_letter(
     pipeline: Pipeline, batch: Batch, message: Message, rejection: Rejection, max_bytes: int
 ) -> DeadLetter:
-    """The message as it came, with why; of one that is too large the beginning, which a topic can carry."""
+    """The message as it came, with why; cut where it is so large that no topic could carry it with the reason."""
     notes = {
         "reason": str(rejection.reason),
         "field": rejection.field,
@@ -134,8 +137,11 @@ def _dead_letter(
     if len(value) > max_bytes:
         notes["truncated-from-bytes"] = str(len(value))
     own = [(name, header or b"") for name, header in message.headers]
+    if sum(len(name) + len(header) for name, header in own) > _HEADER_BYTES:
+        own = []
+    key = message.key[:_KEY_BYTES] if message.key is not None else None
     headers = [*own, *((f"everloop-{name}", text.encode()) for name, text in notes.items())]
-    return pipeline.dead_letter_topic, message.key, value[:max_bytes], headers
+    return pipeline.dead_letter_topic, key, value[:max_bytes], headers
 
 
 def _labels(batch: Batch, pipeline: Pipeline, validated: Validated) -> Iterator[Event]:
@@ -151,9 +157,7 @@ def _labels(batch: Batch, pipeline: Pipeline, validated: Validated) -> Iterator[
             pipeline=pipeline.name, record_ids=ids[first:last], labels=labels[first:last]
         )
         name = f"{shards.object_key(batch)}#{index}"
-        yield new_event(
-            SOURCE, pipeline.name, data, id=str(uuid.uuid5(uuid.NAMESPACE_URL, name))
-        )
+        yield new_event(SOURCE, pipeline.name, data, id=str(uuid.uuid5(uuid.NAMESPACE_URL, name)))
 
 
 def _chunks(ids: Sequence[str], labels: Sequence[str]) -> Iterator[tuple[int, int]]:

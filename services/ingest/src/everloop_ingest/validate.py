@@ -228,7 +228,8 @@ def _convert(spec: FieldSpec, values: Sequence[Any]) -> tuple[pa.Array, _Broken]
     try:
         return pa.array(values, _ARROW[spec.type]), {}
     except (pa.ArrowInvalid, OverflowError):
-        if spec.type is FieldType.FLOAT:  # an integer that a float only rounds to: what JSON readers do
+        if spec.type is FieldType.FLOAT:
+            # An integer that a float only rounds to: what every reader of JSON does.
             return pa.array([None if v is None else float(v) for v in values], pa.float64()), {}
     broken: _Broken = {
         row: (Reason.OUT_OF_RANGE, f"{value} does not fit 64 bits")
@@ -290,13 +291,20 @@ def _timestamps(values: Sequence[str | None], spec: FieldSpec) -> tuple[pa.Array
         for row, text in enumerate(texts.to_pylist()):
             if text is not None and not _is_date(text[:10]):
                 broken[row] = (Reason.WRONG_TYPE, f"{_show(values[row])} is not an RFC 3339 time")
-        array, gaps = _in_utc(pa.array(_without(texts.to_pylist(), broken), pa.string()), spec.timezone)
+        array, gaps = _in_utc(
+            pa.array(_without(texts.to_pylist(), broken), pa.string()), spec.timezone
+        )
     for row in gaps:
         text = f"{_show(values[row])} does not exist in {spec.timezone}: clocks went forward"
         broken[row] = (Reason.OUT_OF_RANGE, text)
-    outside = pc.fill_null(pc.or_(pc.less(array, _FIRST_TIME), pc.greater(array, _LAST_TIME)), False)
+    outside = pc.fill_null(
+        pc.or_(pc.less(array, _FIRST_TIME), pc.greater(array, _LAST_TIME)), False
+    )
     for row in pc.indices_nonzero(outside).to_pylist():
-        broken[row] = (Reason.OUT_OF_RANGE, f"{_show(values[row])} is outside of the years 1 to 9999")
+        broken[row] = (
+            Reason.OUT_OF_RANGE,
+            f"{_show(values[row])} is outside of the years 1 to 9999",
+        )
     return array, broken
 
 

@@ -47,7 +47,9 @@ class TopicEnds:
             ends = self._client.end_offsets(wanted, timeout_ms=milliseconds)
             return {partition.partition: end for partition, end in ends.items()}
         except KafkaError as error:
-            raise _unavailable(f"the broker does not say how far {topic} reaches: {error}") from error
+            raise _unavailable(
+                f"the broker does not say how far {topic} reaches: {error}"
+            ) from error
         finally:
             self._lock.release()
 
@@ -87,7 +89,9 @@ class TopicProducer:
                 future.add_both(self._give_back, len(value))
                 futures.append(future)
                 if time.monotonic() > deadline:
-                    raise _unavailable(f"the broker did not take all {len(records)} records in time")
+                    raise _unavailable(
+                        f"the broker did not take all {len(records)} records in time"
+                    )
             for future in futures:
                 future.get(timeout=max(0.0, deadline - time.monotonic()))
         except KafkaError as error:

@@ -17,9 +17,7 @@ _TRANSFERS = 8
 """Objects that are copied at once."""
 
 
-def s3_filesystem(
-    endpoint: str, access_key: str, secret_key: str, region: str
-) -> fs.FileSystem:
+def s3_filesystem(endpoint: str, access_key: str, secret_key: str, region: str) -> fs.FileSystem:
     """An S3 endpoint; without an access key the ambient credentials (IRSA, instance profile)."""
     address = urlsplit(endpoint)
     return fs.S3FileSystem(
@@ -60,7 +58,10 @@ class ShardBucket:
     def _fetch(self, key: str, path: Path) -> None:
         try:
             fs.copy_files(
-                key, str(path), source_filesystem=self._files, destination_filesystem=fs.LocalFileSystem()
+                key,
+                str(path),
+                source_filesystem=self._files,
+                destination_filesystem=fs.LocalFileSystem(),
             )
         except OSError as error:
             raise _unavailable(f"cannot read {key}", error) from error

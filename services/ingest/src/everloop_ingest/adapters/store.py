@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import UTC, datetime
 
@@ -21,7 +21,6 @@ from everloop_ingest.domain import (
     Version,
 )
 from everloop_runtime.database import Database, UnitOfWork
-from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.events import Event
 
 __all__ = ["DeadLetter", "Store"]
@@ -159,17 +158,24 @@ class Store:
 
     def backlog(self, limit: int) -> bool:
         """Whether at least `limit` messages wait in the outbox."""
-        return len(self._database.pending(limit)) >= limit
+        some = sa.select(sa.literal(1)).select_from(sa.table("outbox")).limit(limit).subquery()
+        with self._database.read() as connection:
+            waiting = connection.execute(sa.select(sa.func.count()).select_from(some)).scalar_one()
+            return int(waiting) >= limit
 
     def books(self, pipeline: str) -> Books:
         """What became of the messages of a pipeline."""
-        sums = [sa.func.coalesce(sa.func.sum(shards.c[name]), 0) for name in ("accepted", "rejected", "actuals")]
+        sums = [
+            sa.func.coalesce(sa.func.sum(shards.c[name]), 0)
+            for name in ("accepted", "rejected", "actuals")
+        ]
         reasons = sa.select(rejections.c.reason, rejections.c["count"])
         # One transaction: the sums and the reasons are of the same moment.
         with self._database.read() as connection:
             row = connection.execute(sa.select(*sums).where(shards.c.pipeline == pipeline)).one()
             by_reason = connection.execute(reasons.where(rejections.c.pipeline == pipeline))
-            return Books(*map(int, row), {reason: int(count) for reason, count in by_reason})
+            accepted, rejected, actuals = map(int, row)
+            return Books(accepted, rejected, actuals, {item[0]: int(item[1]) for item in by_reason})
 
     def unversioned(self, pipeline: str) -> Unversioned:
         """What is stored and in no version yet."""
@@ -213,7 +219,11 @@ class Store:
             & (shards.c.key != "")
         )
         with self._database.read() as connection:
-            return list(connection.execute(sa.select(shards.c.key).where(chosen).order_by(shards.c.id)).scalars())
+            return list(
+                connection.execute(
+                    sa.select(shards.c.key).where(chosen).order_by(shards.c.id)
+                ).scalars()
+            )
 
     def complete(self, version: Version, event: Event) -> None:
         """Makes a version available and announces it, once."""
@@ -231,11 +241,9 @@ class Store:
 
     def version(self, pipeline: str, number: int) -> Version | None:
         """One version; 0 means the newest that is available."""
-        query = sa.select(versions).where(versions.c.pipeline == pipeline)
-        if number:
-            query = query.where(versions.c.number == number)
-        else:
-            query = query.where(versions.c.state == State.AVAILABLE)
+        one = versions.c.number == number
+        chosen = one if number else versions.c.state == State.AVAILABLE
+        query = sa.select(versions).where(versions.c.pipeline == pipeline, chosen)
         found = self._versions(query.order_by(versions.c.number.desc()).limit(1))
         return found[0] if found else None
 
@@ -252,8 +260,9 @@ class Store:
 
 
 def _insert(work: UnitOfWork, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
-    dialect = postgresql if work.connection.dialect.name == "postgresql" else sqlite
-    return dialect.insert(table)
+    if work.connection.dialect.name == "postgresql":
+        return postgresql.insert(table)
+    return sqlite.insert(table)
 
 
 def _is(partition: Partition) -> sa.ColumnElement[bool]:
@@ -262,7 +271,10 @@ def _is(partition: Partition) -> sa.ColumnElement[bool]:
 
 def _move(work: UnitOfWork, partition: Partition, start: int, end: int) -> bool:
     here = _is(partition) & (positions.c.next_offset == start)
-    return work.connection.execute(positions.update().where(here).values(next_offset=end)).rowcount == 1
+    return (
+        work.connection.execute(positions.update().where(here).values(next_offset=end)).rowcount
+        == 1
+    )
 
 
 def _record(work: UnitOfWork, shard: Shard) -> None:
@@ -276,10 +288,14 @@ def _record(work: UnitOfWork, shard: Shard) -> None:
     }
     work.connection.execute(shards.insert().values(row))
     for reason, count in shard.rejected.items():
-        insert = _insert(work, rejections).values(pipeline=shard.pipeline, reason=reason, count=count)
+        insert = _insert(work, rejections).values(
+            pipeline=shard.pipeline, reason=reason, count=count
+        )
         total = rejections.c["count"] + insert.excluded["count"]
         work.connection.execute(
-            insert.on_conflict_do_update(index_elements=["pipeline", "reason"], set_={"count": total})
+            insert.on_conflict_do_update(
+                index_elements=["pipeline", "reason"], set_={"count": total}
+            )
         )
 
 

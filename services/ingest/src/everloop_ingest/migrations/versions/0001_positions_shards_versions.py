@@ -2,6 +2,7 @@
 
 import sqlalchemy as sa
 from alembic import op
+
 from everloop_runtime.database import runtime_tables
 
 revision = "0001"

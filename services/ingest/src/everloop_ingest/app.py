@@ -1,0 +1,132 @@
+"""Composition root: builds the adapters, starts everything, stops it in reverse."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from everloop_contracts.pipeline import Pipeline, PipelineError, load_pipelines
+from everloop_contracts.stubs.everloop.ingest.v1 import ingest_pb2_grpc
+from everloop_ingest.adapters.dvc import DvcRepository
+from everloop_ingest.adapters.kafka import TopicEnds, TopicProducer
+from everloop_ingest.adapters.s3 import ShardBucket, s3_filesystem
+from everloop_ingest.adapters.store import Store
+from everloop_ingest.cut_version import BuildLimits, CutVersion
+from everloop_ingest.push import Push
+from everloop_ingest.schedule import Scheduler
+from everloop_ingest.servicer import IngestServicer
+from everloop_ingest.settings import IngestSettings
+from everloop_ingest.settle import Settle
+from everloop_ingest.writer import DatasetWriter, Limits
+from everloop_runtime import telemetry
+from everloop_runtime.database import Database
+from everloop_runtime.grpc_server import GrpcServer
+from everloop_runtime.kafka import OutboxRelay, ensure_topics, wait_for_broker
+from everloop_runtime.metrics import MetricsServer
+from everloop_runtime.service import Component, Stopper, run
+
+__all__ = ["run_service"]
+
+SERVICE = "everloop.ingest.v1.IngestService"
+
+
+class _Topics(Component):
+    """Makes the topics before anything uses them."""
+
+    name = "topics"
+
+    def __init__(self, bootstrap: str, pipelines: dict[str, Pipeline]) -> None:
+        self._bootstrap = bootstrap
+        self._pipelines = pipelines
+
+    def start(self, stopper: Stopper) -> None:
+        """Waits for the broker, then makes what is missing."""
+        wait_for_broker(self._bootstrap, stopper)
+        if stopper.stopping:
+            return
+        partitions = {}
+        for pipeline in self._pipelines.values():
+            partitions[pipeline.record_topic] = pipeline.partitions
+            partitions[pipeline.dead_letter_topic] = pipeline.partitions
+        ensure_topics(self._bootstrap, partitions)
+
+    def stop(self) -> None:
+        """Nothing runs."""
+
+
+def run_service() -> int:
+    """Runs ingest until it is told to stop; returns the exit status."""
+    settings = IngestSettings.load()
+    telemetry.configure("ingest", settings.log_level)
+    try:
+        pipelines = load_pipelines(settings.pipelines_dir)
+    except PipelineError as error:
+        print(error, file=sys.stderr)
+        return 2
+    database = Database(settings.database_url)
+    database.upgrade(Path(__file__).parent / "migrations")
+    store = Store(database)
+    bootstrap = settings.kafka_bootstrap
+    filesystem = s3_filesystem(
+        settings.s3_endpoint,
+        settings.s3_access_key,
+        settings.s3_secret_key.get_secret_value(),
+        settings.s3_region,
+    )
+    files = ShardBucket(filesystem, settings.data_bucket)
+    repository = DvcRepository(
+        settings.data_dir / "datasets",
+        f"s3://{settings.dvc_bucket}/dvc",
+        {"endpointurl": settings.s3_endpoint, "region": settings.s3_region},
+        _credentials(settings),
+        filesystem,
+    )
+    ends = TopicEnds(bootstrap)
+    sink = TopicProducer(bootstrap, settings.push_max_bytes, settings.push_timeout_seconds)
+    settle = Settle(pipelines, store, files, settings.max_record_bytes)
+    writer = DatasetWriter(bootstrap, pipelines, store, settle, _limits(settings))
+    build = BuildLimits(settings.data_dir / "work", settings.cut_memory_bytes, settings.cut_threads)
+    cut = CutVersion(pipelines, store, files, repository, ends, writer, build)
+    push = Push(pipelines, sink, settings.max_record_bytes)
+    servicer = IngestServicer(
+        pipelines, store, push, cut, ends, repository, settings.call_deadline_seconds
+    )
+    grpc = GrpcServer(
+        settings,
+        [SERVICE],
+        [lambda server: ingest_pb2_grpc.add_IngestServiceServicer_to_server(servicer, server)],
+    )
+    components: list[Component] = [
+        MetricsServer(settings.metrics_address),
+        _Topics(bootstrap, pipelines),
+        OutboxRelay(database, bootstrap),
+        writer,
+        Scheduler(pipelines, store, cut, settings.schedule_seconds),
+        grpc,
+    ]
+    status = run(components, on_ready=grpc.ready)
+    sink.close()
+    ends.close()
+    database.close()
+    return status
+
+
+def _credentials(settings: IngestSettings) -> dict[str, str]:
+    if not settings.s3_access_key:
+        return {}  # the ambient ones
+    return {
+        "access_key_id": settings.s3_access_key,
+        "secret_access_key": settings.s3_secret_key.get_secret_value(),
+    }
+
+
+def _limits(settings: IngestSettings) -> Limits:
+    return Limits(
+        shard_rows=settings.shard_rows,
+        shard_bytes=settings.shard_bytes,
+        shard_age_seconds=settings.shard_age_seconds,
+        buffer_rows=settings.buffer_rows,
+        buffer_bytes=settings.buffer_bytes,
+        backlog=settings.outbox_limit,
+        workers=settings.settle_workers,
+    )

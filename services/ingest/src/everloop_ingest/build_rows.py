@@ -1,0 +1,77 @@
+"""From shards to a version's rows: one per record id, its last event, its newest known label."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import duckdb
+
+from everloop_contracts.pipeline import Pipeline
+from everloop_ingest.domain import Rows
+from everloop_ingest.shards import IS_ACTUAL, OFFSET, PARTITION, TIMESTAMP
+
+__all__ = ["build_rows"]
+
+
+def build_rows(
+    pipeline: Pipeline, shards: Sequence[Path], target: Path, memory_bytes: int, threads: int
+) -> Rows:
+    """Writes `target`: columns as in the schema, sorted by event time, then id.
+
+    The last event of an id wins, and so does its last known label, which may come before the record, after it or
+    with it; a later record without a label does not take it away. Events are ordered by Kafka timestamp, then
+    partition, then offset. Labels without a record are left out. The same shards give the same bytes.
+
+    Args:
+        pipeline: whose rows they are.
+        shards: files as `shards.encode` makes them, at least one with a record.
+        target: file to write.
+        memory_bytes: memory that may be used; beyond it DuckDB spills to disk beside the target.
+        threads: threads that may be used.
+    """
+    schema = pipeline.schema_
+    names = [_quoted(name) for name in schema.fields]
+    key, time, label = _quoted(schema.id), _quoted(schema.time), _quoted(pipeline.target.field)
+    order = f"{{'t': {TIMESTAMP}, 'p': {PARTITION}, 'o': {OFFSET}}}"
+    columns = ", ".join(
+        f"labels.label AS {name}" if name == label else f"records.{name}" for name in names
+    )
+    with duckdb.connect(
+        config={"threads": threads, "memory_limit": f"{memory_bytes}B"}
+    ) as database:
+        database.execute("SET temp_directory = ?", [str(target.parent / "spill")])
+        # By name: shards from before a field was added read as null there.
+        events = database.read_parquet([str(path) for path in shards], union_by_name=True)
+        events.create_view("events")
+        database.execute(f"""
+            COPY (
+                SELECT {columns}
+                FROM (
+                    SELECT {", ".join(names)} FROM events WHERE NOT {IS_ACTUAL}
+                    QUALIFY row_number() OVER (PARTITION BY {key} ORDER BY {order} DESC) = 1
+                ) AS records
+                LEFT JOIN (
+                    SELECT {key}, arg_max({label}, {order}) AS label FROM events
+                    WHERE {label} IS NOT NULL GROUP BY {key}
+                ) AS labels USING ({key})
+                ORDER BY records.{time}, records.{key}
+            ) TO {_text(str(target))} (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE 122880)
+        """)
+        written = database.read_parquet(str(target))
+        counts = f"count(*), count({label}), epoch_us(min({time})), epoch_us(max({time}))"
+        [row] = written.aggregate(counts).fetchall()
+    return Rows(row[0], row[1], _instant(row[2]), _instant(row[3]))
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _text(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"
+
+
+def _instant(microseconds: int) -> datetime:
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=microseconds)

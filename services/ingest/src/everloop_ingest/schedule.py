@@ -1,0 +1,82 @@
+"""Cuts by rows and by age, and finishes the versions that a crash left behind."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+from everloop_contracts.pipeline import Pipeline
+from everloop_ingest.adapters.store import Store
+from everloop_ingest.cut_version import CutVersion
+from everloop_ingest.domain import Unversioned
+from everloop_runtime.errors import EverloopError
+from everloop_runtime.service import Component, Stopper
+
+__all__ = ["Scheduler", "due"]
+
+log = logging.getLogger(__name__)
+
+
+def due(pipeline: Pipeline, unversioned: Unversioned, now: datetime) -> str | None:
+    """Why a version is due: `rows`, `age`, or None where it is not."""
+    if unversioned.records >= pipeline.cut.rows:
+        return "rows"
+    if unversioned.since is not None and now - unversioned.since >= pipeline.cut.age:
+        return "age"
+    return None
+
+
+class Scheduler(Component):
+    """Looks at every pipeline now and then."""
+
+    name = "version scheduler"
+
+    def __init__(
+        self, pipelines: Mapping[str, Pipeline], store: Store, cut: CutVersion, seconds: float
+    ) -> None:
+        """Takes the pipelines by name, the database, the use case and the time between two looks."""
+        self._pipelines = pipelines
+        self._store = store
+        self._cut = cut
+        self._seconds = seconds
+
+    def start(self, stopper: Stopper) -> None:
+        """Starts the thread."""
+        self._stopper = stopper
+        self._thread = stopper.thread(self.name, self._run)
+
+    def stop(self) -> None:
+        """Waits for the version in hand; what it cannot finish now is finished after the next start."""
+        self._thread.join(timeout=15)
+
+    def _run(self) -> None:
+        while not self._stopper.stopping:
+            try:
+                self._cut.finish()
+            except Exception as error:
+                self._failed("unfinished versions", error)
+            for pipeline in self._pipelines.values():
+                try:
+                    self.look(pipeline, datetime.now(UTC))
+                except Exception as error:
+                    self._failed(pipeline.name, error)
+            self._stopper.wait(self._seconds)
+
+    def look(self, pipeline: Pipeline, now: datetime) -> None:
+        """Cuts a version of a pipeline if one is due."""
+        unversioned = self._store.unversioned(pipeline.name)
+        why = due(pipeline, unversioned, now)
+        if why is None or self._stopper.stopping:
+            return
+        newest = self._store.versions(pipeline.name, None, 1)
+        number = newest[0].number + 1 if newest else 1
+        try:
+            self._cut.cut(pipeline, f"schedule/{why}/{pipeline.name}/v{number}", seconds=-1)
+        except EverloopError as error:
+            if error.reason != "NO_RECORDS":  # labels that wait for their records are no fault
+                raise
+
+    def _failed(self, what: str, error: Exception) -> None:
+        """The next look tries again: a pipeline that fails must not stop the others."""
+        log.warning("%s: %s", what, error, exc_info=not isinstance(error, EverloopError))

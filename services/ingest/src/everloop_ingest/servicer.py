@@ -1,0 +1,145 @@
+"""gRPC in: convert, call one use case, convert."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+import grpc
+
+from everloop_contracts.pipeline import Pipeline
+from everloop_contracts.stubs.everloop.ingest.v1 import ingest_pb2, ingest_pb2_grpc
+from everloop_ingest.adapters.store import Store
+from everloop_ingest.convert import dataset_version
+from everloop_ingest.cut_version import CutVersion
+from everloop_ingest.ports import DataRepository, RecordLog
+from everloop_ingest.push import Push
+from everloop_runtime.errors import EverloopError, Kind
+
+__all__ = ["IngestServicer"]
+
+_PAGE = 50
+_LARGEST_PAGE = 500
+_MARGIN_SECONDS = 0.5
+"""Kept of the caller's deadline, so that our answer arrives before it."""
+
+
+class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
+    """Implements `everloop.ingest.v1.IngestService`."""
+
+    def __init__(
+        self,
+        pipelines: Mapping[str, Pipeline],
+        store: Store,
+        push: Push,
+        cut: CutVersion,
+        record_log: RecordLog,
+        repository: DataRepository,
+        deadline_seconds: float,
+    ) -> None:
+        """Takes the use cases; `deadline_seconds` bounds calls that come without a deadline."""
+        self._pipelines = pipelines
+        self._store = store
+        self._push = push
+        self._cut = cut
+        self._log = record_log
+        self._repository = repository
+        self._deadline = deadline_seconds
+
+    def PushRecords(
+        self, request: ingest_pb2.PushRecordsRequest, context: grpc.ServicerContext
+    ) -> ingest_pb2.PushRecordsResponse:
+        """See the contract."""
+        pipeline = self._pipeline(request.pipeline)
+        rejections = self._push(pipeline, request.records, self._seconds(context))
+        results = [ingest_pb2.RecordResult(accepted=True) for _ in request.records]
+        for item in rejections:
+            results[item.row] = ingest_pb2.RecordResult(
+                reason=item.reason, field=item.field, message=item.message
+            )
+        return ingest_pb2.PushRecordsResponse(
+            results=results, accepted=len(results) - len(rejections)
+        )
+
+    def CutVersion(
+        self, request: ingest_pb2.CutVersionRequest, context: grpc.ServicerContext
+    ) -> ingest_pb2.CutVersionResponse:
+        """See the contract."""
+        pipeline = self._pipeline(request.pipeline)
+        if not 0 < len(request.request_id) <= 200:
+            raise EverloopError(
+                Kind.INVALID,
+                "INVALID_REQUEST_ID",
+                "request_id takes 1 to 200 characters",
+                field="request_id",
+            )
+        version = self._cut(pipeline, request.request_id, self._seconds(context))
+        return ingest_pb2.CutVersionResponse(dataset=dataset_version(version, self._repository.url))
+
+    def GetDatasetVersion(
+        self, request: ingest_pb2.GetDatasetVersionRequest, context: grpc.ServicerContext
+    ) -> ingest_pb2.GetDatasetVersionResponse:
+        """See the contract."""
+        pipeline = self._pipeline(request.pipeline)
+        version = self._store.version(pipeline.name, request.version)
+        if version is None:
+            which = f"v{request.version}" if request.version else "available version"
+            raise EverloopError(
+                Kind.NOT_FOUND, "DATASET_VERSION_NOT_FOUND", f"{pipeline.name} has no {which}"
+            )
+        return ingest_pb2.GetDatasetVersionResponse(
+            dataset=dataset_version(version, self._repository.url)
+        )
+
+    def ListDatasetVersions(
+        self, request: ingest_pb2.ListDatasetVersionsRequest, context: grpc.ServicerContext
+    ) -> ingest_pb2.ListDatasetVersionsResponse:
+        """See the contract; the token is the number of the last version of the page before."""
+        pipeline = self._pipeline(request.pipeline)
+        if request.page_size < 0 or (request.page_token and not request.page_token.isdecimal()):
+            raise EverloopError(
+                Kind.INVALID, "INVALID_PAGE", "page_size or page_token is not valid"
+            )
+        size = min(request.page_size or _PAGE, _LARGEST_PAGE)
+        before = int(request.page_token) if request.page_token else None
+        found = self._store.versions(pipeline.name, before, size + 1)
+        return ingest_pb2.ListDatasetVersionsResponse(
+            datasets=[dataset_version(version, self._repository.url) for version in found[:size]],
+            next_page_token=str(found[size - 1].number) if len(found) > size else "",
+        )
+
+    def GetPipelineStats(
+        self, request: ingest_pb2.GetPipelineStatsRequest, context: grpc.ServicerContext
+    ) -> ingest_pb2.GetPipelineStatsResponse:
+        """See the contract."""
+        pipeline = self._pipeline(request.pipeline)
+        # Positions before ends: a lag that is a little too large rather than messages that are in neither.
+        positions = self._store.positions(pipeline.record_topic)
+        ends = self._log.end_offsets(pipeline.record_topic, min(10.0, self._seconds(context)))
+        books = self._store.books(pipeline.name)
+        return ingest_pb2.GetPipelineStatsResponse(
+            received=books.accepted + books.rejected,
+            accepted=books.accepted,
+            rejected=books.rejected,
+            rejected_by_reason=books.rejected_by_reason,
+            lag=sum(max(0, end - positions.get(number, 0)) for number, end in ends.items()),
+            actuals=books.actuals,
+        )
+
+    def _pipeline(self, name: str) -> Pipeline:
+        pipeline = self._pipelines.get(name)
+        if pipeline is None:
+            raise EverloopError(
+                Kind.NOT_FOUND,
+                "PIPELINE_NOT_FOUND",
+                f"there is no pipeline {name!r}",
+                pipeline=name,
+            )
+        return pipeline
+
+    def _seconds(self, context: grpc.ServicerContext) -> float:
+        # The stubs leave out that it is None for a call without a deadline.
+        remaining = cast("float | None", context.time_remaining())
+        if remaining is None:
+            return self._deadline
+        return max(0.0, min(remaining - _MARGIN_SECONDS, self._deadline))

@@ -1,0 +1,51 @@
+"""Settings of ingest: the only reader of its environment."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from everloop_runtime.settings import ServiceSettings
+
+__all__ = ["IngestSettings"]
+
+_MIB = 1024 * 1024
+
+
+class IngestSettings(ServiceSettings):
+    """Read from `EVERLOOP_*`, immutable."""
+
+    data_bucket: str = "everloop-data"
+    """Bucket of the shards."""
+    dvc_bucket: str = "everloop-dvc"
+    """Bucket of the DVC remote, below the prefix `dvc`."""
+
+    max_record_bytes: int = Field(default=256 * 1024, ge=256, le=900 * 1024)
+    """Largest record, in bytes; a dead letter of it must fit a Kafka message."""
+    shard_rows: int = Field(default=25_000, ge=1)
+    """Messages at which a shard is closed."""
+    shard_bytes: int = Field(default=16 * _MIB, ge=1024)
+    """Bytes of messages at which a shard is closed."""
+    shard_age_seconds: float = Field(default=5.0, gt=0)
+    """Age at which a shard is closed, in seconds: how late labels and rows may be visible."""
+    buffer_rows: int = Field(default=400_000, ge=1)
+    """Messages in memory at which the writer stops reading."""
+    buffer_bytes: int = Field(default=384 * _MIB, ge=1024)
+    """Bytes in memory at which the writer stops reading."""
+    settle_workers: int = Field(default=2, ge=1)
+    """Batches that are settled at once, each of another partition."""
+    outbox_limit: int = Field(default=50_000, ge=1)
+    """Messages waiting in the outbox at which no batch is settled."""
+
+    push_max_bytes: int = Field(default=64 * _MIB, ge=1024)
+    """Bytes on their way to the broker beyond which PushRecords is refused."""
+    push_timeout_seconds: float = Field(default=10.0, gt=0)
+    """How long the broker may take to acknowledge pushed records, in seconds."""
+    call_deadline_seconds: float = Field(default=120.0, gt=0)
+    """Deadline of calls that bring none, and the longest that is kept, in seconds."""
+
+    schedule_seconds: float = Field(default=5.0, gt=0)
+    """Time between two looks whether a version is due, in seconds."""
+    cut_memory_bytes: int = Field(default=1024 * _MIB, ge=64 * _MIB)
+    """Memory for building a version's rows, in bytes; beyond it goes to disk."""
+    cut_threads: int = Field(default=2, ge=1)
+    """Threads that build a version's rows."""

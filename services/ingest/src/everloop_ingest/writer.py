@@ -1,0 +1,319 @@
+"""The dataset writer: reads the record topics and settles them batch by batch.
+
+One thread owns the consumer and only buffers, so that it keeps polling whatever a batch takes; a few workers settle.
+The position in the database is the truth: on assignment the consumer seeks to it, and Kafka's own committed offsets
+only serve lag tools.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+
+from kafka import ConsumerRebalanceListener, KafkaConsumer, OffsetAndMetadata, TopicPartition
+from kafka.errors import KafkaError
+from sqlalchemy.exc import OperationalError
+
+from everloop_contracts.pipeline import Pipeline
+from everloop_ingest import metrics
+from everloop_ingest.adapters.store import Store
+from everloop_ingest.domain import Batch, Message, Partition
+from everloop_runtime.errors import EverloopError, Kind
+from everloop_runtime.kafka import wait_for_broker
+from everloop_runtime.service import Component, Stopper
+
+__all__ = ["GROUP", "DatasetWriter", "Limits"]
+
+log = logging.getLogger(__name__)
+
+GROUP = "everloop.ingest"
+_POLL_MS = 200
+_MESSAGE_BYTES = 512
+"""What a message takes in memory besides its body."""
+_ATTEMPTS = 5
+"""Times a batch is tried when it fails for another reason than an outage; then the process starts afresh."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When a batch is closed, and how much may wait in memory."""
+
+    shard_rows: int
+    shard_bytes: int
+    shard_age_seconds: float
+    buffer_rows: int
+    buffer_bytes: int
+    backlog: int
+    """Messages in the outbox beyond which no batch is settled: dead letters leave slower than they may come in."""
+    workers: int
+
+
+@dataclass(slots=True)
+class _Buffer:
+    """Messages of one partition that wait to be settled."""
+
+    start: int
+    end: int
+    messages: list[Message] = field(default_factory=list)
+    size: int = 0
+    opened: float = field(default_factory=time.monotonic)
+
+
+class DatasetWriter(Component):
+    """Consumes the record topics of all pipelines."""
+
+    name = "dataset writer"
+
+    def __init__(
+        self,
+        bootstrap: str,
+        pipelines: Mapping[str, Pipeline],
+        store: Store,
+        settle: Callable[[Batch], bool],
+        limits: Limits,
+    ) -> None:
+        """Takes the broker, the pipelines by name, the database, what settles a batch, and the limits."""
+        self._bootstrap = bootstrap
+        self._pipelines = {pipeline.record_topic: name for name, pipeline in pipelines.items()}
+        self._store = store
+        self._settle = settle
+        self._limits = limits
+        self._wanted: set[str] = set()  # topics to flush now
+        self._fresh: set[TopicPartition] = set()  # assigned, not yet at the database's position
+        self._buffers: dict[TopicPartition, _Buffer] = {}
+        self._running: dict[TopicPartition, tuple[Batch, int, Future[bool | None]]] = {}
+        self._lock = threading.Lock()
+        self._blocked = False
+
+    def flush(self, topic: str) -> None:
+        """Asks to settle now what is held of a topic; see `ports.Writer`."""
+        with self._lock:
+            self._wanted.add(topic)
+
+    def start(self, stopper: Stopper) -> None:
+        """Starts the thread."""
+        self._stopper = stopper
+        self._thread = stopper.thread(self.name, self._run)
+
+    def stop(self) -> None:
+        """Settles what is buffered, as far as it goes at once, and ends."""
+        self._thread.join(timeout=30)
+
+    def _run(self) -> None:
+        wait_for_broker(self._bootstrap, self._stopper)
+        if not self._pipelines:
+            return
+        consumer = KafkaConsumer(
+            bootstrap_servers=self._bootstrap.split(","),
+            group_id=GROUP,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            isolation_level="read_committed",
+            max_poll_records=5_000,
+            session_timeout_ms=10_000,
+            heartbeat_interval_ms=2_000,
+            reconnect_backoff_max_ms=1_000,
+            metadata_max_age_ms=30_000,
+        )
+        consumer.subscribe(topics=sorted(self._pipelines), listener=_Assignment(self, consumer))
+        workers = ThreadPoolExecutor(self._limits.workers, thread_name_prefix="settle")
+        try:
+            while not self._stopper.stopping:
+                self._turn(consumer, workers)
+            for partition in list(self._buffers):
+                self._hand_over(partition, workers)
+            wait([future for _, _, future in self._running.values()], timeout=20)
+            self._collect(consumer)
+        finally:
+            workers.shutdown(wait=False, cancel_futures=True)
+            consumer.close()
+
+    def _turn(self, consumer: KafkaConsumer, workers: ThreadPoolExecutor) -> None:
+        for partition, messages in consumer.poll(timeout_ms=_POLL_MS).items():
+            buffer = self._buffers.get(partition)
+            if buffer is not None and partition not in self._fresh:
+                buffer.opened = buffer.opened if buffer.messages else time.monotonic()
+                buffer.messages.extend(messages)
+                buffer.size += sum(_MESSAGE_BYTES + len(m.value or b"") for m in messages)
+        self._collect(consumer)
+        self._settle_in(consumer)
+        self._follow(consumer)
+        self._hand_over_due(workers)
+        self._press_back(consumer)
+
+    def assigned(self, partitions: set[TopicPartition]) -> None:
+        """Notes partitions that are to start at the database's position; called by the consumer's own thread."""
+        with self._lock:
+            self._fresh |= partitions
+
+    def _settle_in(self, consumer: KafkaConsumer) -> None:
+        """Seeks freshly assigned partitions to the database's position and forgets those that are gone."""
+        mine = consumer.assignment()
+        with self._lock:
+            self._fresh &= mine
+            # What is being settled moves the position: wait for it rather than read it again.
+            ready = sorted(self._fresh - set(self._running))
+        for partition in set(self._buffers) - mine:
+            del self._buffers[partition]
+        if not ready:
+            return
+        try:
+            first, end = consumer.beginning_offsets(ready), consumer.end_offsets(ready)
+        except KafkaError as error:
+            log.warning("cannot ask how far the topics reach: %s", error)
+            return
+        for partition in ready:
+            position = self._position(partition, first[partition], end[partition])
+            consumer.seek(partition, position)
+            consumer.resume(partition)
+            self._buffers[partition] = _Buffer(position, position)
+            log.info("%s/%d from offset %d", partition.topic, partition.partition, position)
+        with self._lock:
+            self._fresh -= set(ready)
+        self._blocked = False
+
+    def _position(self, partition: TopicPartition, first: int, end: int) -> int:
+        mine = Partition(partition.topic, partition.partition)
+        position = self._store.claim(mine, first)
+        if position > end:
+            raise EverloopError(
+                Kind.PRECONDITION,
+                "TOPIC_BEHIND_DATABASE",
+                f"{partition.topic}/{partition.partition} ends at {end}, but {position} messages of it are in the "
+                "database: the topic was made anew or lost its end; restore it, or delete its row in `positions`",
+            )
+        if position < first:
+            log.error(
+                "%s dropped offsets %d to %d before they were read", partition, position, first
+            )
+            metrics.LOST.labels(self._pipelines[partition.topic]).inc(first - position)
+            if self._store.skip(mine, position, first):
+                return first
+        return position
+
+    def _follow(self, consumer: KafkaConsumer) -> None:
+        """Notes how far each partition is read, which control records may put beyond its last message, and the lag."""
+        lag: dict[str, int] = defaultdict(int)
+        for partition, buffer in self._buffers.items():
+            if partition in self._fresh:
+                continue
+            buffer.end = consumer.position(partition, timeout_ms=1000) or buffer.end
+            running = self._running.get(partition)
+            settled = running[0].start if running else buffer.start
+            lag[self._pipelines[partition.topic]] += max(
+                0, (consumer.highwater(partition) or settled) - settled
+            )
+        for pipeline, messages in lag.items():
+            metrics.LAG.labels(pipeline).set(messages)
+
+    def _hand_over_due(self, workers: ThreadPoolExecutor) -> None:
+        with self._lock:
+            wanted, self._wanted = self._wanted, set()
+        ready = [p for p in self._buffers if p not in self._running and p not in self._fresh]
+        due = [p for p in ready if p.topic in wanted or self._due(self._buffers[p])]
+        if due and self._store.backlog(self._limits.backlog):
+            return  # the next turn looks again; who wanted a flush asks again
+        for partition in due:
+            self._hand_over(partition, workers)
+
+    def _due(self, buffer: _Buffer) -> bool:
+        limits = self._limits
+        old = time.monotonic() - buffer.opened >= limits.shard_age_seconds
+        full = len(buffer.messages) >= limits.shard_rows or buffer.size >= limits.shard_bytes
+        return full or (old and buffer.end > buffer.start)
+
+    def _hand_over(self, partition: TopicPartition, workers: ThreadPoolExecutor) -> None:
+        buffer = self._buffers[partition]
+        if buffer.end == buffer.start or partition in self._running:
+            return
+        batch = Batch(
+            self._pipelines[partition.topic],
+            Partition(partition.topic, partition.partition),
+            buffer.start,
+            buffer.end,
+            buffer.messages,
+        )
+        future = workers.submit(self._persist, batch)
+        self._running[partition] = (batch, buffer.size, future)
+        self._buffers[partition] = _Buffer(buffer.end, buffer.end)
+
+    def _persist(self, batch: Batch) -> bool | None:
+        """Settles a batch, through outages; None where the service stops before it is settled."""
+        failures = 0
+        delay = 0.2
+        while True:
+            try:
+                return self._settle(batch)
+            except (EverloopError, OperationalError) as error:
+                if isinstance(error, EverloopError) and error.kind is not Kind.UNAVAILABLE:
+                    raise
+                log.warning("%s waits at offset %d: %s", batch.partition, batch.start, error)
+            except Exception:
+                failures += 1
+                if failures == _ATTEMPTS:
+                    raise
+                log.exception("%s failed at offset %d", batch.partition, batch.start)
+            if self._stopper.wait(delay):
+                return None
+            delay = min(2 * delay, 10.0)
+
+    def _collect(self, consumer: KafkaConsumer) -> None:
+        """Takes in what the workers have done: commits for lag tools, reads again where it was not ours to settle."""
+        commits = {}
+        for partition, (batch, _, future) in list(self._running.items()):
+            if not future.done():
+                continue
+            del self._running[partition]
+            settled = future.result()
+            if settled:
+                commits[partition] = OffsetAndMetadata(batch.end, "", -1)
+            elif settled is False:
+                log.warning(
+                    "%s is not at %d in the database, reads again", batch.partition, batch.start
+                )
+                self.assigned({partition})
+        held = [p for p in commits if p in consumer.assignment()]
+        if not held:
+            return
+        try:
+            consumer.commit({p: commits[p] for p in held}, timeout_ms=2000)
+        except KafkaError as error:
+            log.info("offsets are not committed to Kafka this time: %s", error)
+
+    def _press_back(self, consumer: KafkaConsumer) -> None:
+        """Stops reading while too much waits in memory, and goes on at half of it."""
+        size = sum(b.size for b in self._buffers.values()) + sum(
+            s for _, s, _ in self._running.values()
+        )
+        rows = sum(len(b.messages) for b in self._buffers.values())
+        rows += sum(len(batch.messages) for batch, _, _ in self._running.values())
+        metrics.BUFFERED_BYTES.set(size)
+        share = max(size / self._limits.buffer_bytes, rows / self._limits.buffer_rows)
+        active = [p for p in self._buffers if p not in self._fresh]
+        if share >= 1 and not self._blocked:
+            consumer.pause(*active)
+            self._blocked = True
+        elif share <= 0.5 and self._blocked:
+            consumer.resume(*active)
+            self._blocked = False
+
+
+class _Assignment(ConsumerRebalanceListener):
+    """Holds fresh partitions until the writer has put them at the database's position."""
+
+    def __init__(self, writer: DatasetWriter, consumer: KafkaConsumer) -> None:
+        self._writer = writer
+        self._consumer = consumer
+
+    def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
+        """Nothing: what is being settled may finish, the position in the database decides."""
+
+    def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
+        """Pauses the partitions; runs where heartbeats are sent, so that it must not wait for anything."""
+        self._consumer.pause(*assigned)
+        self._writer.assigned(set(assigned))
