@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -100,12 +101,12 @@ class World:
         self.registrar.register(self.train(number, **changes))
 
     def promote(self, version: int, **rest: Any) -> ModelVersion:
-        request = {"model": "late", "version": version, "actor": "ada", "reason": "it is better"}
-        return self.promoter.move(Request(Move.PROMOTION, **request | rest))
+        request = Request(Move.PROMOTION, "late", version, actor="ada", reason="it is better")
+        return self.promoter.move(replace(request, **rest))
 
     def rollback(self, **rest: Any) -> ModelVersion:
-        request = {"model": "late", "actor": "ada", "reason": "it is worse"}
-        return self.promoter.move(Request(Move.ROLLBACK, **request | rest))
+        request = Request(Move.ROLLBACK, "late", actor="ada", reason="it is worse")
+        return self.promoter.move(replace(request, **rest))
 
     def reconcile(self) -> None:
         reconcile(self.database, self.promoter)
@@ -133,8 +134,6 @@ class World:
         return dict(self.registry.aliases("late"))
 
     def events(self) -> list[Event]:
-        import json
-
         return [
             decode(row.value, [(k, v.encode("latin-1")) for k, v in json.loads(row.headers)])
             for row in self.database.pending(500)

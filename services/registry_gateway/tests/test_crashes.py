@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -73,7 +74,7 @@ def armed(world, step: int) -> Iterator[Bomb]:
         world.restart()
 
 
-def every_step(make_world: Callable, prepare: Callable, act: Callable) -> Iterator:
+def every_step(make_world, prepare, act):
     """A world per step at which `act` may be cut off, cut off there."""
     for step in range(1, 100):
         world = make_world()
@@ -87,7 +88,7 @@ def every_step(make_world: Callable, prepare: Callable, act: Callable) -> Iterat
     raise AssertionError("the action never ended")
 
 
-def settled(world) -> dict:
+def settled(world) -> dict[str, Any]:
     """All that anybody can see of a world, but for times and numbers of changes."""
     return {
         "stages": world.stages(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -22,29 +23,27 @@ numbers = st.floats(allow_nan=True, allow_infinity=True)
 finite = st.floats(min_value=-1e6, max_value=1e6)
 
 
-def candidate(**facts) -> Candidate:
-    defaults = {
-        "model": "late",
-        "training_id": "t",
-        "run_id": "r",
-        "model_uri": "runs:/r/model",
-        "onnx_sha256": "",
-        "family": "mlp",
-        "metrics": {},
-        "dataset_version": 1,
-        "dataset_tag": "late/v1",
-        "cause": "CAUSE_REQUEST",
-        "baseline_version": 0,
-        "baseline_metrics": {},
-        "export_difference": 0.0,
-        "event_id": "e",
-        "cause_id": "",
-    }
-    return Candidate(**defaults | facts)
+NOTHING_KNOWN = Candidate(
+    model="late",
+    training_id="t",
+    run_id="r",
+    model_uri="runs:/r/model",
+    onnx_sha256="",
+    family="mlp",
+    metrics={},
+    dataset_version=1,
+    dataset_tag="late/v1",
+    cause="CAUSE_REQUEST",
+    baseline_version=0,
+    baseline_metrics={},
+    export_difference=0.0,
+    event_id="e",
+    cause_id="",
+)
 
 
 def judge(gate, production=0, **facts):
-    (result,) = evaluate([gate], candidate(**facts), production)
+    (result,) = evaluate([gate], replace(NOTHING_KNOWN, **facts), production)
     return result
 
 
@@ -162,12 +161,13 @@ def test_a_refusal_says_why(gate, facts, message):
 
 
 def test_all_gates_are_asked_in_order():
-    gates = [
+    gates: list[Gate] = [
         ExportParityGate(kind="export_parity"),
         MetricFloorGate(kind="metric_floor", metric="a", min=1),
         MetricFloorGate(kind="metric_floor", metric="b", min=1),
     ]
-    results = evaluate(gates, candidate(metrics={"a": 0, "b": 2}, export_difference=1), 0)
+    facts = replace(NOTHING_KNOWN, metrics={"a": 0, "b": 2}, export_difference=1)
+    results = evaluate(gates, facts, 0)
     assert [(result.gate, result.passed) for result in results] == [
         ("export_parity", False),
         ("metric_floor", False),

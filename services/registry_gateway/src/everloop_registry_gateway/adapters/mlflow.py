@@ -40,15 +40,14 @@ class MlflowRegistry:
             if found:
                 return found
             self._ensure_model(model)
+            model_id = self._logged_model(source)
             made = self._client.create_model_version(
                 model,
-                source,
+                f"models:/{model_id}" if model_id else source,
                 run_id=run_id,
                 tags={**tags, TRAINING_TAG: training_id},
                 await_creation_for=0,
-                model_id=source.removeprefix("models:/")
-                if source.startswith("models:/m-")
-                else None,
+                model_id=model_id,
             )
             return int(made.version)
 
@@ -98,6 +97,25 @@ class MlflowRegistry:
             if version.name == model and version.tags.get(TRAINING_TAG) == training_id
         ]
         return min(numbers, default=0)
+
+    def _logged_model(self, source: str) -> str | None:
+        """Id of the logged model behind a source; None if it is a plain folder of artifacts.
+
+        A version whose source is `runs:/…/model` cannot be loaded by its alias: MLflow keeps the files of a logged
+        model apart from those of its run.
+        """
+        if source.startswith("models:/m-"):
+            return source.removeprefix("models:/")
+        if not source.startswith("runs:/"):
+            return None
+        run_id, _, name = source.removeprefix("runs:/").partition("/")
+        found = self._client.search_logged_models(
+            [self._client.get_run(run_id).info.experiment_id],
+            filter_string=f"name = '{name}' AND source_run_id = '{run_id}'",
+            order_by=[{"field_name": "creation_timestamp", "ascending": False}],
+            max_results=1,
+        )
+        return found[0].model_id if found else None
 
     def _ensure_model(self, model: str) -> None:
         from mlflow.exceptions import MlflowException

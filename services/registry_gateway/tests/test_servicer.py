@@ -1,0 +1,211 @@
+"""The service as its callers see it: over gRPC, with statuses and reasons."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import grpc
+import pytest
+
+from everloop_contracts.stubs.everloop.registry.v1 import registry_pb2 as pb
+from everloop_contracts.stubs.everloop.registry.v1 import registry_pb2_grpc
+from everloop_registry_gateway.servicer import RegistryServicer
+from everloop_registry_gateway.settings import RegistrySettings
+from everloop_runtime.clients import call, channel
+from everloop_runtime.errors import EverloopError, Kind
+from everloop_runtime.grpc_server import GrpcServer
+from everloop_runtime.service import Stopper
+
+
+@pytest.fixture
+def stub(world, tmp_path):
+    address = f"unix:{tmp_path / 'registry.sock'}"
+    servicer = RegistryServicer(world.database, world.promoter)
+    server = GrpcServer(
+        RegistrySettings(grpc_address=address, drain_seconds=0),
+        ["everloop.registry.v1.RegistryService"],
+        [lambda server: registry_pb2_grpc.add_RegistryServiceServicer_to_server(servicer, server)],
+    )
+    server.start(Stopper())
+    with channel(address) as connection:
+        raw = registry_pb2_grpc.RegistryServiceStub(connection)
+        yield SimpleNamespace(
+            **{
+                name: lambda request, name=name: call(getattr(raw, name), request, timeout=10)
+                for name in vars(raw)
+            }
+        )
+    server.stop()
+
+
+def failure(action) -> EverloopError:
+    with pytest.raises(EverloopError) as caught:
+        action()
+    return caught.value
+
+
+def test_a_version_is_shown_whole(world, stub):
+    world.register(1)
+    version = stub.GetModelVersion(pb.GetModelVersionRequest(model="late")).version
+    assert (version.model, version.version, version.stage) == ("late", 1, pb.STAGE_PRODUCTION)
+    assert version.metrics == {"roc_auc": 0.701}
+    assert [gate.passed for gate in version.gates] == [True] * 3
+    assert (version.dataset_tag, version.training_id) == ("late/v1", "training-1")
+    assert version.create_time.seconds <= version.promote_time.seconds
+    assert version.etag == world.etag()
+    assert version.cause == 3  # CAUSE_DRIFT
+
+
+def test_pages_cover_everything_once_newest_first(world, stub):
+    for number in range(1, 8):
+        world.register(number)
+    seen, token, pages = [], "", 0
+    while pages == 0 or token:
+        page = stub.ListModelVersions(
+            pb.ListModelVersionsRequest(model="late", page_size=3, page_token=token)
+        )
+        seen += [version.version for version in page.versions]
+        token, pages = page.next_page_token, pages + 1
+    assert (seen, pages) == ([7, 6, 5, 4, 3, 2, 1], 3)
+
+    entries, token = [], "first"
+    while token:
+        page = stub.ListAuditEntries(
+            pb.ListAuditEntriesRequest(
+                model="late", page_size=4, page_token=token.replace("first", "")
+            )
+        )
+        entries += [entry.id for entry in page.entries]
+        token = page.next_page_token
+    assert entries == sorted(entries, reverse=True)
+    assert len(entries) == len(world.trail())
+
+
+def test_a_page_token_belongs_to_its_list(world, stub):
+    for number in (1, 2):
+        world.register(number)
+    token = stub.ListModelVersions(
+        pb.ListModelVersionsRequest(model="late", page_size=1)
+    ).next_page_token
+    for request in (
+        pb.ListModelVersionsRequest(model="other", page_token=token),
+        pb.ListModelVersionsRequest(page_token="nonsense"),
+        pb.ListModelVersionsRequest(page_token="bm9uc2Vuc2U="),
+    ):
+        error = failure(lambda request=request: stub.ListModelVersions(request))
+        assert (error.kind, error.metadata) == (Kind.INVALID, {"field": "page_token"})
+
+
+@pytest.mark.parametrize(
+    ("method", "request_", "field"),
+    [
+        ("GetModelVersion", pb.GetModelVersionRequest(), "model"),
+        ("GetModelVersion", pb.GetModelVersionRequest(model="late", version=-1), "version"),
+        ("PromoteModelVersion", pb.PromoteModelVersionRequest(version=1), "model"),
+        ("PromoteModelVersion", pb.PromoteModelVersionRequest(model="late"), "version"),
+        (
+            "PromoteModelVersion",
+            pb.PromoteModelVersionRequest(model="late", version=1, request_id="x" * 201),
+            "request_id",
+        ),
+        ("RollbackModel", pb.RollbackModelRequest(), "model"),
+        ("GetLineage", pb.GetLineageRequest(), "model"),
+        ("ListModelVersions", pb.ListModelVersionsRequest(page_size=-1), "page_size"),
+        ("ListAuditEntries", pb.ListAuditEntriesRequest(page_size=-1), "page_size"),
+    ],
+)
+def test_bad_input_names_its_field(stub, method, request_, field):
+    error = failure(lambda: getattr(stub, method)(request_))
+    assert (error.kind, error.reason) == (Kind.INVALID, "INVALID_ARGUMENT")
+    assert error.metadata == {"field": field}
+    assert error.message.startswith(f"{field}: ")
+
+
+def test_what_is_not_there_is_not_found_with_its_names(world, stub):
+    error = failure(lambda: stub.GetModelVersion(pb.GetModelVersionRequest(model="nope")))
+    assert (error.kind, error.reason, error.metadata) == (
+        Kind.NOT_FOUND,
+        "MODEL_NOT_FOUND",
+        {"model": "nope"},
+    )
+    world.register(1, metrics={"roc_auc": 0.1})
+    error = failure(lambda: stub.GetModelVersion(pb.GetModelVersionRequest(model="late")))
+    assert error.reason == "NOTHING_IN_PRODUCTION"
+    error = failure(lambda: stub.GetLineage(pb.GetLineageRequest(model="late", version=4)))
+    assert error.metadata == {"model": "late", "version": "4"}
+    assert not stub.ListProduction(pb.ListProductionRequest(model="nope")).versions
+
+
+def test_promotion_and_rollback_answer_with_the_version(world, stub):
+    world.use(approval="manual")
+    stub_promote = pb.PromoteModelVersionRequest(model="late", version=1, actor="ada")
+    world.register(1)
+    assert stub.PromoteModelVersion(stub_promote).version.stage == pb.STAGE_PRODUCTION
+    world.register(2)
+    stub.PromoteModelVersion(pb.PromoteModelVersionRequest(model="late", version=2, actor="ada"))
+    back = stub.RollbackModel(
+        pb.RollbackModelRequest(model="late", actor="bob", reason="complaints")
+    )
+    assert (back.version.version, back.version.stage) == (1, pb.STAGE_PRODUCTION)
+    newest = stub.ListAuditEntries(pb.ListAuditEntriesRequest(model="late", page_size=1)).entries[0]
+    assert (newest.action, newest.actor, newest.reason) == ("rolled_back", "bob", "complaints")
+
+
+def test_lineage_leads_from_a_version_to_its_cause(world, stub):
+    world.register(1)
+    world.register(2)
+    lineage = stub.GetLineage(pb.GetLineageRequest(model="late", version=1))
+    assert (lineage.trained_event_id, lineage.training_cause_id) == ("event-1", "drift-1")
+    assert lineage.version.dataset_tag == "late/v1"
+    assert [entry.action for entry in lineage.audit] == [
+        "registered",
+        "staged",
+        "promoted",
+        "archived",
+    ]
+    assert lineage.audit[-1].cause_id == "event-2"
+
+
+def test_without_mlflow_reads_answer_and_moves_are_unavailable(world, stub):
+    world.register(1)
+    world.register(2)
+    world.registry.reachable = False
+    (version,) = stub.ListProduction(pb.ListProductionRequest()).versions
+    assert version.version == 2
+    assert len(stub.ListModelVersions(pb.ListModelVersionsRequest()).versions) == 2
+    error = failure(lambda: stub.RollbackModel(pb.RollbackModelRequest(model="late")))
+    assert (error.kind, error.reason) == (Kind.UNAVAILABLE, "MLFLOW_UNAVAILABLE")
+
+
+def test_a_stale_etag_is_aborted_on_the_wire(world, stub, tmp_path):
+    world.register(1)
+    with grpc.insecure_channel(f"unix:{tmp_path / 'registry.sock'}") as connection:
+        raw = registry_pb2_grpc.RegistryServiceStub(connection)
+        with pytest.raises(grpc.RpcError) as caught:
+            raw.PromoteModelVersion(
+                pb.PromoteModelVersionRequest(model="late", version=1, etag="0"), timeout=10
+            )
+    assert caught.value.code() is grpc.StatusCode.ABORTED
+
+
+def test_metrics_count_versions_verdicts_and_promotions(world):
+    from prometheus_client import REGISTRY, CollectorRegistry
+
+    from everloop_registry_gateway.metrics import VersionsByStage
+
+    def count(name: str, **labels: str) -> float:
+        return REGISTRY.get_sample_value(name, {"model": "late", **labels}) or 0.0
+
+    refused = {"gate": "metric_floor", "verdict": "refused"}
+    names = ("everloop_registry_gate_verdicts_total", "everloop_registry_promotions_total")
+    before = count(names[0], **refused), count(names[1], move="promotion")
+    world.register(1)
+    world.register(2, metrics={"roc_auc": 0.2})
+    assert count(names[0], **refused) == before[0] + 1
+    assert count(names[1], move="promotion") == before[1] + 1
+
+    registry = CollectorRegistry()
+    registry.register(VersionsByStage(lambda: world.ask(lambda store: store.count_by_stage())))
+    for stage in ("production", "rejected"):
+        labels = {"model": "late", "stage": stage}
+        assert registry.get_sample_value("everloop_registry_model_versions", labels) == 1
