@@ -41,6 +41,19 @@ class Addresses:
     home: Path | None = None
 
     @classmethod
+    def _of(cls, found: Mapping[str, str], pipelines_dir: str, home: Path | None) -> Addresses:
+        return cls(
+            ingest=found["ingest"],
+            trainer=found["trainer"],
+            registry=found["registry"],
+            monitor=found["monitor"],
+            inference_http_url=found["inference_http_url"],
+            inference_grpc=found["inference_grpc"],
+            pipelines_dir=pipelines_dir,
+            home=home,
+        )
+
+    @classmethod
     def discover(
         cls, home: Path | None = None, environment: Mapping[str, str] = os.environ
     ) -> Addresses:
@@ -55,13 +68,13 @@ class Addresses:
         """
         if home is None and all(environment.get(name) for name in _VARIABLES.values()):
             found = {key: environment[name] for key, name in _VARIABLES.items()}
-            return cls(**found, pipelines_dir=environment.get("EVERLOOP_PIPELINES_DIR", ""))
+            return cls._of(found, environment.get("EVERLOOP_PIPELINES_DIR", ""), None)
         place = home or find_home(environment)
         file = place / "stack.json"
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
             found = {key: str(content[key]) for key in _VARIABLES}
-            return cls(**found, pipelines_dir=str(content.get("pipelines_dir", "")), home=place)
+            return cls._of(found, str(content.get("pipelines_dir", "")), place)
         except FileNotFoundError:
             raise EverloopError(
                 "STACK_NOT_FOUND",

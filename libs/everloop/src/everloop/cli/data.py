@@ -31,7 +31,7 @@ def push(
 
     \b
     everloop push flights.csv --pipeline flight-delays
-    """
+    """  # noqa: D301 - the backspace keeps the lines apart
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -146,7 +146,7 @@ def check(
 
     \b
     everloop check pipelines/*.yaml
-    """
+    """  # noqa: D301 - the backspace keeps the lines apart
     from everloop.cli.output import console, print_json
     from everloop_contracts.pipeline import PipelineError, load_pipeline
 

@@ -33,7 +33,7 @@ def predict(
     \b
     everloop predict flight-delays --row '{"carrier": "UA", ...}'
     everloop predict flight-delays --file rows.jsonl --http
-    """
+    """  # noqa: D301 - the backspace keeps the lines apart
     from everloop.cli.output import print_json, table
 
     rows = _rows(row or [], file)

@@ -1,0 +1,369 @@
+"""An Everloop in this process: all five services as fakes, over real gRPC and real HTTP."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from google.protobuf import any_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+from everloop.addresses import Addresses
+from everloop.client import Everloop
+from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2, inference_pb2_grpc
+from everloop_contracts.stubs.everloop.ingest.v1 import dataset_pb2, ingest_pb2, ingest_pb2_grpc
+from everloop_contracts.stubs.everloop.monitoring.v1 import monitoring_pb2, monitoring_pb2_grpc
+from everloop_contracts.stubs.everloop.registry.v1 import registry_pb2, registry_pb2_grpc
+from everloop_contracts.stubs.everloop.training.v1 import training_pb2, training_pb2_grpc
+from everloop_contracts.stubs.inference import grpc_service_pb2, grpc_service_pb2_grpc
+
+MODEL = "flight-delays"
+
+
+def refuse(context: grpc.ServicerContext, code: grpc.StatusCode, reason: str, message: str) -> Any:
+    """Ends a call as the services do: a status with one ErrorInfo."""
+    detail = any_pb2.Any()
+    detail.Pack(error_details_pb2.ErrorInfo(reason=reason, domain="everloop"))
+    status = status_pb2.Status(
+        code=code_pb2.Code.Value(code.name), message=message, details=[detail]
+    )
+    context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
+    context.abort(code, message)
+
+
+class FakeEverloop:
+    """What the fakes remember and answer.
+
+    Attributes:
+        version: Version that answers predictions.
+        fail: Told the number of each prediction request; True lets it fail.
+        asked: Rows of each prediction request, and by which door.
+    """
+
+    def __init__(self) -> None:
+        self.version = 1
+        self.fail: Callable[[int], bool] = lambda number: False
+        self.asked: list[tuple[str, list[str]]] = []
+        self.records: list[bytes] = []
+        self.promoted: list[registry_pb2.PromoteModelVersionRequest] = []
+        self.cuts: dict[str, int] = {}
+        self.page_sizes: list[int] = []
+        self.lock = threading.Lock()
+
+    def admit(self, door: str, ids: list[str]) -> bool:
+        """Notes a prediction request; False if it is to fail."""
+        with self.lock:
+            self.asked.append((door, ids))
+            return not self.fail(len(self.asked))
+
+    def dataset(self, version: int) -> dataset_pb2.DatasetVersion:
+        return dataset_pb2.DatasetVersion(
+            pipeline=MODEL,
+            version=version,
+            state=dataset_pb2.DatasetVersion.STATE_AVAILABLE,
+            git_tag=f"{MODEL}/v{version}",
+            git_commit="c" * 40,
+            git_url="/data/repo",
+            rows=1000 * version,
+            labelled_rows=900,
+            cause_id="the-cause",
+            objects=[dataset_pb2.DatasetObject(path="rows.parquet", md5="d41d8", size_bytes=7)],
+        )
+
+    def model(self, version: int) -> registry_pb2.ModelVersion:
+        return registry_pb2.ModelVersion(
+            model=MODEL,
+            version=version,
+            stage=registry_pb2.STAGE_PRODUCTION if version == 2 else registry_pb2.STAGE_ARCHIVED,
+            run_id="run-1",
+            family="mlp",
+            metrics={"roc_auc": 0.7},
+            dataset_version=version,
+            dataset_tag=f"{MODEL}/v{version}",
+            cause=training_pb2.CAUSE_DRIFT if version == 2 else training_pb2.CAUSE_FIRST_DATA,
+            gates=[registry_pb2.GateResult(gate="metric_floor", passed=True, message="0.7 >= 0.6")],
+            etag=f"etag-{version}",
+            training_id="training-1",
+        )
+
+
+class Ingest(ingest_pb2_grpc.IngestServiceServicer):
+    def __init__(self, fake: FakeEverloop) -> None:
+        self.fake = fake
+
+    def PushRecords(self, request: Any, context: Any) -> Any:
+        answer = ingest_pb2.PushRecordsResponse()
+        for body in request.records:
+            self.fake.records.append(body)
+            try:
+                record = json.loads(body)
+            except ValueError:
+                answer.results.add(reason="MALFORMED_JSON", message="not JSON")
+                continue
+            if isinstance(record.get("distance"), str):
+                answer.results.add(
+                    reason="WRONG_TYPE", field="distance", message="distance is not a number"
+                )
+                continue
+            answer.results.add(accepted=True)
+            answer.accepted += 1
+        return answer
+
+    def CutVersion(self, request: Any, context: Any) -> Any:
+        version = self.fake.cuts.setdefault(request.request_id, len(self.fake.cuts) + 1)
+        return ingest_pb2.CutVersionResponse(dataset=self.fake.dataset(version))
+
+    def GetDatasetVersion(self, request: Any, context: Any) -> Any:
+        return ingest_pb2.GetDatasetVersionResponse(dataset=self.fake.dataset(request.version or 2))
+
+    def ListDatasetVersions(self, request: Any, context: Any) -> Any:
+        # Two to a page, whatever was asked for: a server may give less.
+        newest = int(request.page_token or 5)
+        self.fake.page_sizes.append(request.page_size)
+        shown = [version for version in (newest, newest - 1) if version > 0]
+        return ingest_pb2.ListDatasetVersionsResponse(
+            datasets=[self.fake.dataset(version) for version in shown],
+            next_page_token=str(newest - 2) if newest > 2 else "",
+        )
+
+    def GetPipelineStats(self, request: Any, context: Any) -> Any:
+        if request.pipeline != MODEL:
+            refuse(context, grpc.StatusCode.NOT_FOUND, "PIPELINE_NOT_FOUND", "no such pipeline")
+        count = len(self.fake.records)
+        return ingest_pb2.GetPipelineStatsResponse(received=count, accepted=count, lag=0)
+
+
+class Training(training_pb2_grpc.TrainingServiceServicer):
+    def ListTrainings(self, request: Any, context: Any) -> Any:
+        training = training_pb2.Training(
+            id="training-1",
+            pipeline=MODEL,
+            dataset_version=1,
+            state=training_pb2.Training.STATE_SUCCEEDED,
+            cause=training_pb2.CAUSE_DRIFT,
+            trials_done=6,
+            trials_total=6,
+            best_metric=0.71,
+            best_family="mlp",
+        )
+        return training_pb2.ListTrainingsResponse(trainings=[training])
+
+
+class Registry(registry_pb2_grpc.RegistryServiceServicer):
+    def __init__(self, fake: FakeEverloop) -> None:
+        self.fake = fake
+
+    def ListModelVersions(self, request: Any, context: Any) -> Any:
+        return registry_pb2.ListModelVersionsResponse(
+            versions=[self.fake.model(2), self.fake.model(1)]
+        )
+
+    def GetModelVersion(self, request: Any, context: Any) -> Any:
+        if request.version > 2:
+            refuse(
+                context, grpc.StatusCode.NOT_FOUND, "VERSION_NOT_FOUND", "flight-delays has no v9"
+            )
+        return registry_pb2.GetModelVersionResponse(version=self.fake.model(request.version or 2))
+
+    def ListProduction(self, request: Any, context: Any) -> Any:
+        return registry_pb2.ListProductionResponse(versions=[self.fake.model(2)])
+
+    def PromoteModelVersion(self, request: Any, context: Any) -> Any:
+        self.fake.promoted.append(request)
+        return registry_pb2.PromoteModelVersionResponse(version=self.fake.model(request.version))
+
+    def RollbackModel(self, request: Any, context: Any) -> Any:
+        return registry_pb2.RollbackModelResponse(version=self.fake.model(1))
+
+    def GetLineage(self, request: Any, context: Any) -> Any:
+        return registry_pb2.GetLineageResponse(
+            version=self.fake.model(request.version),
+            trained_event_id="trained-event",
+            training_cause_id="retrain-event",
+            audit=[
+                registry_pb2.AuditEntry(action="promoted", actor="gates", cause_id="trained-event")
+            ],
+        )
+
+
+class Monitoring(monitoring_pb2_grpc.MonitoringServiceServicer):
+    def ListChunks(self, request: Any, context: Any) -> Any:
+        chunks = []
+        for index in (2, 1, 0):
+            auc = 0.7 - 0.05 * index
+            chunks.append(
+                monitoring_pb2.Chunk(
+                    id=f"{MODEL}/1/{index}",
+                    pipeline=MODEL,
+                    model_version=1,
+                    index=index,
+                    rows=5000,
+                    alert=index == 2,
+                    realised_performance=monitoring_pb2.Measurement(
+                        measure="roc_auc", value=auc, lower=0.65, alert=auc < 0.65
+                    ),
+                    features=[
+                        monitoring_pb2.FeatureDrift(
+                            feature="temperature",
+                            measurement=monitoring_pb2.Measurement(
+                                measure="jensen_shannon", value=0.2
+                            ),
+                        )
+                    ],
+                )
+            )
+        return monitoring_pb2.ListChunksResponse(chunks=chunks)
+
+    def ListDecisions(self, request: Any, context: Any) -> Any:
+        decision = monitoring_pb2.Decision(
+            id="d", pipeline=MODEL, model_version=1, action="retrain", reason="2 of 3 chunks alert"
+        )
+        return monitoring_pb2.ListDecisionsResponse(decisions=[decision])
+
+    def GetPrediction(self, request: Any, context: Any) -> Any:
+        if request.prediction_id == "unknown":
+            refuse(context, grpc.StatusCode.NOT_FOUND, "PREDICTION_NOT_FOUND", "no such prediction")
+        return monitoring_pb2.GetPredictionResponse(
+            prediction_id=request.prediction_id,
+            pipeline=MODEL,
+            model_version=2,
+            record_id="UA-1",
+            label="true",
+            score=0.8,
+            event_id="logged-event",
+        )
+
+
+class Inference(inference_pb2_grpc.InferenceServiceServicer):
+    def __init__(self, fake: FakeEverloop) -> None:
+        self.fake = fake
+
+    def Predict(self, request: Any, context: Any) -> Any:
+        if request.model != MODEL:
+            refuse(context, grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND", "no model 'nothing'")
+        ids = [
+            row.fields["flight_id"].string_value if "flight_id" in row.fields else ""
+            for row in request.rows
+        ]
+        if not self.fake.admit("grpc", ids):
+            refuse(context, grpc.StatusCode.INTERNAL, "INTERNAL", "broken on purpose")
+        return inference_pb2.PredictResponse(
+            model=MODEL,
+            version=self.fake.version,
+            predictions=[
+                inference_pb2.Prediction(
+                    prediction_id=f"p-{id_}", label="true", score=0.75, probabilities=[0.25, 0.75]
+                )
+                for id_ in ids
+            ],
+        )
+
+    def GetModel(self, request: Any, context: Any) -> Any:
+        return inference_pb2.GetModelResponse(
+            model=inference_pb2.Model(name=MODEL, version=self.fake.version)
+        )
+
+
+class Tensors(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
+    def __init__(self, fake: FakeEverloop) -> None:
+        self.fake = fake
+
+    def ModelInfer(self, request: Any, context: Any) -> Any:
+        rows = request.inputs[0].shape[0]
+        if not self.fake.admit("oip_grpc", [""] * rows):
+            refuse(context, grpc.StatusCode.INTERNAL, "INTERNAL", "broken on purpose")
+        answer = grpc_service_pb2.ModelInferResponse(
+            model_name=MODEL, model_version=str(self.fake.version)
+        )
+        answer.outputs.add(name="probabilities", datatype="FP32", shape=[rows, 2])
+        values = np.tile(np.array([0.25, 0.75], dtype="<f4"), rows)
+        answer.raw_output_contents.append(values.tobytes())
+        return answer
+
+
+def _handler(fake: FakeEverloop) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            status, answer = self._answer(body)
+            content = json.dumps(answer).encode()
+            self.send_response(status)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def _answer(self, body: Any) -> tuple[int, Any]:
+            if MODEL not in self.path:
+                return 404, {"error": "no model 'nothing'", "reason": "MODEL_NOT_FOUND"}
+            if self.path.endswith("/infer"):
+                rows = body["inputs"][0]["shape"][0]
+                if not fake.admit("oip_http", [""] * rows):
+                    return 500, {"error": "broken on purpose", "reason": "INTERNAL"}
+                output = {"name": "probabilities", "shape": [rows, 2], "data": [0.25, 0.75] * rows}
+                return 200, {"model_version": str(fake.version), "outputs": [output]}
+            ids = [row.get("flight_id", "") for row in body["rows"]]
+            if not fake.admit("http", ids):
+                return 500, {"error": "broken on purpose", "reason": "INTERNAL"}
+            predictions = [
+                {
+                    "prediction_id": f"p-{id_}",
+                    "label": "true",
+                    "score": 0.75,
+                    "probabilities": [0.25, 0.75],
+                }
+                for id_ in ids
+            ]
+            return 200, {"model": MODEL, "version": fake.version, "predictions": predictions}
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    return Handler
+
+
+@pytest.fixture
+def fake() -> FakeEverloop:
+    return FakeEverloop()
+
+
+@pytest.fixture
+def addresses(fake: FakeEverloop) -> Iterator[Addresses]:
+    server = grpc.server(ThreadPoolExecutor(8))
+    ingest_pb2_grpc.add_IngestServiceServicer_to_server(Ingest(fake), server)
+    training_pb2_grpc.add_TrainingServiceServicer_to_server(Training(), server)
+    registry_pb2_grpc.add_RegistryServiceServicer_to_server(Registry(fake), server)
+    monitoring_pb2_grpc.add_MonitoringServiceServicer_to_server(Monitoring(), server)
+    inference_pb2_grpc.add_InferenceServiceServicer_to_server(Inference(fake), server)
+    grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Tensors(fake), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(fake))
+    threading.Thread(target=http.serve_forever, args=(0.05,), daemon=True).start()
+    everything = f"127.0.0.1:{port}"
+    yield Addresses(
+        ingest=everything,
+        trainer=everything,
+        registry=everything,
+        monitor=everything,
+        inference_http_url=f"http://127.0.0.1:{http.server_address[1]}",
+        inference_grpc=everything,
+    )
+    http.shutdown()
+    http.server_close()
+    server.stop(None).wait()
+
+
+@pytest.fixture
+def everloop(addresses: Addresses) -> Iterator[Everloop]:
+    with Everloop.connect(addresses=addresses, timeout=10) as client:
+        yield client

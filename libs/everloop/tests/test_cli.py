@@ -1,0 +1,207 @@
+"""The command, as a person types it, against fakes of the services."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from everloop.cli import app
+from everloop.cli.output import sparkline
+from everloop.stack.home import repository_root
+
+MODEL = "flight-delays"
+PIPELINES = repository_root() / "pipelines"
+
+
+@pytest.fixture
+def run(addresses, tmp_path: Path):
+    """Runs `everloop` with a home whose stack is the fakes."""
+    stack = {
+        key: value
+        for key, value in dataclasses.asdict(addresses).items()
+        if key not in ("home", "pipelines_dir")
+    } | {"pipelines_dir": str(PIPELINES)}
+    (tmp_path / "stack.json").write_text(json.dumps(stack))
+
+    def invoke(*arguments: str):
+        return CliRunner().invoke(
+            app, ["--home", str(tmp_path), *arguments], env={"COLUMNS": "250"}
+        )
+
+    return invoke
+
+
+def test_help_teaches_without_waiting_for_anything_heavy():
+    script = (
+        "import sys; from everloop.cli import app\n"
+        "try: app(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'grpc', 'pandas', 'httpx', 'numpy', 'kafka', 'mlflow', 'psutil', 'pydantic'}\n"
+        "sys.exit(','.join(sorted(heavy & set(sys.modules))) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "everloop push flights.csv" in done.stdout
+
+
+def test_push_summarises_what_was_rejected_and_exits_with_1(run, tmp_path: Path):
+    file = tmp_path / "rows.jsonl"
+    broken = [f'{{"flight_id": "{n}", "distance": "far"}}' for n in range(5)]
+    file.write_text("\n".join(['{"flight_id": "good"}', *broken, "{"]))
+    done = run("push", str(file), "--pipeline", MODEL)
+    assert done.exit_code == 1
+    assert "1 accepted, 6 rejected" in done.output
+    assert "WRONG_TYPE: 5" in done.output
+    assert "distance is not a number" in done.output
+    assert "and 2 more" in done.output
+    assert done.output.index("WRONG_TYPE") < done.output.index("MALFORMED_JSON")
+
+
+def test_push_of_good_records_exits_with_0(run, fake, tmp_path: Path):
+    file = tmp_path / "rows.csv"
+    file.write_text("flight_id,distance,late\nUA-1,1400,true\n")
+    assert run("push", str(file), "-p", MODEL).exit_code == 0
+    assert json.loads(fake.records[0]) == {"flight_id": "UA-1", "distance": 1400.0, "late": True}
+
+
+def test_push_as_json_holds_every_rejection(run, tmp_path: Path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("{")
+    done = run("push", str(file), "-p", MODEL, "--json")
+    assert done.exit_code == 1
+    answer = json.loads(done.stdout)
+    assert answer["accepted"] == 0
+    assert answer["rejected"][0]["reason"] == "MALFORMED_JSON"
+
+
+@pytest.mark.parametrize("door", [[], ["--http"]])
+def test_predict_takes_rows_from_options_and_files(run, tmp_path: Path, door):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"flight_id": "b"}\n\n')
+    done = run(
+        "predict", MODEL, "--row", '{"flight_id": "a"}', "--file", str(file), "--json", *door
+    )
+    assert done.exit_code == 0, done.output
+    assert [(line["id"], line["label"]) for line in json.loads(done.stdout)] == [
+        ("p-a", "true"),
+        ("p-b", "true"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["predict", MODEL, "--row", "{"], "--row 1: not JSON"),
+        (["predict", MODEL, "--row", "[]"], "a row is a JSON object"),
+        (["predict", MODEL], "there is nothing to predict"),
+        (["predict", "nothing", "--row", "{}"], "MODEL_NOT_FOUND"),
+        (["trace", "unknown"], "PREDICTION_NOT_FOUND"),
+        (["promote", MODEL, "9"], "VERSION_NOT_FOUND"),
+        (["push", "missing.csv", "-p", MODEL], "missing.csv"),
+    ],
+)
+def test_what_fails_is_one_line_without_a_traceback(run, arguments, said):
+    done = run(*arguments)
+    assert done.exit_code == 1
+    assert said in done.stderr
+    assert len(done.stderr.strip().splitlines()) <= 2
+    assert not done.stdout.strip()
+    assert "Traceback" not in done.output
+
+
+def test_without_a_stack_the_command_says_how_to_start_one(tmp_path: Path):
+    done = CliRunner().invoke(app, ["--home", str(tmp_path), "models"])
+    assert done.exit_code == 1
+    assert "everloop up" in done.stderr
+
+
+def test_models_shows_stage_cause_and_gates(run):
+    done = run("models", MODEL)
+    assert done.exit_code == 0
+    newest = next(line for line in done.output.splitlines() if " v2 " in line)
+    assert "production" in newest and "drift" in newest and "✓ metric_floor" in newest
+
+
+def test_models_as_json_says_enums_and_numbers_plainly(run):
+    newest = json.loads(run("models", "--json").stdout)[0]
+    assert newest["stage"] == "production"
+    assert newest["cause"] == "drift"
+    assert newest["version"] == 2
+    assert newest["promote_time"] is None
+    assert newest["metrics"] == {"roc_auc": 0.7}
+    assert newest["gates"][0]["passed"] is True
+
+
+def test_promote_goes_by_the_etag_as_seen_and_names_who_asked(run, fake):
+    assert run("promote", MODEL, "1", "-m", "because").exit_code == 0
+    request = fake.promoted[0]
+    assert (request.version, request.etag, request.reason) == (1, "etag-1", "because")
+    assert request.actor and request.request_id
+
+
+def test_rollback_says_what_serves_again(run):
+    assert "v1 is in Production again" in run("rollback", MODEL).output
+
+
+def test_trainings_lists_state_and_best(run):
+    done = run("trainings", MODEL)
+    assert "succeeded" in done.output and "6/6" in done.output and "0.7100" in done.output
+
+
+def test_drift_draws_time_from_left_to_right(run):
+    done = run("drift", MODEL)
+    assert done.exit_code == 0
+    assert "█▄▁" in done.output
+    assert "··▲" in done.output
+    assert "2 of 3 chunks alert" in done.output
+
+
+def test_trace_is_a_tree_from_prediction_to_git_tag(run):
+    output = run("trace", "p-1").output
+    order = ["prediction p-1", "model flight-delays v2", "run run-1", "git tag flight-delays/v2"]
+    assert [output.index(text) for text in order] == sorted(output.index(text) for text in order)
+
+
+def test_datasets_and_cut_show_the_git_tag(run):
+    assert "flight-delays/v5" in run("datasets", MODEL).output
+    assert "dvc get /data/repo rows.parquet --rev flight-delays/v1" in run("cut", MODEL).output
+
+
+def test_status_tells_where_each_pipeline_stands(run):
+    lines = json.loads(run("status", "--json").stdout)["pipelines"]
+    assert lines == [
+        {
+            "pipeline": MODEL,
+            "dataset": 5,
+            "rows": 5000,
+            "production": 2,
+            "serving": 1,
+            "lag": 0,
+            "decision": "retrain: 2 of 3 chunks alert",
+        }
+    ]
+
+
+def test_check_names_file_line_and_field(tmp_path: Path):
+    good = PIPELINES / "flight-delays.yaml"
+    bad = tmp_path / "bad.yaml"
+    bad.write_text(good.read_text().replace("trials: 6", "trials: none"))
+    done = CliRunner().invoke(app, ["check", str(good), str(bad)])
+    assert done.exit_code == 1
+    assert "flight-delays" in done.stdout
+    assert "training.search.trials" in done.stderr
+    assert f"{bad}:" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("values", "drawn"),
+    [([], ""), ([None], ""), ([1.0], "▁"), ([1.0, 2.0, None, 3.0], "▁▄ █"), ([5.0, 5.0], "▁▁")],
+)
+def test_sparkline(values, drawn):
+    assert sparkline(values) == drawn
