@@ -11,6 +11,7 @@ from everloop_monitor import batches, metrics
 from everloop_monitor.adapters import store
 from everloop_monitor.domain import spans_of
 from everloop_runtime.database import Database
+from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.telemetry import trace_headers
 
 __all__ = ["Stream", "cut", "log_predictions", "record_actuals", "watch_version"]
@@ -91,7 +92,18 @@ def record_actuals(
     labels: Sequence[str],
     now: datetime,
 ) -> None:
-    """Stores labels once, whether their predictions have come or not; a later label of a record replaces it."""
+    """Stores labels once, whether their predictions have come or not; a later label of a record replaces it.
+
+    Raises:
+        EverloopError: kind invalid: there is not one label per record.
+    """
+    if len(record_ids) != len(labels):
+        raise EverloopError(
+            Kind.INVALID,
+            "MALFORMED_BATCH",
+            f"{len(labels)} labels for {len(record_ids)} records",
+            field="labels",
+        )
     with database.unit_of_work() as work:
         if not work.first_time(event_id):
             return

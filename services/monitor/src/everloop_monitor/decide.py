@@ -39,6 +39,15 @@ def decide(
         `retrain` with the request's id, which depends only on pipeline, version, window and condition; or
         `wait` (not enough alerts, or the version is not in Production), `already_requested` (a request for
         this version is open, or this very one was made), `cooldown` (the last request is too young).
+
+    >>> from everloop_monitor.domain import Report
+    >>> from datetime import UTC
+    >>> drifted = Chunk(1, "trips", 1, 0, 0, 100, "event", report=Report((), 0.5, True))
+    >>> decide(
+    ...     Retrain(when=("drift",), chunks=1, of=1), drifted, {"drift": [drifted]},
+    ...     production=1, last=None, made=(), now=datetime(2013, 5, 1, tzinfo=UTC),
+    ... ).action
+    'retrain'
     """
     if chunk.version != production:
         return Decision(

@@ -6,6 +6,7 @@ import io
 import logging
 import math
 import os
+import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
@@ -42,9 +43,10 @@ class NannymlDetectors:
         os.environ["NML_DISABLE_USAGE_LOGGING"] = (
             "1"  # it calls home unless told so before the import
         )
-        # Its estimators cannot read pandas 3's string columns.
-        pd.options.future.infer_string = False
         import nannyml  # noqa: F401
+
+        # It would rather have six chunks at a time; ours come one by one.
+        warnings.filterwarnings("ignore", message="The resulting number of chunks is too low")
 
     def fitted(self, pipeline: Pipeline, version: int, run_id: str) -> Detector:
         """See `Detectors.fitted`."""
@@ -52,7 +54,9 @@ class NannymlDetectors:
         if key not in self._fitted:
             self.prepare()
             sample = pd.read_parquet(io.BytesIO(self._references.load(run_id)))
-            self._fitted[key] = _NannymlDetector(pipeline, sample)
+            # SciPy takes the root of a rounding error below 0 where distributions are equal; see _distance.
+            with np.errstate(invalid="ignore"):
+                self._fitted[key] = _NannymlDetector(pipeline, sample)
             if len(self._fitted) > self._keep:
                 self._fitted.popitem(last=False)
         self._fitted.move_to_end(key)
@@ -99,6 +103,7 @@ class _NannymlDetector:
             ).fit(reference[self._numbers])
             self._reconstruction.chunker = self._whole
         self.reference: float | None = None
+        self._categories: dict[str, pd.Index[Any]] = {}
         self._performance: Any = None
         self._estimator: Any = None
         metric, task = rule.performance.metric, pipeline.target.task
@@ -120,9 +125,10 @@ class _NannymlDetector:
             )
         else:
             classes = {"y_pred": _SCORE}
+            self._categories = {name: pd.Index(reference[name].unique()) for name in self._texts}
             inputs = [*self._numbers, *self._texts]
             self._estimator = nml.DLE(feature_column_names=inputs, **options, **classes).fit(
-                labelled[[*inputs, *columns]]
+                self._coded(labelled[[*inputs, *columns]])
             )
         self._performance = nml.PerformanceCalculator(
             problem_type=_PROBLEMS[task], **options, **classes
@@ -139,7 +145,6 @@ class _NannymlDetector:
             self._pipeline.monitoring.drift.method,
             self._pipeline.monitoring.performance.metric,
         )
-        # SciPy takes the root of a rounding error below 0 where distributions are equal; see _distance.
         with np.errstate(invalid="ignore"):
             drift = self._univariate.calculate(features).filter(period="analysis").data
         distances = {
@@ -154,7 +159,8 @@ class _NannymlDetector:
         estimated = None
         if self._estimator is not None:
             outputs = self._outputs(rows)
-            data = outputs if self._pipeline.target.task is Task.BINARY else features.join(outputs)
+            binary = self._pipeline.target.task is Task.BINARY
+            data = outputs if binary else self._coded(features).join(outputs)
             estimated = _value(self._estimator.estimate(data), metric, "analysis")
         return Readings(distances, error, limit, estimated)
 
@@ -170,6 +176,14 @@ class _NannymlDetector:
             return None
         metric = self._pipeline.monitoring.performance.metric
         return _value(self._performance.calculate(data), metric, "analysis")
+
+    def _coded(self, features: pd.DataFrame) -> pd.DataFrame:
+        """Texts as numbers, as DLE's own encoder would; it cannot read pandas 3's string columns."""
+        codes = {
+            name: known.get_indexer(pd.Index(features[name]))
+            for name, known in self._categories.items()
+        }
+        return features.assign(**codes)
 
     def _outputs(self, rows: Rows) -> pd.DataFrame:
         return pd.DataFrame(

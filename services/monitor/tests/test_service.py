@@ -1,0 +1,131 @@
+"""The consumer, the worker's thread, the metrics, the settings and the examples in the docstrings."""
+
+from __future__ import annotations
+
+import doctest
+import time
+from datetime import UTC, datetime
+
+import pytest
+from prometheus_client import REGISTRY
+
+from everloop_contracts.stubs.everloop.inference.v1.events_pb2 import PredictionsLogged
+from everloop_contracts.stubs.everloop.ingest.v1.events_pb2 import ActualsRecorded
+from everloop_contracts.stubs.everloop.registry.v1.events_pb2 import ModelPromoted, ModelRegistered
+from everloop_contracts.stubs.everloop.registry.v1.registry_pb2 import ModelVersion
+from everloop_monitor import chunks, decide, detect, domain
+from everloop_monitor.adapters import store
+from everloop_monitor.consumer import handler
+from everloop_monitor.evaluate import Evaluator
+from everloop_monitor.fakes import FakeDetectors
+from everloop_monitor.settings import MonitorSettings
+from everloop_monitor.worker import Worker
+from everloop_runtime.errors import EverloopError, Kind
+from everloop_runtime.events import new_event
+from everloop_runtime.service import Stopper
+
+
+def value(name, **labels):
+    return REGISTRY.get_sample_value(name, labels) or 0.0
+
+
+def test_events_of_unknown_pipelines_are_invalid(database, make_batch):
+    handle = handler(database, {}, wake=lambda: None)
+    for message in (make_batch(0, 1), ActualsRecorded(pipeline="trips")):
+        with pytest.raises(EverloopError) as caught:
+            handle(new_event("test", "trips", message))
+        assert (caught.value.kind, caught.value.reason) == (Kind.INVALID, "PIPELINE_UNKNOWN")
+
+
+def test_labels_without_their_records_are_invalid(database, pipeline):
+    handle = handler(database, {"trips": pipeline}, wake=lambda: None)
+    with pytest.raises(EverloopError) as caught:
+        handle(new_event("test", "trips", ActualsRecorded(pipeline="trips", record_ids=["r1"])))
+    assert (caught.value.kind, caught.value.reason) == (Kind.INVALID, "MALFORMED_BATCH")
+
+
+def test_an_empty_batch_is_settled(database, pipeline):
+    handle = handler(database, {"trips": pipeline}, wake=lambda: None)
+    handle(new_event("test", "trips", PredictionsLogged(pipeline="trips", model_version=1)))
+    with database.read() as connection:
+        assert store.stream(connection, "trips", 1) == (0, 0, 0)
+
+
+def test_the_worker_evaluates_what_the_consumer_brings_and_counts_it(
+    database, make_pipeline, make_batch
+):
+    name = "counted"
+    pipeline = make_pipeline(name=name, chunks=1, of=1)
+    detectors = FakeDetectors()
+    evaluator = Evaluator(database, {name: pipeline}, detectors, retry_seconds=1)
+    maintained = []
+    worker = Worker(evaluator, detectors.prepare, lambda: maintained.append(1), 1000.0)
+    handle = handler(database, {name: pipeline}, worker.wake)
+    stopper = Stopper()
+    worker.start(stopper)
+    for message in (
+        ModelRegistered(version=ModelVersion(model=name, version=1)),
+        ModelPromoted(version=ModelVersion(model=name, version=1, run_id="run")),
+        make_batch(0, 120, score=0.5, x=0.9, pipeline=name),
+        ActualsRecorded(
+            pipeline=name, record_ids=[f"r{n}" for n in range(60)], labels=["true"] * 60
+        ),
+    ):
+        handle(new_event("test", name, message))
+    deadline = time.monotonic() + 10
+    while not value("everloop_monitor_decisions_total", pipeline=name, action="retrain"):
+        assert time.monotonic() < deadline
+        stopper.wait(0.01)
+    stopper.stop()
+    worker.stop()
+    assert (detectors.prepared, maintained) == (1, [1])
+    assert value("everloop_monitor_predictions_total", pipeline=name) == 120
+    assert value("everloop_monitor_actuals_total", pipeline=name) == 60
+    assert value("everloop_monitor_drift_share_ratio", pipeline=name) == 1.0
+    assert value("everloop_monitor_feature_distance", pipeline=name, feature="x") == pytest.approx(
+        0.9
+    )
+    assert value("everloop_monitor_reconstruction_error", pipeline=name) == 1.0
+    assert value("everloop_monitor_chunk_model_version", pipeline=name) == 1
+    for kind in ("estimated", "realised"):
+        measured = value(f"everloop_monitor_{kind}_performance", pipeline=name, metric="roc_auc")
+        assert measured == pytest.approx(0.5)
+    for condition in ("drift", "estimated_performance", "realised_performance"):
+        alerts = value("everloop_monitor_alerts_total", pipeline=name, condition=condition)
+        assert alerts == 1
+    assert value("everloop_monitor_waiting_chunks", pipeline=name) == 0
+    assert value("everloop_monitor_evaluation_failures_total", pipeline=name) == 0
+
+
+def test_after_a_restart_the_gauges_show_the_newest_chunk(database, make_pipeline, make_batch):
+    pipeline = make_pipeline(name="restarted")
+    chunks.watch_version(database, "p", "restarted", 1, "run", datetime.now(UTC))
+    batch = make_batch(0, 200, x=0.25, pipeline="restarted")
+    chunks.log_predictions(database, "l", batch, 100)
+    evaluator = Evaluator(database, {"restarted": pipeline}, FakeDetectors(), retry_seconds=1)
+    evaluator.show()
+    assert value("everloop_monitor_waiting_chunks", pipeline="restarted") == 2
+    assert value("everloop_monitor_lag_seconds", pipeline="restarted") > 0
+    evaluator.step()
+    labels = {"pipeline": "restarted", "feature": "x"}
+    from everloop_monitor.metrics import DISTANCE
+
+    DISTANCE.labels(**labels).set(0)
+    Evaluator(database, {"restarted": pipeline}, FakeDetectors(), retry_seconds=1).show()
+    assert value("everloop_monitor_feature_distance", **labels) == 0.25
+    assert value("everloop_monitor_waiting_chunks", pipeline="restarted") == 1
+
+
+def test_a_broken_setting_is_named(monkeypatch, capsys):
+    monkeypatch.setenv("EVERLOOP_RETAINED_ROWS", "none")
+    with pytest.raises(SystemExit) as caught:
+        MonitorSettings.load()
+    assert caught.value.code == 2
+    assert "EVERLOOP_RETAINED_ROWS" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("module", [domain, chunks, detect, decide], ids=lambda m: m.__name__)
+def test_the_examples_hold(module):
+    result = doctest.testmod(module)
+    assert result.failed == 0
+    assert result.attempted

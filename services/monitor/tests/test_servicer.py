@@ -1,0 +1,166 @@
+"""MonitoringService over a real gRPC server."""
+
+from __future__ import annotations
+
+import socket
+from datetime import UTC, datetime
+
+import pytest
+
+from everloop_contracts.stubs.everloop.monitoring.v1 import monitoring_pb2, monitoring_pb2_grpc
+from everloop_monitor.chunks import log_predictions, record_actuals, watch_version
+from everloop_monitor.evaluate import Evaluator
+from everloop_monitor.fakes import FakeDetectors
+from everloop_monitor.servicer import MonitoringServicer
+from everloop_monitor.settings import MonitorSettings
+from everloop_runtime.clients import call, channel
+from everloop_runtime.errors import EverloopError, Kind
+from everloop_runtime.grpc_server import GrpcServer
+from everloop_runtime.service import Stopper
+
+NOW = datetime(2013, 5, 1, tzinfo=UTC)
+
+
+@pytest.fixture
+def service(database, pipeline, make_batch, tmp_path):
+    """A client of a monitor that has seen four chunks of version 1, the last two bad, and one of version 2."""
+    for version, chunks in ((2, [0.9]), (1, [0.9, 0.9, 0.5, 0.5])):
+        watch_version(database, f"promoted-{version}", "trips", version, "run", NOW)
+        for number, score in enumerate(chunks):
+            first = version * 1000 + number * 100
+            batch = make_batch(first, 100, score=score, x=0.9, version=version)
+            log_predictions(database, f"logged-{version}-{number}", batch, 100)
+    records = [f"r{n}" for n in range(1000, 1350)]
+    record_actuals(database, "actuals", "trips", records, ["false"] * 350, NOW)
+    evaluator = Evaluator(
+        database, {"trips": pipeline}, FakeDetectors(), retry_seconds=1, now=lambda: NOW
+    )
+    while evaluator.step():
+        pass
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    settings = MonitorSettings(data_dir=tmp_path, grpc_address=address, drain_seconds=0)
+    servicer = MonitoringServicer(database, ["trips"])
+    server = GrpcServer(
+        settings,
+        ["everloop.monitoring.v1.MonitoringService"],
+        [lambda s: monitoring_pb2_grpc.add_MonitoringServiceServicer_to_server(servicer, s)],
+    )
+    server.start(Stopper())
+    with channel(address) as client:
+        yield monitoring_pb2_grpc.MonitoringServiceStub(client)
+    server.stop()
+
+
+def ask(method, request):
+    return call(method, request, timeout=10)
+
+
+def test_chunks_come_newest_first_and_by_version(service):
+    answer = ask(service.ListChunks, monitoring_pb2.ListChunksRequest(pipeline="trips"))
+    assert [c.id for c in answer.chunks] == [
+        "trips/1/3",
+        "trips/1/2",
+        "trips/1/1",
+        "trips/1/0",
+        "trips/2/0",
+    ]
+    newest = answer.chunks[0]
+    assert newest.alert
+    assert newest.labelled_rows == 50
+    assert newest.realised_performance.measure == "roc_auc"
+    assert newest.realised_performance.value == pytest.approx(0.5)
+    assert newest.realised_performance.lower == pytest.approx(0.6)
+    assert not newest.realised_performance.HasField("upper")
+    assert newest.features[0].measurement.upper == pytest.approx(0.5)
+    answer = ask(
+        service.ListChunks, monitoring_pb2.ListChunksRequest(pipeline="trips", model_version=2)
+    )
+    assert [c.id for c in answer.chunks] == ["trips/2/0"]
+    assert not answer.chunks[0].HasField("realised_performance")
+
+
+@pytest.mark.parametrize(
+    ("method", "request_type", "field", "count"),
+    [
+        ("ListChunks", monitoring_pb2.ListChunksRequest, "chunks", 5),
+        ("ListDecisions", monitoring_pb2.ListDecisionsRequest, "decisions", 9),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 2, 5, 9])
+def test_pages_hold_everything_once(service, method, request_type, field, count, size):
+    ids, token = [], ""
+    while True:
+        answer = ask(
+            getattr(service, method),
+            request_type(pipeline="trips", page_size=size, page_token=token),
+        )
+        page = getattr(answer, field)
+        assert 0 < len(page) <= size
+        ids += [item.id for item in page]
+        token = answer.next_page_token
+        if not token:
+            break
+    assert len(ids) == len(set(ids)) == count
+
+
+def test_decisions_say_why(service):
+    answer = ask(service.ListDecisions, monitoring_pb2.ListDecisionsRequest(pipeline="trips"))
+    newest = answer.decisions[0]
+    assert (newest.action, newest.chunk_id, newest.model_version) == ("retrain", "trips/1/3", 1)
+    assert "roc_auc 0.5000 < 0.6000" in newest.reason
+    assert newest.time.ToDatetime(UTC) == NOW
+
+
+def test_a_prediction_is_found_with_the_label_that_came(service):
+    answer = ask(
+        service.GetPrediction,
+        monitoring_pb2.GetPredictionRequest(prediction_id="00000000000000aa-3e9"),
+    )
+    assert (answer.record_id, answer.label, answer.actual) == ("r1001", "true", "false")
+    assert (answer.pipeline, answer.model_version) == ("trips", 1)
+    assert (answer.event_id, answer.score) == ("logged-1-0", 0.9)
+    assert answer.time.ToDatetime(UTC) == datetime(1970, 1, 1, 0, 16, 41, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("method", "request_", "kind", "reason"),
+    [
+        (
+            "GetPrediction",
+            monitoring_pb2.GetPredictionRequest(prediction_id="00000000000000aa-0"),
+            Kind.NOT_FOUND,
+            "PREDICTION_NOT_FOUND",
+        ),
+        (
+            "GetPrediction",
+            monitoring_pb2.GetPredictionRequest(prediction_id="nonsense"),
+            Kind.NOT_FOUND,
+            "PREDICTION_NOT_FOUND",
+        ),
+        ("GetPrediction", monitoring_pb2.GetPredictionRequest(), Kind.INVALID, "MISSING_FIELD"),
+        (
+            "ListChunks",
+            monitoring_pb2.ListChunksRequest(pipeline="other"),
+            Kind.NOT_FOUND,
+            "PIPELINE_NOT_FOUND",
+        ),
+        (
+            "ListChunks",
+            monitoring_pb2.ListChunksRequest(page_token="x"),
+            Kind.INVALID,
+            "BAD_PAGE_TOKEN",
+        ),
+        (
+            "ListDecisions",
+            monitoring_pb2.ListDecisionsRequest(page_size=-1),
+            Kind.INVALID,
+            "OUT_OF_RANGE",
+        ),
+    ],
+)
+def test_what_is_wrong_has_a_reason(service, method, request_, kind, reason):
+    with pytest.raises(EverloopError) as caught:
+        ask(getattr(service, method), request_)
+    assert (caught.value.kind, caught.value.reason) == (kind, reason)
