@@ -39,6 +39,7 @@ def runtime_tables(metadata: sa.MetaData) -> tuple[sa.Table, sa.Table]:
         sa.Column("key", sa.LargeBinary),
         sa.Column("value", sa.LargeBinary, nullable=False),
         sa.Column("headers", sa.Text, nullable=False),
+        sqlite_autoincrement=True,  # a position is a name: it must not come again when its message is gone
     )
     return inbox, outbox
 

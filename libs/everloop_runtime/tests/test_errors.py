@@ -1,0 +1,44 @@
+"""Kinds, codes and statuses: complete, and one reason each."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+from google.rpc import error_details_pb2
+
+from everloop_runtime.errors import (
+    DOMAIN,
+    GRPC_CODES,
+    HTTP_STATUS,
+    EverloopError,
+    Kind,
+    rich_status,
+)
+
+
+def test_every_kind_has_a_grpc_code_and_an_http_status_of_its_own():
+    assert set(GRPC_CODES) == set(HTTP_STATUS) == set(Kind)
+    assert len(set(GRPC_CODES.values())) == len(set(HTTP_STATUS.values())) == len(Kind)
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_a_status_holds_the_code_and_exactly_one_error_info(kind):
+    status = rich_status(EverloopError(kind, "SOME_REASON", "what to do", field="x"))
+    assert status.code == GRPC_CODES[kind].value[0]
+    assert status.message == "what to do"
+    (detail,) = status.details
+    info = error_details_pb2.ErrorInfo()
+    assert detail.Unpack(info)
+    assert (info.reason, info.domain, dict(info.metadata)) == (
+        "SOME_REASON",
+        DOMAIN,
+        {"field": "x"},
+    )
+
+
+def test_an_error_survives_pickling():
+    error = EverloopError(Kind.NOT_FOUND, "MODEL_NOT_FOUND", "no such model", model="late")
+    copy = pickle.loads(pickle.dumps(error))
+    assert vars(copy) == vars(error)
+    assert str(copy) == "no such model"
