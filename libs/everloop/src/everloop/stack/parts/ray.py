@@ -60,6 +60,6 @@ def part(home: Home, endpoints: Endpoints) -> Part:
         endpoint=endpoints.ray_address,
         probe=probe,
         prepare=prepare,
-        deadline_seconds=90,
+        deadline_seconds=180,
         stop_seconds=15,
     )

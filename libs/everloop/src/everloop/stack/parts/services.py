@@ -55,6 +55,6 @@ def _part(home: Home, endpoints: Endpoints, name: str, alias: str, needs: tuple[
         probe=functools.partial(grpc_serving, address),
         needs=needs,
         prepare=prepare,
-        deadline_seconds=90,
+        deadline_seconds=180,
         stop_seconds=20,
     )
