@@ -21,6 +21,7 @@ import numpy.typing as npt
 import onnxruntime
 import pyarrow as pa
 import pyarrow.parquet as pq
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from everloop_contracts.pipeline import Pipeline, Task
 from everloop_features import (
@@ -38,6 +39,7 @@ from everloop_trainer.measure import measure
 from everloop_trainer.plots import plots
 from everloop_trainer.ports import Artifacts, Incumbent
 from everloop_trainer.rows import Rows
+from everloop_trainer.threads import threads
 
 __all__ = ["Evaluated", "evaluate"]
 
@@ -128,7 +130,8 @@ def _learn(
     family, problem = load_family(name), rows.problem
     features: FittedFeatures = fit(pipeline, rows.feeds, rows.target)
     matrix = features.transform(rows.feeds, family.encoding)
-    model = family.fit(problem, matrix, rows.target, params, pipeline.training.seed)
+    with threadpool_limits(threads()):
+        model = family.fit(problem, matrix, rows.target, params, pipeline.training.seed)
     estimator = family.to_onnx(problem, model, matrix.shape[1])
     classes = np.unique(rows.target).astype(int) if problem.classes else np.array([0])
 

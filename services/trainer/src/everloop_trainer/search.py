@@ -15,8 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-import numpy as np
-import numpy.typing as npt
 import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
@@ -26,9 +24,10 @@ from ray.tune.search.searcher import Searcher
 from everloop_contracts.pipeline import Pipeline
 from everloop_features import fit
 from everloop_trainer.domain import Progress
-from everloop_trainer.families import Choice, Predict, Problem, load_family
-from everloop_trainer.measure import LOWER_IS_BETTER, measure, worst
+from everloop_trainer.families import Choice, load_family
+from everloop_trainer.measure import LOWER_IS_BETTER
 from everloop_trainer.rows import Rows
+from everloop_trainer.trial import BUDGET, REDUCTION, run_trial, split_config
 
 if TYPE_CHECKING:
     import optuna
@@ -42,9 +41,6 @@ SEARCH_ROWS: Final = 60_000
 """Newest rows that a search looks at; the winner is then fitted on all of them."""
 VALIDATION_SHARE: Final = 0.25
 """Newest share of the search's rows that trials are judged on."""
-BUDGET: Final = 9
-"""Work of a whole trial; ASHA compares trials at 1, 3 and 9."""
-REDUCTION: Final = 3
 
 
 class SearchFailed(Exception):
@@ -121,7 +117,7 @@ def search(
     }
     trainable = tune.with_resources(
         tune.with_parameters(
-            _trial,
+            run_trial,
             matrices=matrices,
             targets=(taught.target, judged.target),
             problem=rows.problem,
@@ -142,44 +138,8 @@ def search(
     sign = 1 if mode == "max" else -1
     # Trials that ASHA stopped were judged on part of the work; they may still be the best.
     best = max(done, key=lambda item: sign * float(item.metrics[spec.metric]))
-    family, params = _split(best.config)
+    family, params = split_config(best.config)
     return Found(family, params, float(best.metrics[spec.metric]), len(results))
-
-
-def _trial(
-    config: dict[str, Any],
-    matrices: Mapping[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]],
-    targets: tuple[npt.NDArray[Any], npt.NDArray[Any]],
-    problem: Problem,
-    metric: str,
-    seed: int,
-) -> None:
-    """Runs in a Ray worker: fits one model and reports the validation metrics at growing shares of the work."""
-    name, params = _split(config)
-    family = load_family(name)
-    taught, judged = matrices[family.encoding]
-    reported = 0
-
-    def report(share: float, predict: Predict) -> None:
-        nonlocal reported
-        budget = round(share * BUDGET)
-        # Only where ASHA compares, and at the end: judging costs time.
-        if budget > reported and budget in (1, REDUCTION, BUDGET):
-            reported = budget
-            values = measure(problem, targets[1], predict(judged))
-            tune.report({metric: worst(metric), **values, "budget": budget})
-
-    # A copy: arrays from the object store are read-only, and PyTorch warns about those.
-    family.fit(problem, np.array(taught), targets[0], params, seed, report)
-
-
-def _split(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Family and its own parameters of a trial."""
-    name = str(config["family"])
-    prefix = f"{name}."
-    return name, {
-        key.removeprefix(prefix): value for key, value in config.items() if key.startswith(prefix)
-    }
 
 
 class _BoundedSearch(OptunaSearch):
@@ -290,7 +250,7 @@ class _Follow(tune.Callback):
         self._tell(trials, trial, failed=True)
 
     def _tell(self, trials: list[Trial], trial: Trial, failed: bool) -> None:
-        family, params = _split(trial.config)
+        family, params = split_config(trial.config)
         last = trial.last_result or {}
         values = {k: float(v) for k, v in last.items() if k in _METRICS}
         values["seconds"] = float(last.get("time_total_s", 0.0))

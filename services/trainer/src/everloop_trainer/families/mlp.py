@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, Final
@@ -23,20 +25,22 @@ from everloop_trainer.families.family import (
     Space,
 )
 from everloop_trainer.families.layers import layers_to_onnx
+from everloop_trainer.threads import threads
 
 if TYPE_CHECKING:
     # PyTorch takes seconds to import: only a process that fits a network pays for it.
     import torch
 
 EPOCHS: Final = 9
-MAX_THREADS: Final = 4
-"""More threads than this gain nothing on networks of this size."""
+BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
+WARM_UP: Final = 0.1
+"""Share of the steps in which the learning rate rises; it then falls to zero along a cosine."""
 
 Layers = list[tuple[Floats, Floats]]
 
 
 class NetworkFamily:
-    """Learns dense layers with ReLU between them, by AdamW with a one-cycle schedule."""
+    """Learns dense layers with ReLU between them, by AdamW."""
 
     encoding: ClassVar[Encoding] = "dense"
     space: ClassVar[Space] = {
@@ -59,7 +63,7 @@ class NetworkFamily:
         """Fits `EPOCHS` passes over the rows; the model is its layers as arrays, free of PyTorch."""
         import torch
 
-        torch.set_num_threads(min(torch.get_num_threads(), MAX_THREADS))
+        torch.set_num_threads(min(torch.get_num_threads(), threads()))
         torch.manual_seed(seed)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         outputs = problem.classes if problem.task is Task.MULTICLASS else 1
@@ -69,19 +73,13 @@ class NetworkFamily:
         answers = _answers(problem, (target - centre) / spread).to(device)
         batch = int(params["batch"])
         steps = -(-len(rows) // batch)
-        optimizer = torch.optim.AdamW(
-            network.parameters(), params["learning_rate"], weight_decay=params["weight_decay"]
-        )
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, params["learning_rate"], total_steps=EPOCHS * steps
-        )
+        update = _adamw(list(network.parameters()), params, total=EPOCHS * steps)
         loss_of = _loss(problem)
         for epoch in range(EPOCHS):
             for chosen in torch.randperm(len(rows), device=device).split(batch):
-                optimizer.zero_grad()
+                network.zero_grad()
                 loss_of(network(rows[chosen]), answers[chosen]).backward()
-                optimizer.step()
-                schedule.step()
+                update()
             if report:
                 model = _layers(network, centre, spread)
                 report((epoch + 1) / EPOCHS, partial(self.predict, problem, model))
@@ -119,6 +117,37 @@ def _network(inputs: int, outputs: int, params: Params) -> torch.nn.Sequential:
     for fan_in, fan_out in pairwise(sizes):
         parts += [nn.Linear(fan_in, fan_out), nn.ReLU()]
     return nn.Sequential(*parts, nn.Linear(sizes[-1], outputs))
+
+
+def _adamw(parameters: list[torch.nn.Parameter], params: Params, total: int) -> Callable[[], None]:
+    """Makes the step of AdamW (Loshchilov & Hutter 2019) with warm-up and cosine decay.
+
+    By hand, since `torch.optim` imports PyTorch's compiler: six seconds in every worker, for these lines.
+    """
+    import torch
+
+    first = [torch.zeros_like(item) for item in parameters]
+    second = [torch.zeros_like(item) for item in parameters]
+    peak, decay = float(params["learning_rate"]), float(params["weight_decay"])
+    step = 0
+
+    @torch.no_grad()
+    def update() -> None:
+        nonlocal step
+        step += 1
+        share = step / total
+        falling = 0.5 + 0.5 * math.cos(math.pi * max(0.0, share - WARM_UP) / (1 - WARM_UP))
+        rate = peak * min(share / WARM_UP, falling)
+        for value, mean, square in zip(parameters, first, second, strict=True):
+            assert value.grad is not None  # every parameter takes part in the loss
+            mean.lerp_(value.grad, 1 - BETA_1)
+            square.lerp_(value.grad.square(), 1 - BETA_2)
+            spread = (square / (1 - BETA_2**step)).sqrt_().add_(EPSILON)
+            value.mul_(1 - rate * decay)
+            value.addcdiv_(mean, spread, value=-rate / (1 - BETA_1**step))
+
+    step_once: Callable[[], None] = update
+    return step_once
 
 
 def _answers(problem: Problem, target: npt.NDArray[Any]) -> torch.Tensor:

@@ -1,0 +1,226 @@
+"""From rows to a model in a real MLflow, with the search faked; the model loads with MLflow alone."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from everloop_contracts.pipeline import Pipeline, Task
+from everloop_features import InputSpec, feeds_from_rows
+from everloop_trainer.adapters.mlflow import MlflowTracking
+from everloop_trainer.domain import Cause, Dataset, State, Training, TrainingError
+from everloop_trainer.evaluate import run_onnx
+from everloop_trainer.families import load_family
+from everloop_trainer.ports import Incumbent
+from everloop_trainer.rows import Rows, prepare
+from everloop_trainer.search import Cluster, Found, Watcher
+from everloop_trainer.train import Train
+
+
+class FakeDatasets:
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table
+
+    def fetch(self, dataset: Dataset) -> pa.Table:
+        return self.table
+
+
+class FakeProduction:
+    def __init__(self, model: Incumbent | None = None) -> None:
+        self.model = model
+
+    def incumbent(self, model: str) -> Incumbent | None:
+        return self.model
+
+
+def fake_search(family: str) -> Callable[..., Found]:
+    def search(
+        pipeline: Pipeline, rows: Rows, training_id: str, cluster: Cluster, watcher: Watcher
+    ) -> Found:
+        params = {key: item.default for key, item in load_family(family).space.items()}
+        watcher.trial("abc", family, params, {"roc_auc": 0.7}, False)
+        return Found(family, params, 0.7, 1)
+
+    return search
+
+
+def run(
+    tracking: MlflowTracking,
+    pipeline: Pipeline,
+    table: pa.Table,
+    dataset: Dataset,
+    family: str = "hist_gradient_boosting",
+    training_id: str = "t1",
+    incumbent: Incumbent | None = None,
+) -> Any:
+    training = Training(
+        training_id, 1, dataset, State.RUNNING, Cause.DRIFT, "event", datetime.now(UTC)
+    )
+    train = Train(
+        FakeDatasets(table),
+        FakeProduction(incumbent),
+        tracking,
+        Cluster(Path("unused")),
+        lambda: None,
+        fake_search(family),
+    )
+    return train.run(pipeline, training, lambda *_: None, lambda _: None, lambda *_: None)
+
+
+@pytest.fixture
+def tracking(tmp_path: Path) -> MlflowTracking:
+    found = MlflowTracking(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    mlflow.MlflowClient().create_experiment("sales", artifact_location=(tmp_path / "a").as_uri())
+    return found
+
+
+def artifacts(run_id: str) -> Path:
+    return Path(mlflow.artifacts.download_artifacts(f"runs:/{run_id}/everloop"))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:mlflow", "ignore::UserWarning:pydantic")
+def test_a_model_is_logged_with_all_that_serving_and_monitoring_need(
+    tracking: MlflowTracking,
+    make_pipeline: Callable[..., Pipeline],
+    make_table: Callable[..., pa.Table],
+    make_dataset: Callable[..., Dataset],
+) -> None:
+    pipeline, table = make_pipeline(), make_table()
+    trained = run(tracking, pipeline, table, make_dataset())
+    assert trained.metrics["roc_auc"] > 0.8
+    assert trained.export_difference < 1e-5
+    assert (trained.training_rows, trained.holdout_rows) == (540, 108)
+    assert trained.model_uri == f"runs:/{trained.run_id}/model"
+    folder = artifacts(trained.run_id)
+    assert {path.name for path in folder.iterdir()} == {
+        "manifest.json",
+        "golden.json",
+        "reference.parquet",
+        "roc.png",
+        "calibration.png",
+    }
+    manifest = json.loads((folder / "manifest.json").read_text())
+    content, _ = tracking.load(trained.run_id)
+    assert manifest["onnx_sha256"] == trained.onnx_sha256 == hashlib.sha256(content).hexdigest()
+    assert manifest["classes"] == ["false", "true"]
+    golden = json.loads((folder / "golden.json").read_text())
+    inputs = [InputSpec.from_json(item) for item in manifest["inputs"]]
+    answered = run_onnx(content, feeds_from_rows(golden["rows"], inputs))
+    np.testing.assert_allclose(answered, golden["probabilities"], atol=1e-5)
+    reference = pq.read_table(io.BytesIO((folder / "reference.parquet").read_bytes()))
+    assert reference.column_names == [
+        "at",
+        "city",
+        "price",
+        "outcome",
+        "everloop_score",
+        "everloop_label",
+    ]
+    assert set(reference["everloop_label"].to_pylist()) == {"false", "true"}
+    children = mlflow.search_runs(
+        search_all_experiments=True, filter_string=f"tags.`mlflow.parentRunId` = '{trained.run_id}'"
+    )
+    assert children["metrics.roc_auc"].tolist() == [0.7]
+    # What a stock client does: load the model and give it a frame.
+    frame = pd.DataFrame(
+        {"at": [1_700_000_000, 0], "city": ["Graz", "Rom"], "price": [12.0, float("nan")]}
+    )
+    answer = mlflow.pyfunc.load_model(trained.model_uri).predict(frame)
+    shares = np.asarray(answer["probabilities"].tolist() if hasattr(answer, "columns") else answer)
+    assert shares.shape[0] == 2
+    # A second attempt after a crash finds the model and logs no other.
+    again = run(tracking, pipeline, table, make_dataset())
+    assert (again.run_id, again.onnx_sha256) == (trained.run_id, trained.onnx_sha256)
+    found = mlflow.search_runs(
+        search_all_experiments=True, filter_string="tags.`everloop.training_id` = 't1'"
+    )
+    assert len(found) == 1
+    # The next training is judged beside it, on the same rows.
+    incumbent = Incumbent(4, *tracking.load(trained.run_id))
+    second = run(
+        tracking,
+        pipeline,
+        table,
+        make_dataset(2),
+        family="logistic_regression",
+        training_id="t2",
+        incumbent=incumbent,
+    )
+    assert second.baseline_version == 4
+    assert set(second.baseline_metrics) == set(second.metrics)
+
+
+class MemoryTracking:
+    """Tracking that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.logged: dict[str, Any] = {}
+
+    def open_run(self, training: Training) -> str:
+        return training.id
+
+    def log_trial(self, *args: object) -> None:
+        raise ConnectionError("books that cannot be written never end a search")
+
+    def finished(self, run_id: str) -> None:
+        return None
+
+    def log_model(
+        self, run_id: str, pipeline: Pipeline, params: Mapping[str, Any], files: Any, trained: Any
+    ) -> Any:
+        self.logged[run_id] = files
+        return trained
+
+
+@pytest.mark.parametrize("task", ["multiclass", "regression"])
+@pytest.mark.parametrize("family", ["logistic_regression", "hist_gradient_boosting"])
+def test_other_tasks_are_trained_too(
+    task: str,
+    family: str,
+    make_pipeline: Callable[..., Pipeline],
+    make_table: Callable[..., pa.Table],
+    make_dataset: Callable[..., Dataset],
+) -> None:
+    tracking: Any = MemoryTracking()
+    trained = run(tracking, make_pipeline(task), make_table(task), make_dataset(), family)
+    assert trained.export_difference < 1e-4
+    manifest = json.loads(tracking.logged["t1"].files["manifest.json"])
+    if task == Task.REGRESSION:
+        assert trained.metrics["rmse"] < 3
+        assert manifest["classes"] == []
+    else:
+        assert trained.metrics["accuracy"] > 0.6
+        assert manifest["classes"] == ["low", "mid", "top"]
+
+
+def test_too_few_rows_and_a_single_class_allow_no_model(
+    make_pipeline: Callable[..., Pipeline], make_table: Callable[..., pa.Table]
+) -> None:
+    with pytest.raises(TrainingError, match="too few"):
+        prepare(make_pipeline(), make_table(rows=30))
+    table = make_table()
+    same = pa.array([True] * len(table))
+    with pytest.raises(TrainingError, match="the same 'outcome'"):
+        prepare(make_pipeline(), table.set_column(4, "outcome", same))
+
+
+def test_the_window_keeps_the_newest_rows_and_the_holdout_is_the_newest_of_them(
+    make_pipeline: Callable[..., Pipeline], make_table: Callable[..., pa.Table]
+) -> None:
+    rows = prepare(make_pipeline(window="10d"), make_table())
+    assert 200 <= len(rows) <= 241
+    taught, holdout = rows.split(0.25)
+    assert len(holdout) == round(len(rows) * 0.25)
+    assert max(taught.table["at"].to_pylist()) < min(holdout.table["at"].to_pylist())

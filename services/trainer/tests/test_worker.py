@@ -1,0 +1,153 @@
+"""Trainings run one at a time, survive crashes and are announced once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from everloop_contracts.pipeline import Pipeline
+from everloop_runtime.database import Database
+from everloop_runtime.events import decode
+from everloop_runtime.service import Stopper
+from everloop_trainer.adapters import store
+from everloop_trainer.domain import (
+    Cause,
+    Dataset,
+    Progress,
+    State,
+    Trained,
+    Training,
+    TrainingError,
+)
+from everloop_trainer.worker import Worker
+
+TRAINED = Trained("run", "runs:/run/model", "mlp", {"roc_auc": 0.7}, 0, {}, 1e-7, "aa", 3.0, 10, 2)
+
+
+class Crash(BaseException):
+    """kill -9: nothing after it runs."""
+
+
+class FakeTrain:
+    """Does what it is told, one item of `script` per attempt: an exception to raise, or None to succeed."""
+
+    def __init__(self, *script: BaseException | None) -> None:
+        self.script = list(script)
+        self.seen: list[str] = []
+
+    def run(
+        self, pipeline: Pipeline, training: Training, started: Any, progress: Any, trial_ended: Any
+    ) -> Trained:
+        self.seen.append(training.id)
+        started("run", 6)
+        progress(Progress(2, 0.7, "mlp"))
+        trial_ended("mlp", False)
+        if error := self.script.pop(0) if self.script else None:
+            raise error
+        return TRAINED
+
+
+@pytest.fixture
+def make_worker(
+    database: Database, make_pipeline: Callable[..., Pipeline]
+) -> Callable[[FakeTrain], Worker]:
+    def make(train: FakeTrain) -> Worker:
+        pipelines = {"sales": make_pipeline()}
+        worker = Worker(database, pipelines, train, attempts=3, retry_seconds=0.001)  # type: ignore[arg-type]
+        worker._stopper = Stopper()
+        return worker
+
+    return make
+
+
+def queue(database: Database, dataset: Dataset, training_id: str = "t1") -> None:
+    with database.unit_of_work() as work:
+        store.add(work.connection, training_id, dataset, Cause.DRIFT, f"cause of {training_id}", {})
+
+
+def get(database: Database, training_id: str = "t1") -> Training:
+    with database.read() as connection:
+        training = store.by_id(connection, training_id)
+    assert training is not None
+    return training
+
+
+def announced(database: Database) -> list[Any]:
+    return [
+        decode(row.value, [(k, v.encode("latin-1")) for k, v in json.loads(row.headers)])
+        for row in database.pending(100)
+    ]
+
+
+def test_a_training_ends_and_is_announced_together(
+    database: Database, make_worker: Any, make_dataset: Any
+) -> None:
+    queue(database, make_dataset())
+    worker = make_worker(FakeTrain())
+    assert worker.step()
+    assert not worker.step()
+    done = get(database)
+    assert (done.state, done.run_id, done.trials_total, done.attempts) == (
+        State.SUCCEEDED,
+        "run",
+        6,
+        1,
+    )
+    assert (done.trials_done, done.best_metric, done.best_family) == (2, 0.7, "mlp")
+    assert done.start_time and done.end_time and done.start_time <= done.end_time
+    [event] = announced(database)
+    assert (event.id, event.cause) == ("t1:trained", "cause of t1")
+    assert event.data.metrics == {"roc_auc": 0.7}
+    assert event.data.dataset_tag == "sales/v1"
+
+
+def test_a_crash_is_taken_up_before_anything_newer(
+    database: Database, make_worker: Any, make_dataset: Any
+) -> None:
+    queue(database, make_dataset())
+    with pytest.raises(Crash):
+        make_worker(FakeTrain(Crash())).step()
+    assert get(database).state is State.RUNNING
+    queue(database, make_dataset(2), "t2")
+    train = FakeTrain()
+    worker = make_worker(train)
+    assert worker.step() and worker.step()
+    assert train.seen == ["t1", "t2"]
+    assert [event.id for event in announced(database)] == ["t1:trained", "t2:trained"]
+
+
+def test_a_failed_attempt_is_tried_again_and_then_given_up(
+    database: Database, make_worker: Any, make_dataset: Any
+) -> None:
+    queue(database, make_dataset())
+    worker = make_worker(FakeTrain(*[RuntimeError("Ray went away")] * 3))
+    for _ in range(3):
+        assert worker.step()
+    assert not worker.step()
+    failed = get(database)
+    assert (failed.state, failed.attempts) == (State.FAILED, 3)
+    assert "Ray went away" in failed.error
+    [event] = announced(database)
+    assert event.type.endswith("TrainingFailed")
+
+
+def test_data_that_allows_no_model_is_not_tried_again(
+    database: Database, make_worker: Any, make_dataset: Any
+) -> None:
+    queue(database, make_dataset())
+    assert make_worker(FakeTrain(TrainingError("one class"))).step()
+    assert (get(database).state, get(database).error) == (State.FAILED, "one class")
+
+
+def test_a_process_that_always_dies_does_not_try_for_ever(
+    database: Database, make_worker: Any, make_dataset: Any
+) -> None:
+    queue(database, make_dataset())
+    for _ in range(3):
+        with pytest.raises(Crash):
+            make_worker(FakeTrain(Crash())).step()
+    assert make_worker(FakeTrain()).step()
+    assert get(database).state is State.FAILED
