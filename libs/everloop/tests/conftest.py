@@ -340,11 +340,11 @@ def fake() -> FakeEverloop:
 def addresses(fake: FakeEverloop) -> Iterator[Addresses]:
     server = grpc.server(ThreadPoolExecutor(8))
     ingest_pb2_grpc.add_IngestServiceServicer_to_server(Ingest(fake), server)
-    training_pb2_grpc.add_TrainingServiceServicer_to_server(Training(), server)
-    registry_pb2_grpc.add_RegistryServiceServicer_to_server(Registry(fake), server)
+    training_pb2_grpc.add_TrainingServiceServicer_to_server(Training(), server)  # type: ignore[abstract]
+    registry_pb2_grpc.add_RegistryServiceServicer_to_server(Registry(fake), server)  # type: ignore[abstract]
     monitoring_pb2_grpc.add_MonitoringServiceServicer_to_server(Monitoring(), server)
     inference_pb2_grpc.add_InferenceServiceServicer_to_server(Inference(fake), server)
-    grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Tensors(fake), server)
+    grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Tensors(fake), server)  # type: ignore[abstract]
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(fake))
