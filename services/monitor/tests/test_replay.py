@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from contextlib import contextmanager
 from dataclasses import replace
@@ -86,7 +87,10 @@ def outcome(database):
         request = store.last_request(connection, "trips")
         made = store.request_ids(connection, "trips", 1)
         decisions = {d.id for d in store.list_decisions(connection, "", None, 500)}
-    sent = sorted((row.topic, row.value) for row in database.pending(1000))
+    sent = sorted(
+        (dict(json.loads(row.headers))["ce_id"], row.topic, row.value)
+        for row in database.pending(1000)
+    )
     return chunks, request, made, decisions, sent
 
 

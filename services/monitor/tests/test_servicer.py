@@ -124,6 +124,12 @@ def test_a_prediction_is_found_with_the_label_that_came(service):
     assert answer.time.ToDatetime(UTC) == datetime(1970, 1, 1, 0, 16, 41, tzinfo=UTC)
 
 
+@pytest.mark.parametrize("number", [1000, 1099, 1399, 2000, 2099])
+def test_the_first_and_the_last_of_a_batch_are_found(service, number):
+    request = monitoring_pb2.GetPredictionRequest(prediction_id=f"00000000000000aa-{number:x}")
+    assert ask(service.GetPrediction, request).record_id == f"r{number}"
+
+
 @pytest.mark.parametrize(
     ("method", "request_", "kind", "reason"),
     [
