@@ -6,7 +6,7 @@ import contextlib
 import http.client
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any
 
@@ -79,7 +79,7 @@ def columns(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def tensors(rows: list[dict[str, Any]], nested: bool = False) -> list[dict[str, Any]]:
     def data(name: str, values: Any) -> list[Any]:
-        plain = [None if value != value else value for value in values.tolist()]
+        plain: list[Any] = [None if value != value else value for value in values.tolist()]
         if DATATYPES[name] == "INT32":
             plain = [int(value) for value in plain]
         return [[value] for value in plain] if nested else plain
@@ -153,7 +153,7 @@ def test_every_door_gives_the_model_s_own_answer(doors: Doors, rows: list[dict[s
 
     status, answer = doors.http("POST", "/v1/models/flights:predict", {"rows": rows})
     assert status == 200, answer
-    found = {"http": [item["probabilities"] for item in answer["predictions"]]}
+    found: dict[str, Any] = {"http": [item["probabilities"] for item in answer["predictions"]]}
     for nested in (False, True):
         status, answer = doors.http(
             "POST", "/v2/models/flights/infer", {"inputs": tensors(rows, nested)}
@@ -221,7 +221,7 @@ def test_a_bad_row_is_refused_with_its_field(
 
 
 def error_info(error: grpc.RpcError) -> error_details_pb2.ErrorInfo:
-    status = rpc_status.from_call(error)
+    status = rpc_status.from_call(error)  # type: ignore[arg-type]  # it is a grpc.Call too
     assert status is not None
     (detail,) = status.details
     info = error_details_pb2.ErrorInfo()
@@ -311,13 +311,14 @@ def test_what_is_not_there_is_not_found(doors: Doors) -> None:
         body = {"rows": [ROW]} if method == "POST" else None
         status, answer = doors.http(method, path, body)
         assert (status, answer["reason"]) == (404, reason), path
-    for call, request in (
+    calls: list[tuple[Callable[[Any], Any], Any]] = [
         (doors.oip.ModelInfer, oip.ModelInferRequest(model_name="ghost")),
         (doors.oip.ModelReady, oip.ModelReadyRequest(name="flights", version="9")),
         (doors.oip.ModelMetadata, oip.ModelMetadataRequest(name="ghost")),
         (doors.native.GetModel, native.GetModelRequest(model="ghost")),
         (doors.native.Predict, native.PredictRequest(model="ghost")),
-    ):
+    ]
+    for call, request in calls:
         with pytest.raises(grpc.RpcError) as caught:
             call(request)
         assert caught.value.code() is grpc.StatusCode.NOT_FOUND
@@ -382,14 +383,14 @@ def test_metadata_health_and_reflection(doors: Doors) -> None:
     served = doors.native.GetModel(native.GetModelRequest(model="flights")).model
     assert (served.version, served.onnx_sha256) == (1, sample_artifact(0.1).sha256)
 
-    health = health_pb2_grpc.HealthStub(doors.channel)
+    health: Any = health_pb2_grpc.HealthStub(doors.channel)
     for name in ("", "inference.GRPCInferenceService", "everloop.inference.v1.InferenceService"):
         answer = health.Check(health_pb2.HealthCheckRequest(service=name))
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
     asked = reflection_pb2.ServerReflectionRequest(list_services="")
-    (listed,) = reflection_pb2_grpc.ServerReflectionStub(doors.channel).ServerReflectionInfo(
-        iter([asked])
-    )
+    reflection: Any = reflection_pb2_grpc
+    stub = reflection.ServerReflectionStub(doors.channel)
+    (listed,) = stub.ServerReflectionInfo(iter([asked]))
     names = {item.name for item in listed.list_services_response.service}
     assert "inference.GRPCInferenceService" in names
 

@@ -54,7 +54,7 @@ class Bench:
         return self.log.books.counts("flights")
 
     def logged_ids(self) -> list[str]:
-        found = []
+        found: list[str] = []
         for message in self.sink.messages:
             event = decode(message.value, message.headers)
             assert isinstance(event.data, PredictionsLogged)

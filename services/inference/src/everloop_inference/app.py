@@ -9,7 +9,7 @@ from everloop_contracts.pipeline import PipelineError
 from everloop_inference.fingerprint import fingerprint
 from everloop_inference.policies import load_policies
 from everloop_inference.settings import InferenceSettings
-from everloop_inference.watch import DataPlane, answering
+from everloop_inference.watch import DataPlane, answering, listens
 from everloop_runtime import telemetry
 from everloop_runtime.grpc_server import GrpcServer
 from everloop_runtime.metrics import MetricsServer
@@ -30,6 +30,7 @@ def main() -> int:
     grpc = GrpcServer(settings, (), ())
     data_plane = DataPlane(
         functools.partial(answering, settings.http_address),
+        functools.partial(listens, settings.ray_address),
         fingerprint(settings, policies),
         seconds=settings.watch_seconds,
         failures=settings.watch_failures,

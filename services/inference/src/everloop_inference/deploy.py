@@ -10,10 +10,12 @@ from __future__ import annotations
 import fcntl
 import logging
 import sys
+import time
 from collections.abc import Mapping
 
 import ray
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.schema import ApplicationStatus
 
 from everloop_inference.deployment import application
@@ -27,7 +29,8 @@ __all__ = ["deploy"]
 
 log = logging.getLogger(__name__)
 
-ALIVE = {ApplicationStatus.RUNNING, ApplicationStatus.DEPLOYING}
+# Serve goes on by itself with these; an unhealthy application is one whose replica it is replacing.
+ALIVE = {ApplicationStatus.RUNNING, ApplicationStatus.DEPLOYING, ApplicationStatus.UNHEALTHY}
 
 
 def deploy(settings: InferenceSettings, rules: Mapping[str, ServingPolicy]) -> None:
@@ -53,18 +56,27 @@ def deploy(settings: InferenceSettings, rules: Mapping[str, ServingPolicy]) -> N
         serve.run(application(settings, rules, mark), name=wanted, route_prefix=None)
     for name in known:
         if name != wanted:
+            while serve.status().applications[wanted].status is not ApplicationStatus.RUNNING:
+                time.sleep(0.2)
             log.info("%s is removed", name)
             serve.delete(name)
 
 
 def main() -> int:
-    """Deploys; another run for the same data folder waits until this one has ended."""
+    """Deploys; another run for the same data folder waits until this one has ended.
+
+    Whoever starts it ends it when it takes too long: Ray's calls wait for ever for a head that is gone.
+    """
     settings = InferenceSettings.load()
     telemetry.configure("inference-deploy", settings.log_level)
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     with (settings.data_dir / "deploy.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        deploy(settings, load_policies(settings.pipelines_dir))
+        try:
+            deploy(settings, load_policies(settings.pipelines_dir))
+        except (OSError, RayError) as error:
+            log.error("Ray does not answer at %s: %s", settings.ray_address, error)
+            return 1
     return 0
 
 

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -38,7 +39,7 @@ INPUTS = (
     InputSpec("weekend", FieldType.BOOL, nullable=True),
     InputSpec("departs", FieldType.TIMESTAMP, timezone="America/New_York"),
 )
-ROW = {
+ROW: dict[str, Any] = {
     "flight_id": "f-1",
     "carrier": "AA",
     "distance": 500.0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import logging
+import socket
 import subprocess
 import sys
 import threading
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from everloop_inference.metrics import DEPLOYS, UP
 from everloop_runtime.service import Component, Stopper
 
-__all__ = ["DataPlane", "answering"]
+__all__ = ["DataPlane", "answering", "listens"]
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,16 @@ def answering(address: str) -> str | None:
         connection.close()
 
 
+def listens(address: str) -> bool:
+    """Whether somebody takes connections at `host:port`."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=LOOK_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
 class DataPlane(Component):
     """Runs the deploying program at start and whenever the data plane has not answered for a while.
 
@@ -45,6 +56,7 @@ class DataPlane(Component):
     def __init__(
         self,
         look: Callable[[], str | None],
+        head_is_up: Callable[[], bool],
         wanted: str,
         *,
         seconds: float,
@@ -54,6 +66,7 @@ class DataPlane(Component):
     ) -> None:
         """Takes how to look and which fingerprint is wanted; the limits are the settings of the same names."""
         self._look = look
+        self._head_is_up = head_is_up
         self._wanted = wanted
         self._seconds = seconds
         self._failures = failures
@@ -101,12 +114,12 @@ class DataPlane(Component):
         """Tries until it works or the service stops."""
         pause = 1.0
         while not self._stopper.stopping:
-            if self._attempt():
+            if self._head_is_up() and self._attempt():
                 DEPLOYS.labels("done").inc()
                 return
             DEPLOYS.labels("failed").inc()
             self._stopper.wait(pause)
-            pause = min(pause * 2, 15.0)
+            pause = min(pause * 2, 5.0)
 
     def _attempt(self) -> bool:
         """Runs the program once; its log goes to ours."""
@@ -115,9 +128,9 @@ class DataPlane(Component):
             while child.poll() is None:
                 self._note(self._look())
                 late = time.monotonic() - began > self._deploy_seconds
-                if late or self._stopper.wait(min(self._seconds, 0.5)):
+                if late or not self._head_is_up() or self._stopper.wait(min(self._seconds, 0.5)):
                     child.kill()
-                    log.warning("deploying was %s", "too slow" if late else "interrupted")
+                    child.wait()
         took = time.monotonic() - began
         if child.returncode:
             log.error("deploying failed after %.1f s, status %d", took, child.returncode)
