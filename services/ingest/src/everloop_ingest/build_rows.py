@@ -7,12 +7,16 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import duckdb
+import pyarrow.parquet as pq
 
 from everloop_contracts.pipeline import Pipeline
 from everloop_ingest.domain import Rows
 from everloop_ingest.shards import IS_ACTUAL, OFFSET, PARTITION, TIMESTAMP
+from everloop_ingest.validate import arrow_schema
 
 __all__ = ["build_rows"]
+
+_ROW_GROUP = 122_880
 
 
 def build_rows(
@@ -45,20 +49,25 @@ def build_rows(
         # By name: shards from before a field was added read as null there.
         events = database.read_parquet([str(path) for path in shards], union_by_name=True)
         events.create_view("events")
-        database.execute(f"""
-            COPY (
-                SELECT {columns}
-                FROM (
-                    SELECT {", ".join(names)} FROM events WHERE NOT {IS_ACTUAL}
-                    QUALIFY row_number() OVER (PARTITION BY {key} ORDER BY {order} DESC) = 1
-                ) AS records
-                LEFT JOIN (
-                    SELECT {key}, arg_max({label}, {order}) AS label FROM events
-                    WHERE {label} IS NOT NULL GROUP BY {key}
-                ) AS labels USING ({key})
-                ORDER BY records.{time}, records.{key}
-            ) TO {_text(str(target))} (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE 122880)
+        # Times leave as the instants they are, whatever the machine's zone is.
+        database.execute("SET TimeZone = 'UTC'")
+        rows = database.sql(f"""
+            SELECT {columns}
+            FROM (
+                SELECT {", ".join(names)} FROM events WHERE NOT {IS_ACTUAL}
+                QUALIFY row_number() OVER (PARTITION BY {key} ORDER BY {order} DESC) = 1
+            ) AS records
+            LEFT JOIN (
+                SELECT {key}, arg_max({label}, {order}) AS label FROM events
+                WHERE {label} IS NOT NULL GROUP BY {key}
+            ) AS labels USING ({key})
+            ORDER BY records.{time}, records.{key}
         """)
+        # Not DuckDB's own COPY: it marks columns as required by what the rows hold, and the schema must not change
+        # with them.
+        with pq.ParquetWriter(target, arrow_schema(pipeline), compression="zstd") as writer:
+            for batch in rows.to_arrow_reader(_ROW_GROUP):
+                writer.write_batch(batch.cast(writer.schema))
         written = database.read_parquet(str(target))
         counts = f"count(*), count({label}), epoch_us(min({time})), epoch_us(max({time}))"
         [row] = written.aggregate(counts).fetchall()
@@ -67,10 +76,6 @@ def build_rows(
 
 def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
-
-
-def _text(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"
 
 
 def _instant(microseconds: int) -> datetime:

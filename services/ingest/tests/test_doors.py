@@ -1,0 +1,203 @@
+"""PushRecords and the other calls, through the servicer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+from kafka.errors import KafkaTimeoutError
+
+from everloop_contracts.stubs.everloop.ingest.v1 import ingest_pb2 as pb
+from everloop_ingest.adapters.kafka import TopicProducer
+from everloop_ingest.push import Push
+from everloop_ingest.servicer import IngestServicer
+from everloop_runtime.errors import EverloopError, Kind
+
+Make = Callable[..., bytes]
+
+
+class MemorySink:
+    """Fake of `ports.RecordSink`."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[bytes | None, bytes]] = []
+        self.error: EverloopError | None = None
+
+    def send(
+        self, topic: str, records: Sequence[tuple[bytes | None, bytes]], seconds: float
+    ) -> None:
+        if self.error:
+            raise self.error
+        self.sent += records
+
+
+class Context:
+    """The part of a gRPC context that is used."""
+
+    def __init__(self, seconds: float | None = 10.0) -> None:
+        self.seconds = seconds
+
+    def time_remaining(self) -> float | None:
+        return self.seconds
+
+
+@pytest.fixture
+def sink() -> MemorySink:
+    return MemorySink()
+
+
+@pytest.fixture
+def door(world: Any, sink: MemorySink) -> IngestServicer:
+    pipelines = {world.pipeline.name: world.pipeline}
+    push = Push(pipelines, sink, 4096)
+    return IngestServicer(pipelines, world.store, push, world.cut, world, world.repository, 30.0)
+
+
+CONTEXT: Any = Context()
+
+
+def test_every_record_is_answered_and_every_record_is_on_the_topic(
+    door: IngestServicer, sink: MemorySink, make_record: Make
+) -> None:
+    records = [
+        make_record("a"),
+        make_record("b", weight=-1),
+        b"{",
+        b"x" * 9000,
+        make_record("c", zone=...),
+        b'{"parcel": 5}',
+    ]
+    answer = door.PushRecords(pb.PushRecordsRequest(pipeline="parcels", records=records), CONTEXT)
+    assert answer.accepted == 2
+    assert [(r.accepted, r.reason, r.field) for r in answer.results] == [
+        (True, "", ""),
+        (False, "OUT_OF_RANGE", "weight"),
+        (False, "MALFORMED_JSON", ""),
+        (False, "RECORD_TOO_LARGE", ""),
+        (True, "", ""),
+        (False, "MISSING_FIELD", "sent"),
+    ]
+    assert [key for key, _ in sink.sent] == [b"a", b"b", None, None, b"c", None]
+    # What is too large for the topic goes as far as the writer needs to see that it is.
+    assert [value for _, value in sink.sent] == [*records[:3], b"x" * 4097, *records[4:]]
+
+
+def test_pushed_records_are_in_the_books_once(
+    door: IngestServicer, world: Any, sink: MemorySink, make_record: Make
+) -> None:
+    records = [make_record("a"), b"{", b"x" * 9000]
+    door.PushRecords(pb.PushRecordsRequest(pipeline="parcels", records=records), CONTEXT)
+    world.send(0, *(value for _, value in sink.sent))
+    stats = pb.GetPipelineStatsRequest(pipeline="parcels")
+    assert door.GetPipelineStats(stats, CONTEXT).lag == 3
+    world.settle_all()
+    answer = door.GetPipelineStats(stats, CONTEXT)
+    assert (answer.received, answer.accepted, answer.rejected, answer.lag) == (3, 1, 2, 0)
+    assert dict(answer.rejected_by_reason) == {"MALFORMED_JSON": 1, "RECORD_TOO_LARGE": 1}
+
+
+def test_nothing_to_push_is_no_error(door: IngestServicer) -> None:
+    answer = door.PushRecords(pb.PushRecordsRequest(pipeline="parcels"), CONTEXT)
+    assert (answer.accepted, len(answer.results)) == (0, 0)
+
+
+def test_a_broker_that_is_away_fails_the_call(
+    door: IngestServicer, sink: MemorySink, make_record: Make
+) -> None:
+    sink.error = EverloopError(Kind.UNAVAILABLE, "BROKER_UNAVAILABLE", "away")
+    request = pb.PushRecordsRequest(pipeline="parcels", records=[make_record("a")])
+    with pytest.raises(EverloopError) as caught:
+        door.PushRecords(request, CONTEXT)
+    assert caught.value.kind is Kind.UNAVAILABLE
+
+
+def test_versions_are_listed_newest_first_by_pages(
+    door: IngestServicer, world: Any, make_record: Make
+) -> None:
+    for number in range(5):
+        world.send(0, make_record(f"p{number}"))
+        door.CutVersion(pb.CutVersionRequest(pipeline="parcels", request_id=f"r{number}"), CONTEXT)
+    found, token, pages = [], "", 0
+    while True:
+        request = pb.ListDatasetVersionsRequest(pipeline="parcels", page_size=2, page_token=token)
+        page = door.ListDatasetVersions(request, CONTEXT)
+        found += [dataset.version for dataset in page.datasets]
+        token, pages = page.next_page_token, pages + 1
+        if not token:
+            break
+    assert (found, pages) == ([5, 4, 3, 2, 1], 3)
+    newest = door.GetDatasetVersion(pb.GetDatasetVersionRequest(pipeline="parcels"), CONTEXT)
+    assert newest.dataset.version == 5
+    assert newest.dataset.objects[0].path == "parcels/rows.parquet"
+    second = pb.GetDatasetVersionRequest(pipeline="parcels", version=2)
+    assert door.GetDatasetVersion(second, CONTEXT).dataset.rows == 2
+
+
+@pytest.mark.parametrize(
+    ("method", "request_message", "kind", "reason"),
+    [
+        ("PushRecords", pb.PushRecordsRequest(pipeline="x"), Kind.NOT_FOUND, "PIPELINE_NOT_FOUND"),
+        ("CutVersion", pb.CutVersionRequest(pipeline="x"), Kind.NOT_FOUND, "PIPELINE_NOT_FOUND"),
+        (
+            "CutVersion",
+            pb.CutVersionRequest(pipeline="parcels"),
+            Kind.INVALID,
+            "INVALID_REQUEST_ID",
+        ),
+        (
+            "GetDatasetVersion",
+            pb.GetDatasetVersionRequest(pipeline="parcels"),
+            Kind.NOT_FOUND,
+            "DATASET_VERSION_NOT_FOUND",
+        ),
+        (
+            "ListDatasetVersions",
+            pb.ListDatasetVersionsRequest(pipeline="parcels", page_token="x"),
+            Kind.INVALID,
+            "INVALID_PAGE",
+        ),
+    ],
+)
+def test_what_cannot_be_done_says_why(
+    door: IngestServicer, method: str, request_message: Any, kind: Kind, reason: str
+) -> None:
+    with pytest.raises(EverloopError) as caught:
+        getattr(door, method)(request_message, CONTEXT)
+    assert (caught.value.kind, caught.value.reason) == (kind, reason)
+
+
+class Broker:
+    """A Kafka client whose futures end when the test says so."""
+
+    def __init__(self) -> None:
+        from kafka.future import Future
+
+        self.future = Future
+        self.futures: list[Any] = []
+
+    def send(self, topic: str, **record: Any) -> Any:
+        future = self.future()
+
+        def get(timeout: float) -> None:
+            raise KafkaTimeoutError("no answer")
+
+        self.futures.append(future)
+        waiting: Any = type("Waiting", (), {"add_both": future.add_both, "get": staticmethod(get)})
+        return waiting
+
+
+def test_bytes_under_way_are_bounded_until_the_broker_has_them() -> None:
+    producer = TopicProducer("unused:1", max_bytes=100, timeout_seconds=1.0)
+    broker = Broker()
+    producer._client = broker  # type: ignore[assignment]
+    with pytest.raises(EverloopError) as caught:
+        producer.send("t", [(None, b"x" * 80)], 1.0)
+    assert caught.value.kind is Kind.UNAVAILABLE
+    with pytest.raises(EverloopError) as caught:
+        producer.send("t", [(None, b"x" * 30)], 1.0)
+    assert (caught.value.kind, caught.value.reason) == (Kind.EXHAUSTED, "TOO_MANY_BYTES")
+    broker.futures[0].failure(KafkaTimeoutError("given up"))
+    with pytest.raises(EverloopError) as caught:
+        producer.send("t", [(None, b"x" * 30)], 1.0)
+    assert caught.value.kind is Kind.UNAVAILABLE

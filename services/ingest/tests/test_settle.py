@@ -1,0 +1,152 @@
+"""A batch is settled once: rows, books, dead letters and labels, whatever happens in between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from everloop_ingest.domain import Books, Partition
+from everloop_ingest.validate import Validator
+
+ACTUALS = "everloop.actuals"
+
+
+def labels_of(world: Any) -> list[tuple[str, str]]:
+    events = world.events(ACTUALS)
+    return [
+        pair
+        for event in events
+        for pair in zip(event.data.record_ids, event.data.labels, strict=True)
+    ]
+
+
+def test_the_books_count_every_message_once(world: Any, make_record: Callable[..., bytes]) -> None:
+    good, broken = make_record("a", lost=True), make_record("b", weight="1")
+    world.send(0, good, broken, b"{", b'{"parcel": "c", "lost": false}', make_record("d"))
+    world.settle_all()
+    assert world.store.books("parcels") == Books(3, 2, 1, {"WRONG_TYPE": 1, "MALFORMED_JSON": 1})
+    [key] = [path for path in world.bucket.rglob("*") if path.is_file()]
+    expected = "parcels/shards/everloop.records.parcels/0/000000000000-000000000004.parquet"
+    assert str(key.relative_to(world.bucket)) == expected
+    rows = pq.read_table(key).to_pylist()
+    assert [row["everloop_offset"] for row in rows] == [0, 3, 4]
+    assert [row["everloop_is_actual"] for row in rows] == [False, True, False]
+    assert {row["everloop_partition"] for row in rows} == {0}
+    assert labels_of(world) == [("a", "true"), ("c", "false")]
+
+
+def test_a_dead_letter_is_the_message_with_the_reason(world: Any) -> None:
+    world.send(2, b"not json \xff")
+    world.settle_all()
+    [(value, headers)] = world.dead_letters()
+    assert value == b"not json \xff"
+    assert headers["everloop-reason"] == "MALFORMED_JSON"
+    assert headers["everloop-field"] == ""
+    assert headers["everloop-message"]
+    assert headers["everloop-origin"] == "everloop.records.parcels/2/0"
+    assert headers["from"] == "test"
+
+
+def test_a_dead_letter_always_fits_a_message(world: Any) -> None:
+    world.send(0, b"x" * 9000)
+    whole = world.topic[0][0]
+    world.topic[0][0] = replace(whole, key=b"k" * 10**6, headers=[("h", b"v" * 10**6)])
+    world.settle_all()
+    [(value, headers)] = world.dead_letters()
+    assert value == b"x" * 4096
+    assert headers["everloop-reason"] == "RECORD_TOO_LARGE"
+    assert headers["everloop-truncated-from-bytes"] == "9000"
+    assert "h" not in headers
+    assert len(world.database.pending(1)[0].key) < 20_000
+
+
+def test_a_batch_of_nothing_but_rejections_has_no_object(world: Any) -> None:
+    world.send(0, b"{", None)
+    world.settle_all()
+    assert world.store.books("parcels").rejected == 2
+    assert not list(world.bucket.rglob("*.parquet"))
+    assert world.store.positions("everloop.records.parcels")[0] == 2
+
+
+def test_labels_leave_in_events_of_bounded_size(
+    world: Any, make_record: Callable[..., bytes]
+) -> None:
+    ids = [f"p{n}" for n in range(5001)] + ["i" * 3000 + str(n) for n in range(100)]
+    world.send(0, *(make_record(name, lost=True) for name in ids))
+    world.settle_all()
+    events = world.events(ACTUALS)
+    assert [name for event in events for name in event.data.record_ids] == ids
+    assert len(events) > 2
+    assert all(len(event.data.record_ids) <= 5000 for event in events)
+    assert all(event.data.ByteSize() < 600_000 for event in events)
+    assert len({event.id for event in events}) == len(events)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize(("owner", "method"), [("files", "put"), ("store", "settle")])
+def test_a_crash_anywhere_neither_loses_nor_doubles(
+    make_world: Any,
+    make_record: Callable[..., bytes],
+    crash: Any,
+    owner: str,
+    method: str,
+    when: str,
+) -> None:
+    broken, undisturbed = make_world(), make_world()
+    for world in (broken, undisturbed):
+        world.send(1, make_record("a", lost=True), b"{", make_record("b"))
+    with pytest.raises(crash(getattr(broken, owner), method, when)):
+        broken.settle_all()
+    broken.restart()
+    # After the crash the batch may be cut elsewhere: more has arrived.
+    for world in (broken, undisturbed):
+        world.send(1, make_record("c", lost=False), b"[]")
+        world.settle_all()
+    assert broken.store.books("parcels") == undisturbed.store.books("parcels")
+    assert sorted(labels_of(broken)) == sorted(labels_of(undisturbed))
+    assert [value for value, _ in broken.dead_letters()] == [b"{", b"[]"]
+    versions = [w.cut(w.pipeline, "r", 5.0) for w in (broken, undisturbed)]
+    assert broken.rows(versions[0]) == undisturbed.rows(versions[1])
+    assert [row["parcel"] for row in broken.rows(versions[0])] == ["a", "b", "c"]
+
+
+def test_a_writer_that_lost_its_partition_changes_nothing(
+    world: Any, make_record: Callable[..., bytes]
+) -> None:
+    world.send(0, make_record("a"), make_record("b"))
+    stale = world.batch(0)
+    world.settle_all()
+    before = world.store.books("parcels"), world.outbox()
+    assert world.settle(stale) is False
+    assert world.settle(replace(stale, messages=stale.messages[:1], end=1)) is False
+    assert (world.store.books("parcels"), world.outbox()) == before
+
+
+def test_an_empty_batch_moves_the_position_over_control_records(world: Any) -> None:
+    batch = replace(world.batch(0), end=7)
+    assert world.settle(batch)
+    assert world.store.claim(Partition(world.pipeline.record_topic, 0), 0) == 7
+    assert world.store.books("parcels") == Books()
+
+
+def test_a_message_that_breaks_the_validator_does_not_block_its_partition(
+    world: Any, make_record: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison = make_record("poison")
+    real = Validator.__call__
+
+    def fragile(self: Validator, messages: list[bytes | None]) -> Any:
+        if poison in messages:
+            raise ZeroDivisionError
+        return real(self, messages)
+
+    monkeypatch.setattr(Validator, "__call__", fragile)
+    world.send(0, b"{", make_record("a"), poison, make_record("b"), b"[")
+    world.settle_all()
+    reasons = [headers["everloop-reason"] for _, headers in world.dead_letters()]
+    assert reasons == ["MALFORMED_JSON", "UNPROCESSABLE", "MALFORMED_JSON"]
+    assert [row["parcel"] for row in world.rows(world.cut(world.pipeline, "r", 5.0))] == ["a", "b"]
