@@ -13,7 +13,7 @@ from everloop_contracts.stubs.everloop.inference.v1.events_pb2 import Prediction
 from everloop_contracts.stubs.everloop.ingest.v1.events_pb2 import ActualsRecorded
 from everloop_contracts.stubs.everloop.registry.v1.events_pb2 import ModelPromoted, ModelRegistered
 from everloop_contracts.stubs.everloop.registry.v1.registry_pb2 import ModelVersion
-from everloop_monitor import chunks, decide, detect, domain
+from everloop_monitor import chunks, decide, detect, domain, metrics
 from everloop_monitor.adapters import store
 from everloop_monitor.consumer import handler
 from everloop_monitor.evaluate import Evaluator
@@ -106,14 +106,33 @@ def test_after_a_restart_the_gauges_show_the_newest_chunk(database, make_pipelin
     evaluator.show()
     assert value("everloop_monitor_waiting_chunks", pipeline="restarted") == 2
     assert value("everloop_monitor_lag_seconds", pipeline="restarted") > 0
-    evaluator.step()
+    while evaluator.step():
+        pass
     labels = {"pipeline": "restarted", "feature": "x"}
-    from everloop_monitor.metrics import DISTANCE
-
-    DISTANCE.labels(**labels).set(0)
+    metrics.DISTANCE.labels(**labels).set(0)
     Evaluator(database, {"restarted": pipeline}, FakeDetectors(), retry_seconds=1).show()
     assert value("everloop_monitor_feature_distance", **labels) == 0.25
-    assert value("everloop_monitor_waiting_chunks", pipeline="restarted") == 1
+    assert value("everloop_monitor_waiting_chunks", pipeline="restarted") == 0
+
+
+def test_labels_of_an_old_chunk_do_not_turn_the_drift_gauges_back(
+    database, make_pipeline, make_batch
+):
+    name = "ordered"
+    pipeline = make_pipeline(name=name)
+    chunks.watch_version(database, "p", name, 1, "run", datetime.now(UTC))
+    for number, x in enumerate((0.1, 0.4)):
+        batch = make_batch(number * 100, 100, x=x, pipeline=name)
+        chunks.log_predictions(database, f"l{number}", batch, 100)
+    evaluator = Evaluator(database, {name: pipeline}, FakeDetectors(), retry_seconds=1)
+    while evaluator.step():
+        pass
+    records = [f"r{n}" for n in range(100)]
+    chunks.record_actuals(database, "a", name, records, ["true"] * 100, datetime.now(UTC))
+    while evaluator.step():
+        pass
+    assert value("everloop_monitor_realised_performance", pipeline=name, metric="roc_auc") > 0
+    assert value("everloop_monitor_feature_distance", pipeline=name, feature="x") == pytest.approx(0.4)
 
 
 def test_a_broken_setting_is_named(monkeypatch, capsys):

@@ -76,9 +76,12 @@ class Evaluator:
         """Sets the gauges to the newest chunks, and the lag."""
         for name in self._pipelines:
             with self._database.read() as connection:
-                newest = store.newest_evaluated(connection, name)
-            if newest is not None:
-                metrics.show(newest)
+                drift = store.newest_with(connection, name, "drift")
+                realised = store.newest_with(connection, name, "realised_performance")
+            if drift is not None:
+                metrics.show_drift(drift)
+            if realised is not None:
+                metrics.show_realised(realised)
         self.show_lag()
 
     def show_lag(self) -> None:
@@ -107,10 +110,7 @@ class Evaluator:
             self._retry_at[chunk.pipeline, chunk.version] = time.monotonic() + self._retry_seconds
 
     def _fitted(self, chunk: Chunk) -> Detector:
-        with metrics.EVALUATE_SECONDS.labels("fit").time():
-            return self._detectors.fitted(
-                self._pipelines[chunk.pipeline], chunk.version, chunk.run_id
-            )
+        return self._detectors.fitted(self._pipelines[chunk.pipeline], chunk.version, chunk.run_id)
 
     def _rows(self, chunk: Chunk) -> Rows:
         with self._database.read() as connection:
@@ -119,8 +119,8 @@ class Evaluator:
 
     def _drift(self, chunk: Chunk) -> None:
         rule = self._pipelines[chunk.pipeline].monitoring
-        detector = self._fitted(chunk)
         with metrics.EVALUATE_SECONDS.labels("drift").time():
+            detector = self._fitted(chunk)
             rows = self._rows(chunk)
             report = judge(rule, detector.read(rows), detector.reference)
         evaluated = replace(
@@ -170,8 +170,8 @@ class Evaluator:
 
     def _realise(self, chunk: Chunk) -> None:
         rule = self._pipelines[chunk.pipeline].monitoring
-        detector = self._fitted(chunk)
         with metrics.EVALUATE_SECONDS.labels("realised").time():
+            detector = self._fitted(chunk)
             rows = self._rows(chunk)
             with self._database.read() as connection:
                 known = store.labels_of(connection, chunk.pipeline, rows.record_ids)
@@ -206,14 +206,16 @@ class Evaluator:
                     )
                 )
             decision = self._decide(work, chunk, occasion=after)
-        metrics.show(chunk)
         if before == store.FULL:
+            metrics.show_drift(chunk)
             if chunk.verdict("drift"):
                 metrics.ALERTS.labels(chunk.pipeline, "drift").inc()
             if chunk.verdict("estimated_performance"):
                 metrics.ALERTS.labels(chunk.pipeline, "estimated_performance").inc()
-        elif chunk.verdict("realised_performance"):
-            metrics.ALERTS.labels(chunk.pipeline, "realised_performance").inc()
+        else:
+            metrics.show_realised(chunk)
+            if chunk.verdict("realised_performance"):
+                metrics.ALERTS.labels(chunk.pipeline, "realised_performance").inc()
         metrics.DECISIONS.labels(chunk.pipeline, decision.action).inc()
         log.info("chunk %s: %s: %s", chunk.id, decision.action, decision.reason)
 

@@ -15,7 +15,8 @@ __all__ = [
     "LAG_SECONDS",
     "PREDICTIONS",
     "WAITING",
-    "show",
+    "show_drift",
+    "show_realised",
 ]
 
 PREDICTIONS = Counter(
@@ -72,7 +73,7 @@ LAG_SECONDS = Gauge(
 )
 EVALUATE_SECONDS = Histogram(
     "everloop_monitor_evaluate_duration_seconds",
-    "Time to evaluate a chunk: fit (once per version), drift (with the estimate), realised.",
+    "Time to evaluate a chunk: drift (with the estimate, and the fit of a new version), realised.",
     ["stage"],
     buckets=(0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30),
 )
@@ -83,8 +84,8 @@ FAILURES = Counter(
 )
 
 
-def show(chunk: Chunk) -> None:
-    """Sets the gauges to what an evaluated chunk showed."""
+def show_drift(chunk: Chunk) -> None:
+    """Sets the gauges to what a full chunk showed."""
     report = chunk.report
     if report is None:
         return
@@ -96,5 +97,10 @@ def show(chunk: Chunk) -> None:
         RECONSTRUCTION.labels(chunk.pipeline).set(report.multivariate.value)
     if report.estimated:
         ESTIMATED.labels(chunk.pipeline, report.estimated.measure).set(report.estimated.value)
-    if report.realised:
-        REALISED.labels(chunk.pipeline, report.realised.measure).set(report.realised.value)
+
+
+def show_realised(chunk: Chunk) -> None:
+    """Sets the gauge to the performance that a chunk's labels showed."""
+    if chunk.report and chunk.report.realised:
+        realised = chunk.report.realised
+        REALISED.labels(chunk.pipeline, realised.measure).set(realised.value)

@@ -35,7 +35,7 @@ __all__ = [
     "last_request",
     "list_chunks",
     "list_decisions",
-    "newest_evaluated",
+    "newest_with",
     "next_full",
     "production",
     "recent_chunks",
@@ -565,10 +565,14 @@ def recent_chunks(
     return [_chunk(row) for row in rows]
 
 
-def newest_evaluated(connection: sa.Connection, pipeline: str) -> Chunk | None:
-    """The chunk of a pipeline that was filled last among the evaluated ones."""
-    found = list_chunks(connection, pipeline, 0, None, 1)
-    return found[0] if found else None
+def newest_with(connection: sa.Connection, pipeline: str, condition: Condition) -> Chunk | None:
+    """The chunk of a pipeline that was filled last among those with a verdict on a condition."""
+    row = connection.execute(
+        _CHUNK.where(_chunks.c.pipeline == pipeline, _chunks.c[condition].is_not(None))
+        .order_by(_chunks.c.position.desc())
+        .limit(1)
+    ).first()
+    return _chunk(row) if row else None
 
 
 def backlog(connection: sa.Connection, pipeline: str) -> tuple[int, datetime | None]:
