@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 EVENT_PARTITIONS = 6
 DEAD_LETTERS = "everloop.events.dead-letters"
 SEND_SECONDS = 30.0
+# The client's default lets half a minute pass after the broker is back.
+RECONNECT_MS = 1_000
 
 HANDLED = Counter(
     "everloop_events_handled", "Events that a consumer has settled.", ["type", "outcome"]
@@ -74,6 +76,7 @@ def producer(bootstrap: str, **options: object) -> KafkaProducer:
             "linger_ms": 5,
             "compression_type": "lz4",
             "max_request_size": 16 * 1024 * 1024,
+            "reconnect_backoff_max_ms": RECONNECT_MS,
             **options,
         },
     )
@@ -95,6 +98,8 @@ def ensure_topics(bootstrap: str, partitions: Mapping[str, int] = {}) -> None:
                 )
             except TopicAlreadyExistsError:
                 continue  # another service was quicker
+        # Until every broker knows them, consumers and producers would be told that they do not exist.
+        admin.wait_for_topics(sorted(missing), timeout_ms=30_000)
     finally:
         admin.close()
 
@@ -225,6 +230,7 @@ class EventConsumer(Component):
             max_poll_interval_ms=900_000,
             session_timeout_ms=10_000,
             heartbeat_interval_ms=2_000,
+            reconnect_backoff_max_ms=RECONNECT_MS,
         )
         self._dead_letters = producer(self._bootstrap)
         try:
