@@ -1,8 +1,12 @@
-"""The search on a real Ray: every family gets its turn, and a cut-off search is taken up again."""
+"""The search on a real Ray, cut off by kill -9 and taken up again."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import pickle
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,7 @@ import ray
 
 from everloop_contracts.pipeline import Pipeline
 from everloop_trainer.domain import Progress
+from everloop_trainer.families import load_family
 from everloop_trainer.rows import prepare
 from everloop_trainer.search import Cluster, search
 
@@ -27,17 +32,14 @@ pytestmark = [
 
 
 class Notes:
-    """Keeps what it is told, and interrupts after some trials if asked to."""
+    """Keeps what it is told."""
 
-    def __init__(self, interrupt_after: int = 1000) -> None:
+    def __init__(self) -> None:
         self.trials: list[str] = []
         self.seen: list[Progress] = []
-        self._interrupt_after = interrupt_after
 
     def progress(self, progress: Progress) -> None:
         self.seen.append(progress)
-        if len(self.seen) == self._interrupt_after:
-            raise RuntimeError("the trainer goes away")
 
     def trial(
         self,
@@ -51,33 +53,51 @@ class Notes:
         self.trials.append(family)
 
 
-@pytest.fixture(scope="module")
-def cluster_of_ray() -> Iterator[None]:
-    ray.init(
-        num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20
-    )
-    yield
-    ray.shutdown()
+# A process of its own, Ray and all, that dies after its second trial as by kill -9.
+KILLED = """
+import os, pickle, signal, sys
+from pathlib import Path
+import ray
+from everloop_trainer.search import Cluster, search
+
+class Kill:
+    def progress(self, progress):
+        if progress.trials_done == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+    def trial(self, *args):
+        pass
+
+if __name__ == "__main__":
+    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 * 2**20)
+    pipeline, rows = pickle.loads(Path(sys.argv[1]).read_bytes())
+    search(pipeline, rows, "t1", Cluster(Path(sys.argv[2])), Kill())
+"""
 
 
-def test_a_search_finds_a_model_and_goes_on_where_it_was_cut_off(
-    cluster_of_ray: None,
+def test_a_search_that_was_killed_comes_to_its_end(
     tmp_path: Path,
     make_pipeline: Callable[..., Pipeline],
     make_table: Callable[..., pa.Table],
 ) -> None:
     pipeline = make_pipeline(search={"trials": 4, "concurrency": 1, "metric": "roc_auc"})
     rows = prepare(pipeline, make_table())
-    cluster = Cluster(tmp_path / "searches")
-    first = Notes(interrupt_after=2)
-    with pytest.raises(RuntimeError):
-        search(pipeline, rows, "t1", cluster, first)
-    assert first.trials == ["logistic_regression", "hist_gradient_boosting"]
-    second = Notes()
-    found = search(pipeline, rows, "t1", cluster, second)
+    (tmp_path / "work").write_bytes(pickle.dumps((pipeline, rows)))
+    (tmp_path / "killed.py").write_text(KILLED)
+    folder = tmp_path / "searches"
+    command: list[str | Path] = [sys.executable, tmp_path / "killed.py", tmp_path / "work", folder]
+    killed = subprocess.run(command, timeout=200, capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert (folder / "t1").exists()
+    notes = Notes()
+    ray.init(
+        num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20
+    )
+    try:
+        found = search(pipeline, rows, "t1", Cluster(folder), notes)
+    finally:
+        ray.shutdown()
     assert found.trials == 4
-    assert len(second.trials) < 4
     assert found.metric > 0.8
-    assert found.metric == second.seen[-1].best_metric
-    assert second.seen[-1].trials_done == 4
-    assert set(found.params) >= {"penalty"} or set(found.params) >= {"learning_rate"}
+    assert found.metric == notes.seen[-1].best_metric
+    assert notes.seen[-1].trials_done == 4
+    assert set(found.params) == set(load_family(found.family).space)

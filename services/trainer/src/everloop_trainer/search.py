@@ -33,7 +33,16 @@ if TYPE_CHECKING:
     import optuna
     from ray.tune.experiment import Trial
 
-__all__ = ["SEARCH_ROWS", "Cluster", "Found", "SearchFailed", "Watcher", "connect", "search"]
+__all__ = [
+    "SEARCH_ROWS",
+    "Cluster",
+    "Found",
+    "SearchFailed",
+    "Watcher",
+    "connect",
+    "forget",
+    "search",
+]
 
 log = logging.getLogger(__name__)
 
@@ -272,6 +281,11 @@ class _Follow(tune.Callback):
 _METRICS: Final = frozenset(
     {"roc_auc", "log_loss", "brier", "accuracy", "f1", "rmse", "mae", "budget"}
 )
+
+
+def forget(training_id: str, cluster: Cluster) -> None:
+    """Removes the state of a search whose winner is logged."""
+    shutil.rmtree(cluster.folder / training_id, ignore_errors=True)
 
 
 def connect(address: str) -> None:

@@ -13,7 +13,7 @@ from everloop_trainer.domain import Progress, Trained, Training
 from everloop_trainer.evaluate import evaluate
 from everloop_trainer.ports import Datasets, Production, Tracking
 from everloop_trainer.rows import Rows, prepare
-from everloop_trainer.search import Cluster, Found, Watcher, search
+from everloop_trainer.search import Cluster, Found, Watcher, forget, search
 
 __all__ = ["Train"]
 
@@ -102,6 +102,7 @@ class Train:
         trained = self._tracking.log_model(
             run_id, pipeline, found.params, evaluated.artifacts, trained
         )
+        forget(training.id, self._cluster)
         return dataclasses.replace(trained, seconds=time.monotonic() - began)
 
 

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import mlflow
+import numpy as np
 import onnx
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.models import ModelSignature
-from mlflow.types import ColSpec, DataType, Schema
+from mlflow.types import Schema, TensorSpec
 from mlflow.utils.time import get_current_time_millis
 from onnx import TensorProto
 
@@ -28,9 +29,9 @@ TRAINING_ID: Final = "everloop.training_id"
 TRAINED: Final = "everloop.trained"
 MODEL: Final = "model"
 FILES: Final = "everloop"
-_TYPES: Final[dict[int, DataType]] = {
-    TensorProto.STRING: DataType.string,
-    TensorProto.INT64: DataType.long,
+_TYPES: Final[dict[int, np.dtype[Any]]] = {
+    TensorProto.STRING: np.dtype(object),
+    TensorProto.INT64: np.dtype(np.int64),
 }
 
 
@@ -127,6 +128,7 @@ class MlflowTracking:
                 name=MODEL,
                 signature=_signature(model),
                 pip_requirements=self._requirements,
+                onnx_execution_providers=["CPUExecutionProvider"],
             )
             metrics = trained.metrics | {
                 f"baseline_{name}": value for name, value in trained.baseline_metrics.items()
@@ -150,9 +152,11 @@ class MlflowTracking:
 
 
 def _signature(model: onnx.ModelProto) -> ModelSignature:
-    """Column types as a DataFrame has them: numbers are double, which the ONNX flavour casts to float."""
-    columns = [
-        ColSpec(_TYPES.get(value.type.tensor_type.elem_type, DataType.double), value.name)
+    """Tensors and not columns: with those MLflow turns a DataFrame into what the model takes, `[rows, 1]` each."""
+    tensors = [
+        TensorSpec(
+            _TYPES.get(value.type.tensor_type.elem_type, np.dtype(np.float32)), (-1, 1), value.name
+        )
         for value in model.graph.input
     ]
-    return ModelSignature(inputs=Schema(columns))
+    return ModelSignature(inputs=Schema(tensors))

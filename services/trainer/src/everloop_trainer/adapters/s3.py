@@ -14,7 +14,7 @@ from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.settings import ServiceSettings
 from everloop_trainer.domain import DataFile, Dataset
 
-__all__ = ["S3Datasets"]
+__all__ = ["S3Datasets", "read_file"]
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class S3Datasets:
             EverloopError: kind unavailable: a file cannot be read now, or its content is not the one tracked.
         """
         store = self._open()
-        return pa.concat_tables([_read(store, file) for file in dataset.files])
+        return pa.concat_tables([read_file(store, file) for file in dataset.files])
 
     def _open(self) -> fs.S3FileSystem:
         settings = self._settings
@@ -47,7 +47,8 @@ class S3Datasets:
         )
 
 
-def _read(store: fs.FileSystem, file: DataFile) -> pa.Table:
+def read_file(store: fs.FileSystem, file: DataFile) -> pa.Table:
+    """Reads one Parquet file after its content has been checked."""
     try:
         with store.open_input_stream(file.uri.removeprefix("s3://")) as stream:
             content = stream.read()
