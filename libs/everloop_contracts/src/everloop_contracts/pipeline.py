@@ -6,10 +6,11 @@ A pipeline is one YAML file. Its models below are the reference of every key; un
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 from zoneinfo import ZoneInfo, available_timezones
 
 import yaml
@@ -22,6 +23,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 
 __all__ = [
     "BinsFeature",
@@ -44,6 +46,8 @@ __all__ = [
 
 NAME = re.compile(r"^[a-z][a-z0-9-]{0,62}$")
 DURATION = re.compile(r"^(\d+(?:\.\d+)?)(s|m|h|d)$")
+BOOL = "tag:yaml.org,2002:bool"
+MESSAGES = {"extra_forbidden": "there is no such key", "missing": "is missing"}
 UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -442,7 +446,9 @@ class Pipeline(_Spec):
     @classmethod
     def _usable_name(cls, value: str) -> str:
         if not NAME.match(value):
-            raise ValueError("a name is lower-case letters, digits and dashes, and starts with a letter")
+            raise ValueError(
+                "a name is lower-case letters, digits and dashes, and starts with a letter"
+            )
         return value
 
     @model_validator(mode="after")
@@ -492,25 +498,70 @@ class Pipeline(_Spec):
         return f"everloop.dead-letters.{self.name}"
 
 
-def _line(node: yaml.Node | None, path: tuple[Any, ...]) -> int:
-    """Line (from 1) of the deepest part of `path` that the document holds."""
-    line = 1
-    while node is not None:
-        line = node.start_mark.line + 1
-        child = None
-        if path and isinstance(node, yaml.MappingNode):
-            for key, value in node.value:
-                if key.value == str(path[0]):
-                    line, child = key.start_mark.line + 1, value
-        elif path and isinstance(node, yaml.SequenceNode) and isinstance(path[0], int):
-            child = node.value[path[0]] if path[0] < len(node.value) else None
-        if child is None and len(path) > 1 and isinstance(node, yaml.MappingNode):
-            child, node = node, None  # a tag of a union, absent from the document: step over it
-            path = path[1:]
-            node = child
-            continue
-        node, path = child, path[1:]
-    return line
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's booleans: to YAML 1.1 the key `on` and the category NO are truth values."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != BOOL]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    BOOL, re.compile("^(?:true|false|True|False|TRUE|FALSE)$"), list("tfTF")
+)
+
+
+def _child(node: yaml.Node | None, part: str | int) -> tuple[int, yaml.Node] | None:
+    """Line (from 1) and node of one key or item; None if the document does not hold it."""
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if key.value == str(part):
+                return key.start_mark.line + 1, value
+    if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+        return node.value[part].start_mark.line + 1, node.value[part]
+    return None
+
+
+def _locate(node: yaml.Node | None, path: tuple[str | int, ...]) -> tuple[int, str]:
+    """Line (from 1) of the deepest part of `path` that the document holds, and the path's name.
+
+    Parts in between that the document does not hold are left out: pydantic adds the kind of a feature or gate.
+    """
+    line, names = 1, []
+    for number, part in enumerate(path, start=1):
+        found = _child(node, part)
+        if found:
+            line, node = found
+        if found or number == len(path):
+            names.append(str(part))
+    return line, ".".join(names) or "pipeline"
+
+
+def _duplicates(node: yaml.Node, path: tuple[str, ...] = ()) -> Iterator[tuple[int, str]]:
+    """Line and name of every key that its mapping holds already; YAML lets the last one win in silence."""
+    if isinstance(node, yaml.SequenceNode):
+        for number, item in enumerate(node.value):
+            yield from _duplicates(item, (*path, str(number)))
+    elif isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            here = (*path, str(key.value))
+            if str(key.value) in seen:
+                yield key.start_mark.line + 1, ".".join(here)
+            seen.add(str(key.value))
+            yield from _duplicates(value, here)
+
+
+def _problem(item: ErrorDetails, node: yaml.Node | None) -> str:
+    """One of pydantic's findings as `line: field: message`."""
+    where = item["loc"]
+    message = MESSAGES.get(item["type"], item["msg"].removeprefix("Value error, "))
+    field, colon, rest = message.partition(": ")
+    if item["type"] == "value_error" and colon and " " not in field:
+        # Checks across several fields begin with the name of the one to look at.
+        where, message = (*where, *field.split(".")), rest
+    line, name = _locate(node, where)
+    return f"{line}: {name}: {message}"
 
 
 def load_pipeline(path: Path) -> Pipeline:
@@ -521,26 +572,25 @@ def load_pipeline(path: Path) -> Pipeline:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        document = yaml.safe_load(text)
+        node = yaml.compose(text, Loader=_Loader)
+        document = yaml.load(text, Loader=_Loader)  # a SafeLoader
     except (OSError, UnicodeDecodeError) as error:
         raise PipelineError(f"{path}: cannot be read: {error}") from error
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise PipelineError(f"{path}:{line}: not YAML: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise PipelineError(f"{path}:1: not YAML: {str(error).splitlines()[0]}") from error
+    problems = (
+        [f"{line}: {name}: is there twice" for line, name in _duplicates(node)] if node else []
+    )
     try:
-        return Pipeline.model_validate(document)
+        pipeline = Pipeline.model_validate(document)
     except ValidationError as error:
-        problems = []
-        for item in error.errors():
-            message = item["msg"].removeprefix("Value error, ")
-            where = item["loc"]
-            if not where and ":" in message and " " not in message.partition(":")[0]:
-                field, _, message = message.partition(": ")
-                where = tuple(field.split("."))
-            field = ".".join(str(part) for part in where) or "pipeline"
-            problems.append(f"{path}:{_line(node, where)}: {field}: {message}")
-        raise PipelineError("\n".join(problems)) from error
+        problems += [_problem(item, node) for item in error.errors()]
+    if problems:
+        raise PipelineError("\n".join(f"{path}:{problem}" for problem in problems))
+    return pipeline
 
 
 def load_pipelines(folder: Path) -> dict[str, Pipeline]:

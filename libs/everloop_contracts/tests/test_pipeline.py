@@ -1,0 +1,338 @@
+"""The specification: what is accepted, and what a person is told about the rest."""
+
+from __future__ import annotations
+
+import textwrap
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from everloop_contracts.pipeline import (
+    FieldType,
+    Pipeline,
+    PipelineError,
+    load_pipeline,
+    load_pipelines,
+)
+
+EXAMPLES = Path(__file__).parents[3] / "pipelines"
+
+GOOD = """\
+pipeline: late
+schema:
+  id: id
+  time: at
+  fields:
+    id: {type: string}
+    at: {type: timestamp, timezone: America/New_York}
+    colour: {type: string, categories: [NO, on, red]}
+    size: {type: float, min: 0}
+    weight: {type: int, nullable: true}
+    late: {type: bool, nullable: true}
+target: {field: late, task: binary}
+features:
+  hour: {kind: date_part, of: at, part: hour}
+  size: {kind: number, of: size}
+  density: {kind: ratio, of: weight, by: size}
+cut: {rows: 100, age: 90m}
+training:
+  families: [mlp]
+  window: 30d
+promotion:
+  gates:
+    - {kind: metric_floor, metric: roc_auc, min: 0.6}
+    - kind: better_than_production
+      metric: roc_auc
+monitoring:
+  retrain: {chunks: 2, of: 3}
+"""
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load(text: str) -> Pipeline:
+        path = tmp_path / "late.yaml"
+        path.write_text(text)
+        return load_pipeline(path)
+
+    return load
+
+
+@pytest.fixture
+def complaint(tmp_path, load):
+    """What is said about a text, without the file's name."""
+
+    def complaint(text: str) -> list[str]:
+        with pytest.raises(PipelineError) as caught:
+            load(text)
+        lines = str(caught.value).splitlines()
+        assert all(line.startswith(f"{tmp_path / 'late.yaml'}:") for line in lines)
+        return [line.removeprefix(f"{tmp_path / 'late.yaml'}:") for line in lines]
+
+    return complaint
+
+
+def test_the_examples_load():
+    assert "flight-delays" in load_pipelines(EXAMPLES)
+
+
+def test_a_good_pipeline_says_what_it_says(load):
+    pipeline = load(GOOD)
+    assert pipeline.name == "late"
+    assert pipeline.cut.age == timedelta(minutes=90)
+    assert pipeline.training.window == timedelta(days=30)
+    assert [gate.kind for gate in pipeline.promotion.gates] == [
+        "metric_floor",
+        "better_than_production",
+    ]
+    assert list(pipeline.inputs) == ["at", "size", "weight"]
+    assert pipeline.record_topic == "everloop.records.late"
+
+
+def test_words_that_older_yaml_takes_for_truth_values_are_words(load):
+    assert load(GOOD).schema_.fields["colour"].categories == ("NO", "on", "red")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        # Unknown keys, at every depth.
+        ("cut: {rows", "cuts: {rows", "17: cuts: there is no such key"),
+        ("age: 90m", "aeg: 90m", "17: cut.aeg: there is no such key"),
+        ("min: 0.6", "mim: 0.6", "23: promotion.gates.0.mim: there is no such key"),
+        ("part: hour}", "part: hour, at: x}", "14: features.hour.at: there is no such key"),
+        ("cut: {rows", "on: {rows", "17: on: there is no such key"),
+        # Missing ones.
+        ("  families: [mlp]\n", "", "18: training.families: is missing"),
+        ("task: binary", "", "12: target.task: is missing"),
+        ("of: weight, by: size", "of: weight", "16: features.density.by: is missing"),
+        (", min: 0.6}", "}", "23: promotion.gates.0.min: is missing"),
+        # Durations.
+        ("90m", "90", "17: cut.age: a duration is a number with a unit: 30s, 10m, 2h or 7d"),
+        ("90m", "soon", "17: cut.age: a duration is a number with a unit: 30s, 10m, 2h or 7d"),
+        ("90m", "1w", "17: cut.age: a duration is a number with a unit: 30s, 10m, 2h or 7d"),
+        # References to fields.
+        ("id: id", "id: key", "3: schema.id: there is no field 'key'"),
+        (
+            "time: at",
+            "time: size",
+            "4: schema.time: field 'size' must be of type timestamp and not nullable",
+        ),
+        ("field: late", "field: lat", "12: target.field: there is no field 'lat'"),
+        ("of: size}", "of: sise}", "15: features.size: there is no field 'sise'"),
+        ("of: size}", "of: late}", "15: features.size: 'late' is the target or the record id"),
+        (
+            "of: size}",
+            "of: colour}",
+            "15: features.size: a number feature takes int or float or bool fields, 'colour' is string",
+        ),
+        (
+            "{type: bool, nullable: true}",
+            "{type: bool}",
+            "12: target.field: the target must be nullable, labels may come late",
+        ),
+        (
+            "task: binary",
+            "task: regression",
+            "12: target.field: a regression target is of type int or float",
+        ),
+        # Values.
+        (
+            "America/New_York",
+            "Mars/Olympus",
+            "7: schema.fields.at.timezone: no such time zone: Mars/Olympus",
+        ),
+        (
+            "{type: string}",
+            "{type: string, min: 1}",
+            "6: schema.fields.id: min and max are for int and float fields",
+        ),
+        (
+            "pipeline: late",
+            "pipeline: Late!",
+            "1: pipeline: a name is lower-case letters, digits and dashes",
+        ),
+        ("chunks: 2", "chunks: 4", "27: monitoring.retrain: chunks (4) cannot exceed of (3)"),
+        ("rows: 100", "rows: 0", "17: cut.rows: Input should be greater than or equal to 1"),
+        ("rows: 100", "rows: many", "17: cut.rows: Input should be a valid integer"),
+        (
+            "kind: number",
+            "kind: numbre",
+            "15: features.size: Input tag 'numbre' found using 'kind'",
+        ),
+        # Twice.
+        ("  size: {kind", "  hour: {kind", "15: features.hour: is there twice"),
+        ("cut: {rows: 100", "cut: {rows: 9, rows: 100", "17: cut.rows: is there twice"),
+    ],
+)
+def test_a_mistake_is_named_with_line_and_field(complaint, old, new, said):
+    assert old in GOOD
+    assert any(line.startswith(said) for line in complaint(GOOD.replace(old, new, 1)))
+
+
+def test_all_mistakes_are_named_at_once(complaint):
+    broken = GOOD.replace("90m", "soon").replace("min: 0.6", "mim: 0.6")
+    assert [line.split(": ")[1] for line in complaint(broken)] == [
+        "cut.age",
+        "promotion.gates.0.min",
+        "promotion.gates.0.mim",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "1: pipeline: Input should be a valid dictionary"),
+        ("- a\n- b\n", "1: pipeline: Input should be a valid dictionary"),
+        ("a: [1,\nb: 2", "2: not YAML: "),
+        ("a: 1\n\tb: 2", "2: not YAML: "),
+        ("a: \x07", "1: not YAML: "),
+        ("a: !!python/object:os.system x", "1: not YAML: could not determine a constructor"),
+    ],
+)
+def test_what_is_not_a_mapping_or_not_yaml_is_named_with_its_line(complaint, text, said):
+    assert complaint(text)[0].startswith(said)
+
+
+def test_what_cannot_be_read_is_said(tmp_path):
+    with pytest.raises(PipelineError, match="cannot be read"):
+        load_pipeline(tmp_path / "missing.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00bad\xff")
+    with pytest.raises(PipelineError, match=r"binary\.yaml"):
+        load_pipeline(tmp_path / "binary.yaml")
+
+
+def test_two_files_may_not_declare_one_pipeline(tmp_path):
+    for name in ("a.yaml", "b.yaml"):
+        (tmp_path / name).write_text(GOOD)
+    with pytest.raises(PipelineError, match=r"b\.yaml:1: pipeline: 'late' is declared twice"):
+        load_pipelines(tmp_path)
+    with pytest.raises(PipelineError, match="no such folder"):
+        load_pipelines(tmp_path / "nowhere")
+
+
+def test_a_pipeline_does_not_change(load):
+    with pytest.raises(ValueError, match="frozen"):
+        load(GOOD).partitions = 3
+
+
+# Any valid pipeline survives being written down and loaded.
+
+names = st.from_regex(r"[a-z][a-z0-9_]{0,8}", fullmatch=True)
+texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), max_size=12)
+amounts = st.integers(1, 999)
+durations = st.builds(lambda n, unit: f"{n}{unit}", amounts, st.sampled_from("smhd"))
+floats = st.floats(-1e9, 1e9).map(lambda value: value + 0.0)
+
+
+@st.composite
+def field_specs(draw: st.DrawFn, kind: str) -> dict[str, Any]:
+    spec: dict[str, Any] = {
+        "type": kind,
+        "nullable": draw(st.booleans()),
+        "description": draw(texts),
+    }
+    if kind in ("int", "float") and draw(st.booleans()):
+        spec["min"], spec["max"] = sorted((draw(floats), draw(floats)))
+    if kind == "string" and draw(st.booleans()):
+        spec["categories"] = draw(st.lists(texts, min_size=1, max_size=4))
+    if kind == "timestamp":
+        spec["timezone"] = draw(st.sampled_from(["UTC", "Europe/Berlin", "Asia/Kathmandu"]))
+    return spec
+
+
+@st.composite
+def documents(draw: st.DrawFn) -> dict[str, Any]:
+    kinds = draw(
+        st.dictionaries(
+            names.map(lambda name: f"f_{name}"),
+            st.sampled_from(["string", "bool", "int", "float", "timestamp"]),
+            min_size=1,
+            max_size=6,
+        )
+    )
+    fields = {name: draw(field_specs(kind)) for name, kind in kinds.items()}
+    feature_of: dict[str, dict[str, Any]] = {
+        "string": {"kind": "category"},
+        "bool": {"kind": "category"},
+        "int": {"kind": "number"},
+        "float": {"kind": "bins", "edges": sorted(draw(st.sets(floats, min_size=1, max_size=4)))},
+        "timestamp": {"kind": "date_part", "part": draw(st.sampled_from(["hour", "weekday"]))},
+    }
+    features = {f"x_{name}": {**feature_of[kind], "of": name} for name, kind in kinds.items()}
+    task, target = draw(
+        st.sampled_from([("binary", "bool"), ("multiclass", "string"), ("regression", "float")])
+    )
+    gates = [
+        {"kind": "metric_floor", "metric": "roc_auc", "min": draw(floats)},
+        {"kind": "export_parity", "max_difference": abs(draw(floats))},
+    ]
+    of = draw(st.integers(1, 9))
+    return {
+        "pipeline": draw(st.from_regex(r"[a-z][a-z0-9-]{0,20}", fullmatch=True)),
+        "schema": {
+            "id": "id",
+            "time": "at",
+            "fields": {
+                "id": {"type": "string"},
+                "at": {"type": "timestamp"},
+                **fields,
+                "y": {"type": target, "nullable": True},
+            },
+        },
+        "target": {"field": "y", "task": task},
+        "features": features,
+        "cut": {"rows": draw(amounts), "age": draw(durations)},
+        "training": {
+            "families": draw(st.lists(names, min_size=1, max_size=3)),
+            "window": draw(durations | st.just("all")),
+        },
+        "promotion": {
+            "approval": draw(st.sampled_from(["automatic", "manual"])),
+            "gates": gates[: draw(st.integers(0, 2))],
+        },
+        "monitoring": {"retrain": {"of": of, "chunks": draw(st.integers(1, of))}},
+    }
+
+
+@settings(max_examples=60, deadline=None)
+@given(documents())
+def test_a_valid_pipeline_survives_being_written_and_loaded(tmp_path_factory, document):
+    path = tmp_path_factory.mktemp("round") / "trip.yaml"
+    path.write_text(yaml.safe_dump(document, allow_unicode=True, sort_keys=False))
+    first = load_pipeline(path)
+    assert first == Pipeline.model_validate(document)
+    assert {name: str(spec.type) for name, spec in first.schema_.fields.items()} == {
+        name: spec["type"] for name, spec in document["schema"]["fields"].items()
+    }
+    again = Pipeline.model_validate(first.model_dump(by_alias=True))
+    assert again == first
+    assert set(first.inputs) == {feature["of"] for feature in document["features"].values()}
+    assert all(spec.type in FieldType for spec in first.inputs.values())
+
+
+@settings(max_examples=60, deadline=None)
+@given(documents(), st.data())
+def test_whatever_is_taken_out_the_complaint_names_a_line_of_the_file(
+    tmp_path_factory, document, data
+):
+    section = data.draw(st.sampled_from(["pipeline", "schema", "target", "features", "training"]))
+    del document[section]
+    path = tmp_path_factory.mktemp("broken") / "broken.yaml"
+    text = yaml.safe_dump(document, allow_unicode=True, sort_keys=False)
+    path.write_text(text)
+    with pytest.raises(PipelineError) as caught:
+        load_pipeline(path)
+    rest = str(caught.value).splitlines()[0].removeprefix(f"{path}:")
+    line, field, message = rest.split(": ", 2)
+    assert 1 <= int(line) <= len(text.splitlines())
+    assert (field, message) == (section, "is missing")
+
+
+def test_indentation_is_no_matter_of_the_loader(load):
+    assert load(textwrap.indent(GOOD, "  ")) == load(GOOD)
