@@ -122,6 +122,7 @@ def test_a_damaged_cache_is_fetched_again_and_a_lost_one_falls_back(world: Any) 
     graph.write_bytes(graph.read_bytes()[:-1])
     second = world.replica()
     assert version(second) == 2
+    assert second.models.get("flights").previous_version == 1
     world.stop(second)
 
     # Now nothing can be fetched: the version before is still on disk.

@@ -72,6 +72,7 @@ def application(
 def _log_to_file(settings: InferenceSettings) -> None:
     """Writes the log to a file beside the data: Ray keeps a worker's own output where nobody looks."""
     telemetry.configure("inference-replica", settings.log_level)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
     root = logging.getLogger()
     folder = settings.data_dir / "logs"
     folder.mkdir(parents=True, exist_ok=True)

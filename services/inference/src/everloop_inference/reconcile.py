@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from everloop_inference.domain import ServingPolicy, Wanted
@@ -54,7 +54,7 @@ class Reconciler:
     def restore(self) -> None:
         """Lets the last good set serve again, from this machine's disk alone."""
         for wanted, previous in self._remembered():
-            if not self._load(wanted) and previous:
+            if not self._load(wanted, previous.version if previous else 0) and previous:
                 self._load(previous)
 
     def once(self) -> None:
@@ -88,7 +88,7 @@ class Reconciler:
             except Exception:
                 log.exception("reconciling failed, what serves goes on")
 
-    def _load(self, wanted: Wanted) -> bool:
+    def _load(self, wanted: Wanted, previous_version: int = 0) -> bool:
         due, pause = self._retry.get(wanted, (0.0, FIRST_RETRY_SECONDS))
         if time.monotonic() < due:
             return False
@@ -111,7 +111,7 @@ class Reconciler:
             self._retry[wanted] = time.monotonic() + pause, min(pause * 2, self._retry_max)
             return False
         self._retry.pop(wanted, None)
-        model = self._models.swap(model)
+        model = self._models.swap(replace(model, previous_version=previous_version))
         SERVED_VERSION.labels(model.name).set(model.version)
         SWAPS.labels(model.name).inc()
         log.info(

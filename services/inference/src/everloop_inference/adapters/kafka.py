@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import threading
 import time
 from collections.abc import Sequence
 
@@ -34,18 +35,25 @@ class KafkaSink:
             futures = [_begin(client, item) for item in messages]
         except (OSError, KafkaError) as error:
             log.debug("the broker is away: %s", error)
-            self.close()
+            self._abandon()
             return [Outcome.AWAY] * len(messages)
         deadline = time.monotonic() + self._seconds
         outcomes = [self._outcome(future, deadline) for future in futures]
         if Outcome.AWAY in outcomes:
-            self.close()
+            self._abandon()
         return outcomes
 
     def close(self) -> None:
         """See `ports.LogSink`."""
         if self._producer:
-            self._producer.close(timeout=0)
+            _close(self._producer, self._seconds)
+        self._producer = None
+
+    def _abandon(self) -> None:
+        """Drops the producer; it ends by itself once what it holds has timed out."""
+        if self._producer:
+            ending = (self._producer, 3 * self._seconds)
+            threading.Thread(target=_close, args=ending, name="old producer", daemon=True).start()
         self._producer = None
 
     def _connected(self) -> KafkaProducer:
@@ -83,6 +91,13 @@ def _begin(client: KafkaProducer, item: Message) -> object:
         return client.send(item.topic, key=item.key, value=item.value, headers=list(item.headers))
     except MessageSizeTooLargeError as error:
         return error
+
+
+def _close(client: KafkaProducer, seconds: float) -> None:
+    try:
+        client.close(timeout=seconds)
+    except KafkaError as error:  # it could not empty itself in time
+        log.debug("a producer did not close: %s", error)
 
 
 def _probe(bootstrap: str) -> None:
