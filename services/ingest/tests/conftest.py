@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import grpc
 import orjson
 import pyarrow.parquet as pq
 import pytest
+import yaml
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from kafka import KafkaConsumer
 
 import everloop_ingest
+from everloop import stack
+from everloop.stack import Endpoints
 from everloop_contracts.pipeline import Pipeline
+from everloop_contracts.stubs.everloop.ingest.v1 import ingest_pb2, ingest_pb2_grpc
+from everloop_contracts.stubs.everloop.ingest.v1.dataset_pb2 import DatasetVersion
 from everloop_ingest.adapters.store import Store
 from everloop_ingest.cut_version import BuildLimits, CutVersion
 from everloop_ingest.domain import Batch, ObjectFile, Partition, Version
 from everloop_ingest.settle import Settle
+from everloop_runtime import clients
 from everloop_runtime.database import Database
 from everloop_runtime.events import Event, decode
 
@@ -268,3 +283,153 @@ def crash(monkeypatch: pytest.MonkeyPatch) -> Callable[[object, str, str], type[
         return Crash
 
     return arm
+
+
+class IngestProcess:
+    """Ingest as a process of its own, on real Kafka and S3, with a pipeline of its own."""
+
+    def __init__(self, folder: Path, endpoints: Endpoints, name: str) -> None:
+        self.folder = folder
+        self.endpoints = endpoints
+        self.pipeline = Pipeline.model_validate(SPEC | {"pipeline": name})
+        pipelines = folder / "pipelines"
+        pipelines.mkdir()
+        (pipelines / f"{name}.yaml").write_text(yaml.safe_dump(SPEC | {"pipeline": name}))
+        self.address, self.metrics = free_address(), free_address()
+        data = folder / "data"
+        self.repository = data / "datasets"
+        self.environment = os.environ | {
+            "EVERLOOP_KAFKA_BOOTSTRAP": endpoints.kafka_bootstrap,
+            "EVERLOOP_S3_ENDPOINT": endpoints.s3_url,
+            "EVERLOOP_S3_ACCESS_KEY": endpoints.s3_access_key,
+            "EVERLOOP_S3_SECRET_KEY": endpoints.s3_secret_key,
+            "EVERLOOP_PIPELINES_DIR": str(pipelines),
+            "EVERLOOP_DATA_DIR": str(data),
+            "EVERLOOP_DATABASE_URL": f"sqlite:///{data / 'ingest.db'}",
+            "EVERLOOP_GRPC_ADDRESS": self.address,
+            "EVERLOOP_METRICS_ADDRESS": self.metrics,
+            "EVERLOOP_SHARD_AGE_SECONDS": "0.5",
+            "EVERLOOP_SCHEDULE_SECONDS": "0.5",
+        }
+        self.process: subprocess.Popen[bytes] | None = None
+        self.channel = clients.channel(self.address)
+        self.stub = ingest_pb2_grpc.IngestServiceStub(self.channel)
+
+    def start(self, *death: str) -> None:
+        """Starts it; `death` makes it kill itself, see `dying_ingest.py`."""
+        script = Path(__file__).with_name("dying_ingest.py")
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, str(script), *death], env=self.environment, stdout=log, stderr=log
+            )
+
+    def ready(self) -> None:
+        """Waits until it serves."""
+        health: Any = health_pb2_grpc.HealthStub(self.channel)
+        deadline = time.monotonic() + 60
+        while True:
+            assert self.process is not None
+            assert self.process.poll() is None, (self.folder / "log").read_text()
+            try:
+                answer = health.Check(
+                    health_pb2.HealthCheckRequest(), timeout=2, wait_for_ready=True
+                )
+                if answer.status == health_pb2.HealthCheckResponse.SERVING:
+                    return
+            except grpc.RpcError:
+                pass
+            assert time.monotonic() < deadline, (self.folder / "log").read_text()
+
+    def died(self, seconds: float) -> bool:
+        """Waits a little and says whether it has killed itself; any other end fails the test."""
+        assert self.process is not None
+        try:
+            status = self.process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        assert status == -signal.SIGKILL, (self.folder / "log").read_text()
+        return True
+
+    def stop(self) -> int:
+        """Stops it as a supervisor does; returns its exit status."""
+        assert self.process is not None
+        if self.process.poll() is None:
+            self.process.terminate()
+        return self.process.wait(timeout=60)
+
+    def stats(self) -> ingest_pb2.GetPipelineStatsResponse:
+        request = ingest_pb2.GetPipelineStatsRequest(pipeline=self.pipeline.name)
+        return clients.call(self.stub.GetPipelineStats, request, timeout=20)
+
+    def cut(self, request_id: str) -> DatasetVersion:
+        request = ingest_pb2.CutVersionRequest(pipeline=self.pipeline.name, request_id=request_id)
+        return clients.call(self.stub.CutVersion, request, timeout=60).dataset
+
+    def get(self, version: DatasetVersion) -> Path:
+        """The version's file by the stock command line, in another folder."""
+        target = self.folder / f"elsewhere-{version.version}"
+        target.mkdir()
+        command = [str(Path(sys.executable).with_name("dvc")), "get", version.git_url]
+        subprocess.run(
+            [*command, version.objects[0].path, "--rev", version.git_tag],
+            cwd=target,
+            check=True,
+            capture_output=True,
+        )
+        return target / "rows.parquet"
+
+    def consume(self, topic: str, count: int) -> list[Any]:
+        """Messages of this pipeline on a topic, at least `count`, and all that is there by then."""
+        consumer = KafkaConsumer(
+            topic,
+            bootstrap_servers=self.endpoints.kafka_bootstrap,
+            auto_offset_reset="earliest",
+            consumer_timeout_ms=2_000,
+        )
+        found: list[Any] = []
+        deadline = time.monotonic() + 30
+        while len(found) < count and time.monotonic() < deadline:
+            for message in consumer:
+                names = dict(message.headers)
+                if (
+                    names.get("ce_subject", self.pipeline.name.encode()).decode()
+                    == self.pipeline.name
+                ):
+                    found.append(message)
+        consumer.close()
+        return found
+
+
+def free_address() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+@pytest.fixture(scope="session")
+def infrastructure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoints]:
+    """Kafka and S3, once for all tests that need them."""
+    home = tmp_path_factory.mktemp("stack")
+    try:
+        yield stack.up(home, only=("kafka", "s3"))
+    finally:
+        stack.down(home)
+
+
+@pytest.fixture
+def ingest(infrastructure: Endpoints, tmp_path: Path) -> Iterator[Callable[[str], IngestProcess]]:
+    """Makes ingest processes; the name is that of their pipeline."""
+    made: list[IngestProcess] = []
+
+    def make(name: str) -> IngestProcess:
+        folder = tmp_path / name
+        folder.mkdir()
+        made.append(IngestProcess(folder, infrastructure, name))
+        return made[-1]
+
+    yield make
+    for process in made:
+        process.channel.close()
+        if process.process is not None and process.process.poll() is None:
+            process.process.kill()
+            process.process.wait()

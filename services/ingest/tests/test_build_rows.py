@@ -107,7 +107,7 @@ def test_a_shard_from_before_a_field_was_added_reads_as_null(
     paths = [tmp_path / "old.parquet", tmp_path / "new.parquet"]
     for path, known, name, zone in zip(paths, (older, pipeline), "ab", (..., "B"), strict=True):
         message = SimpleNamespace(offset=0, timestamp=0, value=make_record(name, zone=zone))
-        path.write_bytes(shards.encode(Validator(known, 4096)([message.value]), [message], 0))  # type: ignore[list-item]
+        path.write_bytes(shards.encode(Validator(known, 4096)([message.value]), [message], 0))
     build_rows(pipeline, paths, tmp_path / "rows.parquet", 2**28, 1)
     rows = pq.read_table(tmp_path / "rows.parquet").to_pylist()
     assert [(row["parcel"], row["zone"]) for row in rows] == [("a", None), ("b", "B")]

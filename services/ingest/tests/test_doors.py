@@ -190,7 +190,7 @@ class Broker:
 def test_bytes_under_way_are_bounded_until_the_broker_has_them() -> None:
     producer = TopicProducer("unused:1", max_bytes=100, timeout_seconds=1.0)
     broker = Broker()
-    producer._client = broker  # type: ignore[assignment]
+    producer._client = broker
     with pytest.raises(EverloopError) as caught:
         producer.send("t", [(None, b"x" * 80)], 1.0)
     assert caught.value.kind is Kind.UNAVAILABLE

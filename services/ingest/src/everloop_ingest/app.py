@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 
@@ -58,6 +59,8 @@ def run_service() -> int:
     """Runs ingest until it is told to stop; returns the exit status."""
     settings = IngestSettings.load()
     telemetry.configure("ingest", settings.log_level)
+    # It reports every pause of more than 0.1 s, which decoding a full fetch takes.
+    logging.getLogger("kafka.net.selector").setLevel(logging.ERROR)
     try:
         pipelines = load_pipelines(settings.pipelines_dir)
     except PipelineError as error:
@@ -84,7 +87,9 @@ def run_service() -> int:
     ends = TopicEnds(bootstrap)
     sink = TopicProducer(bootstrap, settings.push_max_bytes, settings.push_timeout_seconds)
     settle = Settle(pipelines, store, files, settings.max_record_bytes)
-    writer = DatasetWriter(bootstrap, pipelines, store, settle, _limits(settings))
+    writer = DatasetWriter(
+        bootstrap, pipelines, store, settle, _limits(settings), settings.instance
+    )
     build = BuildLimits(settings.data_dir / "work", settings.cut_memory_bytes, settings.cut_threads)
     cut = CutVersion(pipelines, store, files, repository, ends, writer, build)
     push = Push(pipelines, sink, settings.max_record_bytes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 from pydantic import Field
 
 from everloop_runtime.settings import ServiceSettings
@@ -18,6 +20,9 @@ class IngestSettings(ServiceSettings):
     """Bucket of the shards."""
     dvc_bucket: str = "everloop-dvc"
     """Bucket of the DVC remote, below the prefix `dvc`."""
+
+    instance: str = Field(default_factory=socket.gethostname, min_length=1)
+    """Name of this process among those that share the work, the same after a restart."""
 
     max_record_bytes: int = Field(default=256 * 1024, ge=256, le=900 * 1024)
     """Largest record, in bytes; a dead letter of it must fit a Kafka message."""

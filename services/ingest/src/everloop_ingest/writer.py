@@ -76,8 +76,13 @@ class DatasetWriter(Component):
         store: Store,
         settle: Callable[[Batch], bool],
         limits: Limits,
+        instance: str,
     ) -> None:
-        """Takes the broker, the pipelines by name, the database, what settles a batch, and the limits."""
+        """Takes the broker, the pipelines by name, the database, what settles a batch, and the limits.
+
+        `instance` names this process among those that share the work; the same after a restart.
+        """
+        self._instance = instance
         self._bootstrap = bootstrap
         self._pipelines = {pipeline.record_topic: name for name, pipeline in pipelines.items()}
         self._store = store
@@ -111,6 +116,8 @@ class DatasetWriter(Component):
         consumer = KafkaConsumer(
             bootstrap_servers=self._bootstrap.split(","),
             group_id=GROUP,
+            # A process that was killed gets its partitions back at once, not when its old session has expired.
+            group_instance_id=self._instance,
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             isolation_level="read_committed",

@@ -1,0 +1,202 @@
+"""The whole service as a process, on the real broker and the real object store."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import random
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from kafka import KafkaProducer
+
+from everloop_contracts.stubs.everloop.ingest.v1 import ingest_pb2
+from everloop_ingest.adapters.s3 import ShardBucket, s3_filesystem
+from everloop_runtime import clients
+from everloop_runtime.errors import EverloopError, Kind
+from everloop_runtime.events import decode
+
+pytestmark = pytest.mark.e2e
+
+Make = Callable[..., bytes]
+
+
+def produce(service: Any, values: list[bytes], *, keys: bool = False) -> None:
+    """Sends messages as any producer would."""
+    producer = KafkaProducer(bootstrap_servers=service.endpoints.kafka_bootstrap, linger_ms=5)
+    for index, value in enumerate(values):
+        producer.send(
+            service.pipeline.record_topic, value, key=str(index).encode() if keys else None
+        )
+    producer.flush(30)
+    producer.close()
+
+
+def events(service: Any, topic: str, count: int) -> list[Any]:
+    return [decode(message.value, message.headers) for message in service.consume(topic, count)]
+
+
+def labels(service: Any, count: int) -> list[tuple[str, str]]:
+    found = events(service, "everloop.actuals", count)
+    assert len({event.id for event in found}) == len(found)
+    return sorted(
+        pair
+        for event in found
+        for pair in zip(event.data.record_ids, event.data.labels, strict=True)
+    )
+
+
+def test_both_doors_lead_to_one_version_that_dvc_gets(
+    ingest: Callable[[str], Any], make_record: Make
+) -> None:
+    service = ingest("parcels-doors")
+    service.start()
+    service.ready()
+    good = [make_record(f"k{n}", weight=n % 50) for n in range(50)]
+    produce(service, [*good, b"{", make_record("bad", zone="C"), b'{"parcel": "k7", "lost": true}'])
+    pushed = ingest_pb2.PushRecordsRequest(
+        pipeline=service.pipeline.name, records=[make_record("g1", lost=False), b"[]"]
+    )
+    answer = clients.call(service.stub.PushRecords, pushed, timeout=20)
+    assert [(r.accepted, r.reason) for r in answer.results] == [
+        (True, ""),
+        (False, "NOT_AN_OBJECT"),
+    ]
+
+    version = service.cut("r1")
+    assert service.cut("r1") == version
+    assert (version.git_tag, version.rows, version.labelled_rows) == ("parcels-doors/v1", 51, 2)
+    path = service.get(version)
+    assert hashlib.md5(path.read_bytes()).hexdigest() == version.objects[0].md5
+    table = pq.read_table(path).to_pylist()
+    assert {row["parcel"] for row in table} == {*(f"k{n}" for n in range(50)), "g1"}
+    assert {row["parcel"]: row["lost"] for row in table if row["lost"] is not None} == {
+        "k7": True,
+        "g1": False,
+    }
+    stats = service.stats()
+    assert (stats.received, stats.accepted, stats.rejected) == (55, 52, 3)
+    assert (stats.actuals, stats.lag) == (1, 0)
+    reasons = {"MALFORMED_JSON": 1, "UNKNOWN_CATEGORY": 1, "NOT_AN_OBJECT": 1}
+    assert dict(stats.rejected_by_reason) == reasons
+
+    letters = service.consume(service.pipeline.dead_letter_topic, 3)
+    found = {dict(m.headers)["everloop-reason"].decode(): m.value for m in letters}
+    assert found == {
+        "MALFORMED_JSON": b"{",
+        "UNKNOWN_CATEGORY": make_record("bad", zone="C"),
+        "NOT_AN_OBJECT": b"[]",
+    }
+    [created] = events(service, "everloop.datasets", 1)
+    assert (created.data.dataset, created.cause) == (version, "r1")
+    assert labels(service, 2) == [("g1", "false"), ("k7", "true")]
+
+    with urllib.request.urlopen(f"http://{service.metrics}/metrics", timeout=10) as page:
+        exposed = page.read().decode()
+    for line in (
+        'everloop_ingest_records_total{outcome="accepted",pipeline="parcels-doors"} 51.0',
+        'everloop_ingest_records_total{outcome="actual",pipeline="parcels-doors"} 1.0',
+        'everloop_ingest_records_total{outcome="rejected",pipeline="parcels-doors"} 3.0',
+        'everloop_ingest_pushed_records_total{outcome="accepted",pipeline="parcels-doors"} 1.0',
+        'everloop_ingest_pushed_records_total{outcome="rejected",pipeline="parcels-doors"} 1.0',
+        'everloop_ingest_cut_duration_seconds_count{pipeline="parcels-doors"} 1.0',
+        'everloop_ingest_shard_rows_sum{pipeline="parcels-doors"} 52.0',
+    ):
+        assert line in exposed
+    assert service.stop() == 0
+
+
+DEATHS = [
+    ("everloop_ingest.adapters.s3:ShardBucket.put", "after", "2"),
+    ("everloop_ingest.adapters.store:Store.settle", "after", "2"),
+    ("everloop_ingest.adapters.git:Git.tag", "after", "1"),
+    ("everloop_ingest.adapters.store:Store.complete", "before", "1"),
+]
+
+
+def test_killed_at_every_step_it_neither_loses_nor_doubles(
+    ingest: Callable[[str], Any], make_record: Make
+) -> None:
+    service = ingest("parcels-killed")
+    generator = random.Random(7)
+    expected: dict[str, bool | None] = {}
+    sent: list[bytes] = []
+    service.start()
+    service.ready()
+    assert service.stop() == 0
+    for round_, death in enumerate(DEATHS):
+        batch = []
+        for number in range(60):
+            name = f"{round_}-{number}"
+            expected[name] = generator.choice([None, True, False])
+            batch.append(make_record(name, lost=expected[name]))
+        late = next(name for name, label in expected.items() if label is None)
+        expected[late] = True
+        batch += [b'{"parcel": "%s", "lost": true}' % late.encode(), b"broken %d" % round_]
+        produce(service, batch, keys=True)
+        sent += batch
+        service.start(*death)
+        deadline = time.monotonic() + 60
+        while not service.died(0.2):
+            assert time.monotonic() < deadline, death
+            with contextlib.suppress(EverloopError):
+                service.cut(f"r{round_}")
+    service.start()
+    service.ready()
+    requests = [f"r{round_}" for round_ in range(len(DEATHS))]
+    answers = [service.cut(request) for request in requests]
+    assert [service.cut(request) for request in requests] == answers
+    version = service.cut("last")
+
+    stats = service.stats()
+    assert (stats.received, stats.lag) == (len(sent), 0)
+    assert (stats.rejected, stats.actuals) == (len(DEATHS), len(DEATHS))
+    table = pq.read_table(service.get(version)).to_pylist()
+    assert {row["parcel"]: row["lost"] for row in table} == expected
+    assert len(table) == len(expected)
+    letters = service.consume(service.pipeline.dead_letter_topic, len(DEATHS))
+    # The relay may send a message twice around a kill: consumers know it by its origin.
+    origins = {dict(m.headers)["everloop-origin"]: m.value for m in letters}
+    assert sorted(origins.values()) == [b"broken %d" % n for n in range(len(DEATHS))]
+    created = {e.id: e.data.dataset.version for e in events(service, "everloop.datasets", 1)}
+    assert sorted(created.values()) == list(range(1, version.version + 1))
+    known = {e.id: e for e in events(service, "everloop.actuals", 1)}.values()
+    announced = [name for event in known for name in event.data.record_ids]
+    assert sorted(announced) == sorted(set(announced))
+    assert set(announced) == {name for name, label in expected.items() if label is not None}
+    assert service.stop() == 0
+
+
+@pytest.mark.parametrize("kind", ["fake", "s3"])
+def test_shard_files_keep_what_they_take(
+    kind: str, folder_files: Any, infrastructure: Any, tmp_path: Path
+) -> None:
+    there = infrastructure
+    real = ShardBucket(
+        s3_filesystem(there.s3_url, there.s3_access_key, there.s3_secret_key, there.s3_region),
+        there.data_bucket,
+    )
+    files = folder_files if kind == "fake" else real
+    large = random.Random(1).randbytes(12 * 2**20)
+    contents = {f"{kind}/a/1.parquet": b"one", f"{kind}/a/2.parquet": large}
+    for key, content in contents.items():
+        files.put(key, content)
+    files.put(f"{kind}/a/1.parquet", b"one")
+    target = tmp_path / "fetched"
+    target.mkdir()
+    paths = files.fetch(list(contents), target)
+    assert [path.read_bytes() for path in paths] == list(contents.values())
+    assert files.fetch([], target) == []
+
+
+def test_an_object_store_that_is_away_is_an_outage(tmp_path: Path) -> None:
+    files = ShardBucket(s3_filesystem("http://127.0.0.1:9", "a", "b", "us-east-1"), "bucket")
+    for attempt in (lambda: files.put("x", b"y"), lambda: files.fetch(["x"], tmp_path)):
+        with pytest.raises(EverloopError) as caught:
+            attempt()
+        assert caught.value.kind is Kind.UNAVAILABLE
