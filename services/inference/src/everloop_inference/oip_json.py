@@ -74,14 +74,15 @@ def request(document: Mapping[str, Any]) -> Request:
         raise EverloopError(Kind.INVALID, "MALFORMED_REQUEST", message) from error
     if given is not None and type(given) is not str:
         raise EverloopError(Kind.INVALID, "MALFORMED_REQUEST", "'id' must be a string", field="id")
-    return Request(given, [_tensor(*part) for part in parts], wanted)
+    with np.errstate(over="ignore"):  # beyond FP32 is infinite
+        return Request(given, [_tensor(*part) for part in parts], wanted)
 
 
 def _tensor(name: object, datatype: object, shape: object, data: object) -> Tensor:
     if not isinstance(name, str) or not isinstance(datatype, str) or not isinstance(data, list):
         message = "each input has a 'name', a 'datatype' and a list as 'data'"
         raise EverloopError(Kind.INVALID, "MALFORMED_REQUEST", message, field=str(name))
-    if not isinstance(shape, list) or not all(type(size) is int for size in shape):
+    if not isinstance(shape, list) or set(map(type, shape)) != {int}:
         raise invalid("WRONG_SHAPE", "the shape is not a list of whole numbers", name)
     rows = rows_of(name, shape)
     if data and isinstance(data[0], list):  # [rows, 1] may be written nested
@@ -103,8 +104,7 @@ def _tensor(name: object, datatype: object, shape: object, data: object) -> Tens
     if not set(map(type, numbers)) <= accepted:
         raise invalid("WRONG_TYPE", f"the data holds what is not {datatype}", name)
     try:
-        with np.errstate(over="ignore"):
-            return Tensor(name, datatype, rows, np.array(numbers, dtype=dtype), nulls)
+        return Tensor(name, datatype, rows, np.array(numbers, dtype=dtype), nulls)
     except OverflowError as error:
         raise invalid("OUT_OF_RANGE", f"a number does not fit {datatype}", name) from error
 

@@ -171,9 +171,11 @@ def feeds_from_tensors(
     if (ids := given.pop(id_field, None)) is not None:
         record_ids = _texts(ids, InputSpec(id_field, FieldType.STRING, True)).ravel().tolist()
     feeds: Feeds = {}
-    for spec in inputs:
-        found = given.pop(spec.name, None)
-        feeds[spec.name] = _absent(spec, count) if found is None else _feed(found, spec)
+    # Once for all: beyond float32 is infinite, as from rows.
+    with np.errstate(over="ignore"):
+        for spec in inputs:
+            found = given.pop(spec.name, None)
+            feeds[spec.name] = _absent(spec, count) if found is None else _feed(found, spec)
     if given:
         name = next(iter(given))
         raise invalid("UNKNOWN_FIELD", "the model has no such input", name)
@@ -239,8 +241,7 @@ def _numbers(tensor: Tensor, spec: InputSpec) -> npt.NDArray[Any]:
         if not spec.nullable and missing.any():
             row = int(np.flatnonzero(missing)[0])
             raise InputError(row, spec.name, "NOT_NULLABLE", "the field may not be null")
-    with np.errstate(over="ignore"):  # beyond float32: infinite, as from rows
-        values = values.astype(np.float32, copy=bool(tensor.nulls))
+    values = values.astype(np.float32, copy=bool(tensor.nulls))
     if tensor.nulls:
         values[list(tensor.nulls)] = np.nan
     return values.reshape(-1, 1)
