@@ -20,7 +20,6 @@ from ray.serve.schema import ApplicationStatus
 
 from everloop_inference.deployment import application
 from everloop_inference.domain import ServingPolicy
-from everloop_inference.fingerprint import fingerprint
 from everloop_inference.policies import load_policies
 from everloop_inference.settings import InferenceSettings
 from everloop_runtime import telemetry
@@ -33,9 +32,8 @@ log = logging.getLogger(__name__)
 ALIVE = {ApplicationStatus.RUNNING, ApplicationStatus.DEPLOYING, ApplicationStatus.UNHEALTHY}
 
 
-def deploy(settings: InferenceSettings, rules: Mapping[str, ServingPolicy]) -> None:
-    """Starts what is wanted unless it is there, and removes what is not."""
-    mark = fingerprint(settings, rules)
+def deploy(settings: InferenceSettings, rules: Mapping[str, ServingPolicy], mark: str) -> None:
+    """Starts the deployment of a fingerprint unless it is there, and removes the others."""
     wanted = f"{settings.application}-{mark}"
     ray.init(
         address=settings.ray_address,
@@ -65,15 +63,17 @@ def deploy(settings: InferenceSettings, rules: Mapping[str, ServingPolicy]) -> N
 def main() -> int:
     """Deploys; another run for the same data folder waits until this one has ended.
 
-    Whoever starts it ends it when it takes too long: Ray's calls wait for ever for a head that is gone.
+    Its argument is the fingerprint that the service process waits for. Whoever starts it ends it when it takes too
+    long: Ray's calls wait for ever for a head that is gone.
     """
+    (mark,) = sys.argv[1:]
     settings = InferenceSettings.load()
     telemetry.configure("inference-deploy", settings.log_level)
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     with (settings.data_dir / "deploy.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
-            deploy(settings, load_policies(settings.pipelines_dir))
+            deploy(settings, load_policies(settings.pipelines_dir), mark)
         except (OSError, RayError) as error:
             log.error("Ray does not answer at %s: %s", settings.ray_address, error)
             return 1

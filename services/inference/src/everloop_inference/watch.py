@@ -62,7 +62,6 @@ class DataPlane(Component):
         seconds: float,
         failures: int,
         deploy_seconds: float,
-        command: tuple[str, ...] = (sys.executable, "-m", "everloop_inference.deploy"),
     ) -> None:
         """Takes how to look and which fingerprint is wanted; the limits are the settings of the same names."""
         self._look = look
@@ -71,7 +70,7 @@ class DataPlane(Component):
         self._seconds = seconds
         self._failures = failures
         self._deploy_seconds = deploy_seconds
-        self._command = command
+        self._command = (sys.executable, "-m", "everloop_inference.deploy", wanted)
         self._up = threading.Event()
         self._answers = False
 

@@ -129,6 +129,8 @@ class MlflowTracking:
                 signature=_signature(model),
                 pip_requirements=self._requirements,
                 onnx_execution_providers=["CPUExecutionProvider"],
+                # One file with everything in it: its SHA-256 is what the registry and inference verify.
+                save_as_external_data=False,
             )
             metrics = trained.metrics | {
                 f"baseline_{name}": value for name, value in trained.baseline_metrics.items()
