@@ -6,6 +6,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ class Notes:
     """Keeps what it is told."""
 
     def __init__(self) -> None:
+        self.lock = threading.Lock()  # as a database has: what follows a search cannot be pickled
         self.trials: list[str] = []
         self.seen: list[Progress] = []
 

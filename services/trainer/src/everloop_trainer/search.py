@@ -248,6 +248,10 @@ class _Follow(tune.Callback):
         self._metric = metric
         self._sign = 1 if mode == "max" else -1
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the watcher: Tune pickles its callbacks, and a database cannot be."""
+        return {**vars(self), "_watcher": None}
+
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
