@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from hypothesis import settings
 from kafka import KafkaConsumer
 
 import everloop_ingest
@@ -36,6 +37,10 @@ from everloop_ingest.settle import Settle
 from everloop_runtime import clients
 from everloop_runtime.database import Database
 from everloop_runtime.events import Event, decode
+
+# A busy machine is no failure.
+settings.register_profile("everloop", deadline=None)
+settings.load_profile("everloop")
 
 MIGRATIONS = Path(everloop_ingest.__file__).parent / "migrations"
 SPEC: dict[str, Any] = {

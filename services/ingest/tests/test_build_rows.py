@@ -69,7 +69,7 @@ def has_a_record(partitions: list[list[Event]]) -> bool:
     return any(not alone for chosen in partitions for _, _, alone, _, _ in chosen)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.lists(events, max_size=8), min_size=1, max_size=3).filter(has_a_record))
 def test_the_last_event_and_the_last_known_label_of_an_id_win(
     pipeline: Pipeline, partitions: list[list[Event]]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 from kafka.errors import KafkaTimeoutError
+from kafka.future import Future
 
 from everloop_contracts.stubs.everloop.ingest.v1 import ingest_pb2 as pb
-from everloop_ingest.adapters.kafka import TopicProducer
+from everloop_ingest.adapters.kafka import TopicEnds, TopicProducer
 from everloop_ingest.push import Push
 from everloop_ingest.servicer import IngestServicer
 from everloop_runtime.errors import EverloopError, Kind
@@ -171,13 +173,10 @@ class Broker:
     """A Kafka client whose futures end when the test says so."""
 
     def __init__(self) -> None:
-        from kafka.future import Future
-
-        self.future = Future
         self.futures: list[Any] = []
 
     def send(self, topic: str, **record: Any) -> Any:
-        future = self.future()
+        future = Future()
 
         def get(timeout: float) -> None:
             raise KafkaTimeoutError("no answer")
@@ -201,3 +200,17 @@ def test_bytes_under_way_are_bounded_until_the_broker_has_them() -> None:
     with pytest.raises(EverloopError) as caught:
         producer.send("t", [(None, b"x" * 30)], 1.0)
     assert caught.value.kind is Kind.UNAVAILABLE
+
+
+def test_a_broker_that_does_not_answer_is_an_outage_in_time() -> None:
+    began = time.monotonic()
+    away = TopicProducer("127.0.0.1:9", max_bytes=100, timeout_seconds=0.5)
+    for attempt in (
+        lambda: away.connect(["t"]),
+        lambda: away.send("t", [(None, b"x")], 0.5),
+        lambda: TopicEnds("127.0.0.1:9").end_offsets("t", 0.5),
+    ):
+        with pytest.raises(EverloopError) as caught:
+            attempt()
+        assert (caught.value.kind, caught.value.reason) == (Kind.UNAVAILABLE, "BROKER_UNAVAILABLE")
+    assert time.monotonic() - began < 5

@@ -32,13 +32,14 @@ SERVICE = "everloop.ingest.v1.IngestService"
 
 
 class _Topics(Component):
-    """Makes the topics before anything uses them."""
+    """Makes the topics before anything uses them, and connects what puts records on them."""
 
     name = "topics"
 
-    def __init__(self, bootstrap: str, pipelines: dict[str, Pipeline]) -> None:
+    def __init__(self, bootstrap: str, pipelines: dict[str, Pipeline], sink: TopicProducer) -> None:
         self._bootstrap = bootstrap
         self._pipelines = pipelines
+        self._sink = sink
 
     def start(self, stopper: Stopper) -> None:
         """Waits for the broker, then makes what is missing."""
@@ -50,9 +51,11 @@ class _Topics(Component):
             partitions[pipeline.record_topic] = pipeline.partitions
             partitions[pipeline.dead_letter_topic] = pipeline.partitions
         ensure_topics(self._bootstrap, partitions)
+        self._sink.connect(pipeline.record_topic for pipeline in self._pipelines.values())
 
     def stop(self) -> None:
-        """Nothing runs."""
+        """Sends what is under way."""
+        self._sink.close()
 
 
 def run_service() -> int:
@@ -103,14 +106,13 @@ def run_service() -> int:
     )
     components: list[Component] = [
         MetricsServer(settings.metrics_address),
-        _Topics(bootstrap, pipelines),
+        _Topics(bootstrap, pipelines, sink),
         OutboxRelay(database, bootstrap),
         writer,
         Scheduler(pipelines, store, cut, settings.schedule_seconds),
         grpc,
     ]
     status = run(components, on_ready=grpc.ready)
-    sink.close()
     ends.close()
     database.close()
     return status

@@ -32,9 +32,9 @@ class IngestSettings(ServiceSettings):
     """Bytes of messages at which a shard is closed."""
     shard_age_seconds: float = Field(default=5.0, gt=0)
     """Age at which a shard is closed, in seconds: how late labels and rows may be visible."""
-    buffer_rows: int = Field(default=400_000, ge=1)
+    buffer_rows: int = Field(default=200_000, ge=1)
     """Messages in memory at which the writer stops reading."""
-    buffer_bytes: int = Field(default=384 * _MIB, ge=1024)
+    buffer_bytes: int = Field(default=192 * _MIB, ge=1024)
     """Bytes in memory at which the writer stops reading."""
     settle_workers: int = Field(default=2, ge=1)
     """Batches that are settled at once, each of another partition."""
@@ -50,7 +50,7 @@ class IngestSettings(ServiceSettings):
 
     schedule_seconds: float = Field(default=5.0, gt=0)
     """Time between two looks whether a version is due, in seconds."""
-    cut_memory_bytes: int = Field(default=1024 * _MIB, ge=64 * _MIB)
+    cut_memory_bytes: int = Field(default=512 * _MIB, ge=64 * _MIB)
     """Memory for building a version's rows, in bytes; beyond it goes to disk."""
     cut_threads: int = Field(default=2, ge=1)
     """Threads that build a version's rows."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError
@@ -71,17 +71,41 @@ class TopicProducer:
         self._lock = threading.Lock()
         self._client: KafkaProducer | None = None
 
+    def connect(self, topics: Iterable[str]) -> None:
+        """Connects and learns where the topics are, so that no call has to wait for that.
+
+        Raises:
+            EverloopError: kind unavailable.
+        """
+        milliseconds = int(self._timeout * 1000)
+        try:
+            self._client = producer(
+                self._bootstrap,
+                max_block_ms=milliseconds,
+                delivery_timeout_ms=milliseconds,
+                request_timeout_ms=max(1, milliseconds - 100),
+                bootstrap_timeout_ms=milliseconds,
+                reconnect_backoff_max_ms=1000,
+                batch_size=256 * 1024,
+            )
+            for topic in topics:
+                self._client.partitions_for(topic)
+        except KafkaError as error:
+            raise _unavailable(f"the broker does not answer: {error}") from error
+
     def send(
         self, topic: str, records: Sequence[tuple[bytes | None, bytes]], seconds: float
     ) -> None:
         """See `ports.RecordSink`."""
+        client = self._client
+        if client is None:
+            raise _unavailable("not connected to the broker yet")
         deadline = time.monotonic() + min(seconds, self._timeout)
         self._take(sum(len(value) for _, value in records))
         headers = [(name, text.encode()) for name, text in trace_headers().items()]
         sent = 0
         futures = []
         try:
-            client = self._connected()
             for key, value in records:
                 future = client.send(topic, key=key, value=value, headers=headers)
                 sent += 1
@@ -103,21 +127,6 @@ class TopicProducer:
         """Sends what is under way and closes the connections."""
         if self._client is not None:
             self._client.close(timeout=self._timeout)
-
-    def _connected(self) -> KafkaProducer:
-        with self._lock:
-            if self._client is None:
-                milliseconds = int(self._timeout * 1000)
-                self._client = producer(
-                    self._bootstrap,
-                    max_block_ms=milliseconds,
-                    delivery_timeout_ms=milliseconds,
-                    request_timeout_ms=max(1, milliseconds - 100),
-                    bootstrap_timeout_ms=milliseconds,
-                    reconnect_backoff_max_ms=1000,
-                    batch_size=256 * 1024,
-                )
-            return self._client
 
     def _take(self, size: int) -> None:
         with self._lock:
