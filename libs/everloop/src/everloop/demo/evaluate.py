@@ -83,6 +83,7 @@ def load_stock(tracking_uri: str, model: str, version: int, columns: Columns) ->
     """Loads a version with nothing but MLflow, as a data scientist would, and returns how it scores."""
     os.environ["MLFLOW_TRACKING_URI"] = tracking_uri
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow
 
     loaded = mlflow.pyfunc.load_model(f"models:/{model}/{version}")

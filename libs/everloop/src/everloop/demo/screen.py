@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 __all__ = ["Bar", "Screen"]
 
 PLAIN_SECONDS = 10.0
+LOG_COLUMNS = 160
 
 
 class Bar:
@@ -47,7 +49,9 @@ class Screen:
     """Prints lines and bars; may be used from several threads. Text is rich's markup."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False)
+        # A log has no edge to wrap at, but rich takes it for 80 columns wide.
+        width = None if sys.stdout.isatty() else LOG_COLUMNS
+        self.console = console or Console(highlight=False, width=width)
         self.live = self.console.is_terminal
         self._began = time.monotonic()
         columns: tuple[Any, ...] = (

@@ -35,7 +35,7 @@ SLICES: Mapping[str, Slice] = {
     "year": Slice(days_per_month=None, rate=1300),
     "small": Slice(
         days_per_month=6,
-        rate=600,
+        rate=450,
         changes={
             "training": {
                 "search": {"trials": 3, "time_budget": "30s"},
