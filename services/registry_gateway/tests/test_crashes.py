@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from everloop_registry_gateway.promote import Promoter
+from everloop_registry_gateway.reconcile import reconcile
+
 WRITES = ("ensure_version", "set_alias", "delete_alias", "set_tags")
 
 
@@ -210,3 +213,35 @@ def test_a_decided_move_of_a_version_deleted_meanwhile_is_abandoned(world):
     assert world.aliases() == {"production": 2}
     world.register(3)
     assert world.production() == 3
+
+
+def test_what_is_half_done_is_done_before_the_next_model_is_judged(world):
+    world.register(1)
+    world.register(2)
+    late = world.train(3)  # compared with 2
+    with armed(world, 3):
+        roll_back(world)
+    assert world.production() == 2
+    world.registrar.register(late)
+    assert world.stages() == {1: "production", 2: "archived", 3: "rejected"}
+
+
+def test_a_move_that_two_processes_finish_at_once_is_finished_once(world):
+    world.register(1)
+    world.register(2)
+    with armed(world, 3):
+        roll_back(world)
+    other = Promoter(world.database, world.registry)
+    set_alias = world.registry.set_alias
+
+    def overtaken(*args):
+        world.registry.set_alias = set_alias
+        set_alias(*args)
+        reconcile(world.database, other)
+
+    world.registry.set_alias = overtaken
+    world.reconcile()
+    assert world.announced()[-1] == ("ModelPromoted", 1)
+    assert world.announced().count(("ModelPromoted", 1)) == 2  # the first time, and this
+    assert world.trail().count((1, "rolled_back")) == 1
+    assert world.ask(lambda store: store.served_before("late")) == 0
