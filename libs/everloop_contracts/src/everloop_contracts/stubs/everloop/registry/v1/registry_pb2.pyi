@@ -644,7 +644,7 @@ class AuditEntry(_message.Message):
     version: _builtins.int
     """Version it concerns."""
     action: _builtins.str
-    """What was done: registered, staged, rejected, promoted, archived, rolled_back."""
+    """What was done: registered, staged, rejected, promoted, archived, rolled_back, abandoned."""
     actor: _builtins.str
     """Who did it."""
     reason: _builtins.str
