@@ -23,10 +23,10 @@ class BoostingFamily:
 
     encoding: ClassVar[Encoding] = "ordinal"
     space: ClassVar[Space] = {
-        "learning_rate": Range(0.03, 0.3, default=0.1, log=True),
+        "learning_rate": Range(0.03, 0.3, default=0.05, log=True),
         "iterations": Range(50, 200, default=150, whole=True),
         "leaves": Range(15, 63, default=31, whole=True),
-        "leaf_rows": Range(10, 200, default=20, log=True, whole=True),
+        "leaf_rows": Range(10, 200, default=100, log=True, whole=True),
         "l2": Range(1e-3, 10, default=1e-3, log=True),
     }
 

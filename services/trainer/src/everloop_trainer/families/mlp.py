@@ -46,8 +46,8 @@ class NetworkFamily:
     space: ClassVar[Space] = {
         "width": Choice((32, 64, 128), default=64),
         "depth": Range(1, 2, default=2, whole=True),
-        "learning_rate": Range(1e-3, 2e-2, default=5e-3, log=True),
-        "weight_decay": Range(1e-5, 1e-1, default=1e-2, log=True),
+        "learning_rate": Range(1e-3, 2e-2, default=2e-3, log=True),
+        "weight_decay": Range(1e-5, 1.0, default=1e-1, log=True),
         "batch": Choice((256, 512, 1024), default=512),
     }
 
