@@ -212,5 +212,5 @@ def test_a_broker_that_does_not_answer_is_an_outage_in_time() -> None:
     ):
         with pytest.raises(EverloopError) as caught:
             attempt()
-        assert (caught.value.kind, caught.value.reason) == (Kind.UNAVAILABLE, "BROKER_UNAVAILABLE")
+        assert caught.value.kind is Kind.UNAVAILABLE
     assert time.monotonic() - began < 5

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from kafka import KafkaProducer
 
+from everloop import stack
 from everloop_contracts.stubs.everloop.ingest.v1 import ingest_pb2
 from everloop_ingest.adapters.s3 import ShardBucket, s3_filesystem
 from everloop_runtime import clients
@@ -169,6 +170,44 @@ def test_killed_at_every_step_it_neither_loses_nor_doubles(
     announced = [name for event in known for name in event.data.record_ids]
     assert sorted(announced) == sorted(set(announced))
     assert set(announced) == {name for name, label in expected.items() if label is not None}
+    assert service.stop() == 0
+
+
+def test_it_outlives_the_broker_and_the_object_store(
+    ingest: Callable[[str], Any], make_record: Make
+) -> None:
+    service = ingest("parcels-outage")
+    service.start()
+    service.ready()
+    home = Path(service.endpoints.home)
+
+    def push(name: str, timeout: float) -> None:
+        request = ingest_pb2.PushRecordsRequest(
+            pipeline=service.pipeline.name, records=[make_record(name)]
+        )
+        clients.call(service.stub.PushRecords, request, timeout=timeout)
+
+    push("before", 20)
+    pids = {part: stack.kill(home, part) for part in ("kafka", "s3")}
+    began = time.monotonic()
+    with pytest.raises(EverloopError) as caught:
+        push("lost", 1.5)
+    assert caught.value.kind is Kind.UNAVAILABLE
+    assert time.monotonic() - began < 3
+    for part, pid in pids.items():
+        stack.wait_healthy(home, part, 60, not_pid=pid)
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            push("after", 5)
+            break
+        except EverloopError as error:
+            assert error.kind is Kind.UNAVAILABLE
+            assert time.monotonic() < deadline
+    version = service.cut("r1")
+    found = {row["parcel"] for row in pq.read_table(service.get(version)).to_pylist()}
+    # What was answered with UNAVAILABLE may have arrived or not; what was acknowledged has.
+    assert {"before", "after"} <= found <= {"before", "after", "lost"}
     assert service.stop() == 0
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError
 
 from everloop_runtime.errors import EverloopError, Kind
-from everloop_runtime.kafka import producer
+from everloop_runtime.kafka import producer, wait_for_broker
+from everloop_runtime.service import Stopper
 from everloop_runtime.telemetry import trace_headers
 
 __all__ = ["TopicEnds", "TopicProducer"]
@@ -36,13 +38,17 @@ class TopicEnds:
             raise _unavailable("the broker keeps another question waiting")
         try:
             if self._client is None:
+                # A client that finds no broker leaves its sockets open: look first.
+                wait_for_broker(",".join(self._bootstrap), Stopper(), seconds)
                 self._client = KafkaConsumer(
                     bootstrap_servers=self._bootstrap,
                     isolation_level="read_committed",
                     bootstrap_timeout_ms=milliseconds,
                     reconnect_backoff_max_ms=1000,
                 )
-            partitions = self._client.partitions_for_topic(topic) or ()
+            partitions = self._client.partitions_for_topic(topic)
+            if not partitions:  # not an empty answer: it would read as "nothing to catch up with"
+                raise _unavailable(f"the broker does not know {topic} now")
             wanted = [TopicPartition(topic, number) for number in partitions]
             ends = self._client.end_offsets(wanted, timeout_ms=milliseconds)
             return {partition.partition: end for partition, end in ends.items()}
@@ -78,12 +84,15 @@ class TopicProducer:
             EverloopError: kind unavailable.
         """
         milliseconds = int(self._timeout * 1000)
+        wait_for_broker(self._bootstrap, Stopper(), self._timeout)
         try:
             self._client = producer(
                 self._bootstrap,
                 max_block_ms=milliseconds,
-                delivery_timeout_ms=milliseconds,
-                request_timeout_ms=max(1, milliseconds - 100),
+                request_timeout_ms=milliseconds,
+                # Never: after a batch has expired, an idempotent kafka-python producer hangs on its partition for ever.
+                # What waits is bounded by the bytes under way.
+                delivery_timeout_ms=2**31 - 1,
                 bootstrap_timeout_ms=milliseconds,
                 reconnect_backoff_max_ms=1000,
                 batch_size=256 * 1024,
@@ -124,9 +133,10 @@ class TopicProducer:
             self._give_back(sum(len(value) for _, value in records[sent:]))
 
     def close(self) -> None:
-        """Sends what is under way and closes the connections."""
+        """Sends what is under way, as far as the broker takes it, and closes the connections."""
         if self._client is not None:
-            self._client.close(timeout=self._timeout)
+            with suppress(KafkaError):  # nobody was told that these records are there
+                self._client.close(timeout=self._timeout)
 
     def _take(self, size: int) -> None:
         with self._lock:
