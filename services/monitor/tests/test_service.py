@@ -132,7 +132,9 @@ def test_labels_of_an_old_chunk_do_not_turn_the_drift_gauges_back(
     while evaluator.step():
         pass
     assert value("everloop_monitor_realised_performance", pipeline=name, metric="roc_auc") > 0
-    assert value("everloop_monitor_feature_distance", pipeline=name, feature="x") == pytest.approx(0.4)
+    assert value("everloop_monitor_feature_distance", pipeline=name, feature="x") == pytest.approx(
+        0.4
+    )
 
 
 def test_a_broken_setting_is_named(monkeypatch, capsys):
