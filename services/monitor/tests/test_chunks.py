@@ -101,6 +101,35 @@ def test_a_ragged_batch_is_refused_and_leaves_nothing(database, make_batch):
         assert store.stream(connection, "trips", 1) == (0, 0, 0)
 
 
+def test_a_batch_may_leave_out_record_ids(database, pipeline, make_batch):
+    """What inference sends where no caller gave one."""
+    log_predictions(database, "a", make_batch(0, 60, records=()), 100)
+    log_predictions(database, "b", make_batch(60, 60), 100)
+    watch_version(database, "p", "trips", 1, "run-1", NOW)
+    with database.read() as connection:
+        chunk = store.next_full(connection, ["trips"], [])
+        assert chunk is not None
+        read = read_rows(pipeline, store.batches_of(connection, chunk), 0, 100)
+        (batch,) = store.batches_with(connection, span_of("00000000000000aa-5"))
+    assert read.record_ids == [""] * 60 + [f"r{n}" for n in range(60, 100)]
+    found = find(batch, "00000000000000aa-5")
+    assert found is not None
+    assert found.record_id == ""
+
+
+def test_a_multiclass_batch_has_probabilities_and_no_scores(database, pipeline, make_batch):
+    message = make_batch(0, 100)
+    del message.scores[:]
+    message.probabilities.extend([0.2, 0.3, 0.5] * 100)
+    log_predictions(database, "a", message, 100)
+    with database.read() as connection:
+        (batch,) = store.batches_with(connection, span_of("00000000000000aa-5"))
+    assert read_rows(pipeline, [batch], 0, 100).scores.tolist() == [0.0] * 100
+    found = find(batch, "00000000000000aa-5")
+    assert found is not None
+    assert found.score == 0.0
+
+
 def test_event_times_come_from_the_wall_clock_of_the_fields_zone(database, pipeline, make_batch):
     message = make_batch(0, 100)
     summer = (datetime(2013, 7, 1, 8, 30) - datetime(1970, 1, 1)).total_seconds()

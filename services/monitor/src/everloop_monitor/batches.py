@@ -52,16 +52,16 @@ def pack(event_id: str, first_row: int, message: PredictionsLogged) -> Batch:
 
 
 def check(message: PredictionsLogged) -> None:
-    """Checks that every column has a value per row.
+    """Checks that every column has a value per row; what the contract lets a batch leave out may be empty.
 
     Raises:
         EverloopError: kind invalid, reason MALFORMED_BATCH.
     """
     rows = len(message.prediction_ids)
     lengths = {
-        "record_ids": len(message.record_ids),
+        "record_ids": len(message.record_ids) or rows,
         "time_micros": len(message.time_micros),
-        "scores": len(message.scores),
+        "scores": len(message.scores) or (rows if message.probabilities else 0),
         "labels": len(message.labels) or rows,
         **{column.name: len(column.numbers) or len(column.texts) for column in message.columns},
     }
@@ -86,10 +86,10 @@ def find(batch: Batch, prediction_id: str) -> Prediction | None:
         id=prediction_id,
         pipeline=message.pipeline,
         version=message.model_version,
-        record_id=message.record_ids[row],
+        record_id=message.record_ids[row] if message.record_ids else "",
         time_micros=message.time_micros[row],
         label=message.labels[row] if message.labels else "",
-        score=message.scores[row],
+        score=message.scores[row] if message.scores else 0.0,
         event_id=batch.event_id,
     )
 
@@ -128,11 +128,13 @@ def read_rows(pipeline: Pipeline, batches: Sequence[Batch], first_row: int, rows
         texts={
             name: texts(name, spec) for name, spec in fields.items() if spec.type not in _NUMBERS
         },
-        scores=np.concatenate(
-            [np.array(message.scores[cut], dtype=np.float64) for message, _, cut in parts]
-        ),
-        labels=np.concatenate([_labels(message, cut) for message, _, cut in parts]),
-        record_ids=[record for message, _, cut in parts for record in message.record_ids[cut]],
+        scores=np.concatenate([_scores(message, cut) for message, _, cut in parts]),
+        labels=np.concatenate([_strings(message.labels, cut) for message, _, cut in parts]),
+        record_ids=[
+            record
+            for message, _, cut in parts
+            for record in _strings(message.record_ids, cut).tolist()
+        ],
         first_event=first_event,
         last_event=last_event,
     )
@@ -154,10 +156,18 @@ def _texts(column: Column | None, cut: slice, spec: FieldSpec) -> NDArray[np.obj
     return np.array(column.texts[cut], dtype=object)
 
 
-def _labels(message: PredictionsLogged, cut: slice) -> NDArray[np.object_]:
-    if not message.labels:
+def _scores(message: PredictionsLogged, cut: slice) -> NDArray[np.float64]:
+    """Scores of the rows; 0 where the model has several classes, which have no score."""
+    if not message.scores:
+        return np.zeros(cut.stop - cut.start)
+    return np.array(message.scores[cut], dtype=np.float64)
+
+
+def _strings(values: Sequence[str], cut: slice) -> NDArray[np.object_]:
+    """Values of the rows; "" where the batch leaves them out."""
+    if not values:
         return np.full(cut.stop - cut.start, "", dtype=object)
-    return np.array(message.labels[cut], dtype=object)
+    return np.array(values[cut], dtype=object)
 
 
 def _event_times(
