@@ -36,12 +36,13 @@ class Monitor:
         self.rows = 0
         self.restart()
 
-    def restart(self):
+    def restart(self, retry_seconds=1000):
         self.evaluator = Evaluator(
             self.database,
             {self.pipeline.name: self.pipeline},
             self.detectors,
-            retry_seconds=1000,
+            retry_seconds=retry_seconds,
+            attempts=3,
             now=lambda: self.now,
         )
 
@@ -202,6 +203,36 @@ def test_a_version_that_cannot_be_evaluated_does_not_hold_up_another(monitor):
     assert [chunk.id for chunk in monitor.chunks] == ["trips/1/0", "trips/2/0"]
 
 
+class Choking(FakeDetector):
+    """Fails on what it cannot digest."""
+
+    def read(self, rows):
+        if rows.numbers["x"].max() > 1:
+            raise ZeroDivisionError("cannot digest this")
+        return super().read(rows)
+
+    def realised(self, rows, actuals):
+        if rows.scores.min() < 0:
+            raise ValueError("cannot digest this")
+        return super().realised(rows, actuals)
+
+
+def test_a_chunk_that_cannot_be_evaluated_does_not_hold_up_those_behind_it(monitor):
+    monitor.detectors.detector = Choking()
+    monitor.restart(retry_seconds=0)
+    monitor.predict(100, x=2.0, score=GOOD)
+    monitor.predict(100, score=-1.0)
+    monitor.predict(100, score=GOOD)
+    monitor.label(100, 300)
+    assert monitor.run() >= 3, "it is tried more than once"
+    assert [(chunk.index, chunk.report.realised is not None) for chunk in monitor.chunks] == [
+        (1, False),
+        (2, True),
+    ]
+    monitor.restart()
+    assert monitor.run() == 0
+
+
 def test_a_metric_that_is_not_defined_leaves_the_chunk_without(monitor):
     monitor.detectors.detector = FakeDetector(reference=None)
     monitor.predict(100, score=BAD)
@@ -243,6 +274,15 @@ def test_only_the_newest_chunks_wait_for_labels(monitor):
     monitor.label(0, 500)
     monitor.run()
     assert [chunk.index for chunk in monitor.chunks if chunk.report.realised] == [3, 4]
+
+
+def test_what_is_known_of_a_chunk_is_forgotten_with_it(monitor):
+    for _ in range(6):
+        monitor.predict(100, score=GOOD)
+        monitor.label(0, 10)
+        monitor.run()
+        bounds(monitor, waiting_chunks=2)
+    assert len(monitor.evaluator._unlabelled) <= 3
 
 
 def test_old_labels_go(monitor):

@@ -57,7 +57,13 @@ def main() -> int:
     database.upgrade(Path(__file__).parent / "migrations")
     references = MlflowReferences(settings.mlflow_uri, settings.mlflow_timeout_seconds)
     detectors = NannymlDetectors(references, keep=settings.fitted_models)
-    evaluator = Evaluator(database, pipelines, detectors, retry_seconds=settings.retry_seconds)
+    evaluator = Evaluator(
+        database,
+        pipelines,
+        detectors,
+        retry_seconds=settings.retry_seconds,
+        attempts=settings.evaluation_attempts,
+    )
 
     def maintain() -> None:
         keep_within_bounds(

@@ -50,15 +50,22 @@ class Evaluator:
         detectors: Detectors,
         *,
         retry_seconds: float,
+        attempts: int = 5,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """Takes what is evaluated with what; a failed model version is tried again after `retry_seconds`."""
+        """Takes what is evaluated with what.
+
+        A failed model version is tried again after `retry_seconds`; a chunk that is itself at fault is tried
+        `attempts` times.
+        """
         self._database = database
         self._pipelines = pipelines
         self._detectors = detectors
         self._retry_seconds = retry_seconds
+        self._attempts = attempts
         self._now = now
         self._retry_at: dict[tuple[str, int], float] = {}
+        self._failures: dict[int, int] = {}
         # Record ids of waiting chunks that have no label yet: only these are looked up again.
         self._unlabelled: dict[int, list[str]] = {}
 
@@ -104,10 +111,25 @@ class Evaluator:
                 evaluate(chunk)
         except Exception as error:
             # One version that cannot be evaluated must not hold up the others.
-            unavailable = isinstance(error, EverloopError) and error.kind is Kind.UNAVAILABLE
             metrics.FAILURES.labels(chunk.pipeline).inc()
+            if not isinstance(error, EverloopError) and self._is_poison(chunk):
+                return
+            unavailable = isinstance(error, EverloopError) and error.kind is Kind.UNAVAILABLE
             log.warning("chunk %s is tried again: %s", chunk.id, error, exc_info=not unavailable)
             self._retry_at[chunk.pipeline, chunk.version] = time.monotonic() + self._retry_seconds
+        else:
+            self._failures.pop(chunk.position, None)
+
+    def _is_poison(self, chunk: Chunk) -> bool:
+        """Counts a failure that no outage explains; closes the chunk after the last attempt, for those behind it."""
+        failures = self._failures.pop(chunk.position, 0) + 1
+        if failures < self._attempts:
+            self._failures[chunk.position] = failures
+            return False
+        log.exception("chunk %s cannot be evaluated and is closed", chunk.id)
+        with self._database.unit_of_work() as work:
+            store.close(work.connection, chunk)
+        return True
 
     def _fitted(self, chunk: Chunk) -> Detector:
         return self._detectors.fitted(self._pipelines[chunk.pipeline], chunk.version, chunk.run_id)
@@ -161,6 +183,10 @@ class Evaluator:
         missing = self._unlabelled.get(chunk.position)
         if missing is None:
             missing = self._rows(chunk).record_ids
+            with self._database.read() as connection:
+                waiting = store.waiting_positions(connection)
+            # Chunks are also closed elsewhere, when they have waited too long or lost rows.
+            self._unlabelled = {p: ids for p, ids in self._unlabelled.items() if p in waiting}
         with self._database.read() as connection:
             known = store.labels_of(connection, chunk.pipeline, missing)
         missing = [record for record in missing if record not in known]

@@ -32,6 +32,8 @@ class MonitorSettings(ServiceSettings):
     """Model versions whose fitted calculators are kept in memory."""
     retry_seconds: float = Field(default=5.0, gt=0)
     """Time until a chunk that could not be evaluated is tried again, in seconds."""
+    evaluation_attempts: int = Field(default=5, ge=1)
+    """Times a chunk is tried that no outage keeps from its evaluation; then it is closed without."""
     maintenance_seconds: float = Field(default=60.0, gt=0)
     """Time between two rounds of retention, in seconds."""
     mlflow_timeout_seconds: int = Field(default=10, ge=1)

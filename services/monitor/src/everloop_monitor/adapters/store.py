@@ -27,6 +27,7 @@ __all__ = [
     "backlog",
     "batches_of",
     "batches_with",
+    "close",
     "close_beyond",
     "count_labels",
     "drop_actuals",
@@ -46,6 +47,7 @@ __all__ = [
     "set_stream",
     "stream",
     "waiting_for_labels",
+    "waiting_positions",
 ]
 
 FULL, EVALUATED, CLOSED = "full", "evaluated", "closed"
@@ -487,6 +489,20 @@ def waiting_for_labels(
         ).order_by(_chunks.c.position)
     )
     return [_chunk(row) for row in rows]
+
+
+def waiting_positions(connection: sa.Connection) -> set[int]:
+    """Positions of all chunks that wait for labels."""
+    return set(
+        connection.scalars(sa.select(_chunks.c.position).where(_chunks.c.state == EVALUATED))
+    )
+
+
+def close(connection: sa.Connection, chunk: Chunk) -> None:
+    """Closes a chunk, whatever it waits for."""
+    connection.execute(
+        _chunks.update().where(_chunks.c.position == chunk.position).values(state=CLOSED)
+    )
 
 
 def set_checked(
