@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from everloop_contracts.stubs.everloop.training.v1.events_pb2 import TrainingFailed
 from everloop_runtime.database import Database
+from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.events import new_event
 
 
@@ -140,3 +141,26 @@ def test_commits_survive_the_machine(database):
     with database.read() as connection:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
+
+
+def test_a_database_that_is_away_is_unavailable(tmp_path, database, counts):
+    """So that a consumer waits for it; as an unknown error it would cost the event its place."""
+    path = tmp_path / "data" / "service.db"
+    impatient = Database(f"sqlite:///{path}")
+    with impatient.read() as connection:
+        connection.exec_driver_sql("PRAGMA busy_timeout=10")
+    with database.unit_of_work(), pytest.raises(EverloopError) as caught, impatient.unit_of_work():
+        pass
+    assert (caught.value.kind, caught.value.reason) == (Kind.UNAVAILABLE, "DATABASE_UNAVAILABLE")
+    impatient.close()
+    missing = Database(f"sqlite:///{tmp_path}")
+    with pytest.raises(EverloopError), missing.read():
+        pass
+
+
+def test_a_mistake_in_a_statement_is_no_outage(database, counts):
+    with pytest.raises(sa.exc.OperationalError), database.read() as connection:
+        connection.exec_driver_sql("SELECT * FROM nowhere")
+    with pytest.raises(sa.exc.IntegrityError), database.unit_of_work() as work:
+        for _ in range(2):
+            work.connection.execute(counts.insert().values(name="twice", n=1))

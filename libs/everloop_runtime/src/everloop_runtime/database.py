@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy.dialects import postgresql, sqlite
 
+from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.events import Event, encode
 
 __all__ = ["Database", "UnitOfWork", "runtime_tables"]
@@ -113,14 +115,25 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
-        """A connection for reading; what it sees is consistent within one statement."""
-        with self.engine.connect().execution_options(everloop_read=True) as connection:
+        """A connection for reading; what it sees is consistent within one statement.
+
+        Raises:
+            EverloopError: kind unavailable: the database does not answer now.
+        """
+        with (
+            _translated(),
+            self.engine.connect().execution_options(everloop_read=True) as connection,
+        ):
             yield connection
 
     @contextmanager
     def unit_of_work(self) -> Iterator[UnitOfWork]:
-        """A transaction that commits at the end of the block and rolls back on an error."""
-        with self._writing(), self.engine.begin() as connection:
+        """A transaction that commits at the end of the block and rolls back on an error.
+
+        Raises:
+            EverloopError: kind unavailable: the database does not answer now; nothing is known to be committed.
+        """
+        with _translated(), self._writing(), self.engine.begin() as connection:
             work = UnitOfWork(connection)
             yield work
         if work.published:
@@ -156,6 +169,40 @@ class Database:
     def close(self) -> None:
         """Closes all connections."""
         self.engine.dispose()
+
+
+# What waiting can mend; SQLite reports programming errors under the same type, with other codes.
+_SQLITE_AWAY = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_CANTOPEN,
+    }
+)
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Turns an outage of the database into an error that consumers wait for instead of burying the event."""
+    try:
+        yield
+    except sa.exc.DBAPIError as error:
+        if not _away(error):
+            raise
+        raise EverloopError(
+            Kind.UNAVAILABLE, "DATABASE_UNAVAILABLE", f"the database does not answer: {error.orig}"
+        ) from error
+
+
+def _away(error: sa.exc.DBAPIError) -> bool:
+    if isinstance(error.orig, sqlite3.Error):
+        # The low byte is the code, the others say more about it; 0 where Python itself refused.
+        code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
+        return code in _SQLITE_AWAY
+    return error.connection_invalidated or isinstance(error, sa.exc.OperationalError)
 
 
 def _configure_sqlite(connection: object, _record: object) -> None:
