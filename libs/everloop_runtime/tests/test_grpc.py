@@ -71,7 +71,7 @@ def server(servicer, address, tmp_path) -> Iterator[GrpcServer]:
         data_dir=tmp_path,
         database_url="",
         grpc_address=address,
-        metrics_address="",
+        metrics_address="127.0.0.1:0",
         drain_seconds=5,
         grpc_workers=4,
         grpc_max_concurrent_calls=4,
@@ -287,7 +287,10 @@ def test_stopping_lets_running_calls_finish(server, servicer, stub):
 
 def test_a_taken_address_fails_at_start(tmp_path):
     settings = ServiceSettings(
-        data_dir=tmp_path, database_url="", grpc_address="127.0.0.1:0", metrics_address=""
+        data_dir=tmp_path,
+        database_url="",
+        grpc_address="127.0.0.1:0",
+        metrics_address="127.0.0.1:0",
     )
     with pytest.raises(RuntimeError):
         import socket

@@ -37,6 +37,22 @@ def test_a_broken_variable_is_named_and_ends_the_process(monkeypatch, capsys, va
     assert "EVERLOOP_DRAIN_SECONDS: " in said
 
 
+@pytest.mark.parametrize("value", ["kafka", "kafka:", ":9092", "kafka:ninety", "a:1,b", "a:70000"])
+def test_an_address_has_host_and_port(monkeypatch, capsys, value):
+    monkeypatch.setenv("EVERLOOP_KAFKA_BOOTSTRAP", value)
+    monkeypatch.setenv("EVERLOOP_GRPC_ADDRESS", "localhost")
+    with pytest.raises(SystemExit):
+        Settings.load()
+    said = capsys.readouterr().err
+    assert "EVERLOOP_KAFKA_BOOTSTRAP: " in said
+    assert "EVERLOOP_GRPC_ADDRESS: Value error, must be host:port" in said
+
+
+def test_several_bootstrap_servers_are_taken(monkeypatch):
+    monkeypatch.setenv("EVERLOOP_KAFKA_BOOTSTRAP", "a:9092, b:9092,[::1]:9092")
+    assert Settings.load().kafka_bootstrap == "a:9092, b:9092,[::1]:9092"
+
+
 def test_a_missing_variable_is_named(capsys):
     with pytest.raises(SystemExit):
         ServiceSettings.load()

@@ -6,12 +6,24 @@ import sys
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-__all__ = ["PREFIX", "ServiceSettings"]
+__all__ = ["PREFIX", "ServiceSettings", "host_and_port"]
 
 PREFIX = "EVERLOOP_"
+
+
+def host_and_port(value: str) -> str:
+    """Checks an address; for the validators of settings.
+
+    Raises:
+        ValueError: it is not `host:port`.
+    """
+    host, _, port = value.strip().rpartition(":")
+    if not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
+        raise ValueError(f"must be host:port, not {value!r}")
+    return value
 
 
 class ServiceSettings(BaseSettings):
@@ -54,6 +66,18 @@ class ServiceSettings(BaseSettings):
     """S3 region."""
     mlflow_uri: str = "http://127.0.0.1:5000"
     """Address of the MLflow server."""
+
+    @field_validator("grpc_address", "metrics_address")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        return host_and_port(value)
+
+    @field_validator("kafka_bootstrap")
+    @classmethod
+    def _addresses(cls, value: str) -> str:
+        for server in value.split(","):
+            host_and_port(server)
+        return value
 
     @classmethod
     def load(cls) -> Self:

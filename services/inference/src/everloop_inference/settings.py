@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import Field, field_validator
 
-from everloop_runtime.settings import ServiceSettings
+from everloop_runtime.settings import ServiceSettings, host_and_port
 
 __all__ = ["InferenceSettings"]
 
@@ -83,12 +81,7 @@ class InferenceSettings(ServiceSettings):
     watch_failures: int = Field(default=10, ge=1)
     """Looks in a row without an answer after which the service process deploys again."""
 
-    @field_validator(
-        "http_address", "predict_grpc_address", "registry_address", "ray_address", mode="after"
-    )
+    @field_validator("http_address", "predict_grpc_address", "registry_address", "ray_address")
     @classmethod
-    def _host_and_port(cls, value: str, _: Any) -> str:
-        host, _colon, port = value.rpartition(":")
-        if not host or not port.isdigit():
-            raise ValueError("must be host:port")
-        return value
+    def _more_addresses(cls, value: str) -> str:
+        return host_and_port(value)
