@@ -31,7 +31,7 @@ def run(addresses, tmp_path: Path):
 
     def invoke(*arguments: str):
         return CliRunner().invoke(
-            app, ["--home", str(tmp_path), *arguments], env={"COLUMNS": "250"}
+            app, ["--home", str(tmp_path), *arguments], env={"COLUMNS": "250", "LINES": "50"}
         )
 
     return invoke
