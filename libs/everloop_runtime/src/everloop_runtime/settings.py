@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 __all__ = ["PREFIX", "ServiceSettings", "host_and_port"]
@@ -40,7 +40,7 @@ class ServiceSettings(BaseSettings):
     database_url: str
     """SQLAlchemy address of this service's database."""
     grpc_address: str
-    """Where the gRPC server listens, `host:port`."""
+    """Where the gRPC server listens, `host:port` or `unix:<path>`."""
     metrics_address: str
     """Where `/metrics` listens, `host:port`."""
     log_level: str = "INFO"
@@ -69,8 +69,9 @@ class ServiceSettings(BaseSettings):
 
     @field_validator("grpc_address", "metrics_address")
     @classmethod
-    def _address(cls, value: str) -> str:
-        return host_and_port(value)
+    def _address(cls, value: str, field: ValidationInfo) -> str:
+        socket = field.field_name == "grpc_address" and value.startswith("unix:")
+        return value if socket else host_and_port(value)
 
     @field_validator("kafka_bootstrap")
     @classmethod
