@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -201,6 +202,26 @@ def test_the_files_of_a_living_replica_are_left_alone(bench: Callable[..., Bench
     two = bench(owner="two")
     assert two.books.adopted == 0
     assert (one.folder / "one").is_dir()
+
+
+def test_replicas_that_start_together_share_nothing(tmp_path: Path) -> None:
+    message = Message("flights", 1, "topic", b"k", b"v", ())
+    gone = Spill(tmp_path, "gone", 1 << 20)
+    for _ in range(100):
+        assert gone.write([message])
+    gone.close()
+    together = threading.Barrier(8)
+
+    def start(number: int) -> Spill:
+        together.wait(10)
+        return Spill(tmp_path, f"replica-{number}", 1 << 20)
+
+    with ThreadPoolExecutor(8) as pool:
+        spills = list(pool.map(start, range(8)))
+    assert sorted(len(spill.adopted) for spill in spills) == [0] * 7 + [100]
+    assert all(spill.write([message]) for spill in spills), "nobody took a living replica's folder"
+    for spill in spills:
+        spill.close()
 
 
 def test_a_damaged_file_does_not_keep_a_replica_from_starting(tmp_path: Path) -> None:

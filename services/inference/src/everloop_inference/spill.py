@@ -9,6 +9,7 @@ import os
 import struct
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from everloop_inference.ports import Message
@@ -36,8 +37,6 @@ class Spill:
             max_bytes: size of all files beyond which nothing is taken.
         """
         self._own = folder / owner
-        self._own.mkdir(parents=True)
-        self._lock = _own(self._own)
         self._max = max_bytes
         self._next = 0
         self._files: deque[tuple[Path, int]] = deque()
@@ -45,8 +44,13 @@ class Spill:
         self._left: list[Message] = []
         self.adopted: list[tuple[str, int]] = []
         """Model and rows of every message that was taken over."""
-        for orphan in _orphans(folder, self._own):
-            self._take_over(orphan)
+        folder.mkdir(parents=True, exist_ok=True)
+        # Replicas start together: a folder that is not locked yet is no orphan, and an orphan has one heir.
+        with _alone(folder):
+            self._own.mkdir()
+            self._lock = _own(self._own)
+            for orphan in _orphans(folder, self._own):
+                self._take_over(orphan)
 
     def is_empty(self) -> bool:
         """Whether nothing waits."""
@@ -86,10 +90,11 @@ class Spill:
 
     def close(self) -> None:
         """Lets the next replica take over what is left."""
-        if self.is_empty():
-            (self._own / _LOCK).unlink()
-            self._own.rmdir()
-        os.close(self._lock)
+        with _alone(self._own.parent):
+            if self.is_empty():
+                (self._own / _LOCK).unlink()
+                self._own.rmdir()
+            os.close(self._lock)
 
     def _add(self, path: Path, size: int) -> None:
         self._files.append((path, size))
@@ -113,6 +118,17 @@ class Spill:
         for rest in orphan.iterdir():
             rest.unlink()
         orphan.rmdir()
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Holds the folder of all replicas while its folders come and go."""
+    held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(held)
 
 
 def _orphans(folder: Path, own: Path) -> list[Path]:
