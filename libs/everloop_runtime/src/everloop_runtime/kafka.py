@@ -22,13 +22,22 @@ from everloop_runtime.events import TOPICS, Event, decode
 from everloop_runtime.service import Component, Stopper
 from everloop_runtime.telemetry import span
 
-__all__ = ["EventConsumer", "OutboxRelay", "ensure_topics", "producer", "wait_for_broker"]
+__all__ = [
+    "EventConsumer",
+    "OutboxRelay",
+    "Topics",
+    "ensure_topics",
+    "producer",
+    "wait_for_broker",
+]
 
 log = logging.getLogger(__name__)
 
 EVENT_PARTITIONS = 6
 DEAD_LETTERS = "everloop.events.dead-letters"
 SEND_SECONDS = 30.0
+# Of an error's text in a dead letter: a message that grows beyond the broker's limit could not be buried.
+NOTE_CHARACTERS = 2_000
 # The client's default lets half a minute pass after the broker is back.
 RECONNECT_MS = 1_000
 
@@ -102,6 +111,26 @@ def ensure_topics(bootstrap: str, partitions: Mapping[str, int] = {}) -> None:
         admin.wait_for_topics(sorted(missing), timeout_ms=30_000)
     finally:
         admin.close()
+
+
+class Topics(Component):
+    """Makes the topics before anything reads or writes them."""
+
+    name = "topics"
+
+    def __init__(self, bootstrap: str, partitions: Mapping[str, int] = {}) -> None:
+        """Takes the broker and the service's own topics (name to number of partitions)."""
+        self._bootstrap = bootstrap
+        self._partitions = partitions
+
+    def start(self, stopper: Stopper) -> None:
+        """Waits for the broker, then makes what is missing."""
+        wait_for_broker(self._bootstrap, stopper)
+        if not stopper.stopping:
+            ensure_topics(self._bootstrap, self._partitions)
+
+    def stop(self) -> None:
+        """Topics stay."""
 
 
 class OutboxRelay(Component):
@@ -285,7 +314,8 @@ class EventConsumer(Component):
         log.error("event goes to %s: %s", DEAD_LETTERS, error, exc_info=error)
         reason = error.reason if isinstance(error, EverloopError) else type(error).__name__
         origin = f"{record.topic}/{record.partition}/{record.offset}"
-        notes = {"reason": reason, "message": str(error), "group": self._group, "origin": origin}
+        message = str(error)[:NOTE_CHARACTERS]
+        notes = {"reason": reason, "message": message, "group": self._group, "origin": origin}
         headers = [*record.headers, *((f"everloop-{k}", v.encode()) for k, v in notes.items())]
         future = self._dead_letters.send(
             DEAD_LETTERS,

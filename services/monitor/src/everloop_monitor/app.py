@@ -18,30 +18,13 @@ from everloop_monitor.worker import Worker, keep_within_bounds
 from everloop_runtime import telemetry
 from everloop_runtime.database import Database
 from everloop_runtime.grpc_server import GrpcServer
-from everloop_runtime.kafka import EventConsumer, OutboxRelay, ensure_topics, wait_for_broker
+from everloop_runtime.kafka import EventConsumer, OutboxRelay, Topics
 from everloop_runtime.metrics import MetricsServer
-from everloop_runtime.service import Component, Stopper, run
+from everloop_runtime.service import run
 
 __all__ = ["main"]
 
 SERVICE = "everloop.monitoring.v1.MonitoringService"
-
-
-class _Topics(Component):
-    """Makes the event topics before anything reads or writes them."""
-
-    name = "topics"
-
-    def __init__(self, bootstrap: str) -> None:
-        self._bootstrap = bootstrap
-
-    def start(self, stopper: Stopper) -> None:
-        wait_for_broker(self._bootstrap, stopper)
-        if not stopper.stopping:
-            ensure_topics(self._bootstrap)
-
-    def stop(self) -> None:
-        """Topics stay."""
 
 
 def main() -> int:
@@ -88,7 +71,7 @@ def main() -> int:
     )
     components = [
         MetricsServer(settings.metrics_address),
-        _Topics(settings.kafka_bootstrap),
+        Topics(settings.kafka_bootstrap),
         OutboxRelay(database, settings.kafka_bootstrap),
         worker,
         EventConsumer(

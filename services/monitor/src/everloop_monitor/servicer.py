@@ -13,10 +13,9 @@ from everloop_monitor.batches import find
 from everloop_monitor.domain import span_of
 from everloop_runtime.database import Database
 from everloop_runtime.errors import EverloopError, Kind
+from everloop_runtime.paging import page
 
 __all__ = ["MonitoringServicer"]
-
-_DEFAULT_PAGE, _LARGEST_PAGE = 50, 500
 
 
 class MonitoringServicer(monitoring_pb2_grpc.MonitoringServiceServicer):
@@ -32,7 +31,7 @@ class MonitoringServicer(monitoring_pb2_grpc.MonitoringServiceServicer):
     ) -> monitoring_pb2.ListChunksResponse:
         """Lists evaluated chunks, newest first."""
         self._check(request.pipeline)
-        before, size = _page(request.page_token, request.page_size)
+        before, size = page(request.page_token, request.page_size)
         with self._database.read() as connection:
             chunks = store.list_chunks(
                 connection, request.pipeline, request.model_version, before, size + 1
@@ -47,7 +46,7 @@ class MonitoringServicer(monitoring_pb2_grpc.MonitoringServiceServicer):
     ) -> monitoring_pb2.ListDecisionsResponse:
         """Lists decisions, newest first."""
         self._check(request.pipeline)
-        before, size = _page(request.page_token, request.page_size)
+        before, size = page(request.page_token, request.page_size)
         with self._database.read() as connection:
             decisions = store.list_decisions(connection, request.pipeline, before, size + 1)
         return monitoring_pb2.ListDecisionsResponse(
@@ -84,16 +83,3 @@ class MonitoringServicer(monitoring_pb2_grpc.MonitoringServiceServicer):
                 f"there is no pipeline '{pipeline}'",
                 pipeline=pipeline,
             )
-
-
-def _page(token: str, size: int) -> tuple[int | None, int]:
-    """Position that the page starts below, and its size."""
-    if size < 0:
-        raise EverloopError(
-            Kind.INVALID, "OUT_OF_RANGE", "page_size is negative", field="page_size"
-        )
-    if token and not (token.isascii() and token.isdigit()):
-        raise EverloopError(
-            Kind.INVALID, "BAD_PAGE_TOKEN", "page_token is none of ours", field="page_token"
-        )
-    return (int(token) if token else None), min(size or _DEFAULT_PAGE, _LARGEST_PAGE)
