@@ -27,7 +27,7 @@ times = st.datetimes(
 @given(
     st.builds(
         Event,
-        id=texts,
+        id=texts.filter(bool),
         type=st.just(TYPE),
         source=texts,
         pipeline=texts,
@@ -103,6 +103,7 @@ def good() -> tuple[bytes, dict[str, bytes]]:
         {"ce_time": b"yesterday"},
         {"ce_type": None},
         {"ce_id": None},
+        {"ce_id": b""},
         {"ce_time": None},
     ],
 )

@@ -119,6 +119,8 @@ def decode(value: bytes, headers: Headers) -> Event:
         type_name = names["ce_type"]
         if type_name not in TOPICS:
             raise EverloopError(Kind.INVALID, "MALFORMED_EVENT", f"unknown event type {type_name}")
+        if not names["ce_id"]:
+            raise EverloopError(Kind.INVALID, "MALFORMED_EVENT", "an event without an id")
         return Event(
             id=names["ce_id"],
             type=type_name,
