@@ -253,6 +253,22 @@ def test_health_follows_readiness(server, connection, service):
     assert status() == health_pb2.HealthCheckResponse.NOT_SERVING
 
 
+def test_streams_leave_workers_for_calls(stub, servicer):
+    servicer.act = lambda: servicer.leave.wait(20) and None
+    streams = [stub.WatchTraining(pb.WatchTrainingRequest(), timeout=20) for _ in range(2)]
+    assert [next(stream).training.id for stream in streams] == ["1", "1"]
+    with pytest.raises(grpc.RpcError) as caught:
+        next(stub.WatchTraining(pb.WatchTrainingRequest(), timeout=20))
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    servicer.act = lambda: None
+    assert stub.GetTraining(pb.GetTrainingRequest(id="x"), timeout=5).training.id == "x"
+    servicer.leave.set()
+    assert [next(stream).training.id for stream in streams] == ["2", "2"]
+    for stream in streams:
+        assert list(stream) == []
+    assert len(list(stub.WatchTraining(pb.WatchTrainingRequest(), timeout=5))) == 2
+
+
 def test_watching_health_holds_no_worker(server, connection, stub):
     health: Any = health_pb2_grpc.HealthStub(connection)
     watches = [health.Watch(health_pb2.HealthCheckRequest()) for _ in range(3)]

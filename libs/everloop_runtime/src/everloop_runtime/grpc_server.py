@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -41,6 +42,10 @@ INTERNAL = EverloopError(
 class _Interceptor(grpc.ServerInterceptor):
     """Continues the caller's trace, counts and times the call, and turns errors into statuses."""
 
+    def __init__(self, streams: int) -> None:
+        """Takes how many streams may run at once: each holds a worker for as long as it lasts."""
+        self._streams = threading.BoundedSemaphore(streams)
+
     def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Handler | None],
@@ -62,7 +67,14 @@ class _Interceptor(grpc.ServerInterceptor):
 
             def stream(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
                 with _observed(method, headers, context):
-                    yield from answer_all(request, context)
+                    if not self._streams.acquire(blocking=False):
+                        raise EverloopError(
+                            Kind.EXHAUSTED, "TOO_MANY_STREAMS", "too many streams: ask again later"
+                        )
+                    try:
+                        yield from answer_all(request, context)
+                    finally:
+                        self._streams.release()
 
             streaming: Handler = grpc.unary_stream_rpc_method_handler(stream, **coding)
             return streaming
@@ -117,7 +129,8 @@ class GrpcServer(Component):
         limit = settings.grpc_max_message_bytes
         self._server = grpc.server(
             ThreadPoolExecutor(settings.grpc_workers, thread_name_prefix="grpc"),
-            interceptors=[_Interceptor()],
+            # Half of the workers stay free for calls, the health check among them.
+            interceptors=[_Interceptor(max(1, settings.grpc_workers // 2))],
             maximum_concurrent_rpcs=settings.grpc_max_concurrent_calls,
             options=[
                 ("grpc.max_receive_message_length", limit),

@@ -46,7 +46,7 @@ class ServiceSettings(BaseSettings):
     log_level: str = "INFO"
     """Lowest level that is logged."""
     grpc_workers: int = Field(default=8, ge=1)
-    """Threads that answer gRPC calls at once."""
+    """Threads that answer gRPC calls at once; streams take at most half of them."""
     grpc_max_message_bytes: int = Field(default=32 * 1024 * 1024, ge=1024)
     """Largest gRPC message, in bytes, either way."""
     grpc_max_concurrent_calls: int = Field(default=64, ge=1)
