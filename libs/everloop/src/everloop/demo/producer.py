@@ -16,6 +16,7 @@ from typing import Any
 from kafka import KafkaProducer
 
 Record = dict[str, Any]
+BREAK_EVERY = 1000
 
 
 def _as_json(change: Callable[[Record], Record]) -> Callable[[Record], bytes]:
@@ -49,7 +50,7 @@ def main() -> int:
     parser.add_argument("--bootstrap", required=True)
     parser.add_argument("--topic", required=True)
     parser.add_argument("--key", required=True, help="field whose value is the Kafka key")
-    parser.add_argument("--break-every", type=int, default=1000, help="0 breaks none")
+    parser.add_argument("--break-every", type=int, default=BREAK_EVERY, help="0 breaks none")
     options = parser.parse_args()
 
     failures: list[BaseException] = []

@@ -109,7 +109,8 @@ def push_first_months(run: Run) -> None:
     log = run.home / "logs" / "producer.log"
     command = [sys.executable, producer.__file__, str(file), "--key", run.pipeline.schema_.id]
     command += ["--bootstrap", run.endpoints.kafka_bootstrap, "--topic", run.pipeline.record_topic]
-    with log.open("wb") as errors, run.screen.bar("records sent", run.first) as bar:
+    expected = run.first + run.first // producer.BREAK_EVERY
+    with log.open("wb") as errors, run.screen.bar("records sent", expected) as bar:
         run.producer = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors)
         assert run.producer.stdout is not None
         for line in run.producer.stdout:
