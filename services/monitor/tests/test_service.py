@@ -68,7 +68,7 @@ def test_the_worker_evaluates_what_the_consumer_brings_and_counts_it(
         ModelPromoted(version=ModelVersion(model=name, version=1, run_id="run")),
         make_batch(0, 120, score=0.5, x=0.9, pipeline=name),
         ActualsRecorded(
-            pipeline=name, record_ids=[f"r{n}" for n in range(60)], labels=["true"] * 60
+            pipeline=name, record_ids=[f"r{n}" for n in range(100)], labels=["true"] * 100
         ),
     ):
         handle(new_event("test", name, message))
@@ -80,7 +80,7 @@ def test_the_worker_evaluates_what_the_consumer_brings_and_counts_it(
     worker.stop()
     assert (detectors.prepared, maintained) == (1, [1])
     assert value("everloop_monitor_predictions_total", pipeline=name) == 120
-    assert value("everloop_monitor_actuals_total", pipeline=name) == 60
+    assert value("everloop_monitor_actuals_total", pipeline=name) == 100
     assert value("everloop_monitor_drift_share_ratio", pipeline=name) == 1.0
     assert value("everloop_monitor_feature_distance", pipeline=name, feature="x") == pytest.approx(
         0.9

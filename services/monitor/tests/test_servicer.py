@@ -37,6 +37,9 @@ def service(database, pipeline, make_batch, tmp_path):
     )
     while evaluator.step():
         pass
+    record_actuals(database, "rest", "trips", ["elsewhere"], ["false"], NOW)
+    while evaluator.step():
+        pass
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"

@@ -420,7 +420,7 @@ class Monitoring(_Spec):
 
     chunk_rows: int = Field(default=5_000, ge=100)
     min_labelled: float = Field(default=0.5, gt=0, le=1)
-    """Share of a chunk's rows that need a label before its performance is realised."""
+    """Share of a chunk's rows that need a label before its performance is realised, once labels stop coming for it."""
     drift: DriftRule = DriftRule()
     performance: PerformanceRule = PerformanceRule()
     retrain: Retrain = Retrain()

@@ -155,7 +155,7 @@ class Evaluator:
         self._conclude(evaluated, before=store.FULL, after=store.EVALUATED)
 
     def _labels(self, pipeline: str, skip: list[tuple[str, int]]) -> bool:
-        """Counts the labels of waiting chunks and realises the first that has enough; False if none was due."""
+        """Counts the labels of waiting chunks and realises the first that has all it will get; False if none was due."""
         with self._database.read() as connection:
             events = store.count_labels(connection, pipeline)
             waiting = store.waiting_for_labels(connection, pipeline, events, skip)
@@ -165,7 +165,9 @@ class Evaluator:
         for chunk in waiting:
             needed = math.ceil(self._pipelines[pipeline].monitoring.min_labelled * chunk.rows)
             labelled, possible = self._count(chunk)
-            if labelled >= needed:
+            # Complete, or at rest: labels came since the last look and none was for this chunk. A verdict on the part
+            # that happened to be labelled first would depend on how fast labels travel.
+            if labelled >= needed and labelled in (possible, chunk.labelled_rows):
                 ready = chunk
                 break
             counted[chunk.position] = labelled
