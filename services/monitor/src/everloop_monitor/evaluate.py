@@ -155,7 +155,7 @@ class Evaluator:
         self._conclude(evaluated, before=store.FULL, after=store.EVALUATED)
 
     def _labels(self, pipeline: str, skip: list[tuple[str, int]]) -> bool:
-        """Counts the labels of waiting chunks and realises the first that has all it will get; False if none was due."""
+        """Counts labels of waiting chunks; realises the first that has all it will get. False if none was due."""
         with self._database.read() as connection:
             events = store.count_labels(connection, pipeline)
             waiting = store.waiting_for_labels(connection, pipeline, events, skip)
