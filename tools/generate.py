@@ -25,7 +25,9 @@ def generate(out: Path) -> None:
         subprocess.CalledProcessError: buf or a plugin failed; its message is on stderr.
     """
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    subprocess.run(["buf", "generate", "-o", str(out)], cwd=ROOT, check=True, env={**os.environ, "PATH": path})
+    subprocess.run(
+        ["buf", "generate", "-o", str(out)], cwd=ROOT, check=True, env={**os.environ, "PATH": path}
+    )
     for file in (*out.rglob("*.py"), *out.rglob("*.pyi")):
         text = file.read_text()
         # `import everloop.x.v1.y_pb2` of the .pyi files keeps its qualified uses: rewrite both.
@@ -52,7 +54,9 @@ def differences(left: Path, right: Path) -> list[str]:
 def main() -> int:
     """Generates or checks; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; fail if a stub is out of date")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; fail if a stub is out of date"
+    )
     check = parser.parse_args().check
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "stubs")
@@ -60,7 +64,12 @@ def main() -> int:
         if check:
             stale = differences(out, TARGET)
             if stale:
-                print("generated code is out of date, run `make generate`:", *stale, sep="\n  ", file=sys.stderr)
+                print(
+                    "generated code is out of date, run `make generate`:",
+                    *stale,
+                    sep="\n  ",
+                    file=sys.stderr,
+                )
             return int(bool(stale))
         shutil.rmtree(TARGET, ignore_errors=True)
         shutil.copytree(out, TARGET)

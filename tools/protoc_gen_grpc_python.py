@@ -15,7 +15,9 @@ with tempfile.TemporaryDirectory() as folder:
     descriptors.write_bytes(FileDescriptorSet(file=request.proto_file).SerializeToString())
     command = [sys.executable, "-m", "grpc_tools.protoc", f"--descriptor_set_in={descriptors}"]
     subprocess.run([*command, f"--grpc_python_out={out}", *request.file_to_generate], check=True)
-    response = CodeGeneratorResponse(supported_features=CodeGeneratorResponse.FEATURE_PROTO3_OPTIONAL)
+    response = CodeGeneratorResponse(
+        supported_features=CodeGeneratorResponse.FEATURE_PROTO3_OPTIONAL
+    )
     for path in sorted(out.rglob("*.py")):
         response.file.add(name=str(path.relative_to(out)), content=path.read_text())
 sys.stdout.buffer.write(response.SerializeToString())
