@@ -199,6 +199,15 @@ def test_what_is_not_a_mapping_or_not_yaml_is_named_with_its_line(complaint, tex
     assert complaint(text)[0].startswith(said)
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["x: 2013-13-45", "&a [*a]", "[" * 5000, "cut: {age: 99999999999d}"],
+    ids=["no such date", "holds itself", "nested too deep", "endless"],
+)
+def test_what_trips_a_parser_is_a_mistake_of_the_file(complaint, text):
+    assert complaint(text)
+
+
 def test_what_cannot_be_read_is_said(tmp_path):
     with pytest.raises(PipelineError, match="cannot be read"):
         load_pipeline(tmp_path / "missing.yaml")

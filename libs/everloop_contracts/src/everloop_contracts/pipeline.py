@@ -57,7 +57,10 @@ class PipelineError(ValueError):
 
 def _duration(value: object) -> object:
     if isinstance(value, str) and (match := DURATION.match(value)):
-        return timedelta(seconds=float(match[1]) * UNIT_SECONDS[match[2]])
+        try:
+            return timedelta(seconds=float(match[1]) * UNIT_SECONDS[match[2]])
+        except OverflowError as error:
+            raise ValueError("a duration is at most 999999999 days") from error
     if isinstance(value, timedelta):
         return value
     raise ValueError("a duration is a number with a unit: 30s, 10m, 2h or 7d")
@@ -574,6 +577,7 @@ def load_pipeline(path: Path) -> Pipeline:
         text = path.read_text(encoding="utf-8")
         node = yaml.compose(text, Loader=_Loader)
         document = yaml.load(text, Loader=_Loader)  # a SafeLoader
+        repeated = list(_duplicates(node)) if node else []
     except (OSError, UnicodeDecodeError) as error:
         raise PipelineError(f"{path}: cannot be read: {error}") from error
     except yaml.MarkedYAMLError as error:
@@ -581,9 +585,11 @@ def load_pipeline(path: Path) -> Pipeline:
         raise PipelineError(f"{path}:{line}: not YAML: {error.problem}") from error
     except yaml.YAMLError as error:
         raise PipelineError(f"{path}:1: not YAML: {str(error).splitlines()[0]}") from error
-    problems = (
-        [f"{line}: {name}: is there twice" for line, name in _duplicates(node)] if node else []
-    )
+    except ValueError as error:  # a date that is none, for example
+        raise PipelineError(f"{path}:1: not YAML: {error}") from error
+    except RecursionError as error:
+        raise PipelineError(f"{path}:1: not YAML: nested too deep, or in itself") from error
+    problems = [f"{line}: {name}: is there twice" for line, name in repeated]
     try:
         pipeline = Pipeline.model_validate(document)
     except ValidationError as error:
