@@ -383,24 +383,26 @@ class IngestProcess:
         )
         return target / "rows.parquet"
 
-    def consume(self, topic: str, count: int) -> list[Any]:
-        """Messages of this pipeline on a topic, at least `count`, and all that is there by then."""
+    def consume(self, topic: str, enough: Callable[[list[Any]], bool]) -> list[Any]:
+        """Messages of this pipeline on a topic: until they are enough, and what comes right behind."""
         consumer = KafkaConsumer(
             topic,
             bootstrap_servers=self.endpoints.kafka_bootstrap,
+            group_id=None,
             auto_offset_reset="earliest",
-            consumer_timeout_ms=2_000,
+            consumer_timeout_ms=1_000,
         )
         found: list[Any] = []
-        deadline = time.monotonic() + 30
-        while len(found) < count and time.monotonic() < deadline:
+        deadline = time.monotonic() + 60
+        while True:
+            before = len(found)
             for message in consumer:
-                names = dict(message.headers)
-                if (
-                    names.get("ce_subject", self.pipeline.name.encode()).decode()
-                    == self.pipeline.name
-                ):
+                subject = dict(message.headers).get("ce_subject", self.pipeline.name.encode())
+                if subject.decode() == self.pipeline.name:
                     found.append(message)
+            if enough(found) and len(found) == before:
+                break
+            assert time.monotonic() < deadline, f"{topic}: {len(found)} messages are not enough"
         consumer.close()
         return found
 
