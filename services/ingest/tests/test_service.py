@@ -22,7 +22,7 @@ from everloop_runtime import clients
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.events import decode
 
-pytestmark = pytest.mark.e2e
+pytestmark = pytest.mark.faults
 
 Make = Callable[..., bytes]
 

@@ -21,7 +21,7 @@ from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.events import MODELS, TRAININGS, Event, decode, encode, new_event
 from everloop_runtime.kafka import producer
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(400)]
 
 MODEL = "flight-delays"
 TRAINED = 6
