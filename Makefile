@@ -41,7 +41,7 @@ test-unit: setup ## Run the tests that start no part of the stack
 	@$(PYTEST) -m "not e2e and not faults" -n 2
 
 test-e2e: setup ## Run the tests that start the embedded stack
-	@$(PYTEST) -m "e2e and not faults" --timeout 540
+	@$(PYTEST) -m "e2e and not faults" --timeout 900
 
 test-faults: setup ## Run the long tests that kill processes
 	@$(PYTEST) -m faults --timeout 1800
