@@ -12,6 +12,8 @@ from everloop.cli.context import JsonOption, connected
 __all__ = ["add_to"]
 
 PANEL = "Models"
+TOLD_METRICS = ("roc_auc", "log_loss", "rmse", "mae")
+"""What a table has room for; `--json` has them all."""
 ReasonOption = Annotated[str, typer.Option("--reason", "-m", help="Why, for the audit trail.")]
 
 
@@ -42,7 +44,11 @@ def models(
                 f"v{item.version}",
                 stage(enum_name(item.DESCRIPTOR.fields_by_name["stage"], item.stage)),
                 item.family,
-                "  ".join(f"{name} {value:.4f}" for name, value in sorted(item.metrics.items())),
+                "  ".join(
+                    f"{name} {item.metrics[name]:.4f}"
+                    for name in TOLD_METRICS
+                    if name in item.metrics
+                ),
                 item.dataset_tag,
                 enum_name(item.DESCRIPTOR.fields_by_name["cause"], item.cause),
                 "  ".join(f"{'✓' if gate.passed else '✗'} {gate.gate}" for gate in item.gates),

@@ -70,7 +70,11 @@ def table(columns: Iterable[str], rows: Iterable[Sequence[object]], empty: str) 
     """Prints a table; a column whose title ends in `#` is aligned to the right. `empty` is said if there is no row."""
     grid = Table(box=None, pad_edge=False, header_style="bold")
     for title in columns:
-        grid.add_column(title.removesuffix("#"), justify="right" if title.endswith("#") else "left")
+        grid.add_column(
+            title.removesuffix("#"),
+            justify="right" if title.endswith("#") else "left",
+            overflow="fold",
+        )
     for row in rows:
         grid.add_row(*(str(cell) for cell in row))
     console.print(grid if grid.row_count else f"[dim]{empty}[/]", soft_wrap=not console.is_terminal)

@@ -114,7 +114,7 @@ def trace(
     if as_json:
         print_json(found)
         return
-    console.print(_tree(found), soft_wrap=True)
+    console.print(_tree(found))
 
 
 def _tree(found: Trace) -> object:

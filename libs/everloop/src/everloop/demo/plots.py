@@ -124,11 +124,13 @@ def loop(summary: dict[str, Any]) -> str:
                 markersize=9 if urgent else 5,
             )
             if event["event"] in ("RetrainRequested", "ModelPromoted", "DatasetVersionCreated"):
+                late = at(event["time"]) > 0.8 * summary["duration_seconds"]
                 axis.annotate(
                     event["event"],
                     (at(event["time"]), lane),
-                    xytext=(4, 8),
+                    xytext=(-4 if late else 4, 8),
                     textcoords="offset points",
+                    ha="right" if late else "left",
                     fontsize=8,
                     color=MUTED,
                 )

@@ -32,7 +32,7 @@ class Slice:
 
 
 SLICES: Mapping[str, Slice] = {
-    "year": Slice(days_per_month=None, rate=1300),
+    "year": Slice(days_per_month=None, rate=1400),
     "small": Slice(
         days_per_month=6,
         rate=450,

@@ -288,8 +288,8 @@ def _replay(run: Run) -> Iterator[Callable[[], None]]:
         def tick() -> None:
             tally, position = run.traffic.tally, run.traffic.position
             month = MONTHS[run.flights.month[max(position - 1, 0)]]
-            versions = "+".join(f"v{version}" for version in sorted(tally.first))
-            note = f"{month}, {versions or 'no answer yet'}, {tally.failed} failed"
+            newest = f"v{max(tally.first)} answers" if tally.first else "no answer yet"
+            note = f"{month}, {newest}, {tally.failed} failed"
             bar.to(position - run.first, note)
 
         yield tick
