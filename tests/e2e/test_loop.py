@@ -40,7 +40,7 @@ def test_both_versions_are_judged_on_the_same_later_flights(clean_run: CleanRun)
 def test_a_prediction_is_followed_to_its_git_tag(clean_run: CleanRun) -> None:
     lineage = clean_run.summary["lineage"]
     assert clean_run.summary["causation_gaps"] == []
-    assert lineage["dataset"]["git_tag"].startswith("flight-delays/v")
+    assert lineage["git_tag"].startswith("flight-delays/v")
 
 
 def test_the_report_stands_alone(clean_run: CleanRun) -> None:
