@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from everloop.cli import app
+from everloop.cli import app, output
 from everloop.cli.output import sparkline
 from everloop.stack.home import repository_root
 
@@ -20,8 +20,9 @@ PIPELINES = repository_root() / "pipelines"
 
 
 @pytest.fixture
-def run(addresses, tmp_path: Path):
-    """Runs `everloop` with a home whose stack is the fakes."""
+def run(addresses, tmp_path: Path, monkeypatch):
+    """Runs `everloop` with a home whose stack is the fakes, on a wide screen."""
+    monkeypatch.setattr(output.console, "width", 250)
     stack = {
         key: value
         for key, value in dataclasses.asdict(addresses).items()
@@ -30,9 +31,7 @@ def run(addresses, tmp_path: Path):
     (tmp_path / "stack.json").write_text(json.dumps(stack))
 
     def invoke(*arguments: str):
-        return CliRunner().invoke(
-            app, ["--home", str(tmp_path), *arguments], env={"COLUMNS": "250", "LINES": "50"}
-        )
+        return CliRunner().invoke(app, ["--home", str(tmp_path), *arguments], env={"TERM": "xterm"})
 
     return invoke
 

@@ -63,6 +63,8 @@ def events(make_batch):
                 labels=["true"] * (max(first - 50, 0) - max(first - 250, 0)),
             )
         )
+    # A label of another record: those of the last chunk, which is half labelled, have come to rest.
+    messages.append(ActualsRecorded(pipeline="trips", record_ids=["elsewhere"], labels=["true"]))
     return [
         new_event("test", "trips", message, id=f"event-{number}")
         for number, message in enumerate(messages)
