@@ -24,28 +24,13 @@ from everloop_runtime import telemetry
 from everloop_runtime.database import Database
 from everloop_runtime.events import TRAININGS
 from everloop_runtime.grpc_server import GrpcServer
-from everloop_runtime.kafka import EventConsumer, OutboxRelay, ensure_topics, wait_for_broker
+from everloop_runtime.kafka import EventConsumer, OutboxRelay, Topics
 from everloop_runtime.metrics import MetricsServer
-from everloop_runtime.service import Component, Stopper, run
+from everloop_runtime.service import run
 
 __all__ = ["main"]
 
 SERVICE = registry_pb2.DESCRIPTOR.services_by_name["RegistryService"].full_name
-
-
-class _Topics(Component):
-    name = "topics"
-
-    def __init__(self, bootstrap: str) -> None:
-        self._bootstrap = bootstrap
-
-    def start(self, stopper: Stopper) -> None:
-        wait_for_broker(self._bootstrap, stopper)
-        if not stopper.stopping:
-            ensure_topics(self._bootstrap)
-
-    def stop(self) -> None:
-        """Topics stay."""
 
 
 def main() -> int:
@@ -76,7 +61,7 @@ def main() -> int:
     )
     components = [
         MetricsServer(settings.metrics_address),
-        _Topics(settings.kafka_bootstrap),
+        Topics(settings.kafka_bootstrap),
         OutboxRelay(database, settings.kafka_bootstrap),
         Reconciler(
             database,

@@ -11,9 +11,9 @@ from everloop_contracts.stubs.everloop.training.v1 import training_pb2_grpc
 from everloop_runtime import telemetry
 from everloop_runtime.database import Database
 from everloop_runtime.grpc_server import GrpcServer
-from everloop_runtime.kafka import EventConsumer, OutboxRelay, ensure_topics, wait_for_broker
+from everloop_runtime.kafka import EventConsumer, OutboxRelay, Topics
 from everloop_runtime.metrics import MetricsServer
-from everloop_runtime.service import Component, Stopper, run
+from everloop_runtime.service import run
 from everloop_trainer.adapters.mlflow import MlflowTracking
 from everloop_trainer.adapters.s3 import S3Datasets
 from everloop_trainer.adapters.services import IngestCutter, RegistryProduction
@@ -30,23 +30,6 @@ from everloop_trainer.worker import Worker
 __all__ = ["check", "main"]
 
 SERVICE = "everloop.training.v1.TrainingService"
-
-
-class _Topics(Component):
-    """Makes the event topics before anything reads or writes them."""
-
-    name = "topics"
-
-    def __init__(self, bootstrap: str) -> None:
-        self._bootstrap = bootstrap
-
-    def start(self, stopper: Stopper) -> None:
-        wait_for_broker(self._bootstrap, stopper)
-        if not stopper.stopping:
-            ensure_topics(self._bootstrap)
-
-    def stop(self) -> None:
-        """Topics stay."""
 
 
 def check(pipelines: Mapping[str, Pipeline]) -> None:
@@ -106,7 +89,7 @@ def main() -> int:
     )
     components = [
         MetricsServer(settings.metrics_address),
-        _Topics(settings.kafka_bootstrap),
+        Topics(settings.kafka_bootstrap),
         OutboxRelay(database, settings.kafka_bootstrap),
         worker,
         EventConsumer(
