@@ -10,6 +10,7 @@ import grpc
 from everloop_contracts.stubs.everloop.training.v1 import training_pb2, training_pb2_grpc
 from everloop_runtime.database import Database
 from everloop_runtime.errors import EverloopError, Kind
+from everloop_runtime.paging import page
 from everloop_trainer.adapters import store
 from everloop_trainer.domain import Training
 from everloop_trainer.messages import training_message
@@ -17,7 +18,6 @@ from everloop_trainer.request import Requests
 
 __all__ = ["TrainingServicer"]
 
-_DEFAULT_PAGE, _LARGEST_PAGE = 50, 500
 _WATCH_SECONDS = 0.25
 
 
@@ -46,7 +46,7 @@ class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
         self, request: training_pb2.ListTrainingsRequest, context: grpc.ServicerContext
     ) -> training_pb2.ListTrainingsResponse:
         """Lists trainings, newest first."""
-        before, size = _page(request.page_token, request.page_size)
+        before, size = page(request.page_token, request.page_size)
         with self._database.read() as connection:
             found = store.page(connection, request.pipeline, before, size + 1)
         return training_pb2.ListTrainingsResponse(
@@ -80,16 +80,3 @@ class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
                 training=training_id,
             )
         return training
-
-
-def _page(token: str, size: int) -> tuple[int | None, int]:
-    """Position that the page starts below, and its size."""
-    if size < 0:
-        raise EverloopError(
-            Kind.INVALID, "OUT_OF_RANGE", "page_size is negative", field="page_size"
-        )
-    if token and not (token.isascii() and token.isdigit()):
-        raise EverloopError(
-            Kind.INVALID, "BAD_PAGE_TOKEN", "page_token is none of ours", field="page_token"
-        )
-    return (int(token) if token else None), min(size or _DEFAULT_PAGE, _LARGEST_PAGE)
