@@ -11,11 +11,9 @@ from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostin
 
 from everloop_contracts.pipeline import Task
 from everloop_features import Encoding
+from everloop_trainer.families.estimators import fit_in_stages, predict_by
 from everloop_trainer.families.family import Family, Floats, Params, Problem, Range, Report, Space
 from everloop_trainer.families.trees import Tree, trees_to_onnx
-
-STAGES: Final = (1 / 9, 1 / 3, 1.0)
-"""Shares of the trees after which a running trial is judged."""
 
 
 class BoostingFamily:
@@ -56,17 +54,11 @@ class BoostingFamily:
             warm_start=report is not None,
             random_state=seed,
         )
-        for share in STAGES if report else STAGES[-1:]:
-            model.set_params(max_iter=max(1, round(total * share))).fit(features, target)
-            if report:
-                report(share, lambda rows: self.predict(problem, model, rows))
-        return model
+        return fit_in_stages(problem, model, "max_iter", total, features, target, report)
 
     def predict(self, problem: Problem, model: Any, features: Floats) -> Floats:
         """Probabilities of the fitted classes, or numbers."""
-        if problem.task is Task.REGRESSION:
-            return np.asarray(model.predict(features), dtype=np.float32).reshape(-1, 1)
-        return np.asarray(model.predict_proba(features), dtype=np.float32)
+        return predict_by(problem, model, features)
 
     def to_onnx(self, problem: Problem, model: Any, width: int) -> onnx.ModelProto:
         """All trees as one node, each adding to its class's sum."""

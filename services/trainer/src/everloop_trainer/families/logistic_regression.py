@@ -11,6 +11,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 
 from everloop_contracts.pipeline import Task
 from everloop_features import Encoding
+from everloop_trainer.families.estimators import predict_by
 from everloop_trainer.families.family import Family, Floats, Params, Problem, Range, Report, Space
 from everloop_trainer.families.layers import layers_to_onnx
 
@@ -39,14 +40,12 @@ class LinearFamily:
             )
         model.fit(features, target)
         if report:
-            report(1.0, lambda rows: self.predict(problem, model, rows))
+            report(1.0, lambda rows: predict_by(problem, model, rows))
         return model
 
     def predict(self, problem: Problem, model: Any, features: Floats) -> Floats:
         """Probabilities of the fitted classes, or numbers."""
-        if problem.task is Task.REGRESSION:
-            return np.asarray(model.predict(features), dtype=np.float32).reshape(-1, 1)
-        return np.asarray(model.predict_proba(features), dtype=np.float32)
+        return predict_by(problem, model, features)
 
     def to_onnx(self, problem: Problem, model: Any, width: int) -> onnx.ModelProto:
         """One dense layer."""

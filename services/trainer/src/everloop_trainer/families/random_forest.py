@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Final
 
-import numpy as np
 import numpy.typing as npt
 import onnx
 from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 
 from everloop_contracts.pipeline import Task
 from everloop_features import Encoding
+from everloop_trainer.families.estimators import fit_in_stages, predict_by
 from everloop_trainer.families.family import Family, Floats, Params, Problem, Range, Report, Space
 from everloop_trainer.families.trees import Tree, trees_to_onnx
-
-STAGES: Final = (1 / 9, 1 / 3, 1.0)
-"""Shares of the trees after which a running trial is judged."""
 
 
 class ForestFamily:
@@ -50,17 +47,11 @@ class ForestFamily:
             warm_start=report is not None,
             random_state=seed,
         )
-        for share in STAGES if report else STAGES[-1:]:
-            model.set_params(n_estimators=max(1, round(total * share))).fit(features, target)
-            if report:
-                report(share, lambda rows: self.predict(problem, model, rows))
-        return model
+        return fit_in_stages(problem, model, "n_estimators", total, features, target, report)
 
     def predict(self, problem: Problem, model: Any, features: Floats) -> Floats:
         """Probabilities of the fitted classes, or numbers."""
-        if problem.task is Task.REGRESSION:
-            return np.asarray(model.predict(features), dtype=np.float32).reshape(-1, 1)
-        return np.asarray(model.predict_proba(features), dtype=np.float32)
+        return predict_by(problem, model, features)
 
     def to_onnx(self, problem: Problem, model: Any, width: int) -> onnx.ModelProto:
         """All trees as one node, each adding its share of the average."""
