@@ -21,13 +21,16 @@ from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.events import TOPICS, Event, decode, encode, new_event
 from everloop_runtime.kafka import (
     DEAD_LETTERS,
+    FIRST_PAUSE,
+    LONGEST_PAUSE,
     EventConsumer,
     OutboxRelay,
     ensure_topics,
     producer,
     wait_for_broker,
 )
-from everloop_runtime.service import Component, Stopper
+from everloop_runtime.service import Component, Stopper, backoff
+from everloop_runtime.settings import ServiceSettings
 
 DEADLINE = 40.0
 
@@ -126,7 +129,7 @@ def consumer(
     bootstrap: str, topic: str, handler: Callable[[Event], None], group: str = ""
 ) -> EventConsumer:
     return EventConsumer(
-        bootstrap, group or f"test.{topic}", [topic], handler, attempts=3, backoff=0.005
+        bootstrap, group or f"test.{topic}", [topic], handler, attempts=3, first_pause=0.005
     )
 
 
@@ -231,6 +234,12 @@ def test_a_crash_after_sending_sends_again_and_loses_nothing(
     assert ids == [item.id for item in events] * 2, "the same events, for inboxes to drop"
 
 
+def test_the_default_tries_of_an_event_take_more_than_a_minute_and_less_than_two():
+    tries = ServiceSettings.model_fields["consumer_max_attempts"].default
+    pauses = [backoff(attempt, FIRST_PAUSE, LONGEST_PAUSE) for attempt in range(1, tries)]
+    assert 60 < sum(pauses) < 120
+
+
 @pytest.mark.e2e
 def test_a_poison_message_is_buried_and_the_next_is_handled(bootstrap, topic):
     tried: list[int] = []
@@ -266,14 +275,15 @@ def test_what_is_no_event_is_buried_at_once_with_its_bytes(bootstrap, topic):
 
 
 @pytest.mark.e2e
-def test_unavailable_is_tried_until_it_is_over_and_nothing_overtakes(bootstrap, topic):
+@pytest.mark.parametrize("kind", [Kind.UNAVAILABLE, Kind.EXHAUSTED, Kind.DEADLINE])
+def test_what_waiting_mends_is_tried_until_it_is_over_and_nothing_overtakes(bootstrap, topic, kind):
     outage = 8  # more than the attempts that any other failure gets
     tried: list[int] = []
 
     def handler(item: Event) -> None:
         tried.append(number_of(item))
         if number_of(item) == 0 and len(tried) <= outage:
-            raise EverloopError(Kind.UNAVAILABLE, "AWAY", "the database is away")
+            raise EverloopError(kind, "NOT_NOW", "ask again")
 
     send(bootstrap, topic, [event(number) for number in range(3)])
     with running(consumer(bootstrap, topic, handler)):

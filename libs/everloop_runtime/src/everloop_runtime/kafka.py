@@ -17,9 +17,9 @@ from kafka.errors import KafkaError, TopicAlreadyExistsError
 from prometheus_client import Counter
 
 from everloop_runtime.database import Database
-from everloop_runtime.errors import EverloopError, Kind
+from everloop_runtime.errors import EverloopError, Kind, waiting_mends
 from everloop_runtime.events import TOPICS, Event, decode
-from everloop_runtime.service import Component, Stopper
+from everloop_runtime.service import Component, Stopper, backoff
 from everloop_runtime.telemetry import span
 
 __all__ = [
@@ -36,6 +36,10 @@ log = logging.getLogger(__name__)
 EVENT_PARTITIONS = 6
 DEAD_LETTERS = "everloop.events.dead-letters"
 SEND_SECONDS = 30.0
+# Between two tries of one event. The pauses of the default number of tries add up to more than a minute: a server that
+# answers with errors for that long is usually being mended.
+FIRST_PAUSE = 0.4
+LONGEST_PAUSE = 10.0
 # Of an error's text in a dead letter: a message that grows beyond the broker's limit could not be buried.
 NOTE_CHARACTERS = 2_000
 # The client's default lets half a minute pass after the broker is back.
@@ -211,9 +215,9 @@ class OutboxRelay(Component):
 class EventConsumer(Component):
     """Hands events to one handler, in order per partition, at least once; commits after success.
 
-    A handler is idempotent (see `UnitOfWork.first_time`). It fails by raising: kind unavailable is tried again
-    for as long as it lasts, since waiting is right when a dependency is away; anything else is tried a finite
-    number of times, then the event goes to the dead-letter topic and the partition moves on.
+    A handler is idempotent (see `UnitOfWork.first_time`). It fails by raising: what waiting mends
+    (`errors.waiting_mends`) is tried again for as long as it lasts; what is invalid goes to the dead-letter topic at
+    once; anything else is tried a finite number of times first. Then the partition moves on.
     """
 
     def __init__(
@@ -223,17 +227,17 @@ class EventConsumer(Component):
         topics: Iterable[str],
         handler: Callable[[Event], None],
         *,
-        attempts: int = 5,
-        backoff: float = 0.2,
+        attempts: int,
+        first_pause: float = FIRST_PAUSE,
     ) -> None:
-        """Takes the consumer group (`everloop.<service>`), the topics and what to do with an event."""
+        """Takes the consumer group (`everloop.<service>`), the topics, what to do with an event and how often."""
         self.name = f"consumer {group}"
         self._bootstrap = bootstrap
         self._group = group
         self._topics = sorted(set(topics))
         self._handler = handler
         self._attempts = attempts
-        self._backoff = backoff
+        self._first_pause = first_pause
 
     def start(self, stopper: Stopper) -> None:
         """Starts the thread."""
@@ -297,17 +301,15 @@ class EventConsumer(Component):
                 HANDLED.labels(kind, "done").inc()
                 return True
             except Exception as error:
-                unavailable = isinstance(error, EverloopError) and error.kind is Kind.UNAVAILABLE
+                passing = waiting_mends(error)
                 # What is invalid stays so: trying again would only hold the partition.
                 invalid = isinstance(error, EverloopError) and error.kind is Kind.INVALID
-                if invalid or (attempt >= self._attempts and not unavailable):
+                if invalid or (attempt >= self._attempts and not passing):
                     self._bury(record, error)
                     HANDLED.labels(kind, "dead_lettered").inc()
                     return True
-                log.warning(
-                    "%s failed, attempt %d: %s", kind, attempt, error, exc_info=not unavailable
-                )
-                self._stopper.wait(min(self._backoff * 2**attempt, 10.0))
+                log.warning("%s failed, attempt %d: %s", kind, attempt, error, exc_info=not passing)
+                self._stopper.wait(backoff(attempt, self._first_pause, LONGEST_PAUSE))
         return False
 
     def _bury(self, record: Any, error: Exception) -> None:

@@ -51,8 +51,8 @@ class ServiceSettings(BaseSettings):
     """Largest gRPC message, in bytes, either way."""
     grpc_max_concurrent_calls: int = Field(default=64, ge=1)
     """Calls beyond this many are refused with RESOURCE_EXHAUSTED."""
-    consumer_max_attempts: int = Field(default=5, ge=1)
-    """Times an event is tried before it goes to the dead-letter topic."""
+    consumer_max_attempts: int = Field(default=12, ge=1)
+    """Times an event is tried before it goes to the dead-letter topic; 12 take over a minute. Outages do not count."""
     drain_seconds: float = Field(default=10.0, ge=0)
     """Time that running calls get at shutdown, in seconds."""
 
