@@ -11,11 +11,11 @@ from everloop_contracts.stubs.everloop.monitoring.v1.events_pb2 import (
     DriftDetected,
     RetrainRequested,
 )
-from everloop_monitor.adapters import store
-from everloop_monitor.chunks import log_predictions, record_actuals, watch_version
+from everloop_monitor.adapters.store import chunks, decisions, labels
 from everloop_monitor.domain import drift_event_id
 from everloop_monitor.evaluate import Evaluator
 from everloop_monitor.fakes import FakeDetector, FakeDetectors
+from everloop_monitor.record import log_predictions, record_actuals, watch_version
 from everloop_monitor.worker import keep_within_bounds
 from everloop_runtime.events import decode
 
@@ -52,7 +52,7 @@ class Monitor:
     def predict(self, rows=100, **options):
         message = self.make_batch(self.rows, rows, **options)
         self.rows += rows
-        log_predictions(self.database, f"logged-{self.rows}", message, 100)
+        log_predictions(self.database, f"logged-{self.rows}", message, 100, NOW)
 
     def label(self, first, last):
         """Labels come, and then one of a record that nobody asked about: they have come to rest."""
@@ -74,12 +74,12 @@ class Monitor:
     @property
     def chunks(self):
         with self.database.read() as connection:
-            return store.list_chunks(connection, "trips", 0, None, 500)[::-1]
+            return chunks.newest_evaluated(connection, "trips", 0, None, 500)[::-1]
 
     @property
     def actions(self):
         with self.database.read() as connection:
-            return [d.action for d in store.list_decisions(connection, "trips", None, 500)][::-1]
+            return [d.action for d in decisions.newest(connection, "trips", None, 500)][::-1]
 
     def sent(self, kind):
         events = []
@@ -292,7 +292,7 @@ def test_old_labels_go(monitor):
     monitor.label(0, 3)
     bounds(monitor, now=NOW + timedelta(days=90))
     with monitor.database.read() as connection:
-        assert len(store.labels_of(connection, "trips", ["r0", "r1", "r2"])) == 3
+        assert len(labels.known(connection, "trips", ["r0", "r1", "r2"])) == 3
     bounds(monitor, now=NOW + timedelta(days=91))
     with monitor.database.read() as connection:
-        assert store.labels_of(connection, "trips", ["r0", "r1", "r2"]) == {}
+        assert labels.known(connection, "trips", ["r0", "r1", "r2"]) == {}

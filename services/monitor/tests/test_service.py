@@ -13,12 +13,14 @@ from everloop_contracts.stubs.everloop.inference.v1.events_pb2 import Prediction
 from everloop_contracts.stubs.everloop.ingest.v1.events_pb2 import ActualsRecorded
 from everloop_contracts.stubs.everloop.registry.v1.events_pb2 import ModelPromoted, ModelRegistered
 from everloop_contracts.stubs.everloop.registry.v1.registry_pb2 import ModelVersion
-from everloop_monitor import chunks, decide, detect, domain, metrics
-from everloop_monitor.adapters import store
+from everloop_monitor import decide, detect, domain, metrics, stream
+from everloop_monitor.adapters.store import predictions
 from everloop_monitor.consumer import handler
 from everloop_monitor.evaluate import Evaluator
 from everloop_monitor.fakes import FakeDetectors
+from everloop_monitor.record import log_predictions, record_actuals, watch_version
 from everloop_monitor.settings import MonitorSettings
+from everloop_monitor.stream import Stream
 from everloop_monitor.worker import Worker
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.events import new_event
@@ -48,7 +50,7 @@ def test_an_empty_batch_is_settled(database, pipeline):
     handle = handler(database, {"trips": pipeline}, wake=lambda: None)
     handle(new_event("test", "trips", PredictionsLogged(pipeline="trips", model_version=1)))
     with database.read() as connection:
-        assert store.stream(connection, "trips", 1) == (0, 0, 0)
+        assert predictions.stream(connection, "trips", 1) == Stream()
 
 
 def test_the_worker_evaluates_what_the_consumer_brings_and_counts_it(
@@ -99,9 +101,9 @@ def test_the_worker_evaluates_what_the_consumer_brings_and_counts_it(
 
 def test_after_a_restart_the_gauges_show_the_newest_chunk(database, make_pipeline, make_batch):
     pipeline = make_pipeline(name="restarted")
-    chunks.watch_version(database, "p", "restarted", 1, "run", datetime.now(UTC))
+    watch_version(database, "p", "restarted", 1, "run", datetime.now(UTC))
     batch = make_batch(0, 200, x=0.25, pipeline="restarted")
-    chunks.log_predictions(database, "l", batch, 100)
+    log_predictions(database, "l", batch, 100, datetime.now(UTC))
     evaluator = Evaluator(database, {"restarted": pipeline}, FakeDetectors(), retry_seconds=1)
     evaluator.show()
     assert value("everloop_monitor_waiting_chunks", pipeline="restarted") == 2
@@ -120,15 +122,15 @@ def test_labels_of_an_old_chunk_do_not_turn_the_drift_gauges_back(
 ):
     name = "ordered"
     pipeline = make_pipeline(name=name)
-    chunks.watch_version(database, "p", name, 1, "run", datetime.now(UTC))
+    watch_version(database, "p", name, 1, "run", datetime.now(UTC))
     for number, x in enumerate((0.1, 0.4)):
         batch = make_batch(number * 100, 100, x=x, pipeline=name)
-        chunks.log_predictions(database, f"l{number}", batch, 100)
+        log_predictions(database, f"l{number}", batch, 100, datetime.now(UTC))
     evaluator = Evaluator(database, {name: pipeline}, FakeDetectors(), retry_seconds=1)
     while evaluator.step():
         pass
     records = [f"r{n}" for n in range(100)]
-    chunks.record_actuals(database, "a", name, records, ["true"] * 100, datetime.now(UTC))
+    record_actuals(database, "a", name, records, ["true"] * 100, datetime.now(UTC))
     while evaluator.step():
         pass
     assert value("everloop_monitor_realised_performance", pipeline=name, metric="roc_auc") > 0
@@ -145,7 +147,7 @@ def test_a_broken_setting_is_named(monkeypatch, capsys):
     assert "EVERLOOP_RETAINED_ROWS" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("module", [domain, chunks, detect, decide], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("module", [domain, stream, detect, decide], ids=lambda m: m.__name__)
 def test_the_examples_hold(module):
     result = doctest.testmod(module)
     assert result.failed == 0

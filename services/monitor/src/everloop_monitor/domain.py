@@ -21,6 +21,7 @@ __all__ = [
     "Measurement",
     "Prediction",
     "Readings",
+    "RecordedDecision",
     "Report",
     "Request",
     "Rows",
@@ -287,6 +288,20 @@ class Decision:
     action: Action
     reason: str
     request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedDecision:
+    """A decision as it is kept; `position` is its order among all of the monitor."""
+
+    position: int
+    id: str
+    pipeline: str
+    version: int
+    chunk_id: str
+    action: str
+    reason: str
+    made_at: datetime
 
 
 @dataclass(frozen=True, slots=True)

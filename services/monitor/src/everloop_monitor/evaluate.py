@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from everloop_contracts.pipeline import Pipeline
 from everloop_contracts.stubs.everloop.monitoring.v1 import events_pb2
 from everloop_monitor import messages, metrics
-from everloop_monitor.adapters import store
+from everloop_monitor.adapters.store import chunks, decisions, labels, predictions, versions
 from everloop_monitor.batches import read_rows
 from everloop_monitor.decide import decide
 from everloop_monitor.detect import judge, judge_performance
@@ -73,7 +73,7 @@ class Evaluator:
         """Evaluates what has been due longest; False if nothing is due."""
         skip = self._failing()
         with self._database.read() as connection:
-            chunk = store.next_full(connection, self._pipelines.keys(), skip)
+            chunk = chunks.next_full(connection, self._pipelines.keys(), skip)
         if chunk is not None:
             self._attempt(chunk, self._drift)
             return True
@@ -83,8 +83,8 @@ class Evaluator:
         """Sets the gauges to the newest chunks, and the lag."""
         for name in self._pipelines:
             with self._database.read() as connection:
-                drift = store.newest_with(connection, name, "drift")
-                realised = store.newest_with(connection, name, "realised_performance")
+                drift = chunks.newest_with(connection, name, "drift")
+                realised = chunks.newest_with(connection, name, "realised_performance")
             if drift is not None:
                 metrics.show_drift(drift)
             if realised is not None:
@@ -95,7 +95,7 @@ class Evaluator:
         """Sets the gauges of what waits."""
         for name in self._pipelines:
             with self._database.read() as connection:
-                waiting, since = store.backlog(connection, name)
+                waiting, since = chunks.backlog(connection, name)
             metrics.WAITING.labels(name).set(waiting)
             late = (self._now() - since).total_seconds() if since else 0.0
             metrics.LAG_SECONDS.labels(name).set(max(late, 0.0))
@@ -128,7 +128,7 @@ class Evaluator:
             return False
         log.exception("chunk %s cannot be evaluated and is closed", chunk.id)
         with self._database.unit_of_work() as work:
-            store.close(work.connection, chunk)
+            chunks.close(work.connection, chunk)
         return True
 
     def _fitted(self, chunk: Chunk) -> Detector:
@@ -136,7 +136,7 @@ class Evaluator:
 
     def _rows(self, chunk: Chunk) -> Rows:
         with self._database.read() as connection:
-            batches = store.batches_of(connection, chunk)
+            batches = predictions.of_chunk(connection, chunk)
         return read_rows(self._pipelines[chunk.pipeline], batches, chunk.first_row, chunk.rows)
 
     def _drift(self, chunk: Chunk) -> None:
@@ -152,13 +152,13 @@ class Evaluator:
             evaluated_at=self._now(),
             report=report,
         )
-        self._conclude(evaluated, before=store.FULL, after=store.EVALUATED)
+        self._conclude(evaluated, before=chunks.FULL, after=chunks.EVALUATED)
 
     def _labels(self, pipeline: str, skip: list[tuple[str, int]]) -> bool:
         """Counts labels of waiting chunks; realises the first that has all it will get. False if none was due."""
         with self._database.read() as connection:
-            events = store.count_labels(connection, pipeline)
-            waiting = store.waiting_for_labels(connection, pipeline, events, skip)
+            events = labels.events(connection, pipeline)
+            waiting = chunks.waiting_for_labels(connection, pipeline, events, skip)
         counted: dict[int, int] = {}
         closed: set[int] = set()
         ready = None
@@ -175,7 +175,7 @@ class Evaluator:
                 closed.add(chunk.position)
         if counted:
             with self._database.unit_of_work() as work:
-                store.set_checked(work.connection, counted, events, closed)
+                chunks.set_checked(work.connection, counted, events, closed)
         if ready is not None:
             self._attempt(ready, self._realise)
         return bool(waiting)
@@ -186,11 +186,11 @@ class Evaluator:
         if missing is None:
             missing = self._rows(chunk).record_ids
             with self._database.read() as connection:
-                waiting = store.waiting_positions(connection)
+                waiting = chunks.waiting_positions(connection)
             # Chunks are also closed elsewhere, when they have waited too long or lost rows.
             self._unlabelled = {p: ids for p, ids in self._unlabelled.items() if p in waiting}
         with self._database.read() as connection:
-            known = store.labels_of(connection, chunk.pipeline, missing)
+            known = labels.known(connection, chunk.pipeline, missing)
         missing = [record for record in missing if record not in known]
         self._unlabelled[chunk.position] = missing
         nameless = missing.count("")
@@ -202,7 +202,7 @@ class Evaluator:
             detector = self._fitted(chunk)
             rows = self._rows(chunk)
             with self._database.read() as connection:
-                known = store.labels_of(connection, chunk.pipeline, rows.record_ids)
+                known = labels.known(connection, chunk.pipeline, rows.record_ids)
             actuals = [known.get(record) for record in rows.record_ids]
             value = detector.realised(rows, actuals)
         assert chunk.report is not None, "a chunk waits for labels only after its evaluation"
@@ -213,7 +213,7 @@ class Evaluator:
             evaluated_at=self._now(),
             report=replace(chunk.report, realised=realised),
         )
-        self._conclude(evaluated, before=store.EVALUATED, after=store.CLOSED)
+        self._conclude(evaluated, before=chunks.EVALUATED, after=chunks.CLOSED)
         self._unlabelled.pop(chunk.position, None)
 
     def _conclude(self, chunk: Chunk, *, before: str, after: str) -> None:
@@ -221,7 +221,7 @@ class Evaluator:
         announce = chunk.alert and not chunk.announced
         chunk = replace(chunk, announced=chunk.announced or announce)
         with self._database.unit_of_work() as work:
-            if not store.save_evaluation(work.connection, chunk, before=before, after=after):
+            if not chunks.save_evaluation(work.connection, chunk, before=before, after=after):
                 return
             if announce:
                 work.publish(
@@ -234,7 +234,7 @@ class Evaluator:
                     )
                 )
             decision = self._decide(work, chunk, occasion=after)
-        if before == store.FULL:
+        if before == chunks.FULL:
             metrics.show_drift(chunk)
             if chunk.verdict("drift"):
                 metrics.ALERTS.labels(chunk.pipeline, "drift").inc()
@@ -250,25 +250,25 @@ class Evaluator:
     def _decide(self, work: UnitOfWork, chunk: Chunk, *, occasion: str) -> Decision:
         rule = self._pipelines[chunk.pipeline].monitoring.retrain
         now = self._now()
-        production = store.production(work.connection, chunk.pipeline)
+        production = versions.production(work.connection, chunk.pipeline)
         decision = decide(
             rule,
             chunk,
             {
-                condition: store.recent_chunks(work.connection, chunk, condition, rule.of)
+                condition: chunks.recent(work.connection, chunk, condition, rule.of)
                 for condition in rule.when
             },
             production=production,
-            last=store.last_request(work.connection, chunk.pipeline),
-            made=store.request_ids(work.connection, chunk.pipeline, chunk.version),
+            last=decisions.last_request(work.connection, chunk.pipeline),
+            made=decisions.request_ids(work.connection, chunk.pipeline, chunk.version),
             now=now,
         )
-        store.add_decision(work.connection, chunk, decision_id(chunk.id, occasion), decision, now)
+        decisions.add(work.connection, chunk, decision_id(chunk.id, occasion), decision, now)
         if decision.action == "retrain":
             request = Request(
                 decision.request_id, chunk.pipeline, chunk.version, chunk.id, decision.reason, now
             )
-            store.add_request(work.connection, request)
+            decisions.add_request(work.connection, request)
             work.publish(
                 new_event(
                     SOURCE,

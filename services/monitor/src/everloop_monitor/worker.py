@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Collection
 from datetime import datetime
 
-from everloop_monitor.adapters import store
+from everloop_monitor.adapters.store import chunks, labels, predictions
 from everloop_monitor.evaluate import Evaluator
 from everloop_runtime.database import Database
 from everloop_runtime.service import Component, Stopper
@@ -29,10 +29,12 @@ def keep_within_bounds(
     """Deletes predictions and labels beyond what is retained, and closes chunks that wait too long for labels."""
     for pipeline in pipelines:
         with database.unit_of_work() as work:
-            store.drop_batches(work.connection, pipeline, retained_rows)
-            store.close_beyond(work.connection, pipeline, waiting_chunks)
+            lost = predictions.drop_oldest(work.connection, pipeline, retained_rows)
+            for version, row in lost.items():
+                chunks.close_before(work.connection, pipeline, version, row)
+            chunks.close_beyond(work.connection, pipeline, waiting_chunks)
     with database.unit_of_work() as work:
-        store.drop_actuals(work.connection, now, retained_actuals_days)
+        labels.drop(work.connection, now, retained_actuals_days)
 
 
 class Worker(Component):
