@@ -25,12 +25,6 @@ def test_an_unknown_family_is_named(make_pipeline: Callable[..., Pipeline]) -> N
         check({"sales": broken})
 
 
-def test_a_metric_of_another_task_is_named(make_pipeline: Callable[..., Pipeline]) -> None:
-    broken = make_pipeline("regression", search={"metric": "roc_auc"})
-    with pytest.raises(PipelineError, match=r"'roc_auc' does not fit a regression task"):
-        check({"sales": broken})
-
-
 def test_a_good_pipeline_passes(make_pipeline: Callable[..., Pipeline]) -> None:
     check({"sales": make_pipeline()})
 

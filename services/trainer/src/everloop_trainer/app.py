@@ -19,7 +19,6 @@ from everloop_trainer.adapters.s3 import S3Datasets
 from everloop_trainer.adapters.services import IngestCutter, RegistryProduction
 from everloop_trainer.consumer import GROUP, WATCHED, Handler
 from everloop_trainer.families import load_family
-from everloop_trainer.measure import TASK_METRICS
 from everloop_trainer.request import Requests
 from everloop_trainer.search import Cluster, connect
 from everloop_trainer.servicer import TrainingServicer
@@ -36,7 +35,7 @@ def check(pipelines: Mapping[str, Pipeline]) -> None:
     """Checks what only the trainer knows about pipelines.
 
     Raises:
-        PipelineError: a family or a metric that does not exist, or does not fit the task.
+        PipelineError: a family that does not exist.
     """
     for name, pipeline in pipelines.items():
         for family in pipeline.training.families:
@@ -44,12 +43,6 @@ def check(pipelines: Mapping[str, Pipeline]) -> None:
                 load_family(family)
             except LookupError as error:
                 raise PipelineError(f"{name}: training.families: {error}") from error
-        metric, task = pipeline.training.search.metric, pipeline.target.task
-        if metric not in TASK_METRICS[task]:
-            fitting = ", ".join(TASK_METRICS[task])
-            raise PipelineError(
-                f"{name}: training.search.metric: '{metric}' does not fit a {task} task; {fitting} do"
-            )
 
 
 def main() -> int:

@@ -21,11 +21,10 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 from ray.tune.search.searcher import Searcher
 
-from everloop_contracts.pipeline import Pipeline
+from everloop_contracts.pipeline import LOWER_IS_BETTER, Pipeline
 from everloop_features import fit
 from everloop_trainer.domain import Progress
 from everloop_trainer.families import Choice, load_family
-from everloop_trainer.measure import LOWER_IS_BETTER
 from everloop_trainer.rows import Rows
 from everloop_trainer.trial import BUDGET, REDUCTION, run_trial, split_config
 
