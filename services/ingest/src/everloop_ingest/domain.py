@@ -37,7 +37,7 @@ class Reason(StrEnum):
     OUT_OF_RANGE = "OUT_OF_RANGE"
     UNKNOWN_CATEGORY = "UNKNOWN_CATEGORY"
     UNPROCESSABLE = "UNPROCESSABLE"
-    """Validation itself failed on it: a defect of ours, kept from blocking the partition."""
+    """Settling failed on it: a defect of ours, kept from blocking the partition."""
 
 
 @dataclass(frozen=True, slots=True)
