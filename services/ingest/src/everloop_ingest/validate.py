@@ -326,7 +326,8 @@ def _in_utc(texts: pa.Array, timezone: str) -> tuple[pa.Array, list[int]]:
 def _is_date(text: str) -> bool:
     year, month, day = map(int, text.split("-"))
     try:
-        date(year or 4, month, day)  # Python has no year 0; it is a leap year like 4, and refused later
+        # Python has no year 0; it is a leap year like 4, and refused later.
+        date(year or 4, month, day)
     except ValueError:
         return False
     return True
