@@ -159,13 +159,13 @@ def test_the_first_and_the_last_of_a_batch_are_found(service, number):
             "ListChunks",
             monitoring_pb2.ListChunksRequest(page_token="x"),
             Kind.INVALID,
-            "BAD_PAGE_TOKEN",
+            "INVALID_PAGE",
         ),
         (
             "ListDecisions",
             monitoring_pb2.ListDecisionsRequest(page_size=-1),
             Kind.INVALID,
-            "OUT_OF_RANGE",
+            "INVALID_PAGE",
         ),
     ],
 )
