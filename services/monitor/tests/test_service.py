@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import doctest
+import os
+import subprocess
+import sys
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from prometheus_client import REGISTRY
@@ -61,7 +65,12 @@ def test_the_worker_evaluates_what_the_consumer_brings_and_counts_it(
     detectors = FakeDetectors()
     evaluator = Evaluator(database, {name: pipeline}, detectors, retry_seconds=1)
     maintained = []
-    worker = Worker(evaluator, detectors.prepare, lambda: maintained.append(1), 1000.0)
+
+    def maintain():
+        maintained.append(1)
+        return False
+
+    worker = Worker(evaluator, detectors.prepare, maintain, 1000.0)
     handle = handler(database, {name: pipeline}, worker.wake)
     stopper = Stopper()
     worker.start(stopper)
@@ -97,6 +106,62 @@ def test_the_worker_evaluates_what_the_consumer_brings_and_counts_it(
         assert alerts == 1
     assert value("everloop_monitor_waiting_chunks", pipeline=name) == 0
     assert value("everloop_monitor_evaluation_failures_total", pipeline=name) == 0
+
+
+def test_the_worker_outlives_an_outage_of_the_database():
+    """What is due stays due; any other failure ends the thread, and with it the process."""
+    outcomes = [
+        EverloopError(Kind.UNAVAILABLE, "DATABASE_UNAVAILABLE", "away"),
+        EverloopError(Kind.UNAVAILABLE, "DATABASE_UNAVAILABLE", "away"),
+        True,
+        ZeroDivisionError("a mistake"),
+    ]
+
+    class Flaky:
+        def show(self):
+            self.step()
+
+        def show_lag(self):
+            pass
+
+        def step(self):
+            outcome = outcomes.pop(0)
+            if isinstance(outcome, Exception):
+                raise outcome
+            return outcome
+
+    stopper = Stopper()
+    worker = Worker(Flaky(), lambda: None, lambda: False, 1000.0)  # type: ignore[arg-type]
+    worker.start(stopper)
+    assert stopper.wait(10)
+    worker.stop()
+    assert (outcomes, stopper.failed) == ([], True)
+
+
+def test_maintenance_goes_on_at_once_while_there_is_more_to_do():
+    class Idle:
+        def show(self):
+            pass
+
+        show_lag = show
+
+        def step(self):
+            return False
+
+    stopper = Stopper()
+    left = [True, True, True, False]
+
+    def maintain():
+        more = left.pop(0)
+        if not left:
+            stopper.stop()
+        return more
+
+    worker = Worker(Idle(), lambda: None, maintain, 1000.0)  # type: ignore[arg-type]
+    worker.start(stopper)
+    assert stopper.wait(10)
+    worker.stop()
+    assert left == []
 
 
 def test_after_a_restart_the_gauges_show_the_newest_chunk(database, make_pipeline, make_batch):
@@ -145,6 +210,40 @@ def test_a_broken_setting_is_named(monkeypatch, capsys):
         MonitorSettings.load()
     assert caught.value.code == 2
     assert "EVERLOOP_RETAINED_ROWS" in capsys.readouterr().err
+
+
+FLIGHTS = Path(__file__).parents[3] / "pipelines" / "flight-delays.yaml"
+BROKEN = "pipeline: trips\nschema: {id: id, time: at, fields: {}}\n"
+
+
+@pytest.mark.parametrize(
+    ("specification", "said"),
+    [
+        (
+            FLIGHTS.read_text(),
+            "EVERLOOP_RETAINED_ROWS: 4999 rows hold no chunk of pipeline flight-delays",
+        ),
+        (BROKEN, "trips.yaml:"),
+    ],
+    ids=["a setting that fits no pipeline", "a broken pipeline"],
+)
+def test_what_cannot_work_is_said_at_the_start(tmp_path, specification, said):
+    (tmp_path / "trips.yaml").write_text(specification)
+    done = subprocess.run(
+        [sys.executable, "-m", "everloop_monitor"],
+        env={
+            **os.environ,
+            "EVERLOOP_PIPELINES_DIR": str(tmp_path),
+            "EVERLOOP_RETAINED_ROWS": "4999",
+            "EVERLOOP_DATABASE_URL": f"sqlite:///{tmp_path / 'monitor.db'}",
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("module", [domain, stream, detect, decide], ids=lambda m: m.__name__)

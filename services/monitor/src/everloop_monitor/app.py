@@ -12,9 +12,10 @@ from everloop_monitor.adapters.mlflow import MlflowReferences
 from everloop_monitor.adapters.nannyml import NannymlDetectors
 from everloop_monitor.consumer import GROUP, WATCHED, handler
 from everloop_monitor.evaluate import Evaluator
+from everloop_monitor.retention import Bounds, keep_within_bounds
 from everloop_monitor.servicer import MonitoringServicer
 from everloop_monitor.settings import MonitorSettings
-from everloop_monitor.worker import Worker, keep_within_bounds
+from everloop_monitor.worker import Worker
 from everloop_runtime import telemetry
 from everloop_runtime.database import Database
 from everloop_runtime.grpc_server import GrpcServer
@@ -36,6 +37,14 @@ def main() -> int:
     except PipelineError as error:
         print(error, file=sys.stderr)
         return 2
+    for pipeline in pipelines.values():
+        if pipeline.monitoring.chunk_rows > settings.retained_rows:
+            print(
+                f"EVERLOOP_RETAINED_ROWS: {settings.retained_rows} rows hold no chunk of pipeline "
+                f"{pipeline.name} (monitoring.chunk_rows: {pipeline.monitoring.chunk_rows})",
+                file=sys.stderr,
+            )
+            return 2
     database = Database(settings.database_url)
     database.upgrade(Path(__file__).parent / "migrations")
     references = MlflowReferences(settings.mlflow_uri, settings.mlflow_timeout_seconds)
@@ -47,18 +56,21 @@ def main() -> int:
         retry_seconds=settings.retry_seconds,
         attempts=settings.evaluation_attempts,
     )
-
-    def maintain() -> None:
-        keep_within_bounds(
-            database,
-            pipelines,
-            retained_rows=settings.retained_rows,
-            retained_actuals_days=settings.retained_actuals_days,
-            waiting_chunks=settings.waiting_chunks,
-            now=datetime.now(UTC),
-        )
-
-    worker = Worker(evaluator, detectors.prepare, maintain, settings.maintenance_seconds)
+    bounds = Bounds(
+        retained_rows=settings.retained_rows,
+        retained_labels=settings.retained_labels,
+        retained_label_days=settings.retained_label_days,
+        waiting_chunks=settings.waiting_chunks,
+        retained_chunks=settings.retained_chunks,
+        retained_decisions=settings.retained_decisions,
+        retained_versions=settings.retained_versions,
+    )
+    worker = Worker(
+        evaluator,
+        detectors.prepare,
+        lambda: keep_within_bounds(database, bounds, datetime.now(UTC)),
+        settings.maintenance_seconds,
+    )
     servicer = MonitoringServicer(database, pipelines)
     grpc = GrpcServer(
         settings,

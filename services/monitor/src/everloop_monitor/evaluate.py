@@ -129,6 +129,8 @@ class Evaluator:
         log.exception("chunk %s cannot be evaluated and is closed", chunk.id)
         with self._database.unit_of_work() as work:
             chunks.close(work.connection, chunk)
+        if chunk.report is None:
+            metrics.UNEVALUATED.labels(chunk.pipeline).inc()
         return True
 
     def _fitted(self, chunk: Chunk) -> Detector:

@@ -10,10 +10,12 @@ __all__ = [
     "ACTUALS",
     "ALERTS",
     "DECISIONS",
+    "DELETED",
     "EVALUATE_SECONDS",
     "FAILURES",
     "LAG_SECONDS",
     "PREDICTIONS",
+    "UNEVALUATED",
     "WAITING",
     "show_drift",
     "show_realised",
@@ -77,9 +79,19 @@ EVALUATE_SECONDS = Histogram(
     ["stage"],
     buckets=(0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30),
 )
+UNEVALUATED = Counter(
+    "everloop_monitor_unevaluated_chunks",
+    "Full chunks that were closed without an evaluation: it failed too often, or their rows were deleted first.",
+    ["pipeline"],
+)
+DELETED = Counter(
+    "everloop_monitor_deleted",
+    "What was deleted to stay within the bounds: predictions, labels, chunks, decisions, versions.",
+    ["kind"],
+)
 FAILURES = Counter(
     "everloop_monitor_evaluation_failures",
-    "Evaluations that failed and are tried again.",
+    "Evaluations that failed; they are tried again, or given up.",
     ["pipeline"],
 )
 

@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 from pydantic import TypeAdapter
 
-from everloop_monitor.adapters.store.sql import BIG, METADATA, aware, naive
+from everloop_monitor.adapters.store.sql import BIG, METADATA, aware, delete_beyond, naive
 from everloop_monitor.adapters.store.versions import VERSIONS
 from everloop_monitor.domain import Chunk, Condition, Report
 
@@ -22,12 +22,14 @@ __all__ = [
     "close",
     "close_before",
     "close_beyond",
+    "drop_oldest",
     "newest_evaluated",
     "newest_with",
     "next_full",
     "recent",
     "save_evaluation",
     "set_checked",
+    "versions",
     "waiting_for_labels",
     "waiting_positions",
 ]
@@ -267,18 +269,18 @@ def close(connection: sa.Connection, chunk: Chunk) -> None:
     )
 
 
-def close_before(connection: sa.Connection, pipeline: str, version: int, row: int) -> None:
-    """Closes the chunks of a version that start before a row, whatever they wait for."""
-    connection.execute(
-        _chunks.update()
-        .where(
-            _chunks.c.pipeline == pipeline,
-            _chunks.c.version == version,
-            _chunks.c.first_row < row,
-            _chunks.c.state != CLOSED,
-        )
-        .values(state=CLOSED)
+def close_before(connection: sa.Connection, pipeline: str, version: int, row: int) -> int:
+    """Closes the chunks of a version that start before a row; returns how many were not evaluated."""
+    early = sa.and_(
+        _chunks.c.pipeline == pipeline,
+        _chunks.c.version == version,
+        _chunks.c.first_row < row,
+        _chunks.c.state != CLOSED,
     )
+    unevaluated = sa.select(sa.func.count()).where(early, _chunks.c.state == FULL)
+    lost = connection.execute(unevaluated).scalar() or 0
+    connection.execute(_chunks.update().where(early).values(state=CLOSED))
+    return lost
 
 
 def close_beyond(connection: sa.Connection, pipeline: str, waiting: int) -> int:
@@ -302,3 +304,18 @@ def close_beyond(connection: sa.Connection, pipeline: str, waiting: int) -> int:
         )
         .values(state=CLOSED)
     ).rowcount
+
+
+# --- deleting ---------------------------------------------------------------------------------
+
+
+def versions(connection: sa.Connection, pipeline: str) -> set[int]:
+    """Model versions that chunks are left of."""
+    left = sa.select(_chunks.c.version).where(_chunks.c.pipeline == pipeline)
+    return set(connection.scalars(left.distinct()))
+
+
+def drop_oldest(connection: sa.Connection, pipeline: str, keep: int, limit: int) -> int:
+    """Deletes settled chunks beyond the newest `keep` of them, at most `limit`."""
+    settled = sa.and_(_chunks.c.pipeline == pipeline, _chunks.c.state == CLOSED)
+    return delete_beyond(connection, settled, _chunks.c.position, keep, limit)

@@ -6,10 +6,18 @@ from datetime import datetime
 
 import sqlalchemy as sa
 
-from everloop_monitor.adapters.store.sql import BIG, METADATA, aware, naive
+from everloop_monitor.adapters.store.sql import BIG, METADATA, aware, delete_beyond, naive
 from everloop_monitor.domain import Chunk, Decision, RecordedDecision, Request
 
-__all__ = ["add", "add_request", "last_request", "newest", "request_ids"]
+__all__ = [
+    "add",
+    "add_request",
+    "drop_oldest",
+    "last_request",
+    "newest",
+    "request_ids",
+    "versions",
+]
 
 _decisions = sa.Table(
     "decisions",
@@ -113,4 +121,21 @@ def request_ids(connection: sa.Connection, pipeline: str, version: int) -> set[s
                 _requests.c.pipeline == pipeline, _requests.c.version == version
             )
         ).scalars()
+    )
+
+
+def versions(connection: sa.Connection, pipeline: str) -> set[int]:
+    """Model versions that decisions or requests are left of."""
+    found: set[int] = set()
+    for table in (_decisions, _requests):
+        left = sa.select(table.c.version).where(table.c.pipeline == pipeline)
+        found.update(connection.scalars(left.distinct()))
+    return found
+
+
+def drop_oldest(connection: sa.Connection, pipeline: str, keep: int, limit: int) -> int:
+    """Deletes decisions beyond the newest `keep`, at most `limit`, and likewise requests."""
+    return sum(
+        delete_beyond(connection, table.c.pipeline == pipeline, order, keep, limit)
+        for table, order in ((_decisions, _decisions.c.position), (_requests, _requests.c.made_at))
     )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import sqlalchemy as sa
 
 from everloop_monitor.adapters.store.sql import METADATA, upsert
 
-__all__ = ["add", "drop", "events", "known"]
+__all__ = ["add", "drop_oldest", "events", "known", "pipelines"]
 
 _IDS_PER_STATEMENT = 1000
 
@@ -19,7 +19,7 @@ _actuals = sa.Table(
     sa.Column("pipeline", sa.String(63), primary_key=True),
     sa.Column("record_id", sa.String(512), primary_key=True),
     sa.Column("label", sa.String(200)),
-    sa.Column("day", sa.Integer),
+    sa.Column("arrived", sa.BigInteger),  # seconds since 1970-01-01 UTC
 )
 _feeds = sa.Table(
     "feeds",
@@ -29,19 +29,15 @@ _feeds = sa.Table(
 )
 
 
-def _day(moment: datetime) -> int:
-    return int(moment.timestamp() // 86400)
-
-
 def add(connection: sa.Connection, pipeline: str, labels: Mapping[str, str], now: datetime) -> None:
     """Stores labels by record id and counts the event; the last label of a record wins."""
     if labels:
-        day = _day(now)
+        arrived = int(now.timestamp())
         upsert(
             connection,
             _actuals,
             [
-                {"pipeline": pipeline, "record_id": record, "label": label, "day": day}
+                {"pipeline": pipeline, "record_id": record, "label": label, "arrived": arrived}
                 for record, label in sorted(labels.items())  # neighbours in the tree, once each
             ],
         )
@@ -70,7 +66,25 @@ def events(connection: sa.Connection, pipeline: str) -> int:
     return connection.execute(seen).scalar() or 0
 
 
-def drop(connection: sa.Connection, now: datetime, days: int) -> int:
-    """Deletes labels that came more than `days` ago."""
-    old = _actuals.c.day < _day(now - timedelta(days=days))
-    return connection.execute(_actuals.delete().where(old)).rowcount
+def pipelines(connection: sa.Connection) -> set[str]:
+    """Names of the pipelines that labels have come for."""
+    return set(connection.scalars(sa.select(_feeds.c.pipeline)))
+
+
+def drop_oldest(
+    connection: sa.Connection, pipeline: str, keep: int, before: datetime, limit: int
+) -> int:
+    """Deletes the oldest labels, at most `limit`: those beyond the newest `keep`, and those that came earlier.
+
+    A label goes whether its prediction ever came or not.
+    """
+    mine = _actuals.c.pipeline == pipeline
+    stored = connection.execute(sa.select(sa.func.count()).where(mine)).scalar() or 0
+    oldest = sa.select(_actuals.c.record_id).where(mine).order_by(_actuals.c.arrived)
+    if stored > keep:
+        oldest = oldest.limit(min(stored - keep, limit))
+    else:
+        oldest = oldest.where(_actuals.c.arrived < before.timestamp()).limit(limit)
+    return connection.execute(
+        _actuals.delete().where(mine, _actuals.c.record_id.in_(oldest))
+    ).rowcount

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -12,7 +12,18 @@ from everloop_monitor.batches import Batch
 from everloop_monitor.domain import Chunk, Span
 from everloop_monitor.stream import Stream
 
-__all__ = ["add", "covering", "drop_oldest", "of_chunk", "set_stream", "stream"]
+__all__ = [
+    "add",
+    "counted_versions",
+    "covering",
+    "drop_oldest",
+    "forget_versions",
+    "of_chunk",
+    "pipelines",
+    "set_stream",
+    "stored_versions",
+    "stream",
+]
 
 _streams = sa.Table(
     "streams",
@@ -121,28 +132,60 @@ def covering(connection: sa.Connection, span: Span) -> Iterator[Batch]:
     return (_batch(row) for row in rows)
 
 
-def drop_oldest(connection: sa.Connection, pipeline: str, keep_rows: int) -> dict[int, int]:
-    """Deletes the oldest batches until at most `keep_rows` rows are left.
+def pipelines(connection: sa.Connection) -> set[str]:
+    """Names of the pipelines that predictions have come for."""
+    return set(connection.scalars(sa.select(_streams.c.pipeline).distinct()))
+
+
+def drop_oldest(
+    connection: sa.Connection, pipeline: str, keep_rows: int, limit: int
+) -> tuple[int, dict[int, int]]:
+    """Deletes the oldest batches, at most `limit` of them, until at most `keep_rows` rows are left.
+
+    An open chunk that loses rows starts again at the first that is left.
 
     Returns:
-        For each model version that lost rows, the first row that may be left.
+        How many rows went; and, for each model version that lost rows, the first row that may be left.
     """
-    kept, last = 0, None
-    newest = sa.select(_batches.c.id, _batches.c.rows).where(_batches.c.pipeline == pipeline)
-    for row in connection.execute(newest.order_by(_batches.c.id.desc())):
-        kept += row.rows
-        if kept > keep_rows:
-            last = row.id
+    mine = _batches.c.pipeline == pipeline
+    stored = connection.execute(sa.select(sa.func.sum(_batches.c.rows)).where(mine)).scalar() or 0
+    oldest = sa.select(_batches.c.id, _batches.c.version, _batches.c.first_row, _batches.c.rows)
+    gone: list[int] = []
+    dropped = 0
+    starts: dict[int, int] = {}
+    for row in connection.execute(oldest.where(mine).order_by(_batches.c.id).limit(limit)):
+        if stored - dropped <= keep_rows:
             break
-    if last is None:
-        return {}
-    old = sa.and_(_batches.c.pipeline == pipeline, _batches.c.id <= last)
-    ends = sa.select(
-        _batches.c.version, sa.func.max(_batches.c.first_row + _batches.c.rows).label("end")
-    ).where(old)
-    lost = {row.version: row.end for row in connection.execute(ends.group_by(_batches.c.version))}
-    connection.execute(
-        _spans.delete().where(_spans.c.batch_id.in_(sa.select(_batches.c.id).where(old)))
+        gone.append(row.id)
+        dropped += row.rows
+        starts[row.version] = row.first_row + row.rows
+    connection.execute(_spans.delete().where(_spans.c.batch_id.in_(gone)))
+    connection.execute(_batches.delete().where(_batches.c.id.in_(gone)))
+    for version, start in starts.items():
+        open_chunk = sa.and_(_streams.c.pipeline == pipeline, _streams.c.version == version)
+        connection.execute(
+            _streams.update()
+            .where(open_chunk, _streams.c.chunk_start < start)
+            .values(chunk_start=start)
+        )
+    return dropped, starts
+
+
+def counted_versions(connection: sa.Connection, pipeline: str) -> set[int]:
+    """Model versions that predictions have come of."""
+    return set(
+        connection.scalars(sa.select(_streams.c.version).where(_streams.c.pipeline == pipeline))
     )
-    connection.execute(_batches.delete().where(old))
-    return lost
+
+
+def stored_versions(connection: sa.Connection, pipeline: str) -> set[int]:
+    """Model versions that predictions are left of."""
+    stored = sa.select(_batches.c.version).where(_batches.c.pipeline == pipeline)
+    return set(connection.scalars(stored.distinct()))
+
+
+def forget_versions(connection: sa.Connection, pipeline: str, versions: Collection[int]) -> None:
+    """Forgets how far versions of which nothing is left were counted; predictions of them would start at 0."""
+    connection.execute(
+        _streams.delete().where(_streams.c.pipeline == pipeline, _streams.c.version.in_(versions))
+    )

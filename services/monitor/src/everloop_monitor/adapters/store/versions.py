@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import datetime
 
 import sqlalchemy as sa
 
 from everloop_monitor.adapters.store.sql import METADATA, naive, upsert
 
-__all__ = ["VERSIONS", "production", "set_production"]
+__all__ = ["VERSIONS", "forget", "known", "pipelines", "production", "set_production"]
 
 VERSIONS = sa.Table(
     "versions",
@@ -42,4 +43,23 @@ def production(connection: sa.Connection, pipeline: str) -> int:
             .with_for_update()
         ).scalar()
         or 0
+    )
+
+
+def pipelines(connection: sa.Connection) -> set[str]:
+    """Names of the pipelines that a version was promoted in."""
+    return set(connection.scalars(sa.select(VERSIONS.c.pipeline).distinct()))
+
+
+def known(connection: sa.Connection, pipeline: str) -> set[int]:
+    """Versions that were promoted."""
+    return set(
+        connection.scalars(sa.select(VERSIONS.c.version).where(VERSIONS.c.pipeline == pipeline))
+    )
+
+
+def forget(connection: sa.Connection, pipeline: str, versions: Collection[int]) -> None:
+    """Forgets versions."""
+    connection.execute(
+        VERSIONS.delete().where(VERSIONS.c.pipeline == pipeline, VERSIONS.c.version.in_(versions))
     )
