@@ -11,6 +11,7 @@ from kafka.errors import KafkaTimeoutError
 from kafka.future import Future
 
 from everloop_contracts.stubs.everloop.ingest.v1 import ingest_pb2 as pb
+from everloop_contracts.stubs.everloop.ingest.v1.dataset_pb2 import DatasetVersion
 from everloop_ingest.adapters.kafka import TopicEnds, TopicProducer
 from everloop_ingest.push import Push
 from everloop_ingest.servicer import IngestServicer
@@ -134,6 +135,25 @@ def test_versions_are_listed_newest_first_by_pages(
     assert newest.dataset.objects[0].path == "parcels/rows.parquet"
     second = pb.GetDatasetVersionRequest(pipeline="parcels", version=2)
     assert door.GetDatasetVersion(second, CONTEXT).dataset.rows == 2
+
+
+def test_a_version_that_failed_says_why(
+    door: IngestServicer, world: Any, make_record: Make
+) -> None:
+    world.send(0, make_record("a"))
+    world.settle_all()
+    for shard in world.bucket.rglob("*.parquet"):
+        shard.unlink()
+    with pytest.raises(EverloopError):
+        door.CutVersion(pb.CutVersionRequest(pipeline="parcels", request_id="r"), CONTEXT)
+    one = pb.GetDatasetVersionRequest(pipeline="parcels", version=1)
+    [listed] = door.ListDatasetVersions(
+        pb.ListDatasetVersionsRequest(pipeline="parcels"), CONTEXT
+    ).datasets
+    assert listed == door.GetDatasetVersion(one, CONTEXT).dataset
+    assert listed.state == DatasetVersion.STATE_FAILED
+    assert listed.error.startswith("the object store has lost 1 of 1 shards: parcels/shards/")
+    assert (listed.git_tag, len(listed.objects)) == ("", 0)
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,9 @@ def run_service() -> int:
         bootstrap, pipelines, store, settle, _limits(settings), settings.instance
     )
     build = BuildLimits(settings.data_dir / "work", settings.cut_memory_bytes, settings.cut_threads)
-    cut = CutVersion(pipelines, store, files, repository, ends, writer, build)
+    # Half of the gRPC workers stay free of callers that wait for a version.
+    callers = max(1, settings.grpc_workers // 2)
+    cut = CutVersion(pipelines, store, files, repository, ends, writer, build, callers)
     push = Push(pipelines, sink, settings.max_record_bytes)
     servicer = IngestServicer(
         pipelines, store, push, cut, ends, repository, settings.call_deadline_seconds

@@ -18,6 +18,7 @@ __all__ = [
     "Rejection",
     "Rows",
     "Shard",
+    "ShardsLost",
     "State",
     "Unversioned",
     "Version",
@@ -135,11 +136,21 @@ class Shard:
     last_event_time: datetime | None
 
 
+class ShardsLost(Exception):
+    """The object store is there, and objects that were stored on it are not."""
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        """Takes the paths of all that are missing."""
+        super().__init__(f"{len(keys)} objects are lost")
+        self.keys = keys
+
+
 class State(StrEnum):
     """Life of a dataset version."""
 
     CUTTING = "CUTTING"
     AVAILABLE = "AVAILABLE"
+    FAILED = "FAILED"
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +185,7 @@ class ObjectFile:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """A dataset version. `rows` and `file` are known once it is available."""
+    """A dataset version. `rows` and `file` are known once it is available, `error` where it failed."""
 
     pipeline: str
     number: int
@@ -184,6 +195,7 @@ class Version:
     shards: int
     rows: Rows | None = None
     file: ObjectFile | None = None
+    error: str = ""
 
 
 @dataclass(frozen=True, slots=True)

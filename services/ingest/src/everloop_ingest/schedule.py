@@ -52,10 +52,7 @@ class Scheduler(Component):
 
     def _run(self) -> None:
         while not self._stopper.stopping:
-            try:
-                self._cut.finish()
-            except Exception as error:
-                self._failed("unfinished versions", error)
+            self._cut.finish()
             for pipeline in self._pipelines.values():
                 try:
                     self.look(pipeline, datetime.now(UTC))
@@ -72,9 +69,10 @@ class Scheduler(Component):
         newest = self._store.versions(pipeline.name, None, 1)
         number = newest[0].number + 1 if newest else 1
         try:
-            self._cut.cut(pipeline, f"schedule/{why}/{pipeline.name}/v{number}", seconds=-1)
+            self._cut.cut(pipeline, f"schedule/{why}/{pipeline.name}/v{number}", seconds=0)
         except EverloopError as error:
-            if error.reason != "NO_RECORDS":  # labels that wait for their records are no fault
+            # Labels that wait for their records are no fault, nor is somebody else's cut.
+            if error.reason not in {"NO_RECORDS", "CUT_RUNNING"}:
                 raise
 
     def _failed(self, what: str, error: Exception) -> None:

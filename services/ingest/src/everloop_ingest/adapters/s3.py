@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from pyarrow import fs
 
+from everloop_ingest.domain import ShardsLost
 from everloop_runtime.errors import EverloopError, Kind
 
 __all__ = ["ShardBucket", "s3_filesystem"]
@@ -38,6 +39,7 @@ class ShardBucket:
 
     def __init__(self, filesystem: fs.FileSystem, bucket: str) -> None:
         """Takes an Arrow filesystem and the bucket, which for a local one is a folder."""
+        self._store, self._bucket = filesystem, bucket
         self._files = fs.SubTreeFileSystem(bucket, filesystem)
 
     def put(self, key: str, content: bytes) -> None:
@@ -52,10 +54,15 @@ class ShardBucket:
         """See `ports.ShardFiles`."""
         paths = [folder / f"{index:08d}.parquet" for index in range(len(keys))]
         with ThreadPoolExecutor(_TRANSFERS) as pool:
-            list(pool.map(self._fetch, keys, paths))
+            found = list(pool.map(self._fetch, keys, paths))
+        lost = [key for key, there in zip(keys, found, strict=True) if not there]
+        if lost:
+            self._look_for_bucket()
+            raise ShardsLost(lost)
         return paths
 
-    def _fetch(self, key: str, path: Path) -> None:
+    def _fetch(self, key: str, path: Path) -> bool:
+        """Copies one object; False if it is not there."""
         try:
             fs.copy_files(
                 key,
@@ -63,9 +70,21 @@ class ShardBucket:
                 source_filesystem=self._files,
                 destination_filesystem=fs.LocalFileSystem(),
             )
+            return True
+        except FileNotFoundError:
+            return False
         except OSError as error:
             raise _unavailable(f"cannot read {key}", error) from error
 
+    def _look_for_bucket(self) -> None:
+        """Objects are also not found where the whole bucket is missing: that loses none of them."""
+        try:
+            info = self._store.get_file_info(self._bucket)
+        except OSError as error:
+            raise _unavailable(f"cannot look for {self._bucket}", error) from error
+        if info.type is fs.FileType.NotFound:
+            raise _unavailable(f"there is no bucket {self._bucket}", info)
 
-def _unavailable(what: str, error: OSError) -> EverloopError:
+
+def _unavailable(what: str, error: object) -> EverloopError:
     return EverloopError(Kind.UNAVAILABLE, "OBJECT_STORE_UNAVAILABLE", f"{what}: {error}")

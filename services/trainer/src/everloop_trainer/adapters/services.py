@@ -77,14 +77,15 @@ class RegistryProduction:
 
 
 def _patiently(ask: Callable[[], Answer], seconds: float) -> Answer:
-    """Asks again while the service is unavailable, for at most `seconds`; both questions may be repeated."""
+    """Asks again while the service is unavailable or full, for at most `seconds`; all questions may be repeated."""
     deadline = time.monotonic() + seconds
     pause = 0.2
     while True:
         try:
             return ask()
         except EverloopError as error:
-            if error.kind is not Kind.UNAVAILABLE or time.monotonic() + pause > deadline:
+            waitable = error.kind in (Kind.UNAVAILABLE, Kind.EXHAUSTED)
+            if not waitable or time.monotonic() + pause > deadline:
                 raise
             log.warning("asking again in %.1f s: %s", pause, error)
         time.sleep(pause)
