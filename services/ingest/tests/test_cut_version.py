@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from everloop_contracts.pipeline import Pipeline
 from everloop_ingest import metrics
-from everloop_ingest.domain import State, Unversioned
+from everloop_ingest.domain import Pushed, State, Unversioned
 from everloop_ingest.schedule import Scheduler, due
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.service import Stopper
@@ -335,7 +335,7 @@ def test_versions_are_due_by_rows_and_by_age(pipeline: Pipeline) -> None:
 
 
 def test_the_scheduler_cuts_what_is_due(world: Any, make_record: Make) -> None:
-    scheduler = Scheduler({"parcels": world.pipeline}, world.store, world.cut, 1.0)
+    scheduler = Scheduler({"parcels": world.pipeline}, world.store, world.cut, 1.0, timedelta(30))
     scheduler._stopper = Stopper()
     now = datetime.now(UTC)
     world.send(0, *(make_record(f"p{n}") for n in range(99)))
@@ -351,3 +351,32 @@ def test_the_scheduler_cuts_what_is_due(world: Any, make_record: Make) -> None:
     scheduler.look(world.pipeline, now + timedelta(hours=2))
     causes = [version.cause_id for version in world.store.versions("parcels", None, 9)]
     assert causes == ["schedule/age/parcels/v2", "schedule/rows/parcels/v1"]
+
+
+def test_requests_are_forgotten_after_their_time_some_at_a_turn(
+    world: Any, make_record: Make
+) -> None:
+    scheduler = Scheduler({"parcels": world.pipeline}, world.store, world.cut, 1.0, timedelta(30))
+    now = datetime.now(UTC)
+    old = now - timedelta(days=31)
+    world.send(0, make_record("a"))
+    world.settle_all()
+    for number in range(5):
+        assert world.store.begin_version("parcels", f"r{number}", old) is not None
+        world.store.answer_push("parcels", f"p{number}", Pushed(b"", []), old)
+    world.cut.finish()
+    world.store.begin_version("parcels", "young", now - timedelta(days=29))
+    world.store.answer_push("parcels", "young", Pushed(b"", []), now - timedelta(days=29))
+
+    def known() -> tuple[int, int]:
+        cuts = [world.store.requested("parcels", f"r{number}") for number in range(5)]
+        pushes = [world.store.pushed("parcels", f"p{number}") for number in range(5)]
+        return 5 - cuts.count(None), 5 - pushes.count(None)
+
+    assert world.store.forget_requests(now - timedelta(days=30), 2) == 4
+    assert known() == (3, 3)
+    scheduler.forget(now)
+    assert known() == (0, 0)
+    assert world.store.requested("parcels", "young").number == 1
+    assert world.store.pushed("parcels", "young") is not None
+    assert world.cut(world.pipeline, "r1", 5.0).number == 1  # the version itself stays

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 from everloop_contracts.pipeline import Pipeline, PipelineError, load_pipelines
@@ -97,7 +98,7 @@ def run_service() -> int:
     # Half of the gRPC workers stay free of callers that wait for a version.
     callers = max(1, settings.grpc_workers // 2)
     cut = CutVersion(pipelines, store, files, repository, ends, writer, build, callers)
-    push = Push(pipelines, sink, settings.max_record_bytes)
+    push = Push(pipelines, sink, store, settings.max_record_bytes)
     servicer = IngestServicer(
         pipelines, store, push, cut, ends, repository, settings.call_deadline_seconds
     )
@@ -106,12 +107,13 @@ def run_service() -> int:
         [SERVICE],
         [lambda server: ingest_pb2_grpc.add_IngestServiceServicer_to_server(servicer, server)],
     )
+    retention = timedelta(days=settings.request_retention_days)
     components: list[Component] = [
         MetricsServer(settings.metrics_address),
         _Topics(bootstrap, pipelines, sink),
         OutboxRelay(database, bootstrap),
         writer,
-        Scheduler(pipelines, store, cut, settings.schedule_seconds),
+        Scheduler(pipelines, store, cut, settings.schedule_seconds, retention),
         grpc,
     ]
     status = run(components, on_ready=grpc.ready)

@@ -14,6 +14,7 @@ __all__ = [
     "Message",
     "ObjectFile",
     "Partition",
+    "Pushed",
     "Reason",
     "Rejection",
     "Rows",
@@ -56,6 +57,19 @@ class Rejection:
     reason: Reason
     field: str
     message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pushed:
+    """What a push request was answered.
+
+    Attributes:
+        digest: of the records that came with it.
+        rejections: of those that are not accepted.
+    """
+
+    digest: bytes
+    rejections: list[Rejection]
 
 
 @dataclass(frozen=True, order=True, slots=True)

@@ -48,6 +48,8 @@ class IngestSettings(ServiceSettings):
     call_deadline_seconds: float = Field(default=120.0, gt=0)
     """Deadline of calls that bring none, and the longest that is kept, in seconds."""
 
+    request_retention_days: float = Field(default=30.0, gt=0)
+    """How long a request_id is remembered, in days; a repeat that comes later is a new request."""
     schedule_seconds: float = Field(default=5.0, gt=0)
     """Time between two looks whether a version is due, in seconds."""
     cut_memory_bytes: int = Field(default=512 * _MIB, ge=64 * _MIB)

@@ -1,11 +1,12 @@
-"""The ingest database: the writer's positions, the shards and their books, the dataset versions."""
+"""The ingest database: the writer's positions, the shards and their books, the dataset versions, the requests."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, astuple, replace
 from datetime import UTC, datetime
 
+import orjson
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
@@ -14,6 +15,9 @@ from everloop_ingest.domain import (
     Books,
     ObjectFile,
     Partition,
+    Pushed,
+    Reason,
+    Rejection,
     Rows,
     Shard,
     State,
@@ -102,6 +106,16 @@ cut_requests = sa.Table(
     sa.Column("pipeline", sa.String, primary_key=True),
     sa.Column("request_id", sa.String, primary_key=True),
     sa.Column("version", sa.BigInteger),
+    sa.Column("create_time", _Utc),
+)
+push_requests = sa.Table(
+    "push_requests",
+    metadata,
+    sa.Column("pipeline", sa.String, primary_key=True),
+    sa.Column("request_id", sa.String, primary_key=True),
+    sa.Column("digest", sa.LargeBinary),
+    sa.Column("rejections", sa.LargeBinary),
+    sa.Column("create_time", _Utc),
 )
 
 DeadLetter = tuple[str, bytes | None, bytes, list[tuple[str, bytes]]]
@@ -213,12 +227,11 @@ class Store:
                 answer = Version(pipeline, number, State.CUTTING, request_id, now, shard_count)
                 work.connection.execute(versions.insert().values(_columns(answer)))
             if answer is not None:
-                row = {"pipeline": pipeline, "request_id": request_id, "version": answer.number}
-                insert = _insert(work, cut_requests).values(row)
+                key = {"pipeline": pipeline, "request_id": request_id}
+                row = {"version": answer.number, "create_time": now}
+                insert = _insert(work, cut_requests).values(key | row)
                 work.connection.execute(
-                    insert.on_conflict_do_update(
-                        index_elements=["pipeline", "request_id"], set_={"version": answer.number}
-                    )
+                    insert.on_conflict_do_update(index_elements=list(key), set_=row)
                 )
             return answer
 
@@ -281,6 +294,37 @@ class Store:
         if before is not None:
             query = query.where(versions.c.number < before)
         return self._versions(query.order_by(versions.c.number.desc()).limit(limit))
+
+    def pushed(self, pipeline: str, request_id: str) -> Pushed | None:
+        """What a push request was answered."""
+        with self._database.read() as connection:
+            return _pushed(connection, pipeline, request_id)
+
+    def answer_push(self, pipeline: str, request_id: str, answer: Pushed, now: datetime) -> Pushed:
+        """Remembers the answer of a push request; returns the first one that was."""
+        row = {
+            "pipeline": pipeline,
+            "request_id": request_id,
+            "digest": answer.digest,
+            "rejections": orjson.dumps([astuple(item) for item in answer.rejections]),
+            "create_time": now,
+        }
+        with self._database.unit_of_work() as work:
+            insert = _insert(work, push_requests).values(row)
+            work.connection.execute(insert.on_conflict_do_nothing())
+            return _pushed(work.connection, pipeline, request_id) or answer
+
+    def forget_requests(self, before: datetime, limit: int) -> int:
+        """Deletes requests from before a moment, the oldest `limit` of each kind; returns how many it were."""
+        gone = 0
+        for table in (cut_requests, push_requests):
+            key = table.c.pipeline, table.c.request_id
+            old = sa.select(*key).where(table.c.create_time < before)
+            oldest = old.order_by(table.c.create_time).limit(limit)
+            with self._database.unit_of_work() as work:
+                delete = table.delete().where(sa.tuple_(*key).in_(oldest))
+                gone += work.connection.execute(delete).rowcount
+        return gone
 
     def _versions(self, query: sa.Select[tuple[object, ...]]) -> list[Version]:
         with self._database.read() as connection:
@@ -356,6 +400,15 @@ def _requested(connection: sa.Connection, pipeline: str, request_id: str) -> Ver
     )
     row = connection.execute(sa.select(versions).join(cut_requests, joined).where(request)).first()
     return _version(row) if row else None
+
+
+def _pushed(connection: sa.Connection, pipeline: str, request_id: str) -> Pushed | None:
+    chosen = (push_requests.c.pipeline == pipeline) & (push_requests.c.request_id == request_id)
+    row = connection.execute(sa.select(push_requests).where(chosen)).first()
+    if row is None:
+        return None
+    found = orjson.loads(row.rejections)
+    return Pushed(row.digest, [Rejection(item[0], Reason(item[1]), *item[2:]) for item in found])
 
 
 def _newest(
