@@ -125,9 +125,9 @@ def _parts(addresses: Addresses) -> list[dict[str, Any]]:
         return []
     import dataclasses
 
-    from everloop.stack import lifecycle
+    from everloop.stack import health
 
-    return [dataclasses.asdict(line) for line in lifecycle.status(addresses.home)]
+    return [dataclasses.asdict(line) for line in health.status(addresses.home)]
 
 
 def _pipeline(everloop: Everloop, name: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from everloop.stack import lifecycle
+from everloop.stack import health, lifecycle
 from everloop.stack.errors import StackError
 from everloop.stack.home import default_home
 from everloop.stack.lifecycle import Event
@@ -80,7 +80,7 @@ def down(home: HomeOption = None) -> None:
 @app.command()
 def status(home: HomeOption = None) -> None:
     """Show every part: state, endpoint, uptime, memory. Exit code 1 unless all are healthy."""
-    found = lifecycle.status(home)
+    found = health.status(home)
     if not found:
         console.print(f"no stack was started in {home or default_home()}", soft_wrap=True)
         raise typer.Exit(1)
