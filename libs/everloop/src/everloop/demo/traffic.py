@@ -262,11 +262,7 @@ class Traffic:
 
 
 def door_of(number: int) -> str:
-    """Returns the door of request `number`.
-
-    >>> [door_of(n) for n in (0, 1, 2, 13, 14, 15, 16)]
-    ['grpc', 'http', 'grpc', 'http', 'oip_grpc', 'oip_http', 'grpc']
-    """
+    """Returns the door of request `number`: gRPC and HTTP in turn, with tensors at the end of every `TENSOR_EVERY`."""
     return DOORS[number % 2 + (2 if number % TENSOR_EVERY >= TENSOR_EVERY - 2 else 0)]
 
 
