@@ -278,6 +278,28 @@ def test_a_log_that_was_cut_back_is_read_again_from_the_database(pipeline: Pipel
     assert log.settled == list(range(10))
 
 
+@pytest.mark.parametrize("question", ["claim", "backlog"])
+def test_a_database_that_is_away_does_not_end_the_writer(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, question: str
+) -> None:
+    log = Log([0, 1], 2)
+    writer, client = make_writer(pipeline, log, lambda name: False)
+    monkeypatch.setattr("everloop_ingest.writer._OUTAGE_SECONDS", 0.0)
+    real = getattr(writer._store, question)
+    outages = iter([True, True])
+    workers: Any = Inline()
+
+    def fragile(*arguments: Any) -> Any:
+        if next(outages, False):
+            raise EverloopError(Kind.UNAVAILABLE, "DATABASE_UNAVAILABLE", "away")
+        return real(*arguments)
+
+    monkeypatch.setattr(writer._store, question, fragile)
+    for _ in range(5):
+        writer._turn_or_wait(client, workers)
+    assert log.settled == [0, 1]
+
+
 def test_a_batch_waits_through_an_outage_and_no_longer_than_the_service(pipeline: Pipeline) -> None:
     log = Log([0], 1)
     writer, client = make_writer(pipeline, log, lambda name: False)

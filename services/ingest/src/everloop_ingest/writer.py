@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 
 GROUP = "everloop.ingest"
 _POLL_MS = 200
+_OUTAGE_SECONDS = 1.0
 _MESSAGE_BYTES = 512
 """What a message takes in memory besides its body."""
 
@@ -138,7 +139,7 @@ class DatasetWriter(Component):
         workers = ThreadPoolExecutor(self._limits.workers, thread_name_prefix="settle")
         try:
             while not self._stopper.stopping:
-                self._turn(consumer, workers)
+                self._turn_or_wait(consumer, workers)
             for partition in list(self._buffers):
                 self._hand_over(partition, workers)
             wait([future for _, _, future in self._running.values()], timeout=20)
@@ -146,6 +147,15 @@ class DatasetWriter(Component):
         finally:
             workers.shutdown(wait=False, cancel_futures=True)
             consumer.close()
+
+    def _turn_or_wait(self, consumer: KafkaConsumer, workers: ThreadPoolExecutor) -> None:
+        try:
+            self._turn(consumer, workers)
+        except EverloopError as error:  # the next turn does what this one has left
+            if error.kind is not Kind.UNAVAILABLE:
+                raise
+            log.warning("the writer waits: %s", error)
+            self._stopper.wait(_OUTAGE_SECONDS)
 
     def _turn(self, consumer: KafkaConsumer, workers: ThreadPoolExecutor) -> None:
         for partition, messages in consumer.poll(timeout_ms=_POLL_MS).items():
