@@ -20,8 +20,9 @@ from everloop.stack.endpoints import Endpoints
 from everloop.stack.errors import PartFailed, StackError, StackInterrupted
 from everloop.stack.home import Home, default_home, locked, repository_root
 from everloop.stack.part import NotReady, Part, with_needs
-from everloop.stack.parts import Catalog, build
+from everloop.stack.parts import SERVICES, Catalog, build
 from everloop.stack.supervisor import Supervisor, render
+from everloop_contracts.pipeline import PipelineError, load_pipelines
 
 __all__ = ["Event", "down", "kill", "up"]
 
@@ -103,14 +104,12 @@ def up(
         parts: list[Part] = []
         running = {name for name, state in supervisor.states().items() if state.pid}
         try:
-            if fresh:
-                there = _plan(place, pipelines)
-                known = list(catalog(place, there))
-                supervisor.launch(render(place, known, _common_environment(place, there)))
-            else:
-                there = endpoints.load(place)
-                known = list(catalog(place, there))
+            there = _plan(place, pipelines) if fresh else endpoints.load(place)
+            known = list(catalog(place, there))
             parts = _selected(known, only)
+            _check_pipelines(parts, Path(there.pipelines_dir))
+            if fresh:
+                supervisor.launch(render(place, known, _common_environment(place, there)))
             _each_in_order(
                 parts, lambda part, stop: _bring_up(place, supervisor, part, report, stop)
             )
@@ -188,6 +187,15 @@ def _selected(known: list[Part], only: Iterable[str] | None) -> list[Part]:
     if unknown := sorted(set(wanted) - set(names)):
         raise StackError(f"unknown part {', '.join(unknown)}; there are: {', '.join(names)}")
     return with_needs(known, wanted)
+
+
+def _check_pipelines(parts: Iterable[Part], folder: Path) -> None:
+    """Says now what every service would say at its start."""
+    if any(part.name in SERVICES for part in parts):
+        try:
+            load_pipelines(folder)
+        except PipelineError as error:
+            raise StackError(str(error)) from error
 
 
 def _each_in_order(
