@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from everloop_contracts.stubs.everloop.inference.v1.events_pb2 import Column
 from everloop_monitor.adapters.store import chunks, labels, predictions, versions
 from everloop_monitor.batches import find, pack, read_rows
 from everloop_monitor.domain import Chunk, span_of, spans_of
@@ -102,6 +103,38 @@ def test_a_ragged_batch_is_refused_and_leaves_nothing(database, make_batch):
         assert predictions.stream(connection, "trips", 1) == Stream(0, 0, 0)
 
 
+def drop_scores(message):
+    del message.scores[:]
+
+
+def no_time(message):
+    message.time_micros[3] = 2**62
+
+
+def no_column(message):
+    message.columns.add(name="extra")
+
+
+def two_kinds(message):
+    message.columns[2].numbers.extend([1.0] * 9)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "field"),
+    [(drop_scores, "scores"), (no_time, "time_micros"), (no_column, "extra"), (two_kinds, "city")],
+)
+def test_what_the_contract_does_not_allow_is_refused(database, make_batch, spoil, field):
+    message = make_batch(0, 10)
+    spoil(message)
+    with pytest.raises(EverloopError) as caught:
+        log_predictions(database, "a", message, 100, NOW)
+    assert (caught.value.reason, caught.value.metadata) == ("MALFORMED_BATCH", {"field": field})
+    # Mended and sent again under the same id, it is not taken for a repeat.
+    log_predictions(database, "a", make_batch(0, 10), 100, NOW)
+    with database.read() as connection:
+        assert predictions.stream(connection, "trips", 1).rows == 10
+
+
 def test_a_batch_may_leave_out_record_ids(database, pipeline, make_batch):
     """What inference sends where no caller gave one."""
     log_predictions(database, "a", make_batch(0, 60, records=()), 100, NOW)
@@ -154,6 +187,33 @@ def test_without_a_time_column_the_answers_time_counts(database, pipeline, make_
     assert rows.last_event == datetime(1970, 1, 1, 0, 1, 49, tzinfo=UTC)
 
 
+def test_times_that_no_calendar_holds_say_nothing(database, pipeline, make_batch):
+    """A client's tensor may hold any number, and must not spoil the chunk of the others."""
+    message = make_batch(0, 100)
+    message.columns[0].numbers[0] = 9e18
+    message.columns[0].numbers[1] = -9e18
+    log_predictions(database, "a", message, 100, NOW)
+    (chunk,) = full_chunks(database, pipeline)
+    with database.read() as connection:
+        rows = read_rows(pipeline, predictions.of_chunk(connection, chunk), 0, 100)
+    assert rows.first_event == datetime(1970, 1, 1, 5, 2, tzinfo=UTC)
+    assert rows.last_event == datetime(1970, 1, 1, 6, 39, tzinfo=UTC)
+
+
+def test_columns_of_another_type_and_infinite_numbers_are_null(database, pipeline, make_batch):
+    """The type of a field may have changed since; a tensor may hold infinity."""
+    message = make_batch(0, 3)
+    message.columns[1].numbers[1] = float("-inf")
+    message.columns[2].CopyFrom(Column(name="city", numbers=[1.0, 2.0, 3.0]))
+    message.columns[3].CopyFrom(Column(name="paid", texts=["true", "", "false"]))
+    log_predictions(database, "a", message, 3, NOW)
+    (chunk,) = full_chunks(database, pipeline)
+    with database.read() as connection:
+        rows = read_rows(pipeline, predictions.of_chunk(connection, chunk), 0, 3)
+    np.testing.assert_array_equal(rows.numbers["x"], [0.0, np.nan, 0.0])
+    assert list(rows.texts["city"]) == list(rows.texts["paid"]) == ["", "", ""]
+
+
 def test_nulls_and_missing_columns_are_null(database, pipeline, make_batch):
     message = make_batch(0, 3)
     message.columns[1].numbers[1] = float("nan")
@@ -179,6 +239,7 @@ def test_every_prediction_is_found_by_its_id_and_no_other(data, make_batch):
                     st.integers(0, 2**59),
                 ),
                 st.text(min_size=1, max_size=8),
+                st.just("00000000000000aa-5\n"),
             ),
             min_size=1,
             max_size=20,
