@@ -5,13 +5,17 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from prometheus_client import REGISTRY
 
 from everloop_contracts.stubs.everloop.monitoring.v1.events_pb2 import (
     DriftDetected,
     RetrainRequested,
 )
+from everloop_monitor.adapters.store import predictions
 from everloop_monitor.domain import drift_event_id
-from everloop_monitor.fakes import FakeDetector
+from everloop_monitor.evaluate import Evaluator
+from everloop_monitor.fakes import FakeDetector, FakeDetectors
+from everloop_runtime.errors import EverloopError, Kind
 
 NOW = datetime(2013, 5, 1, tzinfo=UTC)
 GOOD, BAD = (
@@ -166,3 +170,83 @@ def test_a_metric_that_is_not_defined_leaves_the_chunk_without(monitor):
     (chunk,) = monitor.chunks
     assert (chunk.report.estimated, chunk.report.realised, chunk.labelled_rows) == (None, None, 100)
     assert monitor.run() == 0
+
+
+def test_an_outage_is_waited_for_and_a_sample_that_is_not_there_is_not(monitor):
+    class Sampleless(FakeDetectors):
+        def __init__(self, kind):
+            super().__init__()
+            self.kind = kind
+
+        def fitted(self, pipeline, version, run_id):
+            super().fitted(pipeline, version, run_id)
+            raise EverloopError(self.kind, "NO_SAMPLE", "told to fail")
+
+    monitor.predict(100, score=GOOD)
+    monitor.detectors = Sampleless(Kind.UNAVAILABLE)
+    monitor.restart(retry_seconds=0)
+    for _ in range(20):
+        assert monitor.evaluator.step()
+    monitor.detectors = Sampleless(Kind.NOT_FOUND)
+    monitor.restart(retry_seconds=0)
+    assert monitor.run() == 3, "as many as there are attempts"
+    assert monitor.chunks == []
+
+
+def test_a_chunk_without_its_rows_does_not_hold_up_those_behind_it(monitor):
+    monitor.predict(100, score=GOOD)
+    with monitor.database.unit_of_work() as work:
+        predictions.drop_oldest(work.connection, "trips", 0, 10)
+    monitor.predict(100, score=GOOD)
+    monitor.restart(retry_seconds=0)
+    monitor.run()
+    assert [chunk.index for chunk in monitor.chunks] == [1]
+
+
+def test_a_label_counts_for_every_prediction_of_its_record(monitor):
+    monitor.predict(100, score=GOOD, records=[f"r{n // 2}" for n in range(100)])
+    monitor.label(0, 50)
+    (chunk,) = monitor.chunks
+    assert (chunk.labelled_rows, chunk.report.realised is not None) == (100, True)
+
+
+def test_a_label_that_is_corrected_after_the_verdict_changes_nothing(monitor):
+    monitor.predict(100, score=GOOD)
+    monitor.label(0, 100)
+    before = monitor.chunks
+    monitor.record({"r1": "false"})
+    assert monitor.run() == 0
+    assert monitor.chunks == before
+
+
+def test_rows_without_record_id_do_not_keep_the_others_waiting(monitor):
+    records = [f"r{n}" if n % 4 else "" for n in range(100)]
+    monitor.predict(100, score=GOOD, records=records)
+    monitor.record({f"r{n}": "true" for n in range(100)})
+    monitor.run()
+    (chunk,) = monitor.chunks
+    assert (chunk.labelled_rows, chunk.report.realised is not None) == (75, True)
+
+
+def test_a_pipeline_that_is_no_longer_declared_rests_and_goes_on_when_it_is(monitor):
+    monitor.predict(100, score=GOOD)
+    gone = Evaluator(monitor.database, {}, monitor.detectors, retry_seconds=0)
+    gone.show()
+    assert not gone.step()
+    monitor.restart()
+    monitor.label(0, 100)
+    assert [chunk.report.realised is not None for chunk in monitor.chunks] == [True]
+
+
+def test_a_chunk_whose_version_never_came_waits_but_does_not_lag(monitor):
+    monitor.predict(100, version=9)
+    monitor.now += timedelta(seconds=60)
+    monitor.evaluator.show_lag()
+    labels = {"pipeline": "trips"}
+    assert REGISTRY.get_sample_value("everloop_monitor_waiting_chunks", labels) == 1
+    assert REGISTRY.get_sample_value("everloop_monitor_lag_seconds", labels) == 0
+    monitor.predict(100)
+    monitor.now += timedelta(seconds=30)
+    monitor.evaluator.show_lag()
+    assert REGISTRY.get_sample_value("everloop_monitor_waiting_chunks", labels) == 2
+    assert REGISTRY.get_sample_value("everloop_monitor_lag_seconds", labels) == 30

@@ -163,7 +163,7 @@ def test_what_is_known_of_a_chunk_is_forgotten_with_it(monitor):
         monitor.predict(100, score=GOOD)
         monitor.label(0, 10)
         bound(monitor, waiting_chunks=2)
-    assert len(monitor.evaluator._unlabelled) <= 3
+    assert len(monitor.evaluator._counts) <= 3
 
 
 def test_labels_go_by_age_whether_their_predictions_came_or_not(monitor):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import doctest
 import os
+import re
 import subprocess
 import sys
 import time
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from prometheus_client import REGISTRY
+from prometheus_client.metrics import MetricWrapperBase
 
 from everloop_contracts.stubs.everloop.inference.v1.events_pb2 import PredictionsLogged
 from everloop_contracts.stubs.everloop.ingest.v1.events_pb2 import ActualsRecorded
@@ -23,12 +26,16 @@ from everloop_monitor.consumer import handler
 from everloop_monitor.evaluate import Evaluator
 from everloop_monitor.fakes import FakeDetectors
 from everloop_monitor.record import log_predictions, record_actuals, watch_version
+from everloop_monitor.retention import Bounds, keep_within_bounds
 from everloop_monitor.settings import MonitorSettings
 from everloop_monitor.stream import Stream
 from everloop_monitor.worker import Worker
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.events import new_event
 from everloop_runtime.service import Stopper
+
+README = Path(__file__).parents[1] / "README.md"
+FLIGHTS = Path(__file__).parents[3] / "pipelines" / "flight-delays.yaml"
 
 
 def value(name, **labels):
@@ -164,6 +171,87 @@ def test_maintenance_goes_on_at_once_while_there_is_more_to_do():
     assert left == []
 
 
+WORDS = {
+    "metric": {"roc_auc"},
+    "condition": {"drift", "estimated_performance", "realised_performance"},
+    "action": {"retrain", "wait", "cooldown", "already_requested"},
+    "stage": {"drift", "realised"},
+    "kind": {"predictions", "labels", "chunks", "decisions", "versions"},
+}
+"""Every value that a label other than pipeline and feature can have."""
+
+
+def documented():
+    """Metrics of the README's table: labels by name."""
+    rows = re.findall(
+        r"^\| `(everloop_monitor_\w+)` \| ([\w, ]+) \|", README.read_text(), re.MULTILINE
+    )
+    return {name: tuple(labels.split(", ")) for name, labels in rows}
+
+
+def test_the_readme_lists_every_metric_with_its_labels():
+    declared = {}
+    for metric in vars(metrics).values():
+        if isinstance(metric, MetricWrapperBase):
+            (family,) = metric.describe()
+            name = family.name + ("_total" if family.type == "counter" else "")
+            declared[name] = metric._labelnames
+            assert not set(metric._labelnames) - {"pipeline", "feature", *WORDS}
+    assert documented() == declared
+
+
+def test_the_readme_lists_every_bound_with_its_default():
+    rows = re.findall(r"^\| `([A-Z_]+)` \| ([\d,]+) \|", README.read_text(), re.MULTILINE)
+    fields = [*(field.name for field in dataclasses.fields(Bounds)), "fitted_models"]
+    defaults = {name.upper(): MonitorSettings.model_fields[name].default for name in fields}
+    assert {name: int(number.replace(",", "")) for name, number in rows} == defaults
+
+
+def test_every_metric_moves_and_no_label_grows(monitor):
+    def samples():
+        families = [f for f in REGISTRY.collect() if f.name.startswith("everloop_monitor_")]
+        found = [sample for family in families for sample in family.samples]
+        return {(s.name, tuple(sorted(s.labels.items()))): s.value for s in found}
+
+    before = samples()
+    handle = handler(monitor.database, {"trips": monitor.pipeline}, wake=lambda: None)
+    with pytest.raises(EverloopError):
+        handle(new_event("test", "stranger", monitor.make_batch(0, 1, pipeline="stranger")))
+    monitor.predict(100, score=0.5, x=0.9)
+    monitor.label(0, 100)
+    monitor.detectors.detector = None
+    monitor.restart(retry_seconds=0)
+    monitor.predict(100)
+    monitor.run()
+    monitor.evaluator.show()
+    bounds = Bounds(
+        retained_rows=100,
+        retained_labels=1,
+        retained_label_days=90,
+        waiting_chunks=1,
+        retained_chunks=1,
+        retained_decisions=1,
+        retained_versions=1,
+    )
+    while keep_within_bounds(monitor.database, bounds, monitor.now):
+        pass
+    after = samples()
+    for name, labels in documented().items():
+        gauge = not name.endswith(("_total", "_seconds")) or name.endswith("lag_seconds")
+        name += "_count" if name.endswith("duration_seconds") else ""
+        moved = [
+            key for key in after if key[0] == name and (gauge or after[key] > before.get(key, 0))
+        ]
+        assert moved, name
+        assert {tuple(sorted(label for label, _ in key[1])) for key in moved} == {
+            tuple(sorted(labels))
+        }
+    for _, labels in after:
+        for label, word in labels:
+            assert word in WORDS.get(label, {word}), (label, word)
+            assert (label, word) != ("pipeline", "stranger")
+
+
 def test_after_a_restart_the_gauges_show_the_newest_chunk(database, make_pipeline, make_batch):
     pipeline = make_pipeline(name="restarted")
     watch_version(database, "p", "restarted", 1, "run", datetime.now(UTC))
@@ -212,7 +300,6 @@ def test_a_broken_setting_is_named(monkeypatch, capsys):
     assert "EVERLOOP_RETAINED_ROWS" in capsys.readouterr().err
 
 
-FLIGHTS = Path(__file__).parents[3] / "pipelines" / "flight-delays.yaml"
 BROKEN = "pipeline: trips\nschema: {id: id, time: at, fields: {}}\n"
 
 

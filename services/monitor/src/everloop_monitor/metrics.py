@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from everloop_monitor.domain import Chunk
+from everloop_monitor.domain import Chunk, Condition
 
 __all__ = [
     "ACTUALS",
@@ -17,6 +17,7 @@ __all__ = [
     "PREDICTIONS",
     "UNEVALUATED",
     "WAITING",
+    "count_alerts",
     "show_drift",
     "show_realised",
 ]
@@ -70,7 +71,7 @@ WAITING = Gauge(
 )
 LAG_SECONDS = Gauge(
     "everloop_monitor_lag_seconds",
-    "How long the oldest full chunk has waited for its evaluation.",
+    "How long the oldest full chunk of a version that was promoted has waited for its evaluation.",
     ["pipeline"],
 )
 EVALUATE_SECONDS = Histogram(
@@ -94,6 +95,13 @@ FAILURES = Counter(
     "Evaluations that failed; they are tried again, or given up.",
     ["pipeline"],
 )
+
+
+def count_alerts(chunk: Chunk, *conditions: Condition) -> None:
+    """Counts which of the conditions a chunk alerts on."""
+    for condition in conditions:
+        if chunk.verdict(condition):
+            ALERTS.labels(chunk.pipeline, condition).inc()
 
 
 def show_drift(chunk: Chunk) -> None:

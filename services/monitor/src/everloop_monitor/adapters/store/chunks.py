@@ -98,11 +98,12 @@ def add(
 
 # --- reading ----------------------------------------------------------------------------------
 
-_CHUNK = sa.select(_chunks, VERSIONS.c.run_id).join(
+_WITH_VERSION = _chunks.join(
     VERSIONS,
     sa.and_(VERSIONS.c.pipeline == _chunks.c.pipeline, VERSIONS.c.version == _chunks.c.version),
     isouter=True,
 )
+_CHUNK = sa.select(_chunks, VERSIONS.c.run_id).select_from(_WITH_VERSION)
 
 
 def _chunk(row: Any) -> Chunk:
@@ -213,11 +214,12 @@ def newest_evaluated(
 
 
 def backlog(connection: sa.Connection, pipeline: str) -> tuple[int, datetime | None]:
-    """How many full chunks wait for their evaluation, and since when the oldest does."""
+    """How many full chunks wait for their evaluation, and since when the oldest whose version is known does."""
+    filled_at = sa.case((VERSIONS.c.run_id.is_not(None), _chunks.c.filled_at))
     waiting, since = connection.execute(
-        sa.select(sa.func.count(), sa.func.min(_chunks.c.filled_at)).where(
-            _chunks.c.pipeline == pipeline, _chunks.c.state == FULL
-        )
+        sa.select(sa.func.count(), sa.func.min(filled_at))
+        .select_from(_WITH_VERSION)
+        .where(_chunks.c.pipeline == pipeline, _chunks.c.state == FULL)
     ).one()
     return waiting, aware(since) if since else None
 
