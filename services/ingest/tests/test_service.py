@@ -17,11 +17,12 @@ from kafka import KafkaProducer
 
 from everloop import stack
 from everloop_contracts.stubs.everloop.ingest.v1 import ingest_pb2
-from everloop_ingest.adapters.s3 import ShardBucket, s3_filesystem
+from everloop_ingest.adapters.s3 import ShardBucket
 from everloop_ingest.domain import ShardsLost
 from everloop_runtime import clients
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.events import decode
+from everloop_runtime.s3 import s3_filesystem
 
 pytestmark = pytest.mark.faults
 

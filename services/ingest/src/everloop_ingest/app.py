@@ -11,7 +11,7 @@ from everloop_contracts.pipeline import Pipeline, PipelineError, load_pipelines
 from everloop_contracts.stubs.everloop.ingest.v1 import ingest_pb2_grpc
 from everloop_ingest.adapters.dvc import DvcRepository
 from everloop_ingest.adapters.kafka import TopicEnds, TopicProducer
-from everloop_ingest.adapters.s3 import ShardBucket, s3_filesystem
+from everloop_ingest.adapters.s3 import ShardBucket
 from everloop_ingest.adapters.store import Store
 from everloop_ingest.cut_version import BuildLimits, CutVersion
 from everloop_ingest.push import Push
@@ -25,6 +25,7 @@ from everloop_runtime.database import Database
 from everloop_runtime.grpc_server import GrpcServer
 from everloop_runtime.kafka import OutboxRelay, ensure_topics, wait_for_broker
 from everloop_runtime.metrics import MetricsServer
+from everloop_runtime.s3 import s3_filesystem
 from everloop_runtime.service import Component, Stopper, run
 
 __all__ = ["run_service"]
