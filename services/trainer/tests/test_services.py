@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from everloop_runtime.errors import EverloopError, Kind
+from everloop_runtime.errors import EverloopError, Kind, waiting_mends
 from everloop_trainer.adapters import services
 
 
@@ -20,7 +20,7 @@ def test_only_what_waiting_can_mend_is_asked_again(
             raise error
         return "answer"
 
-    if kind in (Kind.UNAVAILABLE, Kind.EXHAUSTED):
+    if waiting_mends(EverloopError(kind, "REASON", "not now")):
         assert services._patiently(ask, 60.0) == "answer"
     else:
         with pytest.raises(EverloopError):

@@ -20,7 +20,7 @@ from everloop_trainer.adapters.services import IngestCutter, RegistryProduction
 from everloop_trainer.consumer import GROUP, WATCHED, Handler
 from everloop_trainer.families import load_family
 from everloop_trainer.request import Requests
-from everloop_trainer.search import Cluster, connect
+from everloop_trainer.search import Cluster, joined
 from everloop_trainer.servicer import TrainingServicer
 from everloop_trainer.settings import TrainerSettings
 from everloop_trainer.train import Train
@@ -63,7 +63,7 @@ def main() -> int:
         RegistryProduction(settings.registry_address, settings.patience_seconds, tracking.load),
         tracking,
         Cluster(settings.data_dir / "searches", settings.trial_cpus, settings.trial_gpus),
-        lambda: connect(settings.ray_address),
+        lambda: joined(settings.ray_address),
     )
     worker = Worker(
         database,

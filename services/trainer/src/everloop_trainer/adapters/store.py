@@ -23,6 +23,7 @@ __all__ = [
     "set_run",
     "set_state",
     "start",
+    "take_back",
     "waiting",
 ]
 
@@ -134,6 +135,13 @@ def start(connection: sa.Connection, training_id: str) -> None:
             attempts=_c.attempts + 1,
             start_time=sa.func.coalesce(_c.start_time, sa.literal(_now(), sa.DateTime)),
         )
+    )
+
+
+def take_back(connection: sa.Connection, training_id: str) -> None:
+    """Takes an attempt back that came to nothing through no fault of the training."""
+    connection.execute(
+        _trainings.update().where(_c.id == training_id).values(attempts=_c.attempts - 1)
     )
 
 
