@@ -12,7 +12,7 @@ DAY = 24 * 60 * 60
 def upgrade() -> None:
     arrived = sa.Column("arrived", sa.BigInteger, nullable=False, server_default="0")
     op.add_column("actuals", arrived)
-    op.execute(f"UPDATE actuals SET arrived = day * {DAY}")
+    op.execute(f"UPDATE actuals SET arrived = CAST(day AS BIGINT) * {DAY}")
     op.drop_column("actuals", "day")
     op.create_index("actuals_by_age", "actuals", ["pipeline", "arrived"])
     op.create_index("decisions_by_age", "decisions", ["pipeline", "position"])
