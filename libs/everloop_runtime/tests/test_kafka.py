@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import socket
 import threading
 import time
@@ -14,6 +15,8 @@ from typing import Any
 
 import pytest
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
+from kafka.admin import ConfigResource, ConfigResourceType
+from prometheus_client import REGISTRY
 
 from everloop import stack
 from everloop_contracts.stubs.everloop.training.v1.events_pb2 import TrainingFailed
@@ -194,6 +197,59 @@ def test_a_commit_wakes_the_relay(bootstrap, topic, database):
             eventually(lambda: not database.pending(1))
             took.append(time.monotonic() - began)
     assert min(took) < 0.5, "faster than the relay's own round"
+
+
+def limit(bootstrap: str, topic: str, message_bytes: int) -> None:
+    """Makes a topic refuse larger messages."""
+    admin = KafkaAdminClient(bootstrap_servers=bootstrap)
+    resource = ConfigResource(
+        ConfigResourceType.TOPIC, topic, {"max.message.bytes": str(message_bytes)}
+    )
+    admin.alter_configs([resource])
+    admin.close()
+
+
+@pytest.mark.e2e
+def test_a_message_that_the_broker_refuses_as_too_large_is_buried_and_holds_up_nobody(
+    bootstrap, topic, database
+):
+    limit(bootstrap, topic, 2000)
+    with database.unit_of_work() as work:
+        for number in range(5):
+            key, value, headers = encode(event(number))
+            large = number in (1, 3)
+            work.send(
+                topic, key, random.Random(number).randbytes(9000) if large else value, headers
+            )
+    before = REGISTRY.get_sample_value("everloop_outbox_refused_total", {"topic": topic}) or 0
+    with running(OutboxRelay(database, bootstrap)) as stopper:
+        eventually(lambda: not database.pending(1))
+        assert not stopper.failed
+    arrived = [number_of(decode(r.value, r.headers)) for r in records(bootstrap, topic)]
+    assert sorted(set(arrived)) == [0, 2, 4]
+    notes = dead_letters(bootstrap, topic)
+    assert [note["reason"] for note in notes] == ["MESSAGE_TOO_LARGE"] * 2
+    buried = [record.value for record in records(bootstrap, DEAD_LETTERS)]
+    assert random.Random(3).randbytes(9000) in buried
+    assert (
+        REGISTRY.get_sample_value("everloop_outbox_refused_total", {"topic": topic}) == before + 2
+    )
+
+
+@pytest.mark.e2e
+def test_what_the_dead_letters_refuse_too_leaves_its_content_behind(bootstrap, topic, database):
+    limit(bootstrap, topic, 2000)
+    limit(bootstrap, DEAD_LETTERS, 3000)
+    try:
+        with database.unit_of_work() as work:
+            key, _, headers = encode(event(0))
+            work.send(topic, key, random.Random(0).randbytes(9000), headers)
+        with running(OutboxRelay(database, bootstrap)):
+            eventually(lambda: not database.pending(1))
+    finally:
+        limit(bootstrap, DEAD_LETTERS, 1048588)
+    (notes,) = dead_letters(bootstrap, topic)
+    assert notes["reason"] == "MESSAGE_TOO_LARGE"
 
 
 @pytest.mark.e2e

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeAlias
 
 import sqlalchemy as sa
 from alembic import command
@@ -17,7 +18,13 @@ from sqlalchemy.dialects import postgresql, sqlite
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.events import Event, encode
 
-__all__ = ["Database", "UnitOfWork", "runtime_tables"]
+__all__ = ["LARGEST_MESSAGE", "Database", "Pending", "UnitOfWork", "runtime_tables"]
+
+LARGEST_MESSAGE = 1_000_000
+"""Bytes of a message with key and headers: what a broker takes by default (1 MiB), less the notes of a dead letter."""
+
+Pending: TypeAlias = "sa.Row[int, str, bytes | None, bytes, str]"
+"""A message of the outbox: position, topic, key, value, headers."""
 
 
 def runtime_tables(metadata: sa.MetaData) -> tuple[sa.Table, sa.Table]:
@@ -64,14 +71,26 @@ class UnitOfWork:
         return self.connection.execute(insert).rowcount == 1
 
     def publish(self, event: Event) -> None:
-        """Puts an event into the outbox; the relay sends it after the commit."""
+        """Puts an event into the outbox; the relay sends it after the commit. See `send` for its size."""
         key, value, headers = encode(event)
         self.send(event.topic, key, value, headers)
 
     def send(
         self, topic: str, key: bytes | None, value: bytes, headers: list[tuple[str, bytes]]
     ) -> None:
-        """Puts a raw message into the outbox."""
+        """Puts a raw message into the outbox.
+
+        Raises:
+            EverloopError: kind invalid, reason MESSAGE_TOO_LARGE: beyond `LARGEST_MESSAGE` no broker would take it.
+        """
+        size = len(key or b"") + len(value) + sum(len(name) + len(item) for name, item in headers)
+        if size > LARGEST_MESSAGE:
+            raise EverloopError(
+                Kind.INVALID,
+                "MESSAGE_TOO_LARGE",
+                f"a message for {topic} has {size} bytes, {LARGEST_MESSAGE} is the most",
+                topic=topic,
+            )
         names = json.dumps([(name, item.decode("latin-1")) for name, item in headers])
         self.connection.execute(
             _OUTBOX.insert().values(topic=topic, key=key, value=value, headers=names)
@@ -148,8 +167,8 @@ class Database:
         with self._writer:
             yield
 
-    def pending(self, limit: int) -> Sequence[sa.Row[int, str, bytes | None, bytes, str]]:
-        """The oldest messages of the outbox: position, topic, key, value, headers."""
+    def pending(self, limit: int) -> Sequence[Pending]:
+        """The oldest messages of the outbox."""
         columns = (
             _OUTBOX.c.position,
             _OUTBOX.c.topic,

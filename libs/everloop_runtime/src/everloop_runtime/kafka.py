@@ -13,12 +13,17 @@ from typing import Any
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
 from kafka.admin import NewTopic
-from kafka.errors import KafkaError, TopicAlreadyExistsError
+from kafka.errors import (
+    KafkaError,
+    MessageSizeTooLargeError,
+    RecordListTooLargeError,
+    TopicAlreadyExistsError,
+)
 from prometheus_client import Counter
 
-from everloop_runtime.database import Database
+from everloop_runtime.database import Database, Pending
 from everloop_runtime.errors import EverloopError, Kind, waiting_mends
-from everloop_runtime.events import TOPICS, Event, decode
+from everloop_runtime.events import TOPICS, Event, Headers, decode
 from everloop_runtime.service import Component, Stopper, backoff
 from everloop_runtime.telemetry import span
 
@@ -42,6 +47,7 @@ FIRST_PAUSE = 0.4
 LONGEST_PAUSE = 10.0
 # Of an error's text in a dead letter: a message that grows beyond the broker's limit could not be buried.
 NOTE_CHARACTERS = 2_000
+TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
 # The client's default lets half a minute pass after the broker is back.
 RECONNECT_MS = 1_000
 
@@ -49,6 +55,9 @@ HANDLED = Counter(
     "everloop_events_handled", "Events that a consumer has settled.", ["type", "outcome"]
 )
 RELAYED = Counter("everloop_outbox_relayed", "Messages that the outbox relay has sent.", ["topic"])
+REFUSED = Counter(
+    "everloop_outbox_refused", "Messages that the broker refused as too large.", ["topic"]
+)
 
 
 def wait_for_broker(bootstrap: str, stopper: Stopper, seconds: float = 120.0) -> None:
@@ -84,8 +93,8 @@ def producer(bootstrap: str, **options: object) -> KafkaProducer:
     return KafkaProducer(
         bootstrap_servers=bootstrap.split(","),
         acks="all",
-        enable_idempotence=True,
         **{
+            "enable_idempotence": True,
             "linger_ms": 5,
             "compression_type": "lz4",
             "max_request_size": 16 * 1024 * 1024,
@@ -137,10 +146,43 @@ class Topics(Component):
         """Topics stay."""
 
 
+class _DeadLetters:
+    """Where messages go that nobody can take."""
+
+    def __init__(self, bootstrap: str) -> None:
+        # An idempotent producer is of no use any more once the broker has refused one message.
+        self._client = producer(bootstrap, enable_idempotence=False)
+
+    def add(
+        self,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Headers,
+        notes: Mapping[str, str],
+    ) -> None:
+        """Sends a message with why it is here; without its content where that is too large for this topic as well."""
+        noted = [*headers, *((f"everloop-{name}", text.encode()) for name, text in notes.items())]
+        try:
+            self._send(key, value, noted)
+        except TOO_LARGE:
+            log.error("%s leave %d bytes of content behind", DEAD_LETTERS, len(value or b""))
+            self._send(key, b"", noted)
+
+    def _send(self, key: bytes | None, value: bytes | None, headers: Headers) -> None:
+        sent = self._client.send(DEAD_LETTERS, key=key, value=value, headers=headers)
+        sent.get(timeout=SEND_SECONDS)
+
+    def close(self) -> None:
+        """Ends the connection."""
+        self._client.close(timeout=5)
+
+
 class OutboxRelay(Component):
     """Sends the outbox to Kafka in order; a message leaves the outbox when the broker has it.
 
-    A crash between the two sends it again, with the same event id: consumers' inboxes drop the repeat.
+    A crash between the two sends it again, with the same event id: consumers' inboxes drop the repeat. A message that
+    the broker refuses as too large, which a topic's own limit may make it do, goes to the dead letters: those behind it
+    must not wait for ever.
     """
 
     name = "outbox relay"
@@ -164,12 +206,16 @@ class OutboxRelay(Component):
         self._thread.join(timeout=15)
 
     def _run(self) -> None:
+        relay = self._connect_and_relay
         while not self._stopper.stopping:
             try:
                 wait_for_broker(self._bootstrap, self._stopper, math.inf)
                 if not self._stopper.stopping:
-                    self._connect_and_relay()
+                    relay()
+                relay = self._connect_and_relay
             except KafkaError as error:
+                if isinstance(error, TOO_LARGE):
+                    relay = self._single_out
                 # Order matters more than speed: a fresh client forgets what is in flight, and the outbox goes
                 # again from its oldest message.
                 log.warning("outbox waits for the broker: %r", error)
@@ -198,10 +244,7 @@ class OutboxRelay(Component):
         try:
             futures = []
             for row in rows:
-                headers = [(name, item.encode("latin-1")) for name, item in json.loads(row.headers)]
-                futures.append(
-                    client.send(row.topic, key=row.key, value=row.value, headers=headers)
-                )
+                futures.append(_send(client, row))
             for row, future in zip(rows, futures, strict=True):
                 future.get(timeout=SEND_SECONDS)
                 RELAYED.labels(row.topic).inc()
@@ -210,6 +253,48 @@ class OutboxRelay(Component):
             if done:
                 self._database.sent(done)
         return bool(rows)
+
+    def _single_out(self) -> None:
+        """Sends one batch message by message, and what the broker refuses as too large to the dead letters.
+
+        A client fails everything that is in flight with the refusal of one message, and takes nothing after it.
+        """
+        client = producer(self._bootstrap)
+        try:
+            for row in self._database.pending(self._batch):
+                try:
+                    _send(client, row).get(timeout=SEND_SECONDS)
+                    RELAYED.labels(row.topic).inc()
+                except TOO_LARGE as error:
+                    self._refuse(row, error)
+                    client.close(timeout=5)
+                    client = producer(self._bootstrap)
+                self._database.sent([row.position])
+        finally:
+            client.close(timeout=5)
+
+    def _refuse(self, row: Pending, error: KafkaError) -> None:
+        headers, size = _headers(row), len(row.value)
+        log.error("%s refuses %d bytes, they go to %s: %r", row.topic, size, DEAD_LETTERS, headers)
+        notes = {
+            "reason": "MESSAGE_TOO_LARGE",
+            "message": str(error)[:NOTE_CHARACTERS],
+            "origin": f"{row.topic}/outbox/{row.position}",
+        }
+        letters = _DeadLetters(self._bootstrap)
+        try:
+            letters.add(row.key, row.value, headers, notes)
+        finally:
+            letters.close()
+        REFUSED.labels(row.topic).inc()
+
+
+def _send(client: KafkaProducer, row: Pending) -> Any:
+    return client.send(row.topic, key=row.key, value=row.value, headers=_headers(row))
+
+
+def _headers(row: Pending) -> list[tuple[str, bytes]]:
+    return [(name, item.encode("latin-1")) for name, item in json.loads(row.headers)]
 
 
 class EventConsumer(Component):
@@ -265,13 +350,13 @@ class EventConsumer(Component):
             heartbeat_interval_ms=2_000,
             reconnect_backoff_max_ms=RECONNECT_MS,
         )
-        self._dead_letters = producer(self._bootstrap)
+        self._dead_letters = _DeadLetters(self._bootstrap)
         try:
             while not self._stopper.stopping:
                 for partition, records in consumer.poll(timeout_ms=500).items():
                     self._settle(consumer, partition, records)
         finally:
-            self._dead_letters.close(timeout=5)
+            self._dead_letters.close()
             consumer.close()
 
     def _settle(
@@ -318,11 +403,4 @@ class EventConsumer(Component):
         origin = f"{record.topic}/{record.partition}/{record.offset}"
         message = str(error)[:NOTE_CHARACTERS]
         notes = {"reason": reason, "message": message, "group": self._group, "origin": origin}
-        headers = [*record.headers, *((f"everloop-{k}", v.encode()) for k, v in notes.items())]
-        future = self._dead_letters.send(
-            DEAD_LETTERS,
-            key=record.key,
-            value=record.value,
-            headers=headers,
-        )
-        future.get(timeout=SEND_SECONDS)
+        self._dead_letters.add(record.key, record.value, record.headers, notes)
