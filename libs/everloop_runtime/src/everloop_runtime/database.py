@@ -7,6 +7,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import TypeAlias
 
@@ -184,6 +185,17 @@ class Database:
         """Takes messages that the broker has acknowledged out of the outbox."""
         with self.unit_of_work() as work:
             work.connection.execute(_OUTBOX.delete().where(_OUTBOX.c.position.in_(positions)))
+
+    def forget(self, before: datetime, limit: int) -> int:
+        """Drops ids of events that came before a time from the inbox, at most `limit`; returns how many."""
+        # The search holds no writer up, and the transaction is short.
+        old = sa.select(_INBOX.c.event_id).where(_INBOX.c.received_at < before).limit(limit)
+        with self.read() as connection:
+            ids = connection.scalars(old).all()
+        if ids:
+            with self.unit_of_work() as work:
+                work.connection.execute(_INBOX.delete().where(_INBOX.c.event_id.in_(ids)))
+        return len(ids)
 
     def close(self) -> None:
         """Closes all connections."""

@@ -19,6 +19,7 @@ from everloop_monitor.worker import Worker
 from everloop_runtime import telemetry
 from everloop_runtime.database import Database
 from everloop_runtime.grpc_server import GrpcServer
+from everloop_runtime.inbox import InboxSweeper
 from everloop_runtime.kafka import EventConsumer, OutboxRelay, Topics
 from everloop_runtime.metrics import MetricsServer
 from everloop_runtime.service import run
@@ -85,6 +86,7 @@ def main() -> int:
         MetricsServer(settings.metrics_address),
         Topics(settings.kafka_bootstrap),
         OutboxRelay(database, settings.kafka_bootstrap),
+        InboxSweeper(database, settings.inbox_retention_days),
         worker,
         EventConsumer(
             settings.kafka_bootstrap,

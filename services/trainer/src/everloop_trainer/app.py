@@ -11,6 +11,7 @@ from everloop_contracts.stubs.everloop.training.v1 import training_pb2_grpc
 from everloop_runtime import telemetry
 from everloop_runtime.database import Database
 from everloop_runtime.grpc_server import GrpcServer
+from everloop_runtime.inbox import InboxSweeper
 from everloop_runtime.kafka import EventConsumer, OutboxRelay, Topics
 from everloop_runtime.metrics import MetricsServer
 from everloop_runtime.service import run
@@ -84,6 +85,7 @@ def main() -> int:
         MetricsServer(settings.metrics_address),
         Topics(settings.kafka_bootstrap),
         OutboxRelay(database, settings.kafka_bootstrap),
+        InboxSweeper(database, settings.inbox_retention_days),
         worker,
         EventConsumer(
             settings.kafka_bootstrap,
