@@ -7,11 +7,13 @@ import os
 import platform
 import re
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import psutil
 from matplotlib.figure import Figure
@@ -19,6 +21,8 @@ from matplotlib.figure import Figure
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / ".everloop" / "bench"
 DOCS = ROOT / "docs" / "benchmarks.md"
+MEASURED = ("bench", "libs", "pipelines", "services", "requirements.lock")
+"""What of the repository figures depend on."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class Result:
     Attributes:
         name: `<name>` of `make bench-<name>`.
         title: what was measured, in one line.
+        load: what `load_before` said at the start.
         figures: one row per case, all with the same columns.
         ratios: what the benchmark is about: ours to a peer's or a limit's, from the same run.
         note: what a reader must know to judge the figures.
@@ -35,18 +40,53 @@ class Result:
 
     name: str
     title: str
+    load: float
     figures: Sequence[Mapping[str, float | str]]
     ratios: Mapping[str, float]
     note: str = ""
 
 
-def medians(samples: Sequence[float]) -> float:
+def load_before() -> float:
+    """Load of the machine in the last minute; to be asked before the first figure. Warns where others are at work."""
+    load = round(os.getloadavg()[0], 2)
+    if load >= 1:
+        print(f"the machine is not quiet (load {load}): judge the figures by that", file=sys.stderr)
+    return load
+
+
+def middle(samples: Sequence[float]) -> float:
     """The median of repeated measurements, to four digits."""
     return float(f"{median(samples):.4g}")
 
 
+def write(result: Result, figure: Figure) -> None:
+    """Writes `.everloop/bench/<name>.json`, its plot beside it and into docs/images, and the docs section."""
+    document = {
+        "name": result.name,
+        "title": result.title,
+        "command": f"make bench-{result.name}",
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "machine": machine(),
+        "load": result.load,
+        "figures": [dict(row) for row in result.figures],
+        "ratios": dict(result.ratios),
+        "note": result.note,
+        "plot": f"{result.name}.svg",
+    }
+    images = DOCS.parent / "images"
+    for folder in (OUT, images):
+        folder.mkdir(parents=True, exist_ok=True)
+    (OUT / f"{result.name}.json").write_text(json.dumps(document, indent=2) + "\n")
+    for plot in (OUT / f"{result.name}.svg", images / f"bench-{result.name}.svg"):
+        figure.savefig(plot, bbox_inches="tight", metadata={"Date": None})
+    section = _section(document)
+    _put_into_docs(result.name, section)
+    print(section)
+
+
 def machine() -> dict[str, str | int]:
-    """The machine that measured."""
+    """The machine that measures."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists() and (found := re.search(r"model name\s*:\s*(.+)", info.read_text())):
@@ -61,75 +101,57 @@ def machine() -> dict[str, str | int]:
 
 
 def commit() -> str:
-    """The commit that was measured, with `+` where the tree had changes."""
-    describe = ["git", "describe", "--always", "--dirty=+", "--abbrev=9"]
-    return subprocess.run(
-        describe, cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.strip()
+    """The commit that is measured, with `+` where what figures depend on has changed since; `unknown` without git."""
+    try:
+        head = _git("rev-parse", "--short=9", "HEAD")
+        return head + ("+" if _git("status", "--porcelain", "--", *MEASURED) else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
-def write(result: Result, figure: Figure) -> None:
-    """Writes `.everloop/bench/<name>.json`, its plot beside it and into docs/images, and the docs section."""
-    OUT.mkdir(parents=True, exist_ok=True)
-    document = {
-        "name": result.name,
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit(),
-        "machine": machine(),
-        "figures": [dict(row) for row in result.figures],
-        "ratios": dict(result.ratios),
-    }
-    (OUT / f"{result.name}.json").write_text(json.dumps(document, indent=2) + "\n")
-    images = DOCS.parent / "images"
-    images.mkdir(exist_ok=True)
-    for folder in (OUT, images):
-        figure.savefig(
-            folder / f"bench-{result.name}.svg", bbox_inches="tight", metadata={"Date": None}
-        )
-    _document(result, document)
-    print(_section(result, document))
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
 
 
-def _document(result: Result, document: Mapping[str, object]) -> None:
-    begin, end = f"<!-- bench:{result.name} -->", f"<!-- /bench:{result.name} -->"
-    section = f"{begin}\n{_section(result, document)}\n{end}"
+def _put_into_docs(name: str, section: str) -> None:
+    """Replaces the section between the benchmark's markers, or adds it at the end."""
+    begin, end = f"<!-- bench:{name} -->", f"<!-- /bench:{name} -->"
+    marked = f"{begin}\n{section}\n{end}"
     text = DOCS.read_text() if DOCS.exists() else "# Benchmarks\n"
     pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
     # A function: a replacement string would read backslashes.
-    text = (
-        pattern.sub(lambda _: section, text) if begin in text else f"{text.rstrip()}\n\n{section}\n"
-    )
-    DOCS.write_text(text)
+    text, found = pattern.subn(lambda _: marked, text)
+    DOCS.write_text(text if found else f"{text.rstrip()}\n\n{marked}\n")
 
 
-def _section(result: Result, document: Mapping[str, object]) -> str:
-    columns = list(result.figures[0])
+def _section(document: Mapping[str, Any]) -> str:
+    facts, figures = document["machine"], document["figures"]
+    where = f"{facts['cores']} cores of {facts['cpu']}, {facts['memory_gib']} GiB, Python {facts['python']}"
+    columns = list(figures[0])
     lines = [
-        f"## {result.title}",
+        f"## {document['title']}",
         "",
-        f"`make bench-{result.name}`, {str(document['time'])[:10]}, commit {document['commit']}, {_machine_line()}.",
+        f"`{document['command']}`, {document['time'][:10]}, commit {document['commit']}, {where};"
+        f" load before the run {document['load']:.2f}.",
         "",
-        f"![{result.title}](images/bench-{result.name}.svg)",
+        f"![{document['title']}](images/bench-{document['name']}.svg)",
         "",
-        "| " + " | ".join(columns) + " |",
+        _row(columns),
         "|" + "---|" * len(columns),
-        *(
-            "| " + " | ".join(_cell(row[column]) for column in columns) + " |"
-            for row in result.figures
-        ),
+        *(_row([_cell(row[column]) for column in columns]) for row in figures),
         "",
         "| ratio | value |",
         "|---|---|",
-        *(f"| `{name}` | {value:.2f} |" for name, value in result.ratios.items()),
+        *(_row([f"`{name}`", f"{value:.2f}"]) for name, value in document["ratios"].items()),
     ]
-    if result.note:
-        lines += ["", result.note]
+    if document["note"]:
+        lines += ["", document["note"]]
     return "\n".join(lines)
 
 
-def _machine_line() -> str:
-    facts = machine()
-    return f"{facts['cores']} cores of {facts['cpu']}, {facts['memory_gib']} GiB, Python {facts['python']}"
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _cell(value: float | str) -> str:
