@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 
 from everloop_contracts.pipeline import Pipeline, PipelineError, load_pipelines
@@ -74,7 +75,8 @@ def main() -> int:
         retry_seconds=settings.retry_seconds,
     )
     cutter = IngestCutter(settings.ingest_address, settings.patience_seconds)
-    requests = Requests(database, pipelines, cutter, worker.wake)
+    keep = timedelta(days=settings.inbox_retention_days)
+    requests = Requests(database, pipelines, cutter, worker.wake, keep)
     servicer = TrainingServicer(database, requests)
     grpc = GrpcServer(
         settings,
