@@ -41,7 +41,7 @@ class Requests:
         self._queued = queued
         self._keep = keep
 
-    def dataset_created(self, event_id: str, dataset: Dataset, request_id: str = "") -> None:
+    def dataset_created(self, event_id: str, dataset: Dataset, request_id: str) -> None:
         """Trains on a new dataset version where it was cut for a training, or the pipeline's triggers say so.
 
         Args:
