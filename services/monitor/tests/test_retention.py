@@ -77,10 +77,10 @@ def test_labels_survive_the_upgrade_with_the_day_they_came(tmp_path):
         work.connection.execute(insert, {"day": day})
     database.upgrade(MIGRATIONS)
     with database.unit_of_work() as work:
-        assert labels.drop_oldest(work.connection, "trips", 10, NOW, 10) == 0
+        assert labels.drop_oldest(work.connection, "trips", 0, NOW, 10) == 0
         assert labels.known(work.connection, "trips", ["r1"]) == {"r1": "true"}
         later = NOW + timedelta(days=1)
-        assert labels.drop_oldest(work.connection, "trips", 10, later, 10) == 1
+        assert labels.drop_oldest(work.connection, "trips", 0, later, 10) == 1
     database.close()
 
 

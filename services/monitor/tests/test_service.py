@@ -217,6 +217,8 @@ def test_every_metric_moves_and_no_label_grows(monitor):
     handle = handler(monitor.database, {"trips": monitor.pipeline}, wake=lambda: None)
     with pytest.raises(EverloopError):
         handle(new_event("test", "stranger", monitor.make_batch(0, 1, pipeline="stranger")))
+    stranger = ModelVersion(model="stranger", version=1, run_id="run")
+    handle(new_event("test", "stranger", ModelPromoted(version=stranger)))
     monitor.predict(100, score=0.5, x=0.9)
     monitor.label(0, 100)
     monitor.detectors.detector = None

@@ -54,10 +54,12 @@ def _trim(database: Database, pipeline: str, bounds: Bounds, now: datetime) -> b
         deleted["chunks"] = chunks.drop_oldest(
             work.connection, pipeline, bounds.retained_chunks, _ROWS_AT_ONCE
         )
+    with database.read() as connection:  # counting millions must not hold the writer up
+        surplus = labels.count(connection, pipeline) - bounds.retained_labels
     with database.unit_of_work() as work:
         before = now - timedelta(days=bounds.retained_label_days)
         deleted["labels"] = labels.drop_oldest(
-            work.connection, pipeline, bounds.retained_labels, before, _ROWS_AT_ONCE
+            work.connection, pipeline, surplus, before, _ROWS_AT_ONCE
         )
     with database.unit_of_work() as work:
         deleted["decisions"] = decisions.drop_oldest(
@@ -77,7 +79,8 @@ def _drop_predictions(database: Database, pipeline: str, keep_rows: int) -> int:
             chunks.close_before(work.connection, pipeline, version, row)
             for version, row in lost.items()
         )
-    metrics.UNEVALUATED.labels(pipeline).inc(unevaluated)
+    if unevaluated:
+        metrics.UNEVALUATED.labels(pipeline).inc(unevaluated)
     return rows
 
 

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from everloop_monitor.adapters.store.sql import METADATA, upsert
 
-__all__ = ["add", "drop_oldest", "events", "known", "pipelines"]
+__all__ = ["add", "count", "drop_oldest", "events", "known", "pipelines"]
 
 _IDS_PER_STATEMENT = 1000
 
@@ -71,18 +71,23 @@ def pipelines(connection: sa.Connection) -> set[str]:
     return set(connection.scalars(sa.select(_feeds.c.pipeline)))
 
 
+def count(connection: sa.Connection, pipeline: str) -> int:
+    """How many labels are stored for a pipeline."""
+    stored = sa.select(sa.func.count()).where(_actuals.c.pipeline == pipeline)
+    return connection.execute(stored).scalar() or 0
+
+
 def drop_oldest(
-    connection: sa.Connection, pipeline: str, keep: int, before: datetime, limit: int
+    connection: sa.Connection, pipeline: str, surplus: int, before: datetime, limit: int
 ) -> int:
-    """Deletes the oldest labels, at most `limit`: those beyond the newest `keep`, and those that came earlier.
+    """Deletes the oldest labels, at most `limit`: `surplus` of them, or without any those that came earlier.
 
     A label goes whether its prediction ever came or not.
     """
     mine = _actuals.c.pipeline == pipeline
-    stored = connection.execute(sa.select(sa.func.count()).where(mine)).scalar() or 0
     oldest = sa.select(_actuals.c.record_id).where(mine).order_by(_actuals.c.arrived)
-    if stored > keep:
-        oldest = oldest.limit(min(stored - keep, limit))
+    if surplus > 0:
+        oldest = oldest.limit(min(surplus, limit))
     else:
         oldest = oldest.where(_actuals.c.arrived < before.timestamp()).limit(limit)
     return connection.execute(
