@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -75,10 +74,10 @@ def ask(uri: str) -> None:
 
 
 def fetch(uri: str) -> None:
-    from mlflow.artifacts import load_dict
+    from mlflow.artifacts import download_artifacts
 
     with translated(files=True):
-        load_dict("mlflow-artifacts:/1/r/artifacts/manifest.json")
+        download_artifacts("mlflow-artifacts:/1/r/artifacts/manifest.json", tracking_uri=uri)
 
 
 def store(uri: str, folder: Path) -> None:
@@ -86,14 +85,11 @@ def store(uri: str, folder: Path) -> None:
 
     (folder / "manifest.json").write_text("{}")
     with translated(files=True):
-        get_artifact_repository("mlflow-artifacts:/1/r/artifacts").log_artifacts(str(folder))
+        get_artifact_repository("mlflow-artifacts:/1/r/artifacts", uri).log_artifacts(str(folder))
 
 
 @pytest.fixture(params=["ask", "fetch", "store"])
-def transfer(
-    request: pytest.FixtureRequest, server: Server, tmp_path: Path, monkeypatch: Any
-) -> Callable[[], None]:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+def transfer(request: pytest.FixtureRequest, server: Server, tmp_path: Path) -> Callable[[], None]:
     return {
         "ask": lambda: ask(server.uri),
         "fetch": lambda: fetch(server.uri),
