@@ -32,18 +32,18 @@ class Result:
     Attributes:
         name: `<name>` of `make bench-<name>`.
         title: what was measured, in one line.
-        load: what `load_before` said at the start.
         figures: one row per case, all with the same columns.
         ratios: what the benchmark is about: ours to a peer's or a limit's, from the same run.
         note: what a reader must know to judge the figures.
+        load: what `load_before` said at the start; None if it was not asked.
     """
 
     name: str
     title: str
-    load: float
     figures: Sequence[Mapping[str, float | str]]
     ratios: Mapping[str, float]
     note: str = ""
+    load: float | None = None
 
 
 def load_before() -> float:
@@ -54,7 +54,7 @@ def load_before() -> float:
     return load
 
 
-def middle(samples: Sequence[float]) -> float:
+def medians(samples: Sequence[float]) -> float:
     """The median of repeated measurements, to four digits."""
     return float(f"{median(samples):.4g}")
 
@@ -128,12 +128,13 @@ def _put_into_docs(name: str, section: str) -> None:
 def _section(document: Mapping[str, Any]) -> str:
     facts, figures = document["machine"], document["figures"]
     where = f"{facts['cores']} cores of {facts['cpu']}, {facts['memory_gib']} GiB, Python {facts['python']}"
+    if document["load"] is not None:
+        where += f"; load before the run {document['load']:.2f}"
     columns = list(figures[0])
     lines = [
         f"## {document['title']}",
         "",
-        f"`{document['command']}`, {document['time'][:10]}, commit {document['commit']}, {where};"
-        f" load before the run {document['load']:.2f}.",
+        f"`{document['command']}`, {document['time'][:10]}, commit {document['commit']}, {where}.",
         "",
         f"![{document['title']}](images/bench-{document['name']}.svg)",
         "",

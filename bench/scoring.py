@@ -16,7 +16,7 @@ import onnxruntime
 from matplotlib.figure import Figure
 from threadpoolctl import threadpool_info, threadpool_limits  # type: ignore[import-untyped]
 
-from bench.report import ROOT, Result, load_before, middle, write
+from bench.report import ROOT, Result, load_before, medians, write
 from everloop.demo import flights
 from everloop_contracts.pipeline import Pipeline, Task, load_pipeline
 from everloop_features import Feeds, FittedFeatures, feeds_from_rows, fit, inputs_of
@@ -47,17 +47,17 @@ def main() -> None:
             rows = {key: value[:size] for key, value in feeds.items()}
             assert np.allclose(served(rows), native(rows), atol=1e-4)
             pairs = measure(served, native, rows)
-            ours, theirs = (middle([pair[side] * 1e6 for pair in pairs]) for side in (0, 1))
+            ours, theirs = (medians([pair[side] * 1e6 for pair in pairs]) for side in (0, 1))
             figures.append({"family": name, "rows": size, "graph µs": ours, "library µs": theirs})
-            ratios[f"{name}.{size}.vs_library"] = middle([b / a for a, b in pairs])
+            ratios[f"{name}.{size}.vs_library"] = medians([b / a for a, b in pairs])
     write(
         Result(
             "scoring",
             "One call of the served graph beside the library that fitted the model",
-            load,
             figures,
             ratios,
             "One thread each. A ratio above 1 means the graph is faster. For `mlp` the library is NumPy, not PyTorch.",
+            load,
         ),
         plot(ratios),
     )
