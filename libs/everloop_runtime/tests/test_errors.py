@@ -38,8 +38,19 @@ def test_a_status_holds_the_code_and_exactly_one_error_info(kind):
     )
 
 
+def test_a_status_says_when_to_retry_where_that_is_known():
+    status = rich_status(EverloopError(Kind.EXHAUSTED, "OVERLOADED", "full", retry_after=0.25))
+    info, delay = status.details
+    assert info.Is(error_details_pb2.ErrorInfo.DESCRIPTOR)
+    retry = error_details_pb2.RetryInfo()
+    assert delay.Unpack(retry)
+    assert retry.retry_delay.ToMilliseconds() == 250
+
+
 def test_an_error_survives_pickling():
-    error = EverloopError(Kind.NOT_FOUND, "MODEL_NOT_FOUND", "no such model", model="late")
+    error = EverloopError(
+        Kind.NOT_FOUND, "MODEL_NOT_FOUND", "no such model", retry_after=1.5, model="late"
+    )
     copy = pickle.loads(pickle.dumps(error))
     assert vars(copy) == vars(error)
     assert str(copy) == "no such model"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from enum import StrEnum
 
 import grpc
-from google.protobuf import any_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 __all__ = ["GRPC_CODES", "HTTP_STATUS", "EverloopError", "Kind", "rich_status", "waiting_mends"]
@@ -60,23 +59,29 @@ class EverloopError(Exception):
         reason: upper-case code that programs can match, such as `MODEL_NOT_FOUND`.
         message: what is wrong and what to do, for a person.
         metadata: names and values that belong to the reason (`field`, `model`, …).
+        retry_after: seconds after which asking again may help; 0 where that is not known.
     """
 
-    def __init__(self, kind: Kind, reason: str, message: str, **metadata: str) -> None:
+    def __init__(
+        self, kind: Kind, reason: str, message: str, *, retry_after: float = 0.0, **metadata: str
+    ) -> None:
         """Takes the attributes in order."""
         super().__init__(message)
         self.kind = kind
         self.reason = reason
         self.message = message
         self.metadata = metadata
+        self.retry_after = retry_after
 
     def __reduce__(self) -> tuple[object, ...]:
         """Survives pickling, which Ray does to exceptions."""
-        return _rebuild, (self.kind, self.reason, self.message, self.metadata)
+        return _rebuild, (self.kind, self.reason, self.message, self.retry_after, self.metadata)
 
 
-def _rebuild(kind: Kind, reason: str, message: str, metadata: dict[str, str]) -> EverloopError:
-    return EverloopError(kind, reason, message, **metadata)
+def _rebuild(
+    kind: Kind, reason: str, message: str, retry_after: float, metadata: dict[str, str]
+) -> EverloopError:
+    return EverloopError(kind, reason, message, retry_after=retry_after, **metadata)
 
 
 _PASSING = frozenset({Kind.UNAVAILABLE, Kind.EXHAUSTED, Kind.DEADLINE})
@@ -91,10 +96,14 @@ def waiting_mends(error: BaseException) -> bool:
 
 
 def rich_status(error: EverloopError) -> status_pb2.Status:
-    """The error as `google.rpc.Status` with exactly one `ErrorInfo`."""
-    detail = any_pb2.Any()
-    detail.Pack(
+    """The error as `google.rpc.Status` with exactly one `ErrorInfo`, and a `RetryInfo` where it says when to retry."""
+    code = code_pb2.Code.Value(GRPC_CODES[error.kind].name)
+    status = status_pb2.Status(code=code, message=error.message)
+    status.details.add().Pack(
         error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
     )
-    code = code_pb2.Code.Value(GRPC_CODES[error.kind].name)
-    return status_pb2.Status(code=code, message=error.message, details=[detail])
+    if error.retry_after:
+        delay = error_details_pb2.RetryInfo()
+        delay.retry_delay.FromNanoseconds(int(error.retry_after * 1e9))
+        status.details.add().Pack(delay)
+    return status
