@@ -6,9 +6,11 @@
 from everloop_features.features import Encoding, FittedFeatures, fit
 from everloop_features.inputs import (
     NULL_TIME,
+    Block,
     Feeds,
     InputError,
     InputSpec,
+    Layout,
     feeds_from_rows,
     feeds_from_table,
     inputs_of,
@@ -16,11 +18,13 @@ from everloop_features.inputs import (
 
 __all__ = [
     "NULL_TIME",
+    "Block",
     "Encoding",
     "Feeds",
     "FittedFeatures",
     "InputError",
     "InputSpec",
+    "Layout",
     "feeds_from_rows",
     "feeds_from_table",
     "fit",
