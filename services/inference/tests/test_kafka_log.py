@@ -14,7 +14,7 @@ from everloop.stack.endpoints import Endpoints
 from everloop_contracts.stubs.everloop.inference.v1.events_pb2 import PredictionsLogged
 from everloop_inference.adapters.kafka import KafkaSink
 from everloop_inference.domain import ServingPolicy, Wanted
-from everloop_inference.fakes import ROW, MemoryArtifacts, sample_artifact
+from everloop_inference.fakes import ROW, MemoryArtifacts, ask, sample_artifact
 from everloop_inference.load import Loader
 from everloop_inference.ports import Message, Outcome
 from everloop_inference.predict import Predictor
@@ -65,7 +65,7 @@ def test_a_killed_broker_loses_nothing(
     predictor = Predictor(models, log, "epoch")
 
     def predict() -> list[str]:
-        return predictor.rows("flights", [ROW] * 3, 300).prediction_ids
+        return ask(predictor, [ROW] * 3, size=300).prediction_ids
 
     ids = predict()
     until(lambda: log.books.counts("flights").logged == 3, 30)

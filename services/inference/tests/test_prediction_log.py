@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from everloop_contracts.stubs.everloop.inference.v1.events_pb2 import PredictionsLogged
 from everloop_inference.domain import ServedModel
-from everloop_inference.fakes import ROW, MemorySink
+from everloop_inference.fakes import ROW, MemorySink, ask
 from everloop_inference.load import Loader
 from everloop_inference.ports import Message
 from everloop_inference.predict import Predictor
@@ -48,7 +48,7 @@ class Bench:
 
     def predict(self, rows: int = 1) -> list[str]:
         rows_ = [{**ROW, "flight_id": f"f-{row}"} for row in range(rows)]
-        return self.predictor.rows("flights", rows_, 100 * rows).prediction_ids
+        return ask(self.predictor, rows_, size=100 * rows).prediction_ids
 
     @property
     def books(self) -> Any:
@@ -108,7 +108,7 @@ def test_every_row_is_logged_once_in_order_with_what_it_was(
 
 def test_nulls_are_logged_as_nulls(bench: Callable[..., Bench], until: Callable[..., None]) -> None:
     it = bench()
-    it.predictor.rows("flights", [{**ROW, "age": None, "weekend": None, "flight_id": None}], 9)
+    ask(it.predictor, [{**ROW, "age": None, "weekend": None, "flight_id": None}])
     until(lambda: it.books.logged == 1)
     data = decode(it.sink.messages[0].value, it.sink.messages[0].headers).data
     assert isinstance(data, PredictionsLogged)
@@ -259,7 +259,7 @@ def test_events_larger_than_a_broker_takes_are_split(
 ) -> None:
     it = Bench(model, tmp_path / "spill", batch_rows=500)
     rows = [{**ROW, "carrier": "x" * 50_000} for _ in range(100)]
-    ids = it.predictor.rows("flights", rows, 5_000_000).prediction_ids
+    ids = ask(it.predictor, rows, size=5_000_000).prediction_ids
     until(lambda: it.books.logged == 100)
     assert it.logged_ids() == ids
     assert max(len(message.value) for message in it.sink.messages) < 1_000_000

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from everloop_inference.fakes import INPUTS, ROW, Artifact, sample_artifact
+from everloop_inference.fakes import INPUTS, ROW, Artifact, ask, sample_artifact
 from everloop_inference.load import Loader
 from everloop_inference.metrics import LOAD_FAILURES
 from everloop_runtime.errors import EverloopError, Kind
@@ -75,7 +75,7 @@ def test_a_bad_artifact_leaves_the_old_version_serving_and_says_so(
         # More than once: it is tried again.
         until(lambda: failures("flights", reason) >= before + 2)
     assert version(replica) == 1
-    assert len(replica.predictor.rows("flights", [ROW], 0).scores) == 1
+    assert len(ask(replica.predictor, [ROW]).scores) == 1
     assert f"version 2 cannot serve ({reason}), version 1 goes on" in caplog.text
     # The right artifact appears under the same version: it serves without a restart.
     good = sample_artifact(0.9)
@@ -96,13 +96,13 @@ def test_a_restart_serves_with_registry_store_and_broker_down(world: Any) -> Non
     world.publish(3, name="other")
     first = world.replica()
     assert (version(first), version(first, "other")) == (1, 3)
-    answer = first.predictor.rows("flights", [ROW], 0)
+    answer = ask(first.predictor, [ROW])
     world.stop(first)
     downloads = world.artifacts.downloads
 
     world.registry.down = world.artifacts.down = world.sink.away = True
     second = world.replica()
-    again = second.predictor.rows("flights", [ROW], 0)
+    again = ask(second.predictor, [ROW])
     assert (again.model.version, again.scores) == (1, answer.scores)
     assert again.prediction_ids != answer.prediction_ids
     assert version(second, "other") == 3

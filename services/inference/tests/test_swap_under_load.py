@@ -100,7 +100,7 @@ def test_twenty_swaps_under_load_fail_nothing(
 def test_the_replaced_version_is_freed(world: Any, until: Callable[..., None]) -> None:
     world.publish(1)
     replica = world.replica()
-    session = weakref.ref(replica.models.get("flights").session)
+    session = weakref.ref(replica.models.get("flights").engine)
     world.publish(2)
     until(lambda: replica.models.get("flights").version == 2)
     until(lambda: gc.collect() >= 0 and session() is None)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from enum import StrEnum
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from onnxruntime import InferenceSession
 
 from everloop_contracts.pipeline import Pipeline, Task
-from everloop_features.inputs import Feeds, InputSpec
+from everloop_features.inputs import Feeds, InputSpec, Layout
+from everloop_inference.cost import Cost
 
-__all__ = ["Answer", "ServedModel", "ServingPolicy", "Wanted"]
+__all__ = ["Answer", "Call", "Engine", "EngineKind", "ServedModel", "ServingPolicy", "Wanted"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,18 +25,42 @@ class ServingPolicy:
     Attributes:
         id_field: field of a record that holds its id; empty where the pipeline is not known here.
         max_rows: rows that one request may hold.
+        batch_seconds: time that a batch across requests may take to run.
+        batch_rows: rows that such a batch may hold.
         log_sample: share of predictions that are logged.
+        log_redact: inputs whose values are not logged.
     """
 
     id_field: str = ""
     max_rows: int = 4096
+    batch_seconds: float = 0.005
+    batch_rows: int = 1024
     log_sample: float = 1.0
+    log_redact: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, pipeline: Pipeline) -> ServingPolicy:
         """Reads it from the pipeline's specification."""
         serving = pipeline.serving
-        return cls(pipeline.schema_.id, serving.max_batch_rows, serving.log.sample)
+        return cls(
+            id_field=pipeline.schema_.id,
+            max_rows=serving.max_batch_rows,
+            log_sample=serving.log.sample,
+        )
+
+
+class Call(NamedTuple):
+    """What a door knows about a request besides its content.
+
+    Attributes:
+        began: when the request was complete, on the clock of `time.perf_counter`.
+        size: bytes that its values took.
+        deadline: when its caller stops waiting, on the same clock.
+    """
+
+    began: float
+    size: int
+    deadline: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,19 +80,43 @@ class Wanted:
     sha256: str
 
 
-@dataclass(frozen=True, slots=True)
+class EngineKind(StrEnum):
+    """What runs a model."""
+
+    ONNX = "onnx"
+    """The exported graph, by onnxruntime."""
+    MLFLOW = "mlflow"
+    """The logged model itself, by `mlflow.pyfunc`: slower by orders of magnitude."""
+
+
+class Engine(Protocol):
+    """Runs a loaded model; may be asked by several threads at once.
+
+    Attributes:
+        kind: what it is.
+    """
+
+    kind: EngineKind
+
+    def run(self, feeds: Feeds) -> npt.NDArray[np.float32]:
+        """See `ServedModel.run`."""
+
+
+# Compared by identity: the queue of a version finds it in a dictionary with every request.
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class ServedModel:
-    """One version, loaded, verified and warm; never changes.
+    """One version, loaded, verified and warm; never changes, but for what it has learned about its cost.
 
     Attributes:
         wanted: the version.
         task: what it predicts.
         classes: labels in the order of the probabilities; empty for regression.
-        inputs: raw columns that it takes.
+        layout: raw columns that it takes.
         threshold: probability from which a binary answer is the positive class.
         policy: what its pipeline says about serving.
-        session: the graph, with one thread of its own.
-        input_bytes: memory that one request's arrays take besides its values, in bytes.
+        engine: what runs it.
+        cost: what running it takes.
+        input_bytes: memory that one batch's arrays take besides its values, in bytes.
         since: when it began to serve in this replica.
         previous_version: version that it replaced; 0 if none.
     """
@@ -74,10 +124,11 @@ class ServedModel:
     wanted: Wanted
     task: Task
     classes: tuple[str, ...]
-    inputs: tuple[InputSpec, ...]
+    layout: Layout
     threshold: float
     policy: ServingPolicy
-    session: InferenceSession
+    engine: Engine
+    cost: Cost
     input_bytes: int
     since: datetime
     previous_version: int = 0
@@ -92,8 +143,13 @@ class ServedModel:
         """Number of the version."""
         return self.wanted.version
 
+    @property
+    def inputs(self) -> tuple[InputSpec, ...]:
+        """Raw columns that it takes, in order."""
+        return self.layout.inputs
+
     def run(self, feeds: Feeds) -> npt.NDArray[np.float32]:
-        """Runs the graph.
+        """Runs the model.
 
         Args:
             feeds: one array `[rows, 1]` per input.
@@ -101,14 +157,12 @@ class ServedModel:
         Returns:
             Probabilities `[rows, classes]`, or the predicted numbers `[rows, 1]` for regression.
         """
-        outputs: list[Any] = self.session.run(None, feeds)
-        result: npt.NDArray[np.float32] = outputs[0]
-        return result
+        return self.engine.run(feeds)
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a model said about the rows of one request.
+    """What a model said about some rows: those of a batch, or those of one request.
 
     Attributes:
         model: the version that answered.
@@ -123,3 +177,13 @@ class Answer:
     labels: list[str]
     scores: list[float]
     probabilities: npt.NDArray[np.float32]
+
+    def part(self, start: int, stop: int) -> Answer:
+        """What it said about the rows of one request of a batch."""
+        return Answer(
+            self.model,
+            self.prediction_ids[start:stop],
+            self.labels[start:stop],
+            self.scores[start:stop],
+            self.probabilities[start:stop],
+        )

@@ -5,16 +5,20 @@ It is written against ASGI itself: a router and a middleware stack cost more tha
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import math
 import time
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from typing import Any, Final
+import zlib
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
 
 import orjson
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from everloop_inference import oip_json
-from everloop_inference.domain import Answer, ServedModel
+from everloop_inference import deadlines, native_json, oip_json
+from everloop_inference.domain import Answer, Call
 from everloop_inference.metrics import ERRORS, LATENCY, REQUESTS
 from everloop_inference.predict import Predictor
 from everloop_runtime.errors import HTTP_STATUS, EverloopError, Kind
@@ -27,15 +31,20 @@ log = logging.getLogger(__name__)
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Header = tuple[bytes, bytes]
 
 _JSON: Final = (b"content-type", b"application/json")
+_BINARY: Final = (b"content-type", b"application/octet-stream")
 _TEXT: Final = (b"content-type", CONTENT_TYPE_LATEST.encode())
 _CLOSE: Final = (b"connection", b"close")
+_TRACE, _TIMEOUT, _ENCODING = b"traceparent", b"grpc-timeout", b"content-encoding"
+_JSON_LENGTH: Final = b"inference-header-content-length"
+_READ: Final = frozenset({_TRACE, _TIMEOUT, _ENCODING, _JSON_LENGTH})
+"""Headers that mean something here."""
 _NATIVE, _OIP = "http", "http-oip"
 _INTERNAL: Final = EverloopError(
     Kind.INTERNAL, "INTERNAL", "internal error; the server's log has the details"
 )
-_UNREADABLE: Final = "the body is not JSON of the expected shape"
 
 
 class _TooLarge(Exception):
@@ -43,7 +52,47 @@ class _TooLarge(Exception):
 
 
 class _Disconnected(Exception):
-    """The caller is gone before its request was complete."""
+    """The caller is gone before its request was complete, or before it was answered."""
+
+
+@dataclass(slots=True)
+class _Request:
+    """One request, complete.
+
+    Attributes:
+        method: of HTTP.
+        path: without host and query.
+        headers: those of `_READ`.
+        body: decompressed.
+        began: when it was complete, on the clock of `time.perf_counter`.
+        receive: tells when the caller is gone.
+    """
+
+    method: str
+    path: str
+    headers: Mapping[bytes, bytes]
+    body: bytes
+    began: float
+    receive: Receive
+
+    def call(self) -> Call:
+        """What the core must know about it.
+
+        Raises:
+            EverloopError: kind invalid: the timeout is none.
+        """
+        timeout = self.headers.get(_TIMEOUT)
+        if timeout is None:
+            return Call(self.began, len(self.body))
+        return Call(self.began, len(self.body), self.began + deadlines.seconds(timeout))
+
+
+class _Reply(NamedTuple):
+    """An answer to a request."""
+
+    status: int
+    body: bytes
+    headers: tuple[Header, ...] = (_JSON,)
 
 
 class HttpApp:
@@ -64,30 +113,52 @@ class HttpApp:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
-        began = time.perf_counter()
-        path: str = scope["path"]
-        method: str = scope["method"]
+        headers = {key: value for key, value in scope["headers"] if key in _READ}
         try:
-            body = b"" if method == "GET" else await self._body(receive)
-            trace = next((value for key, value in scope["headers"] if key == b"traceparent"), None)
+            trace = headers.get(_TRACE)
             if trace is None:
-                status, content, kind = self._answer(method, path, body, began)
+                reply = await self._reply(scope, headers, receive)
             else:
-                with span(path, {"traceparent": trace.decode("latin-1")}):
-                    status, content, kind = self._answer(method, path, body, began)
-        except _TooLarge:
-            message = f"the body is larger than {self._max_body} bytes"
-            ERRORS.labels(_door(path), "REQUEST_TOO_LARGE").inc()
-            error = EverloopError(Kind.INVALID, "REQUEST_TOO_LARGE", message)
-            status, content, kind = 413, _error_body(error), _JSON
+                with span(scope["path"], {"traceparent": trace.decode("latin-1")}):
+                    reply = await self._reply(scope, headers, receive)
         except _Disconnected:
             return
-        headers = [kind, (b"content-length", b"%d" % len(content))]
+        sent = [*reply.headers, (b"content-length", b"%d" % len(reply.body))]
         # What is left of a body that was too large would be read as the next request.
-        if self.draining or status == 413:
-            headers.append(_CLOSE)
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": content})
+        if self.draining or reply.status == 413:
+            sent.append(_CLOSE)
+        await send({"type": "http.response.start", "status": reply.status, "headers": sent})
+        await send({"type": "http.response.body", "body": reply.body})
+
+    async def _reply(
+        self, scope: Scope, headers: Mapping[bytes, bytes], receive: Receive
+    ) -> _Reply:
+        method, path = scope["method"], scope["path"]
+        try:
+            body = b"" if method == "GET" else await self._body(receive)
+            if _ENCODING in headers:
+                body = self._decompressed(headers[_ENCODING], body)
+            request = _Request(method, path, headers, body, time.perf_counter(), receive)
+            if method == "POST":
+                return await self._post(request)
+            if method == "GET":
+                return self._get(path)
+            message = f"{method} is not a method of this path"
+            return _refused(405, EverloopError(Kind.INVALID, "METHOD_NOT_ALLOWED", message))
+        except _TooLarge:
+            message = f"the body is larger than {self._max_body} bytes"
+            error = EverloopError(Kind.INVALID, "REQUEST_TOO_LARGE", message)
+            ERRORS.labels(_door(path), error.reason).inc()
+            return _refused(413, error)
+        except EverloopError as error:
+            ERRORS.labels(_door(path), error.reason).inc()
+            return _refused(HTTP_STATUS[error.kind], error)
+        except _Disconnected:
+            raise
+        except Exception:
+            log.exception("%s %s failed", method, path)
+            ERRORS.labels(_door(path), _INTERNAL.reason).inc()
+            return _refused(500, _INTERNAL)
 
     async def _body(self, receive: Receive) -> bytes:
         message = await receive()
@@ -110,86 +181,117 @@ class HttpApp:
             parts.append(part)
         return b"".join(parts)
 
-    def _answer(
-        self, method: str, path: str, body: bytes, began: float
-    ) -> tuple[int, bytes, tuple[bytes, bytes]]:
-        """Returns status, body and content type."""
+    def _decompressed(self, encoding: bytes, body: bytes) -> bytes:
+        if encoding == b"identity":
+            return body
+        if encoding not in (b"gzip", b"deflate"):
+            message = f"content-encoding {encoding.decode('latin-1')!r} is not gzip or deflate"
+            raise EverloopError(Kind.INVALID, "UNSUPPORTED_ENCODING", message)
+        # 32 more than the window: the format is told by its first bytes.
+        inflating = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
         try:
-            if method == "POST":
-                return 200, self._post(path, body, began), _JSON
-            if method == "GET":
-                return self._get(path)
-            message = f"{method} is not a method of this path"
-            return (
-                405,
-                _error_body(EverloopError(Kind.INVALID, "METHOD_NOT_ALLOWED", message)),
-                _JSON,
-            )
-        except EverloopError as error:
-            ERRORS.labels(_door(path), error.reason).inc()
-            return HTTP_STATUS[error.kind], _error_body(error), _JSON
-        except Exception:
-            log.exception("%s %s failed", method, path)
-            ERRORS.labels(_door(path), _INTERNAL.reason).inc()
-            return 500, _error_body(_INTERNAL), _JSON
+            plain = inflating.decompress(body, self._max_body + 1)
+        except zlib.error as error:
+            raise EverloopError(Kind.INVALID, "MALFORMED_REQUEST", f"the body: {error}") from error
+        if len(plain) > self._max_body:
+            raise _TooLarge
+        if not inflating.eof:
+            raise EverloopError(Kind.INVALID, "MALFORMED_REQUEST", "the body is cut off")
+        return plain
 
-    def _post(self, path: str, body: bytes, began: float) -> bytes:
-        match path.split("/"):
+    async def _post(self, request: _Request) -> _Reply:
+        match request.path.split("/"):
             case ["", "v1", "models", target] if target.endswith(":predict"):
-                door, answer, content = _NATIVE, *self._predict(target[: -len(":predict")], body)
+                return await self._predict(request, target[: -len(":predict")])
             case ["", "v2", "models", name, "infer"]:
-                door, answer, content = _OIP, *self._infer(name, "", body)
+                return await self._infer(request, name, "")
             case ["", "v2", "models", name, "versions", version, "infer"]:
-                door, answer, content = _OIP, *self._infer(name, version, body)
+                return await self._infer(request, name, version)
+            case ["", "v2", "repository", "index"]:
+                return _Reply(200, orjson.dumps(oip_json.repository(self._models.serving)))
             case _:
-                raise _no_path(path)
+                raise _no_path(request.path)
+
+    async def _predict(self, request: _Request, name: str) -> _Reply:
+        rows = native_json.rows_of(_parsed(request.body))
+        answer = await self._awaited(request, self._predictor.rows(name, rows, request.call()))
+        content = orjson.dumps(native_json.answered(answer))
+        self._count(_NATIVE, answer, request)
+        return _Reply(200, content)
+
+    async def _infer(self, request: _Request, name: str, version: str) -> _Reply:
+        text, binary = oip_json.split(request.body, request.headers.get(_JSON_LENGTH))
+        asked = oip_json.request(_parsed(text), binary)
+        answer = await self._awaited(
+            request, self._predictor.tensors(name, version, asked.tensors, request.call())
+        )
+        document, binaries = oip_json.response(answer, asked)
+        content = orjson.dumps(document)
+        self._count(_OIP, answer, request)
+        if not binaries:
+            return _Reply(200, content)
+        length = (_JSON_LENGTH, b"%d" % len(content))
+        return _Reply(200, b"".join((content, *binaries)), (_BINARY, length))
+
+    async def _awaited(self, request: _Request, answer: asyncio.Future[Answer]) -> Answer:
+        """Waits for an answer; where that may take a while, notices that the caller is gone.
+
+        Raises:
+            _Disconnected: the caller is gone.
+        """
+        if not self._predictor.batcher.crowded:
+            return await answer
+        watching = asyncio.ensure_future(request.receive())
+        watching.add_done_callback(lambda _: answer.cancel())
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            if watching.done():
+                raise _Disconnected from None
+            raise
+        finally:
+            watching.cancel()
+
+    def _count(self, door: str, answer: Answer, request: _Request) -> None:
         REQUESTS.labels(door, answer.model.name).inc()
-        self._latency[door].observe(time.perf_counter() - began)
-        return content
+        self._latency[door].observe(time.perf_counter() - request.began)
 
-    def _predict(self, name: str, body: bytes) -> tuple[Answer, bytes]:
-        document = _parsed(body)
-        rows = document.get("rows")
-        if type(rows) is not list or not all(type(row) is dict for row in rows):
-            message = f"{_UNREADABLE}: 'rows' must be a list of objects"
-            raise EverloopError(Kind.INVALID, "MALFORMED_REQUEST", message, field="rows")
-        answer = self._predictor.rows(name, rows, len(body))
-        return answer, orjson.dumps(_native(answer))
-
-    def _infer(self, name: str, version: str, body: bytes) -> tuple[Answer, bytes]:
-        request = oip_json.request(_parsed(body))
-        answer = self._predictor.tensors(name, version, request.tensors, len(body))
-        return answer, orjson.dumps(oip_json.response(answer, request))
-
-    def _get(self, path: str) -> tuple[int, bytes, tuple[bytes, bytes]]:
+    def _get(self, path: str) -> _Reply:
         match path.strip("/").split("/"):
             case ["v2", "health", "live"]:
-                return 200, b'{"live":true}', _JSON
+                return _Reply(200, b'{"live":true}')
             case ["v2", "health", "ready"]:
                 ready = not self.draining
-                return (200 if ready else 503), orjson.dumps({"ready": ready}), _JSON
+                return _Reply(200 if ready else 503, orjson.dumps({"ready": ready}))
             case ["v2"]:
-                return 200, self._server, _JSON
+                return _Reply(200, self._server)
             case ["v1", "models"]:
-                models = [_describe(model) for model in self._models.serving.values()]
-                return 200, orjson.dumps({"models": models}), _JSON
+                models = [native_json.described(model) for model in self._models.serving.values()]
+                return _Reply(200, orjson.dumps({"models": models}))
             case ["v1", "models", name]:
-                return 200, orjson.dumps(_describe(self._models.get(name))), _JSON
-            case ["v2", "models", name, "ready"]:
-                model = self._models.get(name)
-                return 200, orjson.dumps({"name": model.name, "ready": True}), _JSON
-            case ["v2", "models", name, "versions", version, "ready"]:
-                model = self._models.get(name, version)
-                return 200, orjson.dumps({"name": model.name, "ready": True}), _JSON
+                return _Reply(200, orjson.dumps(native_json.described(self._models.get(name))))
+            case ["v2", "models"]:
+                return _Reply(200, orjson.dumps({"models": list(self._models.serving)}))
             case ["v2", "models", name]:
-                return 200, orjson.dumps(oip_json.model_metadata(self._models.get(name))), _JSON
+                return self._metadata(name)
             case ["v2", "models", name, "versions", version]:
-                model = self._models.get(name, version)
-                return 200, orjson.dumps(oip_json.model_metadata(model)), _JSON
+                return self._metadata(name, version)
+            case ["v2", "models", name, "ready"]:
+                return self._ready(name)
+            case ["v2", "models", name, "versions", version, "ready"]:
+                return self._ready(name, version)
             case ["metrics"]:
-                return 200, generate_latest(), _TEXT
+                return _Reply(200, generate_latest(), (_TEXT,))
             case _:
                 raise _no_path(path)
+
+    def _metadata(self, name: str, version: str = "") -> _Reply:
+        model = self._models.get(name, version)
+        return _Reply(200, orjson.dumps(oip_json.model_metadata(model)))
+
+    def _ready(self, name: str, version: str = "") -> _Reply:
+        model = self._models.get(name, version)
+        return _Reply(200, orjson.dumps({"name": model.name, "ready": True}))
 
 
 def _door(path: str) -> str:
@@ -204,7 +306,7 @@ def _parsed(body: bytes) -> dict[str, Any]:
             Kind.INVALID, "MALFORMED_REQUEST", f"the body is not JSON: {error}"
         ) from error
     if type(document) is not dict:
-        raise EverloopError(Kind.INVALID, "MALFORMED_REQUEST", f"{_UNREADABLE}: not an object")
+        raise EverloopError(Kind.INVALID, "MALFORMED_REQUEST", "the body is not a JSON object")
     return document
 
 
@@ -212,35 +314,9 @@ def _no_path(path: str) -> EverloopError:
     return EverloopError(Kind.NOT_FOUND, "PATH_NOT_FOUND", f"there is nothing at {path}")
 
 
-def _error_body(error: EverloopError) -> bytes:
-    return orjson.dumps({"error": error.message, "reason": error.reason, **error.metadata})
-
-
-def _native(answer: Answer) -> dict[str, Any]:
-    labels: Iterable[str] = answer.labels or [""] * len(answer.scores)
-    rows = zip(
-        answer.prediction_ids, labels, answer.scores, answer.probabilities.tolist(), strict=True
-    )
-    return {
-        "model": answer.model.name,
-        "version": answer.model.version,
-        "predictions": [
-            {"prediction_id": name, "label": label, "score": score, "probabilities": probabilities}
-            for name, label, score, probabilities in rows
-        ],
-    }
-
-
-def _describe(model: ServedModel) -> dict[str, Any]:
-    return {
-        "name": model.name,
-        "version": model.version,
-        "classes": model.classes,
-        "inputs": [
-            {"name": spec.name, "type": spec.type, "nullable": spec.nullable}
-            for spec in model.inputs
-        ],
-        "serving_since": model.since,
-        "previous_version": model.previous_version,
-        "onnx_sha256": model.wanted.sha256,
-    }
+def _refused(status: int, error: EverloopError) -> _Reply:
+    body = orjson.dumps({"error": error.message, "reason": error.reason, **error.metadata})
+    if not error.retry_after:
+        return _Reply(status, body)
+    # The header knows whole seconds only.
+    return _Reply(status, body, (_JSON, (b"retry-after", b"%d" % math.ceil(error.retry_after))))

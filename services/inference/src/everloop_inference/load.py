@@ -8,16 +8,18 @@ import logging
 import shutil
 import sys
 import tempfile
-from collections.abc import Collection
+import time
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 
 from everloop_contracts.pipeline import Task
-from everloop_features.inputs import InputSpec, feeds_from_rows
+from everloop_features.inputs import Block, InputSpec, Layout, feeds_from_rows
+from everloop_inference.adapters.onnx import OnnxEngine
+from everloop_inference.cost import Cost
 from everloop_inference.domain import ServedModel, ServingPolicy, Wanted
 from everloop_inference.ports import Artifacts
 from everloop_runtime.errors import EverloopError, Kind
@@ -26,6 +28,7 @@ __all__ = ["Loader"]
 
 log = logging.getLogger(__name__)
 
+WARM_RUNS = 5
 MODEL, MANIFEST, GOLDEN = "model.onnx", "manifest.json", "golden.json"
 
 
@@ -114,8 +117,7 @@ class Loader:
             rows = golden["rows"]
             expected = np.asarray(golden["probabilities"], dtype=np.float64)
             answers = model.run(feeds_from_rows(rows, model.inputs))
-            # A single row takes other paths through the runtime than a batch: warm both.
-            model.run(feeds_from_rows(rows[:1], model.inputs))
+            _warm(model, rows)
         except Exception as error:
             # Anything can be wrong with a file, and onnxruntime has no error type of its own.
             raise _broken(wanted, f"{type(error).__name__}: {error}") from error
@@ -143,26 +145,40 @@ class Loader:
 def _model(
     wanted: Wanted, policy: ServingPolicy, graph: bytes, manifest: dict[str, Any]
 ) -> ServedModel:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    engine = OnnxEngine(graph)
     inputs = tuple(InputSpec.from_json(item) for item in manifest["inputs"])
-    taken = [item.name for item in session.get_inputs()]
-    if sorted(taken) != sorted(spec.name for spec in inputs):
-        raise ValueError(f"the graph takes {taken}, the manifest names other inputs")
+    if sorted(engine.inputs) != sorted(spec.name for spec in inputs):
+        raise ValueError(f"the graph takes {engine.inputs}, the manifest names other inputs")
     return ServedModel(
         wanted=wanted,
         task=Task(manifest["task"]),
         classes=tuple(manifest["classes"]),
-        inputs=inputs,
+        layout=Layout(inputs),
         threshold=float(manifest.get("threshold", 0.5)),
         policy=policy,
-        session=session,
+        engine=engine,
+        cost=Cost(fixed=1e-4, row=1e-5),
         input_bytes=len(inputs) * sys.getsizeof(np.empty((1, 1))) + 1024,
         since=datetime.now(UTC),
     )
+
+
+def _warm(model: ServedModel, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Runs one row and all of them, which takes different paths through the runtime, and learns what they cost."""
+    one, many = (model.layout.from_rows(chosen) for chosen in (rows[:1], rows))
+    short, long = (_quickest(model, block) for block in (one, many))
+    model.cost.row = max(long - short, 0.01 * long) / max(many.rows - 1, 1)
+    model.cost.fixed = max(short - model.cost.row, 0.1 * short)
+
+
+def _quickest(model: ServedModel, block: Block) -> float:
+    """Seconds that the best of some runs took: the others met something else."""
+    took = []
+    for _ in range(WARM_RUNS):
+        began = time.perf_counter()
+        model.run(model.layout.feeds(block))
+        took.append(time.perf_counter() - began)
+    return min(took)
 
 
 def _broken(wanted: Wanted, what: str) -> EverloopError:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -11,7 +12,7 @@ import numpy.typing as npt
 
 from everloop_contracts.pipeline import FieldType
 from everloop_contracts.stubs.everloop.inference.v1.events_pb2 import Column, PredictionsLogged
-from everloop_features.inputs import NULL_TIME, Feeds, InputSpec
+from everloop_features.inputs import NULL_TIME, Block, InputSpec
 from everloop_inference.domain import Answer, ServedModel
 from everloop_inference.ports import Message
 from everloop_runtime.events import encode, new_event
@@ -25,20 +26,22 @@ MAX_BYTES = 900_000
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Rows of one request, as the buffer holds them.
+    """Rows of one batch, as the buffer holds them.
 
     Attributes:
         answer: what was said.
-        feeds: what it was said about.
-        record_ids: one per row; empty where the caller gave none.
+        block: what it was said about.
+        record_ids: one per row; empty where its caller gave none.
+        latency_micros: one per row, from the complete request to its answer.
         time_micros: when it was said, microseconds since 1970-01-01 UTC.
         rows: positions of the rows that are logged; all of them where None.
         size: memory that the entry takes, in bytes.
     """
 
     answer: Answer
-    feeds: Feeds
+    block: Block
     record_ids: Sequence[str]
+    latency_micros: Sequence[int]
     time_micros: int
     rows: npt.NDArray[np.intp] | None
     size: int
@@ -65,24 +68,34 @@ def messages(entries: Sequence[Entry], max_rows: int) -> Iterator[Message]:
 
 def _events(entries: Sequence[Entry], max_rows: int) -> Iterator[Message]:
     model = entries[0].answer.model
-    columns = {spec.name: _joined(entries, spec.name) for spec in model.inputs}
+    block = Block.joined(
+        [entry.block if entry.rows is None else entry.block.take(entry.rows) for entry in entries]
+    )
     whole = [
         (
             entry.answer.prediction_ids[row],
-            entry.record_ids[row] if entry.record_ids else "",
+            entry.record_ids[row],
             entry.time_micros,
+            entry.latency_micros[row],
             entry.answer.labels[row] if model.classes else "",
             entry.answer.scores[row],
         )
         for entry in entries
         for row in (range(entry.count) if entry.rows is None else entry.rows.tolist())
     ]
-    probabilities = np.concatenate([_kept(entry.answer.probabilities, entry) for entry in entries])
+    probabilities = np.concatenate(
+        [
+            entry.answer.probabilities
+            if entry.rows is None
+            else entry.answer.probabilities[entry.rows]
+            for entry in entries
+        ]
+    )
     parts = [slice(start, start + max_rows) for start in range(0, len(whole), max_rows)]
     while parts:
         part = parts.pop(0)
         rows = whole[part]
-        event = new_event(SOURCE, model.name, _data(model, rows, columns, probabilities, part))
+        event = new_event(SOURCE, model.name, _data(model, rows, block, probabilities, part))
         key, value, headers = encode(event)
         if len(value) > MAX_BYTES and len(rows) > 1:
             middle = part.start + len(rows) // 2
@@ -93,12 +106,12 @@ def _events(entries: Sequence[Entry], max_rows: int) -> Iterator[Message]:
 
 def _data(
     model: ServedModel,
-    rows: Sequence[tuple[str, str, int, str, float]],
-    columns: Mapping[str, npt.NDArray[np.generic]],
+    rows: Sequence[tuple[str, str, int, int, str, float]],
+    block: Block,
     probabilities: npt.NDArray[np.float32],
     part: slice,
 ) -> PredictionsLogged:
-    ids, records, times, labels, scores = zip(*rows, strict=True)
+    ids, records, times, latencies, labels, scores = zip(*rows, strict=True)
     multiclass = len(model.classes) > 2
     return PredictionsLogged(
         pipeline=model.name,
@@ -106,22 +119,18 @@ def _data(
         prediction_ids=ids,
         record_ids=records if any(records) else (),
         time_micros=times,
-        columns=[_column(spec, columns[spec.name][part]) for spec in model.inputs],
+        latency_micros=latencies,
+        columns=[_column(model, spec, block, part) for spec in model.inputs],
         labels=labels if model.classes else (),
         scores=() if multiclass else scores,
         probabilities=probabilities[part].ravel().tolist() if multiclass else (),
     )
 
 
-def _kept(values: npt.NDArray[np.float32], entry: Entry) -> npt.NDArray[np.float32]:
-    return values if entry.rows is None else values[entry.rows]
-
-
-def _joined(entries: Sequence[Entry], name: str) -> npt.NDArray[np.generic]:
-    return np.concatenate([_kept(entry.feeds[name], entry) for entry in entries]).reshape(-1)
-
-
-def _column(spec: InputSpec, values: npt.NDArray[np.generic]) -> Column:
+def _column(model: ServedModel, spec: InputSpec, block: Block, part: slice) -> Column:
+    values = model.layout.column(block, spec.name)[part]
+    if spec.name in model.policy.log_redact:
+        return _redacted(spec, len(values))
     if spec.type is FieldType.STRING:
         # The model takes "" for null: where null is allowed the two are one.
         nulls = np.flatnonzero(values == "").tolist() if spec.nullable else ()
@@ -129,3 +138,10 @@ def _column(spec: InputSpec, values: npt.NDArray[np.generic]) -> Column:
     if spec.type is FieldType.TIMESTAMP:
         values = np.where(values == NULL_TIME, np.nan, values)
     return Column(name=spec.name, numbers=values.tolist())
+
+
+def _redacted(spec: InputSpec, rows: int) -> Column:
+    """As many nulls as there are rows."""
+    if spec.type is FieldType.STRING:
+        return Column(name=spec.name, texts=[""] * rows, null_rows=range(rows), redacted=True)
+    return Column(name=spec.name, numbers=[math.nan] * rows, redacted=True)

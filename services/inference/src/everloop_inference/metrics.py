@@ -5,7 +5,9 @@ from __future__ import annotations
 from prometheus_client import Counter, Gauge, Histogram
 
 __all__ = [
+    "BATCH_ROWS",
     "DEPLOYS",
+    "DROPPED",
     "ERRORS",
     "LATENCY",
     "LOAD_FAILURES",
@@ -22,6 +24,17 @@ BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1
 
 REQUESTS = Counter(
     "everloop_inference_requests", "Prediction requests that were answered.", ["door", "model"]
+)
+BATCH_ROWS = Histogram(
+    "everloop_inference_batch_rows",
+    "Rows that ran together.",
+    ["model"],
+    buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096),
+)
+DROPPED = Counter(
+    "everloop_inference_dropped_requests",
+    "Requests that were given up before they ran: overloaded, deadline, or gone (the caller).",
+    ["model", "reason"],
 )
 ROWS = Counter("everloop_inference_rows", "Rows that were predicted.", ["model"])
 ERRORS = Counter(

@@ -1,4 +1,8 @@
-"""The Open Inference Protocol's JSON: requests in, responses out."""
+"""The Open Inference Protocol over HTTP: JSON, and tensors in binary behind it.
+
+The binary part is Triton's extension `binary_tensor_data`: the body is a JSON object, whose length a header tells,
+followed by the values of those tensors that say how many bytes are theirs.
+"""
 
 from __future__ import annotations
 
@@ -15,28 +19,36 @@ from everloop_inference.tensors import (
     DTYPES,
     Tensor,
     check_length,
+    check_parameters,
     input_signature,
     invalid,
     output_signature,
     outputs,
+    raw_values,
     rows_of,
+    values_from_raw,
 )
 from everloop_runtime.errors import EverloopError, Kind
 
 __all__ = [
+    "EXTENSIONS",
     "PLATFORM",
     "SERVER",
     "VERSION",
     "Request",
     "model_metadata",
+    "repository",
     "request",
     "response",
     "server_metadata",
+    "split",
 ]
 
 SERVER: Final = "everloop-inference"
 VERSION: Final = version("everloop-inference")
-PLATFORM: Final = "onnxruntime_onnx"
+PLATFORM: Final = {"onnx": "onnxruntime_onnx", "mlflow": "mlflow_pyfunc"}
+"""What runs a model, by kind of engine."""
+EXTENSIONS: Final = ("binary_tensor_data",)
 
 _PYTHON: Final[dict[str, set[type]]] = {"b": {bool}, "i": {int}, "u": {int}, "f": {float, int}}
 
@@ -49,14 +61,32 @@ class Request:
         id: what the response echoes; None where the caller gave none.
         tensors: its inputs.
         outputs: names of the outputs it wants; all where empty.
+        binary: whether it wants outputs in binary where it does not say so by name.
+        binaries: outputs that it wants, or does not want, in binary.
     """
 
     id: str | None
     tensors: Sequence[Tensor]
     outputs: Sequence[str]
+    binary: bool
+    binaries: Mapping[str, bool]
 
 
-def request(document: Mapping[str, Any]) -> Request:
+def split(body: bytes, json_length: bytes | None) -> tuple[bytes, memoryview]:
+    """The JSON of a body and what follows it; `json_length` is the header's value, None without a header.
+
+    Raises:
+        EverloopError: kind invalid: the length is none.
+    """
+    if json_length is None:
+        return body, memoryview(b"")
+    if not json_length.isdigit() or (length := int(json_length)) > len(body):
+        message = "the length of the JSON is not a number up to the body's length"
+        raise EverloopError(Kind.INVALID, "MALFORMED_REQUEST", message)
+    return body[:length], memoryview(body)[length:]
+
+
+def request(document: Mapping[str, Any], binary: memoryview) -> Request:
     """Reads a request.
 
     Raises:
@@ -64,9 +94,24 @@ def request(document: Mapping[str, Any]) -> Request:
     """
     try:
         given = document.get("id")
-        wanted = [item["name"] for item in document.get("outputs") or ()]
+        parameters = document.get("parameters") or {}
+        wants_binary = parameters.get("binary_data_output") is True
+        wanted = []
+        binaries = {}
+        for item in document.get("outputs") or ():
+            name, options = item["name"], item.get("parameters") or {}
+            check_parameters(name, options)
+            wanted.append(name)
+            if "binary_data" in options:
+                binaries[name] = options["binary_data"] is True
         parts = [
-            (item["name"], item["datatype"], item["shape"], item["data"])
+            (
+                item["name"],
+                item["datatype"],
+                item["shape"],
+                item.get("data"),
+                item.get("parameters"),
+            )
             for item in document["inputs"]
         ]
     except (KeyError, TypeError, AttributeError) as error:
@@ -74,17 +119,55 @@ def request(document: Mapping[str, Any]) -> Request:
         raise EverloopError(Kind.INVALID, "MALFORMED_REQUEST", message) from error
     if given is not None and type(given) is not str:
         raise EverloopError(Kind.INVALID, "MALFORMED_REQUEST", "'id' must be a string", field="id")
+    tensors = []
+    position = 0
     with np.errstate(over="ignore"):  # beyond FP32 is infinite
-        return Request(given, [_tensor(*part) for part in parts], wanted)
+        for name, datatype, shape, data, options in parts:
+            size = _binary_size(name, datatype, data, options)
+            if size is None:
+                tensors.append(_tensor(name, datatype, shape, data))
+                continue
+            raw = bytes(binary[position : position + size])
+            position += size
+            rows = rows_of(name, _shape(name, shape))
+            tensors.append(Tensor(name, datatype, rows, values_from_raw(name, datatype, rows, raw)))
+    if position != len(binary):
+        message = f"{len(binary)} bytes follow the JSON, its tensors name {position}"
+        raise EverloopError(Kind.INVALID, "MALFORMED_REQUEST", message)
+    return Request(given, tensors, wanted, wants_binary, binaries)
+
+
+def _binary_size(name: object, datatype: object, data: object, options: object) -> int | None:
+    """Bytes of a tensor behind the JSON; None where its values are in the JSON."""
+    if not options:
+        return None
+    if not isinstance(name, str) or not isinstance(datatype, str) or not isinstance(options, dict):
+        message = "each input has a 'name', a 'datatype' and an object as 'parameters'"
+        raise EverloopError(Kind.INVALID, "MALFORMED_REQUEST", message, field=str(name))
+    check_parameters(name, options)
+    size = options.get("binary_data_size")
+    if size is None:
+        return None
+    if type(size) is not int or size < 0:
+        message = f"tensor '{name}': 'binary_data_size' is not a number of bytes"
+        raise EverloopError(Kind.INVALID, "MALFORMED_REQUEST", message, field=name)
+    if data is not None:
+        message = f"tensor '{name}': binary and JSON data exclude each other"
+        raise EverloopError(Kind.INVALID, "MALFORMED_REQUEST", message, field=name)
+    return size
+
+
+def _shape(name: str, shape: object) -> list[int]:
+    if not isinstance(shape, list) or set(map(type, shape)) != {int}:
+        raise invalid("WRONG_SHAPE", "the shape is not a list of whole numbers", name)
+    return shape
 
 
 def _tensor(name: object, datatype: object, shape: object, data: object) -> Tensor:
     if not isinstance(name, str) or not isinstance(datatype, str) or not isinstance(data, list):
         message = "each input has a 'name', a 'datatype' and a list as 'data'"
         raise EverloopError(Kind.INVALID, "MALFORMED_REQUEST", message, field=str(name))
-    if not isinstance(shape, list) or set(map(type, shape)) != {int}:
-        raise invalid("WRONG_SHAPE", "the shape is not a list of whole numbers", name)
-    rows = rows_of(name, shape)
+    rows = rows_of(name, _shape(name, shape))
     if data and isinstance(data[0], list):  # [rows, 1] may be written nested
         if not all(isinstance(item, list) for item in data):
             raise invalid("WRONG_SHAPE", "the data is nested in part", name)
@@ -98,7 +181,7 @@ def _tensor(name: object, datatype: object, shape: object, data: object) -> Tens
         return Tensor(name, datatype, rows, texts, nulls)
     dtype = DTYPES.get(datatype)
     if dtype is None:
-        raise invalid("WRONG_TYPE", f"data type {datatype!r} is not supported", name)
+        raise invalid("WRONG_TYPE", f"data type {datatype!r} is not supported in JSON", name)
     numbers = [0 if value is None else value for value in data] if nulls else data
     accepted = _PYTHON[dtype.kind] | ({int} if nulls else set())
     if not set(map(type, numbers)) <= accepted:
@@ -109,29 +192,36 @@ def _tensor(name: object, datatype: object, shape: object, data: object) -> Tens
         raise invalid("OUT_OF_RANGE", f"a number does not fit {datatype}", name) from error
 
 
-def response(answer: Answer, asked: Request) -> dict[str, Any]:
-    """The response to a request."""
+def response(answer: Answer, asked: Request) -> tuple[dict[str, Any], list[bytes]]:
+    """The response to a request: its JSON, and what follows it."""
     document: dict[str, Any] = {
         "model_name": answer.model.name,
         "model_version": str(answer.model.version),
     }
     if asked.id is not None:
         document["id"] = asked.id
-    document["outputs"] = [
-        {
-            "name": name,
-            "datatype": datatype,
-            "shape": shape,
-            "data": values if isinstance(values, list) else values.ravel().tolist(),
-        }
-        for name, datatype, shape, values in outputs(answer, asked.outputs)
-    ]
-    return document
+    binaries: list[bytes] = []
+    described = document["outputs"] = []
+    for name, datatype, shape, values in outputs(answer, asked.outputs):
+        item: dict[str, Any] = {"name": name, "datatype": datatype, "shape": shape}
+        if asked.binaries.get(name, asked.binary):
+            raw = raw_values(values)
+            item["parameters"] = {"binary_data_size": len(raw)}
+            binaries.append(raw)
+        else:
+            item["data"] = values if isinstance(values, list) else values.ravel().tolist()
+        described.append(item)
+    return document, binaries
 
 
 def server_metadata(fingerprint: str) -> dict[str, Any]:
     """What the server says about itself; the fingerprint tells deployments apart."""
-    return {"name": SERVER, "version": VERSION, "extensions": [], "fingerprint": fingerprint}
+    return {
+        "name": SERVER,
+        "version": VERSION,
+        "extensions": EXTENSIONS,
+        "fingerprint": fingerprint,
+    }
 
 
 def model_metadata(model: ServedModel) -> dict[str, Any]:
@@ -139,10 +229,18 @@ def model_metadata(model: ServedModel) -> dict[str, Any]:
     return {
         "name": model.name,
         "versions": [str(model.version)],
-        "platform": PLATFORM,
+        "platform": PLATFORM[model.engine.kind],
         "inputs": _described(input_signature(model)),
         "outputs": _described(output_signature(model)),
     }
+
+
+def repository(serving: Mapping[str, ServedModel]) -> list[dict[str, str]]:
+    """The index of what serves, as Triton's extension of the protocol has it."""
+    return [
+        {"name": model.name, "version": str(model.version), "state": "READY", "reason": ""}
+        for model in serving.values()
+    ]
 
 
 def _described(signature: Sequence[tuple[str, str, list[int]]]) -> list[dict[str, Any]]:

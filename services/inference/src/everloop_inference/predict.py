@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import threading
+import asyncio
+import itertools
+import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from typing import Any, Protocol
 
 from everloop_contracts.pipeline import Task
-from everloop_features.inputs import Feeds, InputError, feeds_from_rows
-from everloop_inference.domain import Answer, ServedModel
+from everloop_features.inputs import Block, InputError
+from everloop_inference.batching import Batcher, Capacity, Job, Output
+from everloop_inference.domain import Answer, Call, ServedModel
 from everloop_inference.metrics import ROWS
 from everloop_inference.swap import Models
-from everloop_inference.tensors import Tensor, feeds_from_tensors
+from everloop_inference.tensors import Tensor, block_from_tensors
 from everloop_runtime.errors import EverloopError, Kind
 
 __all__ = ["Log", "Predictor", "refusal"]
@@ -20,67 +24,117 @@ __all__ = ["Log", "Predictor", "refusal"]
 class Log(Protocol):
     """Where answers are written down."""
 
-    def offer(self, answer: Answer, feeds: Feeds, record_ids: Sequence[str], size: int) -> None:
-        """Takes the rows of a request; never waits and never fails."""
+    def offer(
+        self,
+        answer: Answer,
+        block: Block,
+        record_ids: Sequence[str],
+        latency_micros: Sequence[int],
+        size: int,
+    ) -> None:
+        """Takes the rows of a batch; never waits and never fails."""
 
 
 class Predictor:
-    """Predicts with whatever serves at the moment a request is looked at."""
+    """Predicts with whatever serves at the moment a request is looked at; lives on one event loop.
 
-    def __init__(self, models: Models, log: Log, epoch: str) -> None:
-        """Takes the models that serve, the log, and what makes the prediction ids of this replica unique."""
+    A row is converted and checked with its own request, before it shares a batch with others: what is wrong with it
+    is told to its own caller and touches no other.
+    """
+
+    def __init__(
+        self,
+        models: Models,
+        log: Log,
+        epoch: str,
+        capacity: Capacity | None = None,
+        slow: Executor | None = None,
+    ) -> None:
+        """Takes the models that serve, the log, what makes this replica's prediction ids unique, and the batcher's."""
         self.models = models
+        self.batcher = Batcher(self._finish, capacity or Capacity(), slow)
         self._epoch = epoch
         self._log = log
-        self._lock = threading.Lock()
-        self._next = 0
+        self._numbers = itertools.count()
 
-    def rows(self, name: str, rows: Sequence[Mapping[str, Any]], size: int) -> Answer:
-        """Predicts JSON objects.
+    def rows(
+        self, name: str, rows: Sequence[Mapping[str, Any]], call: Call
+    ) -> asyncio.Future[Answer]:
+        """Predicts JSON objects; the answer is awaited, and cancelled by a caller that is gone.
 
         Args:
             name: name of the model.
             rows: field name to value.
-            size: bytes that the values took in the request.
+            call: what else is known about the request.
 
         Raises:
-            EverloopError: kind not_found: no such model; kind invalid: a row breaks the model's signature.
+            EverloopError: kind not_found: no such model; kind invalid: a row breaks the model's signature; kind
+                exhausted: too much waits already. Awaiting the answer: kind deadline: it would come too late.
         """
-        model = self.models.get(name)
+        model = self._assigned(name)
         _check_count(model, len(rows))
         try:
-            feeds = feeds_from_rows(rows, model.inputs)
+            block = model.layout.from_rows(rows)
         except InputError as error:
             raise refusal(model, error) from error
-        return self._answer(model, feeds, len(rows), _record_ids(model, rows), size)
+        return self._queued(model, block, _record_ids(model, rows), call)
 
-    def tensors(self, name: str, version: str, tensors: Sequence[Tensor], size: int) -> Answer:
-        """Predicts columns.
+    def tensors(
+        self, name: str, version: str, tensors: Sequence[Tensor], call: Call
+    ) -> asyncio.Future[Answer]:
+        """Predicts columns; as `rows` otherwise.
 
         Args:
             name: name of the model.
             version: version that the caller insists on; empty for whichever serves.
             tensors: one per input, and one with record ids if the caller has them.
-            size: bytes that the values took in the request.
+            call: what else is known about the request.
 
         Raises:
-            EverloopError: kind not_found: no such model or version; kind invalid: a tensor breaks its signature.
+            EverloopError: as `rows`; kind not_found also where another version serves.
         """
-        model = self.models.get(name, version)
+        model = self._assigned(name, version)
         if tensors:
             _check_count(model, tensors[0].rows)
         try:
-            feeds, count, record_ids = feeds_from_tensors(
-                tensors, model.inputs, model.policy.id_field
-            )
+            block, record_ids = block_from_tensors(tensors, model.layout, model.policy.id_field)
         except InputError as error:
             raise refusal(model, error) from error
-        return self._answer(model, feeds, count, record_ids, size)
+        return self._queued(model, block, record_ids, call)
 
-    def _answer(
-        self, model: ServedModel, feeds: Feeds, count: int, record_ids: Sequence[str], size: int
-    ) -> Answer:
-        output = model.run(feeds)
+    def _assigned(self, name: str, version: str = "") -> ServedModel:
+        """The one place where a request is given the version that answers it."""
+        return self.models.get(name, version)
+
+    def _queued(
+        self, model: ServedModel, block: Block, record_ids: Sequence[str], call: Call
+    ) -> asyncio.Future[Answer]:
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self.batcher.submit(model, Job(block, record_ids, call, answer))
+        return answer
+
+    def _finish(
+        self, model: ServedModel, jobs: Sequence[Job], block: Block, output: Output
+    ) -> None:
+        """Gives each job of a batch its part of the output, and the log all of it."""
+        whole = self._answer(model, output)
+        ROWS.labels(model.name).inc(block.rows)
+        now = time.perf_counter()
+        record_ids: list[str] = []
+        latencies: list[int] = []
+        size = start = 0
+        for job in jobs:
+            rows = job.block.rows
+            if not job.answer.done():
+                part = whole if rows == block.rows else whole.part(start, start + rows)
+                job.answer.set_result(part)
+            start += rows
+            record_ids.extend(job.record_ids or [""] * rows)
+            latencies.extend([int((now - job.call.began) * 1e6)] * rows)
+            size += job.call.size
+        self._log.offer(whole, block, record_ids, latencies, size)
+
+    def _answer(self, model: ServedModel, output: Output) -> Answer:
         labels: list[str] = []
         classes = model.classes
         if model.task is Task.BINARY:
@@ -89,19 +143,13 @@ class Predictor:
             labels = [classes[1] if score >= threshold else classes[0] for score in scores]
         elif model.task is Task.MULTICLASS:
             labels = [classes[index] for index in output.argmax(axis=1).tolist()]
-            scores = [0.0] * count
+            scores = [0.0] * len(output)
         else:
             scores = output[:, 0].tolist()
             output = output[:, :0]
-        with self._lock:
-            first = self._next
-            self._next += count
         epoch = self._epoch
-        ids = [f"{epoch}-{number:x}" for number in range(first, first + count)]
-        answer = Answer(model, ids, labels, scores, output)
-        ROWS.labels(model.name).inc(count)
-        self._log.offer(answer, feeds, record_ids, size)
-        return answer
+        ids = [f"{epoch}-{number:x}" for number in itertools.islice(self._numbers, len(scores))]
+        return Answer(model, ids, labels, scores, output)
 
 
 def refusal(model: ServedModel, error: InputError) -> EverloopError:

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from everloop_features.inputs import Feeds
-from everloop_inference.batches import Entry, messages
+from everloop_features.inputs import Block
 from everloop_inference.books import Books
 from everloop_inference.domain import Answer
+from everloop_inference.log_events import Entry, messages
 from everloop_inference.ports import LogSink, Message, Outcome
 from everloop_inference.spill import Spill
 
@@ -74,13 +74,21 @@ class PredictionLog:
         self._sink.close()
         self._spill.close()
 
-    def offer(self, answer: Answer, feeds: Feeds, record_ids: Sequence[str], size: int) -> None:
-        """Takes the rows of a request, or counts them as dropped; never waits and never fails.
+    def offer(
+        self,
+        answer: Answer,
+        block: Block,
+        record_ids: Sequence[str],
+        latency_micros: Sequence[int],
+        size: int,
+    ) -> None:
+        """Takes the rows of a batch, or counts them as dropped; never waits and never fails.
 
         Args:
             answer: what was said.
-            feeds: what it was said about; not changed by anybody afterwards.
-            record_ids: one per row, or none.
+            block: what it was said about; not changed by anybody afterwards.
+            record_ids: one per row, empty where there is none.
+            latency_micros: one per row.
             size: memory that the values take, in bytes.
         """
         model = answer.model
@@ -95,9 +103,9 @@ class PredictionLog:
             count -= left_out
         if not count:
             return
-        entry = Entry(
-            answer, feeds, record_ids, time.time_ns() // 1000, rows, size + model.input_bytes
-        )
+        now = time.time_ns() // 1000
+        size += model.input_bytes
+        entry = Entry(answer, block, record_ids, latency_micros, now, rows, size)
         with self._lock:
             held = self._bytes.get(model.name, 0) + entry.size
             fits = held <= self._buffer_bytes

@@ -6,12 +6,14 @@ import logging
 import secrets
 import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 from prometheus_client import REGISTRY
 
 from everloop_inference.adapters.kafka import KafkaSink
 from everloop_inference.adapters.mlflow import MlflowArtifacts
 from everloop_inference.adapters.registry import GrpcRegistry
+from everloop_inference.batching import Capacity
 from everloop_inference.domain import ServingPolicy
 from everloop_inference.listeners import Listeners
 from everloop_inference.load import Loader
@@ -65,7 +67,10 @@ class Replica:
             buffer_bytes=settings.log_buffer_bytes,
             retry_seconds=settings.log_retry_seconds,
         )
-        self.predictor = Predictor(self.models, self.log, epoch)
+        self._slow = ThreadPoolExecutor(settings.slow_threads, thread_name_prefix="slow")
+        self.predictor = Predictor(
+            self.models, self.log, epoch, capacity=_capacity(settings), slow=self._slow
+        )
         self._listeners = Listeners(settings, self.predictor, fingerprint)
         self._stopping = threading.Event()
         self._reconciling = threading.Thread(target=self._reconcile, name="reconcile", daemon=True)
@@ -100,6 +105,7 @@ class Replica:
         """Stops taking requests, answers those it has, and writes the log out."""
         self._stopping.set()
         self._listeners.stop()
+        self._slow.shutdown()
         self.log.close()
         REGISTRY.unregister(self.log.books)
         log.info("stopped")
@@ -112,6 +118,15 @@ class Replica:
         finally:
             self._primed.set()
         self.reconciler.run(self._stopping, self._settings.reconcile_seconds)
+
+
+def _capacity(settings: InferenceSettings) -> Capacity:
+    return Capacity(
+        rows=settings.queue_rows,
+        requests=settings.queue_requests,
+        model_rows=settings.model_queue_rows,
+        model_requests=settings.model_queue_requests,
+    )
 
 
 def _artifacts(settings: InferenceSettings) -> MlflowArtifacts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
@@ -11,6 +12,7 @@ from typing import Any, Final
 import grpc
 import numpy as np
 import numpy.typing as npt
+from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct, Value
 from grpc_status import rpc_status
 
@@ -18,23 +20,23 @@ from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2 as nati
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2_grpc as native_grpc
 from everloop_contracts.stubs.inference import grpc_service_pb2 as oip
 from everloop_contracts.stubs.inference import grpc_service_pb2_grpc as oip_grpc
-from everloop_inference.domain import Answer
+from everloop_inference.domain import Answer, Call
 from everloop_inference.metrics import ERRORS, LATENCY, REQUESTS
-from everloop_inference.oip_json import PLATFORM, SERVER, VERSION
+from everloop_inference.oip_json import EXTENSIONS, PLATFORM, SERVER, VERSION
 from everloop_inference.predict import Predictor
 from everloop_inference.tensors import (
     DTYPES,
     Tensor,
-    bytes_from_raw,
     check_length,
+    check_parameters,
     input_signature,
     invalid,
-    numbers_from_raw,
     output_signature,
     outputs,
-    raw_from_texts,
+    raw_values,
     rows_of,
     text,
+    values_from_raw,
 )
 from everloop_runtime.errors import EverloopError, Kind, rich_status
 from everloop_runtime.telemetry import span
@@ -64,10 +66,13 @@ _CONTENTS: Final = {
 _NATIVE, _OIP = "grpc", "grpc-oip"
 
 
-def _answers(door: str) -> Callable[[Callable[[Any, Any], Any]], Callable[..., Awaitable[Any]]]:
+Method = Callable[[Any, Any, Any], Awaitable[Any]]
+
+
+def _answers(door: str) -> Callable[[Method], Method]:
     """Turns a method that answers or raises into a handler: continues the trace, counts, and maps errors."""
 
-    def wrap(method: Callable[[Any, Any], Any]) -> Callable[..., Awaitable[Any]]:
+    def wrap(method: Method) -> Method:
         @functools.wraps(method)
         async def handler(self: Any, request: Any, context: Context) -> Any:
             trace = next(
@@ -80,9 +85,9 @@ def _answers(door: str) -> Callable[[Callable[[Any, Any], Any]], Callable[..., A
             )
             try:
                 if trace is None:
-                    return method(self, request)
+                    return await method(self, request, context)
                 with span(method.__name__, {"traceparent": trace}):
-                    return method(self, request)
+                    return await method(self, request, context)
             except EverloopError as error:
                 refused = error
             except Exception:
@@ -97,6 +102,14 @@ def _answers(door: str) -> Callable[[Callable[[Any, Any], Any]], Callable[..., A
     return wrap
 
 
+def _call(request: Message, context: Context) -> Call:
+    """What the core must know about a request besides its content."""
+    began = time.perf_counter()
+    remaining = context.time_remaining()
+    deadline = math.inf if remaining is None else began + remaining
+    return Call(began, request.ByteSize(), deadline)
+
+
 class OipServicer(oip_grpc.GRPCInferenceServiceServicer):
     """The Open Inference Protocol."""
 
@@ -108,56 +121,72 @@ class OipServicer(oip_grpc.GRPCInferenceServiceServicer):
         self._latency = LATENCY.labels(_OIP)
 
     @_answers(_OIP)
-    def ServerLive(self, request: oip.ServerLiveRequest) -> oip.ServerLiveResponse:
+    async def ServerLive(
+        self, request: oip.ServerLiveRequest, context: Context
+    ) -> oip.ServerLiveResponse:
         """Answers: that is all there is to it."""
         return oip.ServerLiveResponse(live=True)
 
     @_answers(_OIP)
-    def ServerReady(self, request: oip.ServerReadyRequest) -> oip.ServerReadyResponse:
+    async def ServerReady(
+        self, request: oip.ServerReadyRequest, context: Context
+    ) -> oip.ServerReadyResponse:
         """False while the replica drains."""
         return oip.ServerReadyResponse(ready=self._ready())
 
     @_answers(_OIP)
-    def ModelReady(self, request: oip.ModelReadyRequest) -> oip.ModelReadyResponse:
+    async def ModelReady(
+        self, request: oip.ModelReadyRequest, context: Context
+    ) -> oip.ModelReadyResponse:
         """Raises NOT_FOUND for a model that is not served."""
         self._models.get(request.name, request.version)
         return oip.ModelReadyResponse(ready=True)
 
     @_answers(_OIP)
-    def ServerMetadata(self, request: oip.ServerMetadataRequest) -> oip.ServerMetadataResponse:
+    async def ServerMetadata(
+        self, request: oip.ServerMetadataRequest, context: Context
+    ) -> oip.ServerMetadataResponse:
         """Describes the server."""
-        return oip.ServerMetadataResponse(name=SERVER, version=VERSION)
+        return oip.ServerMetadataResponse(name=SERVER, version=VERSION, extensions=EXTENSIONS)
 
     @_answers(_OIP)
-    def ModelMetadata(self, request: oip.ModelMetadataRequest) -> oip.ModelMetadataResponse:
+    async def ModelMetadata(
+        self, request: oip.ModelMetadataRequest, context: Context
+    ) -> oip.ModelMetadataResponse:
         """Describes a model."""
         model = self._models.get(request.name, request.version)
         tensor = oip.ModelMetadataResponse.TensorMetadata
         return oip.ModelMetadataResponse(
             name=model.name,
             versions=[str(model.version)],
-            platform=PLATFORM,
+            platform=PLATFORM[model.engine.kind],
             inputs=[tensor(name=n, datatype=d, shape=s) for n, d, s in input_signature(model)],
             outputs=[tensor(name=n, datatype=d, shape=s) for n, d, s in output_signature(model)],
         )
 
     @_answers(_OIP)
-    def ModelInfer(self, request: oip.ModelInferRequest) -> oip.ModelInferResponse:
+    async def ModelInfer(
+        self, request: oip.ModelInferRequest, context: Context
+    ) -> oip.ModelInferResponse:
         """Predicts; answers with raw contents where it was asked with them."""
-        began = time.perf_counter()
+        call = _call(request, context)
         tensors = _tensors(request)
-        answer = self._predictor.tensors(
-            request.model_name, request.model_version, tensors, request.ByteSize()
+        answer = await self._predictor.tensors(
+            request.model_name, request.model_version, tensors, call
         )
         raw = bool(request.raw_input_contents)
         response = _response(answer, [item.name for item in request.outputs], raw)
         response.id = request.id
         REQUESTS.labels(_OIP, answer.model.name).inc()
-        self._latency.observe(time.perf_counter() - began)
+        self._latency.observe(time.perf_counter() - call.began)
         return response
 
 
 def _tensors(request: oip.ModelInferRequest) -> list[Tensor]:
+    for item in request.inputs:
+        check_parameters(item.name, item.parameters)
+    for wanted in request.outputs:
+        check_parameters(wanted.name, wanted.parameters)
     raws = request.raw_input_contents
     if not raws:
         return [_typed(item) for item in request.inputs]
@@ -171,12 +200,7 @@ def _tensors(request: oip.ModelInferRequest) -> list[Tensor]:
             message = f"tensor '{name}': raw and typed contents exclude each other"
             raise EverloopError(Kind.INVALID, "MALFORMED_REQUEST", message, field=name)
         rows = rows_of(name, item.shape)
-        values: npt.NDArray[Any] | list[str] = (
-            bytes_from_raw(name, rows, raw)
-            if datatype == "BYTES"
-            else numbers_from_raw(name, datatype, rows, raw)
-        )
-        tensors.append(Tensor(name, datatype, rows, values))
+        tensors.append(Tensor(name, datatype, rows, values_from_raw(name, datatype, rows, raw)))
     return tensors
 
 
@@ -205,9 +229,7 @@ def _response(answer: Answer, wanted: list[str], raw: bool) -> oip.ModelInferRes
     for name, datatype, shape, values in outputs(answer, wanted):
         item = response.outputs.add(name=name, datatype=datatype, shape=shape)
         if raw:
-            response.raw_output_contents.append(
-                raw_from_texts(values) if isinstance(values, list) else values.tobytes()
-            )
+            response.raw_output_contents.append(raw_values(values))
         elif isinstance(values, list):
             item.contents.bytes_contents.extend([value.encode() for value in values])
         else:
@@ -224,11 +246,13 @@ class NativeServicer(native_grpc.InferenceServiceServicer):
         self._latency = LATENCY.labels(_NATIVE)
 
     @_answers(_NATIVE)
-    def Predict(self, request: native.PredictRequest) -> native.PredictResponse:
+    async def Predict(
+        self, request: native.PredictRequest, context: Context
+    ) -> native.PredictResponse:
         """Predicts rows."""
-        began = time.perf_counter()
+        call = _call(request, context)
         rows = [_row(row) for row in request.rows]
-        answer = self._predictor.rows(request.model, rows, request.ByteSize())
+        answer = await self._predictor.rows(request.model, rows, call)
         labels = answer.labels or [""] * len(rows)
         response = native.PredictResponse(model=answer.model.name, version=answer.model.version)
         add = response.predictions.add
@@ -237,11 +261,13 @@ class NativeServicer(native_grpc.InferenceServiceServicer):
         ):
             add(prediction_id=name, label=label, score=score, probabilities=probabilities)
         REQUESTS.labels(_NATIVE, answer.model.name).inc()
-        self._latency.observe(time.perf_counter() - began)
+        self._latency.observe(time.perf_counter() - call.began)
         return response
 
     @_answers(_NATIVE)
-    def GetModel(self, request: native.GetModelRequest) -> native.GetModelResponse:
+    async def GetModel(
+        self, request: native.GetModelRequest, context: Context
+    ) -> native.GetModelResponse:
         """Describes a model."""
         model = self._predictor.models.get(request.model)
         described = native.Model(

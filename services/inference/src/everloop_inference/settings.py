@@ -36,6 +36,17 @@ class InferenceSettings(ServiceSettings):
     predict_grpc_max_concurrent_calls: int = Field(default=1024, ge=1)
     """gRPC predictions that a replica holds at once; beyond it the answer is RESOURCE_EXHAUSTED."""
 
+    queue_rows: int = Field(default=65_536, ge=1)
+    """Rows that may wait in a replica; beyond it a request is refused with 429 / RESOURCE_EXHAUSTED."""
+    queue_requests: int = Field(default=4096, ge=1)
+    """Requests that may wait in a replica; beyond it a request is refused."""
+    model_queue_rows: int = Field(default=32_768, ge=1)
+    """Rows that may wait for one version of a model in a replica; beyond it a request is refused."""
+    model_queue_requests: int = Field(default=2048, ge=1)
+    """Requests that may wait for one version of a model in a replica; beyond it a request is refused."""
+    slow_threads: int = Field(default=1, ge=1)
+    """Threads of a replica for runs that take longer than a batch may: large requests, explanations, slow models."""
+
     registry_address: str = "127.0.0.1:50053"
     """Registry gateway, `host:port`."""
     registry_timeout_seconds: float = Field(default=2.0, gt=0)

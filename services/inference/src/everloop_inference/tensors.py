@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -11,24 +12,31 @@ import numpy as np
 import numpy.typing as npt
 
 from everloop_contracts.pipeline import FieldType, Task
-from everloop_features.inputs import NULL_TIME, Feeds, InputError, InputSpec, feeds_from_rows
+from everloop_features.inputs import (
+    NULL_TIME,
+    Block,
+    InputError,
+    InputSpec,
+    Layout,
+    feeds_from_rows,
+)
 from everloop_inference.domain import Answer, ServedModel
 from everloop_runtime.errors import EverloopError, Kind
 
 __all__ = [
     "DTYPES",
     "Tensor",
-    "bytes_from_raw",
+    "block_from_tensors",
     "check_length",
-    "feeds_from_tensors",
+    "check_parameters",
     "input_signature",
     "invalid",
-    "numbers_from_raw",
     "output_signature",
     "outputs",
-    "raw_from_texts",
+    "raw_values",
     "rows_of",
     "text",
+    "values_from_raw",
 ]
 
 DTYPES: Final[dict[str, np.dtype[Any]]] = {
@@ -105,17 +113,48 @@ def check_length(name: str, rows: int, found: int) -> None:
         raise invalid("WRONG_SHAPE", f"{found} values for {rows} rows", name)
 
 
-def numbers_from_raw(name: str, datatype: str, rows: int, raw: bytes) -> npt.NDArray[Any]:
-    """Reads row-major little-endian numbers without copying them."""
-    dtype = DTYPES.get(datatype)
+def check_parameters(name: str, parameters: Collection[str]) -> None:
+    """Refuses parameters of a tensor that would change its meaning; others are accepted and ignored.
+
+    Raises:
+        EverloopError: kind invalid: values in shared memory, or classes instead of values.
+    """
+    for parameter in ("shared_memory_region", "classification"):
+        if parameter in parameters:
+            raise invalid("UNSUPPORTED_PARAMETER", f"{parameter!r} is not supported", name)
+
+
+def values_from_raw(
+    name: str, datatype: str, rows: int, raw: bytes
+) -> npt.NDArray[Any] | list[str]:
+    """Reads what `raw_values` writes, numbers without copying them.
+
+    Raises:
+        EverloopError: kind invalid: the bytes are not so many values of that type.
+    """
+    if datatype == "BYTES":
+        return _texts_from_raw(name, rows, raw)
+    dtype = np.dtype("<u2") if datatype == "BF16" else DTYPES.get(datatype)
     if dtype is None:
         raise invalid("WRONG_TYPE", f"data type {datatype!r} is not supported", name)
     if len(raw) != rows * dtype.itemsize:
         raise invalid("WRONG_SHAPE", f"{len(raw)} bytes for {rows} values of {datatype}", name)
-    return np.frombuffer(raw, dtype=dtype)
+    values = np.frombuffer(raw, dtype=dtype)
+    if datatype == "BOOL" and (values.view("u1") > 1).any():
+        raise invalid("WRONG_TYPE", "a BOOL is a byte of 0 or 1", name)
+    # BF16 is the upper half of FP32.
+    return (values.astype("<u4") << 16).view("<f4") if datatype == "BF16" else values
 
 
-def bytes_from_raw(name: str, rows: int, raw: bytes) -> list[str]:
+def raw_values(values: npt.NDArray[Any] | Sequence[str]) -> bytes:
+    """Writes numbers row-major and little-endian, texts each behind its length as four little-endian bytes."""
+    if isinstance(values, np.ndarray):
+        return values.tobytes()
+    encoded = [item.encode() for item in values]
+    return b"".join(part for item in encoded for part in (_LENGTH.pack(len(item)), item))
+
+
+def _texts_from_raw(name: str, rows: int, raw: bytes) -> list[str]:
     """Reads texts, each behind its length as four little-endian bytes."""
     texts: list[str] = []
     position, end = 0, len(raw)
@@ -140,19 +179,13 @@ def text(name: str, value: bytes) -> str:
         raise invalid("WRONG_TYPE", "a text is not UTF-8", name) from error
 
 
-def raw_from_texts(texts: Iterable[str]) -> bytes:
-    """Writes texts, each behind its length as four little-endian bytes."""
-    encoded = [item.encode() for item in texts]
-    return b"".join(part for item in encoded for part in (_LENGTH.pack(len(item)), item))
-
-
-def feeds_from_tensors(
-    tensors: Sequence[Tensor], inputs: Sequence[InputSpec], id_field: str
-) -> tuple[Feeds, int, Sequence[str]]:
+def block_from_tensors(
+    tensors: Sequence[Tensor], layout: Layout, id_field: str
+) -> tuple[Block, Sequence[str]]:
     """Converts tensors to what the model takes; nullable inputs may be left out.
 
     Returns:
-        Arrays `[rows, 1]` per input, the number of rows, and the record ids (none if not given).
+        The rows, and their record ids (none if not given).
 
     Raises:
         InputError: an input is missing, or one of its values does not fit.
@@ -169,26 +202,36 @@ def feeds_from_tensors(
             raise invalid("WRONG_SHAPE", f"{tensor.rows} rows, others have {count}", tensor.name)
     record_ids: Sequence[str] = ()
     if (ids := given.pop(id_field, None)) is not None:
-        record_ids = _texts(ids, InputSpec(id_field, FieldType.STRING, True)).ravel().tolist()
-    feeds: Feeds = {}
+        record_ids = _texts(ids, InputSpec(id_field, FieldType.STRING, True))
+    block = layout.empty(count)
     # Once for all: beyond float32 is infinite, as from rows.
     with np.errstate(over="ignore"):
-        for spec in inputs:
+        for spec in layout.inputs:
             found = given.pop(spec.name, None)
-            feeds[spec.name] = _absent(spec, count) if found is None else _feed(found, spec)
+            column = layout.column(block, spec.name)
+            column[:] = _absent(spec) if found is None else _values(found, spec)
+            if found is not None and found.nulls:
+                column[list(found.nulls)] = _null(spec)
     if given:
         name = next(iter(given))
         raise invalid("UNKNOWN_FIELD", "the model has no such input", name)
-    return feeds, count, record_ids
+    return block, record_ids
 
 
-def _absent(spec: InputSpec, count: int) -> npt.NDArray[Any]:
+def _null(spec: InputSpec) -> str | float | int:
+    if spec.type is FieldType.STRING:
+        return ""
+    return NULL_TIME if spec.type is FieldType.TIMESTAMP else math.nan
+
+
+def _absent(spec: InputSpec) -> str | float | int:
     if not spec.nullable:
         raise InputError(0, spec.name, "MISSING_FIELD", "the tensor is missing")
-    return feeds_from_rows([{}] * count, (spec,))[spec.name]
+    return _null(spec)
 
 
-def _feed(tensor: Tensor, spec: InputSpec) -> npt.NDArray[Any]:
+def _values(tensor: Tensor, spec: InputSpec) -> npt.NDArray[Any] | Sequence[str]:
+    """The values to be cast; whatever stands where one is null."""
     if tensor.nulls and not spec.nullable:
         raise InputError(tensor.nulls[0], spec.name, "NOT_NULLABLE", "the field may not be null")
     if spec.type is FieldType.STRING:
@@ -198,12 +241,10 @@ def _feed(tensor: Tensor, spec: InputSpec) -> npt.NDArray[Any]:
     return _numbers(tensor, spec)
 
 
-def _texts(tensor: Tensor, spec: InputSpec) -> npt.NDArray[Any]:
+def _texts(tensor: Tensor, spec: InputSpec) -> list[str]:
     if not isinstance(tensor.values, list):
         raise _wrong(spec, 0, f"must be BYTES, not {tensor.datatype}")
-    values = np.empty((tensor.rows, 1), dtype=object)
-    values[:, 0] = tensor.values
-    return values
+    return tensor.values
 
 
 def _times(tensor: Tensor, spec: InputSpec) -> npt.NDArray[Any]:
@@ -212,13 +253,10 @@ def _times(tensor: Tensor, spec: InputSpec) -> npt.NDArray[Any]:
         rows = [
             {spec.name: None if row in nulls else value} for row, value in enumerate(tensor.values)
         ]
-        return feeds_from_rows(rows, (spec,))[spec.name]
+        return feeds_from_rows(rows, (spec,))[spec.name][:, 0]
     if tensor.values.dtype.kind not in "iu":
         raise _wrong(spec, 0, f"must be INT64 seconds or BYTES timestamps, not {tensor.datatype}")
-    values = tensor.values.astype(np.int64)
-    if tensor.nulls:
-        values[list(tensor.nulls)] = NULL_TIME
-    return values.reshape(-1, 1)
+    return tensor.values
 
 
 def _numbers(tensor: Tensor, spec: InputSpec) -> npt.NDArray[Any]:
@@ -232,7 +270,7 @@ def _numbers(tensor: Tensor, spec: InputSpec) -> npt.NDArray[Any]:
             raise _wrong(spec, int(odd[0]), f"must be true or false, not {values[odd[0]]}")
     elif values.dtype.kind == "b":
         raise _wrong(spec, 0, "must be numbers, not BOOL")
-    if values.dtype.kind == "f":
+    if values.dtype.kind == "f" and (spec.type is FieldType.INT or not spec.nullable):
         missing = np.isnan(values)
         if spec.type is FieldType.INT:
             odd = np.flatnonzero(~missing & (values != np.trunc(values)))
@@ -241,10 +279,7 @@ def _numbers(tensor: Tensor, spec: InputSpec) -> npt.NDArray[Any]:
         if not spec.nullable and missing.any():
             row = int(np.flatnonzero(missing)[0])
             raise InputError(row, spec.name, "NOT_NULLABLE", "the field may not be null")
-    values = values.astype(np.float32, copy=bool(tensor.nulls))
-    if tensor.nulls:
-        values[list(tensor.nulls)] = np.nan
-    return values.reshape(-1, 1)
+    return values
 
 
 def _wrong(spec: InputSpec, row: int, message: str) -> InputError:

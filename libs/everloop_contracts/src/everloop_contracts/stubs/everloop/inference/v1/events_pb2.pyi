@@ -33,6 +33,7 @@ class PredictionsLogged(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     SCORES_FIELD_NUMBER: _builtins.int
     PROBABILITIES_FIELD_NUMBER: _builtins.int
+    LATENCY_MICROS_FIELD_NUMBER: _builtins.int
     pipeline: _builtins.str
     """Name of the pipeline."""
     model_version: _builtins.int
@@ -65,6 +66,10 @@ class PredictionsLogged(_message.Message):
     def probabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Probabilities for multiclass models, row-major, `rows × classes`; empty otherwise."""
 
+    @_builtins.property
+    def latency_micros(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Time from each complete request to its answer, inside the replica, microseconds; one per row."""
+
     def __init__(
         self,
         *,
@@ -77,10 +82,11 @@ class PredictionsLogged(_message.Message):
         labels: _abc.Iterable[_builtins.str] | None = ...,
         scores: _abc.Iterable[_builtins.float] | None = ...,
         probabilities: _abc.Iterable[_builtins.float] | None = ...,
+        latency_micros: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "labels", b"labels", "model_version", b"model_version", "pipeline", b"pipeline", "prediction_ids", b"prediction_ids", "probabilities", b"probabilities", "record_ids", b"record_ids", "scores", b"scores", "time_micros", b"time_micros"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "labels", b"labels", "latency_micros", b"latency_micros", "model_version", b"model_version", "pipeline", b"pipeline", "prediction_ids", b"prediction_ids", "probabilities", b"probabilities", "record_ids", b"record_ids", "scores", b"scores", "time_micros", b"time_micros"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -96,8 +102,11 @@ class Column(_message.Message):
     NUMBERS_FIELD_NUMBER: _builtins.int
     TEXTS_FIELD_NUMBER: _builtins.int
     NULL_ROWS_FIELD_NUMBER: _builtins.int
+    REDACTED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the field."""
+    redacted: _builtins.bool
+    """True if the pipeline keeps the values of this field out of the log: each of them is null here, whatever it was."""
     @_builtins.property
     def numbers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Values of a number, boolean (0, 1) or timestamp (seconds of local wall-clock time) field; NaN where null."""
@@ -117,10 +126,11 @@ class Column(_message.Message):
         numbers: _abc.Iterable[_builtins.float] | None = ...,
         texts: _abc.Iterable[_builtins.str] | None = ...,
         null_rows: _abc.Iterable[_builtins.int] | None = ...,
+        redacted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "null_rows", b"null_rows", "numbers", b"numbers", "texts", b"texts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "null_rows", b"null_rows", "numbers", b"numbers", "redacted", b"redacted", "texts", b"texts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,286 @@
+"""Batches across requests: what arrives in one turn of the event loop runs as one batch at the end of that turn.
+
+Nobody waits for a batch to fill. A lone request runs at once; under load the requests that arrived while the last
+batch ran are the next one, so that the size follows the load by itself. Two things bound it: the pipeline's latency
+target, by what runs of the model have cost, and its limit of rows. One batch runs per turn and the models take turns,
+so that answers leave, and new requests are read, between two batches.
+
+What is expected to take longer than the target by itself, and everything of an engine that is slow, runs in a thread;
+its model's other requests wait, those of other models do not.
+
+Everything here happens on one event loop; only a slow run itself leaves it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+
+from everloop_features.inputs import Block
+from everloop_inference.domain import Answer, Call, EngineKind, ServedModel
+from everloop_inference.metrics import BATCH_ROWS, DROPPED
+from everloop_runtime.errors import EverloopError, Kind
+
+__all__ = ["Batcher", "Capacity", "Job"]
+
+Output = npt.NDArray[np.float32]
+
+CROWD = 256
+"""Requests in one turn of the loop from which on some of them will wait for longer than that turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What may wait at once; beyond it a request is refused. One request fits into an empty queue whatever its size.
+
+    Attributes:
+        rows: rows of all models.
+        requests: requests of all models.
+        model_rows: rows of one version of a model.
+        model_requests: requests of one version of a model.
+    """
+
+    rows: int = 65_536
+    requests: int = 4096
+    model_rows: int = 32_768
+    model_requests: int = 2048
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """The rows of one request, converted and checked, that wait for their answer.
+
+    Attributes:
+        block: the rows.
+        record_ids: one per row; empty where the caller gave none.
+        call: what else is known about the request.
+        answer: what the caller awaits; cancelled when the caller is gone.
+        alone: whether it must not share a batch.
+    """
+
+    block: Block
+    record_ids: Sequence[str]
+    call: Call
+    answer: asyncio.Future[Answer]
+    alone: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class _Queue:
+    """Jobs of one version that wait."""
+
+    jobs: deque[Job] = field(default_factory=deque)
+    rows: int = 0
+
+
+Finish = Callable[[ServedModel, Sequence[Job], Block, Output], None]
+
+
+class Batcher:
+    """Queues jobs, runs them in batches, and hands over what came out."""
+
+    def __init__(self, finish: Finish, capacity: Capacity, slow: Executor | None) -> None:
+        """Takes what turns the output of a batch into answers, the limits, and where slow runs go."""
+        self._finish = finish
+        self._capacity = capacity
+        self._slow = slow
+        self._queues: dict[ServedModel, _Queue] = {}
+        self._ready: deque[ServedModel] = deque()
+        self._scheduled = False
+        self._left = False
+        self._rows = 0
+        self._requests = 0
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait."""
+        return self._requests
+
+    @property
+    def crowded(self) -> bool:
+        """Whether a request that comes now may wait so long that its caller goes away."""
+        return self._left or self._requests > CROWD
+
+    def submit(self, model: ServedModel, job: Job) -> None:
+        """Queues a job; it runs at the end of this turn, or as soon after as there is room.
+
+        Raises:
+            EverloopError: kind exhausted, reason `OVERLOADED`: the queue is full; says when to come back.
+        """
+        queue = self._queues.get(model)
+        rows = job.block.rows
+        if self._is_full(rows, queue):
+            raise self._overloaded(model)
+        if queue is None:
+            queue = self._queues[model] = _Queue()
+            self._wake(model)
+        queue.jobs.append(job)
+        queue.rows += rows
+        self._rows += rows
+        self._requests += 1
+
+    def _is_full(self, rows: int, queue: _Queue | None) -> bool:
+        limit = self._capacity
+        if self._requests and (self._requests >= limit.requests or self._rows + rows > limit.rows):
+            return True
+        return (
+            queue is not None
+            and bool(queue.jobs)
+            and (len(queue.jobs) >= limit.model_requests or queue.rows + rows > limit.model_rows)
+        )
+
+    def _overloaded(self, model: ServedModel) -> EverloopError:
+        DROPPED.labels(model.name, "overloaded").inc()
+        return EverloopError(
+            Kind.EXHAUSTED,
+            "OVERLOADED",
+            f"{self._requests} requests wait here already",
+            retry_after=max(0.01, model.cost.seconds(self._rows)),
+            model=model.name,
+        )
+
+    def _wake(self, model: ServedModel) -> None:
+        """Lets a model take part in the turns."""
+        self._ready.append(model)
+        self._schedule()
+
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._turn)
+
+    def _turn(self) -> None:
+        """Runs one batch of the model whose turn it is."""
+        self._scheduled = False
+        model = self._ready.popleft()
+        queue = self._queues[model]
+        jobs, rows = self._take(model, queue)
+        if jobs and self._is_slow(model, rows):
+            self._run_slowly(model, queue, jobs)
+        else:
+            if queue.jobs:
+                self._ready.append(model)
+            else:
+                del self._queues[model]
+            if jobs:
+                self._run(model, jobs)
+        self._left = bool(self._queues)
+        # After the answers of this batch: they leave before the next one runs.
+        if self._ready:
+            self._schedule()
+
+    def _take(self, model: ServedModel, queue: _Queue) -> tuple[list[Job], int]:
+        """Takes the next batch; drops what nobody waits for any more."""
+        policy = model.policy
+        limit = min(policy.batch_rows, model.cost.rows_within(policy.batch_seconds))
+        now = time.perf_counter()
+        jobs: list[Job] = []
+        rows = 0
+        waiting = queue.jobs
+        while waiting:
+            job = waiting[0]
+            more = job.block.rows
+            if jobs and (rows + more > limit or job.alone):
+                break
+            waiting.popleft()
+            queue.rows -= more
+            self._rows -= more
+            self._requests -= 1
+            if job.answer.done():
+                DROPPED.labels(model.name, "gone").inc()
+            elif job.call.deadline < now:
+                DROPPED.labels(model.name, "deadline").inc()
+                job.answer.set_exception(_late(model))
+            else:
+                jobs.append(job)
+                rows += more
+                if job.alone:
+                    break
+        return jobs, rows
+
+    def _is_slow(self, model: ServedModel, rows: int) -> bool:
+        slow = model.engine.kind is not EngineKind.ONNX
+        return slow or model.cost.seconds(rows) > model.policy.batch_seconds
+
+    def _run(self, model: ServedModel, jobs: list[Job]) -> None:
+        began = time.perf_counter()
+        block = _joined(jobs)
+        try:
+            output = model.run(model.layout.feeds(block))
+            self._finish(model, jobs, block, output)
+        except Exception as error:
+            self._failed(model, jobs, error)
+            return
+        model.cost.learn(block.rows, time.perf_counter() - began)
+        BATCH_ROWS.labels(model.name).observe(block.rows)
+
+    def _run_slowly(self, model: ServedModel, queue: _Queue, jobs: list[Job]) -> None:
+        block = _joined(jobs)
+        running = asyncio.get_running_loop().run_in_executor(self._slow, _timed, model, block)
+        running.add_done_callback(partial(self._ran, model, queue, jobs, block))
+
+    def _ran(
+        self,
+        model: ServedModel,
+        queue: _Queue,
+        jobs: list[Job],
+        block: Block,
+        running: asyncio.Future[tuple[Output, float]],
+    ) -> None:
+        try:
+            output, seconds = running.result()
+            self._finish(model, jobs, block, output)
+        except Exception as error:
+            self._failed(model, jobs, error)
+        else:
+            model.cost.learn(block.rows, seconds)
+            BATCH_ROWS.labels(model.name).observe(block.rows)
+        if queue.jobs:
+            self._wake(model)
+        else:
+            self._queues.pop(model, None)
+            self._left = bool(self._queues)
+
+    def _failed(self, model: ServedModel, jobs: list[Job], error: Exception) -> None:
+        """Lets every job of a failed batch run alone: only who is to blame shall fail."""
+        if len(jobs) == 1:
+            if not jobs[0].answer.done():
+                jobs[0].answer.set_exception(error)
+            return
+        queue = self._queues.get(model)
+        if queue is None:
+            queue = self._queues[model] = _Queue()
+            self._wake(model)
+        for job in reversed(jobs):
+            job.alone = True
+            queue.jobs.appendleft(job)
+            queue.rows += job.block.rows
+            self._rows += job.block.rows
+            self._requests += 1
+
+
+def _joined(jobs: Sequence[Job]) -> Block:
+    return jobs[0].block if len(jobs) == 1 else Block.joined([job.block for job in jobs])
+
+
+def _timed(model: ServedModel, block: Block) -> tuple[Output, float]:
+    began = time.perf_counter()
+    output = model.run(model.layout.feeds(block))
+    return output, time.perf_counter() - began
+
+
+def _late(model: ServedModel) -> EverloopError:
+    return EverloopError(
+        Kind.DEADLINE,
+        "DEADLINE_EXCEEDED",
+        "the deadline passed before the request could run",
+        model=model.name,
+    )

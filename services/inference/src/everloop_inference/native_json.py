@@ -1,0 +1,57 @@
+"""The native API's JSON: requests in, responses out; the shapes are those of its protos."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from everloop_inference.domain import Answer, ServedModel
+from everloop_runtime.errors import EverloopError, Kind
+
+__all__ = ["answered", "described", "rows_of"]
+
+
+def rows_of(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a request.
+
+    Raises:
+        EverloopError: kind invalid: there is no list of objects.
+    """
+    rows = document.get("rows")
+    if type(rows) is not list or not all(type(row) is dict for row in rows):
+        message = "the body is not JSON of the expected shape: 'rows' must be a list of objects"
+        raise EverloopError(Kind.INVALID, "MALFORMED_REQUEST", message, field="rows")
+    return rows
+
+
+def answered(answer: Answer) -> dict[str, Any]:
+    """A PredictResponse."""
+    labels: Iterable[str] = answer.labels or [""] * len(answer.scores)
+    rows = zip(
+        answer.prediction_ids, labels, answer.scores, answer.probabilities.tolist(), strict=True
+    )
+    return {
+        "model": answer.model.name,
+        "version": answer.model.version,
+        "predictions": [
+            {"prediction_id": name, "label": label, "score": score, "probabilities": probabilities}
+            for name, label, score, probabilities in rows
+        ],
+    }
+
+
+def described(model: ServedModel) -> dict[str, Any]:
+    """A Model."""
+    return {
+        "name": model.name,
+        "version": model.version,
+        "classes": model.classes,
+        "inputs": [
+            {"name": spec.name, "type": spec.type, "nullable": spec.nullable}
+            for spec in model.inputs
+        ],
+        "serving_since": model.since,
+        "previous_version": model.previous_version,
+        "onnx_sha256": model.wanted.sha256,
+        "engine": model.engine.kind,
+    }
