@@ -6,10 +6,12 @@ local wall-clock time since 1970-01-01 in the field's time zone (`NULL_TIME` for
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import lru_cache
+from math import nan
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
@@ -38,7 +40,9 @@ NULL_TIME: Final = int(np.iinfo(np.int64).min)
 """What stands for a null timestamp."""
 
 _ABSENT: Final = object()
-_KINDS: Final = {FieldType.STRING: "texts", FieldType.TIMESTAMP: "times"}
+_NUMBERS: Final = frozenset({float, int})
+_STRINGS: Final = frozenset({str})
+_NONE: Final = {type(None)}
 _EPOCH_DAY: Final = datetime(1970, 1, 1).toordinal()
 _KIND_NAMES: Final = {
     FieldType.STRING: "a string",
@@ -182,22 +186,41 @@ class Layout:
     def __init__(self, inputs: Sequence[InputSpec]) -> None:
         """Takes the inputs."""
         self.inputs = tuple(inputs)
-        counts = {"numbers": 0, "texts": 0, "times": 0}
-        self._places: dict[str, tuple[str, int]] = {}
-        for spec in self.inputs:
-            kind = _KINDS.get(spec.type, "numbers")
-            self._places[spec.name] = kind, counts[kind]
-            counts[kind] += 1
-        self._numbers, self._texts, self._times = counts.values()
-        first = {"numbers": 0, "texts": self._numbers, "times": self._numbers + self._texts}
-        self._order = [(name, first[kind] + place) for name, (kind, place) in self._places.items()]
+        floats, rest, texts, times = (
+            [spec for spec in self.inputs if spec.type in types]
+            for types in (
+                (FieldType.FLOAT,),
+                (FieldType.INT, FieldType.BOOL),
+                (FieldType.STRING,),
+                (FieldType.TIMESTAMP,),
+            )
+        )
+        # Those that may not be null come first: one look tells whether one of them is.
+        floats.sort(key=lambda spec: spec.nullable)
+        texts.sort(key=lambda spec: spec.nullable)
+        self._floats, self._texts = (
+            ([spec.name for spec in specs], sum(not spec.nullable for spec in specs))
+            for specs in (floats, texts)
+        )
+        self._rest = rest
+        self._times = [(spec, _zone(spec.timezone)) for spec in times]
+        kinds = {"numbers": floats + rest, "texts": texts, "times": times}
+        self._widths = [len(specs) for specs in kinds.values()]
+        self._places = {
+            spec.name: (kind, place)
+            for kind, specs in kinds.items()
+            for place, spec in enumerate(specs)
+        }
+        order = {name: place for place, name in enumerate(self._places)}
+        self._order = [(spec.name, order[spec.name]) for spec in self.inputs]
 
     def empty(self, rows: int) -> Block:
         """A block to be filled; numbers and times hold anything, texts None."""
+        numbers, texts, times = self._widths
         return Block(
-            np.empty((self._texts, rows), dtype=object),
-            np.empty((self._numbers, rows), dtype=np.float32),
-            np.empty((self._times, rows), dtype=np.int64),
+            np.empty((texts, rows), dtype=object),
+            np.empty((numbers, rows), dtype=np.float32),
+            np.empty((times, rows), dtype=np.int64),
         )
 
     def column(self, block: Block, name: str) -> npt.NDArray[Any]:
@@ -209,10 +232,11 @@ class Layout:
     def feeds(self, block: Block) -> Feeds:
         """One view `[rows, 1]` per input."""
         count = block.rows
+        numbers, texts, times = self._widths
         views = [
-            *block.numbers.reshape(self._numbers, count, 1),
-            *block.texts.reshape(self._texts, count, 1),
-            *block.times.reshape(self._times, count, 1),
+            *block.numbers.reshape(numbers, count, 1),
+            *block.texts.reshape(texts, count, 1),
+            *block.times.reshape(times, count, 1),
         ]
         return {name: views[place] for name, place in self._order}
 
@@ -232,37 +256,65 @@ class Layout:
         Raises:
             InputError: the first value, by field and then by row, that does not fit.
         """
-        texts: list[str] = []
-        numbers: list[float] = []
-        times: list[int] = []
+        try:
+            return self._converted(rows)
+        except (_Doubtful, TypeError, OverflowError):
+            return self._converted_one_by_one(rows)
+
+    def _converted(self, rows: Sequence[Mapping[str, object]]) -> Block:
+        """Checks the exact types that a JSON parser gives for all values of a kind at once.
+
+        Raises:
+            _Doubtful, TypeError, OverflowError: some value needs a closer look.
+        """
+        names, required = self._floats
+        floats: list[Any] = [row.get(name) for name in names for row in rows]
+        if kinds := set(map(type, floats)) - _NUMBERS:
+            if kinds != _NONE or None in floats[: required * len(rows)]:
+                raise _Doubtful
+            floats = [nan if value is None else value for value in floats]
+        for spec in self._rest:
+            floats.extend([_number(rows, row, spec) for row in rows])
+        names, required = self._texts
+        texts: list[Any] = [row.get(name) for name in names for row in rows]
+        if kinds := set(map(type, texts)) - _STRINGS:
+            if kinds != _NONE or None in texts[: required * len(rows)]:
+                raise _Doubtful
+            texts = ["" if value is None else value for value in texts]
+        times = [_time(rows, row, spec, zone) for spec, zone in self._times for row in rows]
+        return self._filled(len(rows), floats, texts, times)
+
+    def _converted_one_by_one(self, rows: Sequence[Mapping[str, object]]) -> Block:
+        values: dict[str, Sequence[Any]] = {}
+        zones = {spec.name: zone for spec, zone in self._times}
         for spec in self.inputs:
-            name, kind = spec.name, spec.type
-            if kind is FieldType.STRING:
-                for row in rows:
-                    text = row.get(name)
-                    # By type and not by isinstance: the exact types that a JSON parser gives are the fast path.
-                    texts.append(text if type(text) is str else _text(rows, row, spec))
-            elif kind is FieldType.FLOAT:
-                for row in rows:
-                    number = row.get(name)
-                    numbers.append(number if type(number) is float else _number(rows, row, spec))
-            elif kind is FieldType.TIMESTAMP:
-                zone = _zone(spec.timezone)
-                for row in rows:
-                    times.append(_time(rows, row, spec, zone))
+            if spec.type is FieldType.STRING:
+                values[spec.name] = [_text(rows, row, spec) for row in rows]
+            elif spec.type is FieldType.TIMESTAMP:
+                values[spec.name] = [_time(rows, row, spec, zones[spec.name]) for row in rows]
             else:
-                for row in rows:
-                    numbers.append(_number(rows, row, spec))
-        count = len(rows)
+                values[spec.name] = [_number(rows, row, spec) for row in rows]
+        ordered = {"numbers": list[float](), "texts": list[str](), "times": list[int]()}
+        for name, (kind, _) in self._places.items():
+            ordered[kind].extend(values[name])
+        return self._filled(len(rows), ordered["numbers"], ordered["texts"], ordered["times"])
+
+    def _filled(
+        self, rows: int, floats: Sequence[float], texts: Sequence[str], times: Sequence[int]
+    ) -> Block:
+        width = self._widths
         text_block = np.empty(len(texts), dtype=object)
         text_block[:] = texts
-        with np.errstate(over="ignore"):
-            number_block = np.array(numbers, dtype=np.float32)
         return Block(
-            text_block.reshape(self._texts, count),
-            number_block.reshape(self._numbers, count),
-            np.array(times, dtype=np.int64).reshape(self._times, count),
+            text_block.reshape(width[1], rows),
+            # Beyond float32 is infinite, which features treat as missing; NumPy would warn.
+            np.frombuffer(array("f", floats), dtype=np.float32).reshape(width[0], rows),
+            np.array(times, dtype=np.int64).reshape(width[2], rows),
         )
+
+
+class _Doubtful(Exception):
+    """Some value is not what a well-formed row holds."""
 
 
 def feeds_from_rows(rows: Sequence[Mapping[str, object]], inputs: Sequence[InputSpec]) -> Feeds:

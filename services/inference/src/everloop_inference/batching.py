@@ -19,14 +19,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from everloop_features.inputs import Block
 from everloop_inference.domain import Answer, Call, EngineKind, ServedModel
-from everloop_inference.metrics import BATCH_ROWS, DROPPED
+from everloop_inference.metrics import DROPPED
 from everloop_runtime.errors import EverloopError, Kind
 
 __all__ = ["Batcher", "Capacity", "Job"]
@@ -63,14 +63,12 @@ class Job:
         record_ids: one per row; empty where the caller gave none.
         call: what else is known about the request.
         answer: what the caller awaits; cancelled when the caller is gone.
-        alone: whether it must not share a batch.
     """
 
     block: Block
     record_ids: Sequence[str]
     call: Call
     answer: asyncio.Future[Answer]
-    alone: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -188,7 +186,7 @@ class Batcher:
         while waiting:
             job = waiting[0]
             more = job.block.rows
-            if jobs and (rows + more > limit or job.alone):
+            if jobs and rows + more > limit:
                 break
             waiting.popleft()
             queue.rows -= more
@@ -202,8 +200,6 @@ class Batcher:
             else:
                 jobs.append(job)
                 rows += more
-                if job.alone:
-                    break
         return jobs, rows
 
     def _is_slow(self, model: ServedModel, rows: int) -> bool:
@@ -212,69 +208,57 @@ class Batcher:
 
     def _run(self, model: ServedModel, jobs: list[Job]) -> None:
         began = time.perf_counter()
-        block = _joined(jobs)
-        try:
-            output = model.run(model.layout.feeds(block))
-            self._finish(model, jobs, block, output)
-        except Exception as error:
-            self._failed(model, jobs, error)
-            return
-        model.cost.learn(block.rows, time.perf_counter() - began)
-        BATCH_ROWS.labels(model.name).observe(block.rows)
+        rows = sum(self._settle(model, ran) for ran in _ran(model, jobs))
+        model.cost.learn(rows, time.perf_counter() - began)
 
     def _run_slowly(self, model: ServedModel, queue: _Queue, jobs: list[Job]) -> None:
-        block = _joined(jobs)
-        running = asyncio.get_running_loop().run_in_executor(self._slow, _timed, model, block)
-        running.add_done_callback(partial(self._ran, model, queue, jobs, block))
+        def run() -> tuple[list[_Ran], float]:
+            began = time.perf_counter()
+            return _ran(model, jobs), time.perf_counter() - began
 
-    def _ran(
-        self,
-        model: ServedModel,
-        queue: _Queue,
-        jobs: list[Job],
-        block: Block,
-        running: asyncio.Future[tuple[Output, float]],
-    ) -> None:
+        def settle(running: asyncio.Future[tuple[list[_Ran], float]]) -> None:
+            parts, seconds = running.result()
+            model.cost.learn(sum(self._settle(model, ran) for ran in parts), seconds)
+            if queue.jobs:
+                self._wake(model)
+            else:
+                del self._queues[model]
+                self._left = bool(self._queues)
+
+        running = asyncio.get_running_loop().run_in_executor(self._slow, run)
+        running.add_done_callback(settle)
+
+    def _settle(self, model: ServedModel, ran: _Ran) -> int:
+        """Answers jobs that ran together; returns their rows."""
         try:
-            output, seconds = running.result()
-            self._finish(model, jobs, block, output)
+            if isinstance(ran.output, Exception):
+                raise ran.output
+            self._finish(model, ran.jobs, ran.block, ran.output)
         except Exception as error:
-            self._failed(model, jobs, error)
-        else:
-            model.cost.learn(block.rows, seconds)
-            BATCH_ROWS.labels(model.name).observe(block.rows)
-        if queue.jobs:
-            self._wake(model)
-        else:
-            self._queues.pop(model, None)
-            self._left = bool(self._queues)
+            for job in ran.jobs:
+                if not job.answer.done():
+                    job.answer.set_exception(error)
+        return ran.block.rows
 
-    def _failed(self, model: ServedModel, jobs: list[Job], error: Exception) -> None:
-        """Lets every job of a failed batch run alone: only who is to blame shall fail."""
+
+class _Ran(NamedTuple):
+    """Jobs that ran together, and what came out."""
+
+    jobs: Sequence[Job]
+    block: Block
+    output: Output | Exception
+
+
+def _ran(model: ServedModel, jobs: Sequence[Job]) -> list[_Ran]:
+    """Runs jobs as one batch; where that fails in halves, so that only who is to blame fails."""
+    block = jobs[0].block if len(jobs) == 1 else Block.joined([job.block for job in jobs])
+    try:
+        return [_Ran(jobs, block, model.run(model.layout.feeds(block)))]
+    except Exception as error:
         if len(jobs) == 1:
-            if not jobs[0].answer.done():
-                jobs[0].answer.set_exception(error)
-            return
-        queue = self._queues.get(model)
-        if queue is None:
-            queue = self._queues[model] = _Queue()
-            self._wake(model)
-        for job in reversed(jobs):
-            job.alone = True
-            queue.jobs.appendleft(job)
-            queue.rows += job.block.rows
-            self._rows += job.block.rows
-            self._requests += 1
-
-
-def _joined(jobs: Sequence[Job]) -> Block:
-    return jobs[0].block if len(jobs) == 1 else Block.joined([job.block for job in jobs])
-
-
-def _timed(model: ServedModel, block: Block) -> tuple[Output, float]:
-    began = time.perf_counter()
-    output = model.run(model.layout.feeds(block))
-    return output, time.perf_counter() - began
+            return [_Ran(jobs, block, error)]
+    middle = len(jobs) // 2
+    return [*_ran(model, jobs[:middle]), *_ran(model, jobs[middle:])]
 
 
 def _late(model: ServedModel) -> EverloopError:

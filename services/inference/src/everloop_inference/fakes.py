@@ -7,19 +7,22 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import onnx
 import onnxruntime
+from google.rpc import status_pb2
 from onnx import TensorProto, helper
 
 from everloop_contracts.pipeline import FieldType
 from everloop_features.inputs import InputSpec, feeds_from_rows
 from everloop_inference.domain import Answer, Call, Wanted
+from everloop_inference.http_app import HttpApp
 from everloop_inference.ports import Message, Outcome
 from everloop_inference.predict import Predictor
 from everloop_runtime.errors import EverloopError, Kind
@@ -28,10 +31,12 @@ __all__ = [
     "INPUTS",
     "ROW",
     "Artifact",
+    "Caller",
     "MemoryArtifacts",
     "MemoryRegistry",
     "MemorySink",
     "ask",
+    "request",
     "sample_artifact",
 ]
 
@@ -165,6 +170,55 @@ def ask(
         return await predictor.rows(name, rows, Call(time.perf_counter(), size))
 
     return asyncio.run(asking())
+
+
+async def request(
+    app: HttpApp, method: str, path: str, body: bytes = b"", **headers: str
+) -> tuple[int, dict[str, str], bytes]:
+    """Asks the HTTP application without a socket; returns status, headers and body."""
+    messages: list[dict[str, Any]] = []
+    waiting: list[dict[str, Any]] = [{"type": "http.request", "body": body}]
+
+    async def receive() -> dict[str, Any]:
+        if not waiting:
+            await asyncio.Event().wait()  # the caller stays
+        return waiting.pop()
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        messages.append(dict(message))
+
+    named = [(name.replace("_", "-").encode(), text.encode()) for name, text in headers.items()]
+    await app({"method": method, "path": path, "headers": named}, receive, send)
+    start, content = messages
+    answered = {name.decode(): text.decode() for name, text in start["headers"]}
+    return start["status"], answered, content["body"]
+
+
+class Caller:
+    """The context of a gRPC call without a channel: somebody who waits for so many seconds.
+
+    Attributes:
+        status: how the call was ended, if it was.
+    """
+
+    def __init__(self, seconds: float | None = None) -> None:
+        """Takes the time until the deadline."""
+        self.status: status_pb2.Status | None = None
+        self._seconds = seconds
+
+    def invocation_metadata(self) -> Sequence[tuple[str, str]]:
+        """Nothing."""
+        return ()
+
+    def time_remaining(self) -> float | None:
+        """Time until the deadline."""
+        return self._seconds
+
+    async def abort_with_status(self, status: Any) -> None:
+        """Ends the call."""
+        details = dict(status.trailing_metadata)["grpc-status-details-bin"]
+        self.status = status_pb2.Status.FromString(details)
+        raise grpc.aio.AbortError
 
 
 class MemoryRegistry:

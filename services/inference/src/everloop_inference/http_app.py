@@ -19,7 +19,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from everloop_inference import deadlines, native_json, oip_json
 from everloop_inference.domain import Answer, Call
-from everloop_inference.metrics import ERRORS, LATENCY, REQUESTS
+from everloop_inference.metrics import Door
 from everloop_inference.predict import Predictor
 from everloop_runtime.errors import HTTP_STATUS, EverloopError, Kind
 from everloop_runtime.telemetry import span
@@ -41,7 +41,8 @@ _TRACE, _TIMEOUT, _ENCODING = b"traceparent", b"grpc-timeout", b"content-encodin
 _JSON_LENGTH: Final = b"inference-header-content-length"
 _READ: Final = frozenset({_TRACE, _TIMEOUT, _ENCODING, _JSON_LENGTH})
 """Headers that mean something here."""
-_NATIVE, _OIP = "http", "http-oip"
+_NATIVE: Final = Door("http")
+_OIP: Final = Door("http-oip")
 _INTERNAL: Final = EverloopError(
     Kind.INTERNAL, "INTERNAL", "internal error; the server's log has the details"
 )
@@ -109,7 +110,6 @@ class HttpApp:
         self._models = predictor.models
         self._max_body = max_body_bytes
         self._server = orjson.dumps(oip_json.server_metadata(fingerprint))
-        self._latency = {door: LATENCY.labels(door) for door in (_NATIVE, _OIP)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
@@ -148,16 +148,16 @@ class HttpApp:
         except _TooLarge:
             message = f"the body is larger than {self._max_body} bytes"
             error = EverloopError(Kind.INVALID, "REQUEST_TOO_LARGE", message)
-            ERRORS.labels(_door(path), error.reason).inc()
+            _door(path).refused(error.reason)
             return _refused(413, error)
         except EverloopError as error:
-            ERRORS.labels(_door(path), error.reason).inc()
+            _door(path).refused(error.reason)
             return _refused(HTTP_STATUS[error.kind], error)
         except _Disconnected:
             raise
         except Exception:
             log.exception("%s %s failed", method, path)
-            ERRORS.labels(_door(path), _INTERNAL.reason).inc()
+            _door(path).refused(_INTERNAL.reason)
             return _refused(500, _INTERNAL)
 
     async def _body(self, receive: Receive) -> bytes:
@@ -216,7 +216,7 @@ class HttpApp:
         rows = native_json.rows_of(_parsed(request.body))
         answer = await self._awaited(request, self._predictor.rows(name, rows, request.call()))
         content = orjson.dumps(native_json.answered(answer))
-        self._count(_NATIVE, answer, request)
+        _NATIVE.answered(answer.model.name, request.began)
         return _Reply(200, content)
 
     async def _infer(self, request: _Request, name: str, version: str) -> _Reply:
@@ -227,7 +227,7 @@ class HttpApp:
         )
         document, binaries = oip_json.response(answer, asked)
         content = orjson.dumps(document)
-        self._count(_OIP, answer, request)
+        _OIP.answered(answer.model.name, request.began)
         if not binaries:
             return _Reply(200, content)
         length = (_JSON_LENGTH, b"%d" % len(content))
@@ -251,10 +251,6 @@ class HttpApp:
             raise
         finally:
             watching.cancel()
-
-    def _count(self, door: str, answer: Answer, request: _Request) -> None:
-        REQUESTS.labels(door, answer.model.name).inc()
-        self._latency[door].observe(time.perf_counter() - request.began)
 
     def _get(self, path: str) -> _Reply:
         match path.strip("/").split("/"):
@@ -294,7 +290,7 @@ class HttpApp:
         return _Reply(200, orjson.dumps({"name": model.name, "ready": True}))
 
 
-def _door(path: str) -> str:
+def _door(path: str) -> Door:
     return _OIP if path.startswith("/v2/") else _NATIVE
 
 

@@ -13,7 +13,7 @@ from everloop_contracts.pipeline import Task
 from everloop_features.inputs import Block, InputError
 from everloop_inference.batching import Batcher, Capacity, Job, Output
 from everloop_inference.domain import Answer, Call, ServedModel
-from everloop_inference.metrics import ROWS
+from everloop_inference.metrics import count_batch
 from everloop_inference.swap import Models
 from everloop_inference.tensors import Tensor, block_from_tensors
 from everloop_runtime.errors import EverloopError, Kind
@@ -118,7 +118,7 @@ class Predictor:
     ) -> None:
         """Gives each job of a batch its part of the output, and the log all of it."""
         whole = self._answer(model, output)
-        ROWS.labels(model.name).inc(block.rows)
+        count_batch(model.name, block.rows)
         now = time.perf_counter()
         record_ids: list[str] = []
         latencies: list[int] = []

@@ -21,7 +21,7 @@ from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2_grpc as
 from everloop_contracts.stubs.inference import grpc_service_pb2 as oip
 from everloop_contracts.stubs.inference import grpc_service_pb2_grpc as oip_grpc
 from everloop_inference.domain import Answer, Call
-from everloop_inference.metrics import ERRORS, LATENCY, REQUESTS
+from everloop_inference.metrics import Door
 from everloop_inference.oip_json import EXTENSIONS, PLATFORM, SERVER, VERSION
 from everloop_inference.predict import Predictor
 from everloop_inference.tensors import (
@@ -63,13 +63,14 @@ _CONTENTS: Final = {
     "FP32": "fp32_contents",
     "FP64": "fp64_contents",
 }
-_NATIVE, _OIP = "grpc", "grpc-oip"
+_NATIVE: Final = Door("grpc")
+_OIP: Final = Door("grpc-oip")
 
 
 Method = Callable[[Any, Any, Any], Awaitable[Any]]
 
 
-def _answers(door: str) -> Callable[[Method], Method]:
+def _answers(door: Door) -> Callable[[Method], Method]:
     """Turns a method that answers or raises into a handler: continues the trace, counts, and maps errors."""
 
     def wrap(method: Method) -> Method:
@@ -93,7 +94,7 @@ def _answers(door: str) -> Callable[[Method], Method]:
             except Exception:
                 log.exception("%s failed", method.__name__)
                 refused = _INTERNAL
-            ERRORS.labels(door, refused.reason).inc()
+            door.refused(refused.reason)
             await context.abort_with_status(rpc_status.to_status(rich_status(refused)))
             raise AssertionError("abort_with_status raises")
 
@@ -118,7 +119,6 @@ class OipServicer(oip_grpc.GRPCInferenceServiceServicer):
         self._predictor = predictor
         self._models = predictor.models
         self._ready = ready
-        self._latency = LATENCY.labels(_OIP)
 
     @_answers(_OIP)
     async def ServerLive(
@@ -177,8 +177,7 @@ class OipServicer(oip_grpc.GRPCInferenceServiceServicer):
         raw = bool(request.raw_input_contents)
         response = _response(answer, [item.name for item in request.outputs], raw)
         response.id = request.id
-        REQUESTS.labels(_OIP, answer.model.name).inc()
-        self._latency.observe(time.perf_counter() - call.began)
+        _OIP.answered(answer.model.name, call.began)
         return response
 
 
@@ -243,7 +242,6 @@ class NativeServicer(native_grpc.InferenceServiceServicer):
     def __init__(self, predictor: Predictor) -> None:
         """Takes what predicts."""
         self._predictor = predictor
-        self._latency = LATENCY.labels(_NATIVE)
 
     @_answers(_NATIVE)
     async def Predict(
@@ -260,8 +258,7 @@ class NativeServicer(native_grpc.InferenceServiceServicer):
             answer.prediction_ids, labels, answer.scores, answer.probabilities.tolist(), strict=True
         ):
             add(prediction_id=name, label=label, score=score, probabilities=probabilities)
-        REQUESTS.labels(_NATIVE, answer.model.name).inc()
-        self._latency.observe(time.perf_counter() - call.began)
+        _NATIVE.answered(answer.model.name, call.began)
         return response
 
     @_answers(_NATIVE)
