@@ -116,6 +116,11 @@ def test_words_that_older_yaml_takes_for_truth_values_are_words(load):
         ("90m", "90", "17: cut.age: a duration is a number with a unit: 30s, 10m, 2h or 7d"),
         ("90m", "soon", "17: cut.age: a duration is a number with a unit: 30s, 10m, 2h or 7d"),
         ("90m", "1w", "17: cut.age: a duration is a number with a unit: 30s, 10m, 2h or 7d"),
+        (
+            "cut: {rows",
+            "serving: {batch: {target: 0ms}}\ncut: {rows",
+            "17: serving.batch.target: Input should be greater than 0 seconds",
+        ),
         # References to fields.
         ("id: id", "id: key", "3: schema.id: there is no field 'key'"),
         (
@@ -124,6 +129,11 @@ def test_words_that_older_yaml_takes_for_truth_values_are_words(load):
             "4: schema.time: field 'size' must be of type timestamp and not nullable",
         ),
         ("field: late", "field: lat", "12: target.field: there is no field 'lat'"),
+        (
+            "cut: {rows",
+            "serving: {log: {redact: [size, late]}}\ncut: {rows",
+            "17: serving.log.redact.1: 'late' is no input of the model",
+        ),
         ("of: size}", "of: sise}", "15: features.size: there is no field 'sise'"),
         ("of: size}", "of: late}", "15: features.size: 'late' is the target or the record id"),
         (
@@ -322,7 +332,7 @@ def test_a_pipeline_does_not_change(load):
 names = st.from_regex(r"[a-z][a-z0-9_]{0,8}", fullmatch=True)
 texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), max_size=12)
 amounts = st.integers(1, 999)
-durations = st.builds(lambda n, unit: f"{n}{unit}", amounts, st.sampled_from("smhd"))
+durations = st.builds(lambda n, unit: f"{n}{unit}", amounts, st.sampled_from(["ms", *"smhd"]))
 floats = st.floats(-1e9, 1e9).map(lambda value: value + 0.0)
 
 
@@ -389,6 +399,7 @@ def documents(draw: st.DrawFn) -> dict[str, Any]:
         "target": {"field": "y", "task": task},
         "features": features,
         "cut": {"rows": draw(amounts), "age": draw(durations)},
+        "serving": {"batch": {"target": draw(durations), "max_rows": draw(amounts)}},
         "training": {
             "families": draw(st.lists(names, min_size=1, max_size=3)),
             "window": draw(durations | st.just("all")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -116,6 +117,44 @@ def test_nulls_are_logged_as_nulls(bench: Callable[..., Bench], until: Callable[
     assert math.isnan(columns["age"].numbers[0])
     assert math.isnan(columns["weekend"].numbers[0])
     assert list(data.record_ids) == []
+
+
+def test_what_the_pipeline_redacts_is_null_in_the_log_and_nowhere_else(
+    model: ServedModel, tmp_path: Path, until: Callable[..., None]
+) -> None:
+    names = ("carrier", "distance", "departs", "weekend")
+    redacted = replace(model, policy=replace(model.policy, log_redact=names))
+    it = Bench(redacted, tmp_path / "spill")
+    answer = ask(it.predictor, [ROW, {**ROW, "carrier": "UA"}])
+    until(lambda: it.books.logged == 2)
+    plain = Bench(model, tmp_path / "plain")
+    assert answer.scores == ask(plain.predictor, [ROW, {**ROW, "carrier": "UA"}]).scores
+    plain.log.close()
+    data = decode(it.sink.messages[0].value, it.sink.messages[0].headers).data
+    assert isinstance(data, PredictionsLogged)
+    columns = {column.name: column for column in data.columns}
+    assert {name for name, column in columns.items() if column.redacted} == set(names)
+    assert list(columns["carrier"].texts) == ["", ""]
+    assert list(columns["carrier"].null_rows) == [0, 1]
+    for name in ("distance", "departs", "weekend"):
+        assert [math.isnan(value) for value in columns[name].numbers] == [True, True]
+    assert list(columns["stops"].numbers) == [1.0, 1.0]
+    assert b"UA" not in it.sink.messages[0].value
+    it.log.close()
+
+
+def test_the_latency_of_every_row_is_logged(
+    bench: Callable[..., Bench], until: Callable[..., None]
+) -> None:
+    it = bench()
+    began = time.perf_counter()
+    it.predict(3)
+    most = (time.perf_counter() - began) * 1e6
+    until(lambda: it.books.logged == 3)
+    data = decode(it.sink.messages[0].value, it.sink.messages[0].headers).data
+    assert isinstance(data, PredictionsLogged)
+    assert len(data.latency_micros) == 3
+    assert 0 < data.latency_micros[0] == data.latency_micros[2] <= most
 
 
 def test_an_outage_spills_and_replays_in_order(

@@ -180,6 +180,27 @@ def test_a_feature_that_lost_all_its_values_is_as_far_as_can_be(rng):
     assert distances["b"] < 0.2
 
 
+@pytest.mark.parametrize("task", ["binary", "regression"])
+def test_what_the_log_keeps_out_is_no_drift(rng, task):
+    fields, monitoring = FIELDS, BINARY
+    if task == "regression":
+        monitoring = {"performance": {"metric": "rmse", "max_loss": 0.5}}
+    pipeline = declare(task, fields, monitoring)
+    log = pipeline.serving.log.model_copy(update={"redact": ("a", "city")})
+    serving = pipeline.serving.model_copy(update={"log": log})
+    pipeline = pipeline.model_copy(update={"serving": serving})
+    learned, frame = sample(rng, 5_000), sample(rng, ROWS)
+    learned["y"] = learned["y"].astype(float if task == "regression" else bool)
+    detector = NannymlDetectors(FakeReferences({"run": parquet(learned)}), keep=2).fitted(
+        pipeline, 1, "run"
+    )
+    frame["a"], frame["city"] = np.nan, ""
+    readings = detector.read(rows_of(frame))
+    assert set(readings.distances) == {"b", "paid"}
+    assert max(readings.distances.values()) < 0.2
+    assert readings.estimated is not None
+
+
 def test_a_field_the_version_never_learned_is_left_out(rng):
     pipeline = declare("binary", FIELDS, BINARY)
     old = sample(rng, 5_000).drop(columns=["city"])

@@ -165,6 +165,17 @@ class PredictionLog(Spec):
 
     sample: float = Field(default=1.0, ge=0, le=1)
     """Share of predictions that are logged."""
+    redact: tuple[str, ...] = ()
+    """Input fields whose values are kept out of the log: each is null there, and nobody watches its drift."""
+
+
+class Batching(Spec):
+    """How rows of several requests run together; nobody waits for a batch to fill."""
+
+    target: Duration = Field(default=timedelta(milliseconds=5), gt=timedelta(0))
+    """Time that a batch may take to run, which is what a request may wait for its neighbours."""
+    max_rows: int = Field(default=1024, ge=1, le=65536)
+    """Rows that a batch may hold, unless one request brings more."""
 
 
 class Serving(Spec):
@@ -172,6 +183,7 @@ class Serving(Spec):
 
     max_batch_rows: int = Field(default=4096, ge=1, le=65536)
     """Rows that one request may hold."""
+    batch: Batching = Batching()
     log: PredictionLog = PredictionLog()
 
 
@@ -268,7 +280,12 @@ class Pipeline(Spec):
 
     @model_validator(mode="after")
     def _references_hold(self) -> Self:
-        if found := [*self._target_misfits(), *self._feature_misfits(), *self._metric_misfits()]:
+        if found := [
+            *self._target_misfits(),
+            *self._feature_misfits(),
+            *self._metric_misfits(),
+            *self._redaction_misfits(),
+        ]:
             raise Misfits(found)
         return self
 
@@ -330,6 +347,12 @@ class Pipeline(Spec):
                 ("monitoring", "retrain", "when"),
                 "the performance of a multiclass task is not watched; there is: drift",
             )
+
+    def _redaction_misfits(self) -> Iterator[Misfit]:
+        inputs = self.inputs
+        for number, name in enumerate(self.serving.log.redact):
+            if name not in inputs:
+                yield ("serving", "log", "redact", number), f"'{name}' is no input of the model"
 
     @property
     def inputs(self) -> dict[str, FieldSpec]:

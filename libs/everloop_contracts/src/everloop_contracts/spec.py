@@ -15,8 +15,8 @@ KeyPath = tuple[str | int, ...]
 Misfit = tuple[KeyPath, str]
 """Path of the key to look at, from the section that was checked, and what is wrong with it."""
 
-DURATION = re.compile(r"^(\d+(?:\.\d+)?)(s|m|h|d)$")
-UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+DURATION = re.compile(r"^(\d+(?:\.\d+)?)(ms|s|m|h|d)$")
+UNIT_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 class Spec(BaseModel):

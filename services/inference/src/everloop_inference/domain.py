@@ -45,7 +45,10 @@ class ServingPolicy:
         return cls(
             id_field=pipeline.schema_.id,
             max_rows=serving.max_batch_rows,
+            batch_seconds=serving.batch.target.total_seconds(),
+            batch_rows=serving.batch.max_rows,
             log_sample=serving.log.sample,
+            log_redact=serving.log.redact,
         )
 
 

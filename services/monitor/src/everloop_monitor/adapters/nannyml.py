@@ -214,8 +214,9 @@ def _reference(pipeline: Pipeline, sample: pd.DataFrame) -> pd.DataFrame:
     """The sample with the types that chunks have: numbers as float64, texts without nulls."""
     frame: dict[str, Any] = {}
     for name, spec in pipeline.inputs.items():
-        if name not in sample:
-            continue  # the version learned before the pipeline had this field
+        # The version learned before the pipeline had this field, or the log keeps its values out.
+        if name not in sample or name in pipeline.serving.log.redact:
+            continue
         if spec.type in _NUMBERS:
             frame[name] = pd.to_numeric(sample[name]).astype("float64").to_numpy()
         elif spec.type is FieldType.BOOL:
