@@ -365,7 +365,7 @@ def addresses(fake: FakeEverloop) -> Iterator[Addresses]:
     training_pb2_grpc.add_TrainingServiceServicer_to_server(Training(), server)  # type: ignore[abstract]
     registry_pb2_grpc.add_RegistryServiceServicer_to_server(Registry(fake), server)  # type: ignore[abstract]
     monitoring_pb2_grpc.add_MonitoringServiceServicer_to_server(Monitoring(), server)
-    inference_pb2_grpc.add_InferenceServiceServicer_to_server(Inference(fake), server)
+    inference_pb2_grpc.add_InferenceServiceServicer_to_server(Inference(fake), server)  # type: ignore[abstract]
     grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Tensors(fake), server)  # type: ignore[abstract]
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()

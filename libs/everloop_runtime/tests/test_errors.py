@@ -39,7 +39,7 @@ def test_a_status_holds_the_code_and_exactly_one_error_info(kind):
 
 
 def test_a_status_says_when_to_retry_where_that_is_known():
-    status = rich_status(EverloopError(Kind.EXHAUSTED, "OVERLOADED", "full", retry_after=0.25))
+    status = rich_status(EverloopError(Kind.EXHAUSTED, "OVERLOADED", "full").after(0.25))
     info, delay = status.details
     assert info.Is(error_details_pb2.ErrorInfo.DESCRIPTOR)
     retry = error_details_pb2.RetryInfo()
@@ -48,8 +48,8 @@ def test_a_status_says_when_to_retry_where_that_is_known():
 
 
 def test_an_error_survives_pickling():
-    error = EverloopError(
-        Kind.NOT_FOUND, "MODEL_NOT_FOUND", "no such model", retry_after=1.5, model="late"
+    error = EverloopError(Kind.NOT_FOUND, "MODEL_NOT_FOUND", "no such model", model="late").after(
+        1.5
     )
     copy = pickle.loads(pickle.dumps(error))
     assert vars(copy) == vars(error)

@@ -32,14 +32,14 @@ def damaged(kind: str) -> tuple[Artifact, str, str]:
         return good, "0" * 64, "CHECKSUM_MISMATCH"
     if kind == "not a graph":
         bad = dataclasses.replace(good, graph=b"nonsense")
-        return bad, bad.sha256, "BROKEN_ARTIFACT"
+        return bad, bad.sha256, "BROKEN_EXPORT"
     if kind == "no manifest":
         bad = dataclasses.replace(good, manifest={})
         return bad, bad.sha256, "BROKEN_ARTIFACT"
     if kind == "other inputs":
         inputs = [spec.to_json() for spec in INPUTS[1:]]
         bad = dataclasses.replace(good, manifest={**good.manifest, "inputs": inputs})
-        return bad, bad.sha256, "BROKEN_ARTIFACT"
+        return bad, bad.sha256, "BROKEN_EXPORT"
     if kind == "other classes":
         bad = dataclasses.replace(good, manifest={**good.manifest, "classes": ["a", "b", "c"]})
         return bad, bad.sha256, "BROKEN_ARTIFACT"

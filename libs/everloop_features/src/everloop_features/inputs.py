@@ -160,7 +160,7 @@ class Block:
     @property
     def rows(self) -> int:
         """How many rows there are."""
-        return self.numbers.shape[1]
+        return int(self.numbers.shape[1])
 
     @staticmethod
     def joined(blocks: Sequence[Block]) -> Block:
@@ -247,6 +247,19 @@ class Layout:
             self.column(block, name)[:] = feeds[name][:, 0]
         return block
 
+    def mixed(self, row: Block, others: Block, taken: npt.NDArray[np.bool_]) -> Block:
+        """Rows with the values of a single row where `taken` `[rows, inputs]` says so, and their own elsewhere."""
+        columns = {name: place for place, name in enumerate(self._places)}
+        by_column = np.empty((len(columns), len(taken)), dtype=bool)
+        for number, spec in enumerate(self.inputs):
+            by_column[columns[spec.name]] = taken[:, number]
+        numbers, texts, _ = self._widths
+        return Block(
+            numbers=np.where(by_column[:numbers], row.numbers, others.numbers),
+            texts=np.where(by_column[numbers : numbers + texts], row.texts, others.texts),
+            times=np.where(by_column[numbers + texts :], row.times, others.times),
+        )
+
     def from_rows(self, rows: Sequence[Mapping[str, object]]) -> Block:
         """Converts JSON objects; fields that are no input are ignored.
 
@@ -294,7 +307,7 @@ class Layout:
                 values[spec.name] = [_time(rows, row, spec, zones[spec.name]) for row in rows]
             else:
                 values[spec.name] = [_number(rows, row, spec) for row in rows]
-        ordered = {"numbers": list[float](), "texts": list[str](), "times": list[int]()}
+        ordered: dict[str, list[Any]] = {"numbers": [], "texts": [], "times": []}
         for name, (kind, _) in self._places.items():
             ordered[kind].extend(values[name])
         return self._filled(len(rows), ordered["numbers"], ordered["texts"], ordered["times"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Self
 
 import grpc
 from google.rpc import code_pb2, error_details_pb2, status_pb2
@@ -62,16 +63,19 @@ class EverloopError(Exception):
         retry_after: seconds after which asking again may help; 0 where that is not known.
     """
 
-    def __init__(
-        self, kind: Kind, reason: str, message: str, *, retry_after: float = 0.0, **metadata: str
-    ) -> None:
+    def __init__(self, kind: Kind, reason: str, message: str, **metadata: str) -> None:
         """Takes the attributes in order."""
         super().__init__(message)
         self.kind = kind
         self.reason = reason
         self.message = message
         self.metadata = metadata
-        self.retry_after = retry_after
+        self.retry_after = 0.0
+
+    def after(self, seconds: float) -> Self:
+        """Says when asking again may help; returns itself."""
+        self.retry_after = seconds
+        return self
 
     def __reduce__(self) -> tuple[object, ...]:
         """Survives pickling, which Ray does to exceptions."""
@@ -81,7 +85,7 @@ class EverloopError(Exception):
 def _rebuild(
     kind: Kind, reason: str, message: str, retry_after: float, metadata: dict[str, str]
 ) -> EverloopError:
-    return EverloopError(kind, reason, message, retry_after=retry_after, **metadata)
+    return EverloopError(kind, reason, message, **metadata).after(retry_after)
 
 
 _PASSING = frozenset({Kind.UNAVAILABLE, Kind.EXHAUSTED, Kind.DEADLINE})

@@ -46,12 +46,18 @@ class Capacity:
         requests: requests of all models.
         model_rows: rows of one version of a model.
         model_requests: requests of one version of a model.
+        stream: requests of one stream that are not answered yet; beyond it the stream is not read.
+        explain_rows: rows of one request to explain.
+        explain_requests: requests to explain.
     """
 
     rows: int = 65_536
     requests: int = 4096
     model_rows: int = 32_768
     model_requests: int = 2048
+    stream: int = 64
+    explain_rows: int = 32
+    explain_requests: int = 16
 
 
 @dataclass(slots=True, eq=False)
@@ -141,9 +147,8 @@ class Batcher:
             Kind.EXHAUSTED,
             "OVERLOADED",
             f"{self._requests} requests wait here already",
-            retry_after=max(0.01, model.cost.seconds(self._rows)),
             model=model.name,
-        )
+        ).after(max(0.01, model.cost.seconds(self._rows)))
 
     def _wake(self, model: ServedModel) -> None:
         """Lets a model take part in the turns."""

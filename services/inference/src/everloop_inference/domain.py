@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from everloop_contracts.pipeline import Pipeline, Task
-from everloop_features.inputs import Feeds, InputSpec, Layout
+from everloop_features.inputs import Block, Feeds, InputSpec, Layout
 from everloop_inference.cost import Cost
 
 __all__ = ["Answer", "Call", "Engine", "EngineKind", "ServedModel", "ServingPolicy", "Wanted"]
@@ -119,6 +119,8 @@ class ServedModel:
         policy: what its pipeline says about serving.
         engine: what runs it.
         cost: what running it takes.
+        background: its golden rows, which explanations compare a row with.
+        background_output: what it says about them.
         input_bytes: memory that one batch's arrays take besides its values, in bytes.
         since: when it began to serve in this replica.
         previous_version: version that it replaced; 0 if none.
@@ -132,6 +134,8 @@ class ServedModel:
     policy: ServingPolicy
     engine: Engine
     cost: Cost
+    background: Block
+    background_output: npt.NDArray[np.float32]
     input_bytes: int
     since: datetime
     previous_version: int = 0

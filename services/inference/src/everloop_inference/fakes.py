@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import shutil
 import threading
 import time
 from collections.abc import Mapping, MutableMapping, Sequence
@@ -68,20 +69,25 @@ class Artifact:
         graph: the ONNX file.
         manifest: its manifest.
         golden: its golden rows and answers.
+        logged: folder of the MLflow model, where there is one besides the graph.
     """
 
     graph: bytes
     manifest: dict[str, object]
     golden: dict[str, object]
+    logged: Path | None = None
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of the graph."""
-        return hashlib.sha256(self.graph).hexdigest()
+        """SHA-256 of the graph; empty where there is none."""
+        return hashlib.sha256(self.graph).hexdigest() if self.graph else ""
 
     def write(self, folder: Path) -> None:
         """Writes the files as the artifact store gives them."""
-        (folder / "model.onnx").write_bytes(self.graph)
+        if self.graph:
+            (folder / "model.onnx").write_bytes(self.graph)
+        if self.logged:
+            shutil.copytree(self.logged, folder / "model")
         (folder / "manifest.json").write_text(json.dumps(self.manifest))
         (folder / "golden.json").write_text(json.dumps(self.golden))
 

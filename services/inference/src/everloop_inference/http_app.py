@@ -203,6 +203,8 @@ class HttpApp:
         match request.path.split("/"):
             case ["", "v1", "models", target] if target.endswith(":predict"):
                 return await self._predict(request, target[: -len(":predict")])
+            case ["", "v1", "models", target] if target.endswith(":explain"):
+                return await self._explain(request, target[: -len(":explain")])
             case ["", "v2", "models", name, "infer"]:
                 return await self._infer(request, name, "")
             case ["", "v2", "models", name, "versions", version, "infer"]:
@@ -218,6 +220,12 @@ class HttpApp:
         content = orjson.dumps(native_json.answered(answer))
         _NATIVE.answered(answer.model.name, request.began)
         return _Reply(200, content)
+
+    async def _explain(self, request: _Request, name: str) -> _Reply:
+        document = _parsed(request.body)
+        rows, label = native_json.rows_of(document), native_json.label_of(document)
+        model, explanations = await self._predictor.explain(name, rows, label, request.call())
+        return _Reply(200, orjson.dumps(native_json.explained(model, explanations)))
 
     async def _infer(self, request: _Request, name: str, version: str) -> _Reply:
         text, binary = oip_json.split(request.body, request.headers.get(_JSON_LENGTH))

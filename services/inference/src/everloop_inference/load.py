@@ -9,18 +9,19 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from everloop_contracts.pipeline import Task
-from everloop_features.inputs import Block, InputSpec, Layout, feeds_from_rows
+from everloop_features.inputs import Block, InputSpec, Layout
 from everloop_inference.adapters.onnx import OnnxEngine
+from everloop_inference.adapters.pyfunc import PyfuncEngine, has_other_flavor
 from everloop_inference.cost import Cost
-from everloop_inference.domain import ServedModel, ServingPolicy, Wanted
+from everloop_inference.domain import Engine, ServedModel, ServingPolicy, Wanted
 from everloop_inference.ports import Artifacts
 from everloop_runtime.errors import EverloopError, Kind
 
@@ -28,14 +29,15 @@ __all__ = ["Loader"]
 
 log = logging.getLogger(__name__)
 
-WARM_RUNS = 5
-MODEL, MANIFEST, GOLDEN = "model.onnx", "manifest.json", "golden.json"
+WARM_RUNS: Final = 5
+EXPORT, LOGGED, MANIFEST, GOLDEN = "model.onnx", "model", "manifest.json", "golden.json"
+_NO_PARITY: Final = frozenset({"EXPORT_MISSING", "BROKEN_EXPORT", "GOLDEN_MISMATCH"})
 
 
 class Loader:
     """Loads versions from a cache on disk, which it fills from the artifact store.
 
-    The cache is addressed by content: `<SHA-256 of the graph>/<run id>/`.
+    The cache is addressed by content: `<SHA-256 of the export>/<run id>/`.
     """
 
     def __init__(self, artifacts: Artifacts, cache: Path, tolerance: float = 1e-4) -> None:
@@ -47,10 +49,13 @@ class Loader:
     def load(self, wanted: Wanted, policy: ServingPolicy) -> ServedModel:
         """Returns the version, verified against the registry's SHA-256 and its golden answers.
 
+        The ONNX export is what runs. Where it is missing or does not give the golden answers, and the version was
+        logged in another flavor as well, that flavor runs instead: right and slow.
+
         Raises:
             EverloopError: kind unavailable: the artifact cannot be had now; kind precondition: it is not what the
                 registry says, or does not answer as it did when it was made (reasons `CHECKSUM_MISMATCH`,
-                `BROKEN_ARTIFACT`, `GOLDEN_MISMATCH`).
+                `BROKEN_ARTIFACT`, `EXPORT_MISSING`, `BROKEN_EXPORT`, `GOLDEN_MISMATCH`).
         """
         folder = self._folder(wanted)
         fresh = not folder.is_dir()
@@ -80,7 +85,7 @@ class Loader:
                 shutil.rmtree(parent, ignore_errors=True)
 
     def _folder(self, wanted: Wanted) -> Path:
-        return self._cache / wanted.sha256 / wanted.run_id
+        return self._cache / (wanted.sha256 or "no-export") / wanted.run_id
 
     def _download(self, wanted: Wanted, folder: Path) -> None:
         staging = self._cache.parent / "downloads"
@@ -98,93 +103,117 @@ class Loader:
 
     def _read(self, wanted: Wanted, policy: ServingPolicy, folder: Path) -> ServedModel:
         try:
-            graph = (folder / MODEL).read_bytes()
-        except OSError as error:
-            raise _broken(wanted, f"{MODEL} cannot be read: {error}") from error
-        digest = hashlib.sha256(graph).hexdigest()
-        if digest != wanted.sha256:
-            raise EverloopError(
-                Kind.PRECONDITION,
-                "CHECKSUM_MISMATCH",
-                f"the graph of {wanted.model} version {wanted.version} has SHA-256 {digest}, "
-                f"the registry says {wanted.sha256}",
-                model=wanted.model,
-            )
-        try:
             manifest = json.loads((folder / MANIFEST).read_bytes())
             golden = json.loads((folder / GOLDEN).read_bytes())
-            model = _model(wanted, policy, graph, manifest)
-            rows = golden["rows"]
-            expected = np.asarray(golden["probabilities"], dtype=np.float64)
-            answers = model.run(feeds_from_rows(rows, model.inputs))
-            _warm(model, rows)
-        except Exception as error:
-            # Anything can be wrong with a file, and onnxruntime has no error type of its own.
-            raise _broken(wanted, f"{type(error).__name__}: {error}") from error
-        self._compare(model, np.asarray(answers, dtype=np.float64), expected)
-        return model
+            layout = Layout([InputSpec.from_json(item) for item in manifest["inputs"]])
+        except Exception as error:  # anything can be wrong with a file
+            raise _refused(wanted, "BROKEN_ARTIFACT", f"{type(error).__name__}: {error}") from error
+        try:
+            engine: Engine = _export(wanted, folder, layout)
+            return self._verified(wanted, policy, manifest, golden, layout, engine)
+        except EverloopError as error:
+            if error.reason not in _NO_PARITY or not has_other_flavor(folder / LOGGED):
+                raise
+            log.error(
+                "%s version %d will answer slowly, by the logged model instead of its export: %s",
+                wanted.model,
+                wanted.version,
+                error,
+            )
+        try:
+            engine = PyfuncEngine(folder / LOGGED, layout.inputs)
+        except Exception as error:  # a flavor's own library may fail in any way
+            what = f"the logged model cannot be loaded: {type(error).__name__}: {error}"
+            raise _refused(wanted, "BROKEN_ARTIFACT", what) from error
+        return self._verified(wanted, policy, manifest, golden, layout, engine)
 
-    def _compare(self, model: ServedModel, answers: Any, expected: Any) -> None:
-        width = len(model.classes) or 1
+    def _verified(
+        self,
+        wanted: Wanted,
+        policy: ServingPolicy,
+        manifest: Mapping[str, Any],
+        golden: Mapping[str, Any],
+        layout: Layout,
+        engine: Engine,
+    ) -> ServedModel:
+        """Lets an engine answer the golden rows, compares, and warms it."""
+        try:
+            task, classes = Task(manifest["task"]), tuple(manifest["classes"])
+            block = layout.from_rows(golden["rows"])
+            expected = np.asarray(golden["probabilities"], dtype=np.float64)
+            answers = engine.run(layout.feeds(block))
+        except Exception as error:  # anything can be wrong with a file, or with a runtime
+            raise _refused(wanted, "BROKEN_ARTIFACT", f"{type(error).__name__}: {error}") from error
+        width = len(classes) or 1
         if answers.ndim != 2 or answers.shape[1] != width or not len(answers):
-            raise _broken(model.wanted, f"answers of shape {answers.shape}, not [rows, {width}]")
-        expected = expected.reshape(len(expected), -1)
-        if answers.shape != expected.shape or not np.allclose(
-            answers, expected, rtol=self._tolerance, atol=self._tolerance
-        ):
-            same = answers.shape == expected.shape
-            off = f"off by {np.abs(answers - expected).max():.3g}" if same else "of another shape"
-            raise EverloopError(
-                Kind.PRECONDITION,
-                "GOLDEN_MISMATCH",
-                f"{model.name} version {model.version} answers its golden rows {off}",
-                model=model.name,
+            what = f"answers of shape {answers.shape}, not [rows, {width}]"
+            raise _refused(wanted, "BROKEN_ARTIFACT", what)
+        self._compare(wanted, answers, expected.reshape(len(expected), -1))
+        return ServedModel(
+            wanted=wanted,
+            task=task,
+            classes=classes,
+            layout=layout,
+            threshold=float(manifest.get("threshold", 0.5)),
+            policy=policy,
+            engine=engine,
+            cost=_warm(engine, layout, block),
+            background=block,
+            background_output=answers,
+            input_bytes=len(layout.inputs) * sys.getsizeof(np.empty((1, 1))) + 1024,
+            since=datetime.now(UTC),
+        )
+
+    def _compare(self, wanted: Wanted, answers: Any, expected: Any) -> None:
+        if answers.shape != expected.shape:
+            raise _refused(wanted, "GOLDEN_MISMATCH", "its golden answers are of another shape")
+        if not np.allclose(answers, expected, rtol=self._tolerance, atol=self._tolerance):
+            off = np.abs(answers - expected).max()
+            raise _refused(
+                wanted, "GOLDEN_MISMATCH", f"it answers its golden rows off by {off:.3g}"
             )
 
 
-def _model(
-    wanted: Wanted, policy: ServingPolicy, graph: bytes, manifest: dict[str, Any]
-) -> ServedModel:
-    engine = OnnxEngine(graph)
-    inputs = tuple(InputSpec.from_json(item) for item in manifest["inputs"])
-    if sorted(engine.inputs) != sorted(spec.name for spec in inputs):
-        raise ValueError(f"the graph takes {engine.inputs}, the manifest names other inputs")
-    return ServedModel(
-        wanted=wanted,
-        task=Task(manifest["task"]),
-        classes=tuple(manifest["classes"]),
-        layout=Layout(inputs),
-        threshold=float(manifest.get("threshold", 0.5)),
-        policy=policy,
-        engine=engine,
-        cost=Cost(fixed=1e-4, row=1e-5),
-        input_bytes=len(inputs) * sys.getsizeof(np.empty((1, 1))) + 1024,
-        since=datetime.now(UTC),
-    )
+def _export(wanted: Wanted, folder: Path, layout: Layout) -> OnnxEngine:
+    """The ONNX export, if it is the one that the registry knows."""
+    if not wanted.sha256:
+        raise _refused(wanted, "EXPORT_MISSING", "it has no ONNX export")
+    try:
+        graph = (folder / EXPORT).read_bytes()
+    except OSError as error:
+        raise _refused(wanted, "BROKEN_ARTIFACT", f"{EXPORT} cannot be read: {error}") from error
+    digest = hashlib.sha256(graph).hexdigest()
+    if digest != wanted.sha256:
+        what = f"its export has SHA-256 {digest}, the registry says {wanted.sha256}"
+        raise _refused(wanted, "CHECKSUM_MISMATCH", what)
+    try:
+        engine = OnnxEngine(graph)
+    except Exception as error:  # onnxruntime has no error type of its own
+        raise _refused(wanted, "BROKEN_EXPORT", f"{type(error).__name__}: {error}") from error
+    if sorted(engine.inputs) != sorted(spec.name for spec in layout.inputs):
+        what = f"its export takes {engine.inputs}, its manifest names other inputs"
+        raise _refused(wanted, "BROKEN_EXPORT", what)
+    return engine
 
 
-def _warm(model: ServedModel, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Runs one row and all of them, which takes different paths through the runtime, and learns what they cost."""
-    one, many = (model.layout.from_rows(chosen) for chosen in (rows[:1], rows))
-    short, long = (_quickest(model, block) for block in (one, many))
-    model.cost.row = max(long - short, 0.01 * long) / max(many.rows - 1, 1)
-    model.cost.fixed = max(short - model.cost.row, 0.1 * short)
+def _warm(engine: Engine, layout: Layout, many: Block) -> Cost:
+    """Runs one row and many, which takes different paths through a runtime, and tells what they cost."""
+    one = many.take(np.arange(1))
+    short, long = (_quickest(engine, layout, block) for block in (one, many))
+    row = max(long - short, 0.01 * long) / max(many.rows - 1, 1)
+    return Cost(fixed=max(short - row, 0.1 * short), row=row)
 
 
-def _quickest(model: ServedModel, block: Block) -> float:
+def _quickest(engine: Engine, layout: Layout, block: Block) -> float:
     """Seconds that the best of some runs took: the others met something else."""
     took = []
     for _ in range(WARM_RUNS):
         began = time.perf_counter()
-        model.run(model.layout.feeds(block))
+        engine.run(layout.feeds(block))
         took.append(time.perf_counter() - began)
     return min(took)
 
 
-def _broken(wanted: Wanted, what: str) -> EverloopError:
-    return EverloopError(
-        Kind.PRECONDITION,
-        "BROKEN_ARTIFACT",
-        f"the artifact of {wanted.model} version {wanted.version} cannot serve: {what}",
-        model=wanted.model,
-    )
+def _refused(wanted: Wanted, reason: str, what: str) -> EverloopError:
+    message = f"{wanted.model} version {wanted.version}: {what}"
+    return EverloopError(Kind.PRECONDITION, reason, message, model=wanted.model)

@@ -18,6 +18,7 @@ __all__ = [
     "REQUESTS",
     "ROWS",
     "SERVED_VERSION",
+    "SLOW",
     "SWAPS",
     "UP",
     "Door",
@@ -53,6 +54,11 @@ LATENCY = Histogram(
 )
 SERVED_VERSION = Gauge(
     "everloop_inference_served_version", "Version of a model that serves here.", ["model"]
+)
+SLOW = Gauge(
+    "everloop_inference_slow_model",
+    "1 for a model whose version is served as it was logged, by mlflow.pyfunc, and not by its export.",
+    ["model"],
 )
 SWAPS = Counter("everloop_inference_swaps", "Versions that began to serve.", ["model"])
 LOAD_FAILURES = Counter(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from everloop_inference.domain import Answer, ServedModel
+from everloop_inference.explain import Explanation
 from everloop_runtime.errors import EverloopError, Kind
 
-__all__ = ["answered", "described", "rows_of"]
+__all__ = ["answered", "described", "explained", "label_of", "rows_of"]
 
 
 def rows_of(document: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -40,6 +41,42 @@ def answered(answer: Answer) -> dict[str, Any]:
     }
 
 
+def explained(model: ServedModel, explanations: Sequence[Explanation]) -> dict[str, Any]:
+    """An ExplainResponse."""
+    fields = [spec.name for spec in model.inputs]
+    return {
+        "model": model.name,
+        "version": model.version,
+        "explanations": [
+            {
+                "label": item.label,
+                "base_score": item.base_score,
+                "score": item.score,
+                "attributions": [
+                    {"field": field, "value": value, "standard_error": error}
+                    for field, value, error in zip(
+                        fields, item.attributions, item.errors, strict=True
+                    )
+                ],
+            }
+            for item in explanations
+        ],
+    }
+
+
+def label_of(document: Mapping[str, Any]) -> str:
+    """The class that a request wants explained; empty where it names none.
+
+    Raises:
+        EverloopError: kind invalid: it is no text.
+    """
+    label = document.get("label", "")
+    if type(label) is not str:
+        message = "the body is not JSON of the expected shape: 'label' must be a string"
+        raise EverloopError(Kind.INVALID, "MALFORMED_REQUEST", message, field="label")
+    return label
+
+
 def described(model: ServedModel) -> dict[str, Any]:
     """A Model."""
     return {
@@ -53,5 +90,5 @@ def described(model: ServedModel) -> dict[str, Any]:
         "serving_since": model.since,
         "previous_version": model.previous_version,
         "onnx_sha256": model.wanted.sha256,
-        "engine": model.engine.kind,
+        "engine": f"ENGINE_{model.engine.kind.name}",
     }

@@ -28,7 +28,10 @@ class Artifacts(Protocol):
     """Holds the files of a version."""
 
     def download(self, run_id: str, folder: Path) -> None:
-        """Puts `model.onnx`, `manifest.json` and `golden.json` of a run into an empty folder.
+        """Puts what a version needs into an empty folder.
+
+        That is `model.onnx` if the run has an export, `manifest.json`, `golden.json`, and the MLflow model as it was
+        logged as `model/`.
 
         Raises:
             EverloopError: kind unavailable: they cannot be had now.

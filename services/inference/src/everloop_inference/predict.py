@@ -13,6 +13,7 @@ from everloop_contracts.pipeline import Task
 from everloop_features.inputs import Block, InputError
 from everloop_inference.batching import Batcher, Capacity, Job, Output
 from everloop_inference.domain import Answer, Call, ServedModel
+from everloop_inference.explain import Explainer, Explanation
 from everloop_inference.metrics import count_batch
 from everloop_inference.swap import Models
 from everloop_inference.tensors import Tensor, block_from_tensors
@@ -52,7 +53,9 @@ class Predictor:
     ) -> None:
         """Takes the models that serve, the log, what makes this replica's prediction ids unique, and the batcher's."""
         self.models = models
-        self.batcher = Batcher(self._finish, capacity or Capacity(), slow)
+        self.capacity = capacity or Capacity()
+        self.batcher = Batcher(self._finish, self.capacity, slow)
+        self._explainer = Explainer(slow, self.capacity.explain_requests)
         self._epoch = epoch
         self._log = log
         self._numbers = itertools.count()
@@ -72,11 +75,8 @@ class Predictor:
                 exhausted: too much waits already. Awaiting the answer: kind deadline: it would come too late.
         """
         model = self._assigned(name)
-        _check_count(model, len(rows))
-        try:
-            block = model.layout.from_rows(rows)
-        except InputError as error:
-            raise refusal(model, error) from error
+        _check_count(model, len(rows), model.policy.max_rows)
+        block = _converted(model, rows)
         return self._queued(model, block, _record_ids(model, rows), call)
 
     def tensors(
@@ -95,12 +95,31 @@ class Predictor:
         """
         model = self._assigned(name, version)
         if tensors:
-            _check_count(model, tensors[0].rows)
+            _check_count(model, tensors[0].rows, model.policy.max_rows)
         try:
             block, record_ids = block_from_tensors(tensors, model.layout, model.policy.id_field)
         except InputError as error:
             raise refusal(model, error) from error
         return self._queued(model, block, record_ids, call)
+
+    async def explain(
+        self, name: str, rows: Sequence[Mapping[str, Any]], label: str, call: Call
+    ) -> tuple[ServedModel, list[Explanation]]:
+        """Explains what a model says about JSON objects; logs nothing.
+
+        Args:
+            name: name of the model.
+            rows: field name to value.
+            label: class whose probability is explained; empty for the usual one.
+            call: what else is known about the request.
+
+        Raises:
+            EverloopError: as `rows`; kind invalid also where there is no such class.
+        """
+        model = self._assigned(name)
+        _check_count(model, len(rows), self.capacity.explain_rows)
+        block = _converted(model, rows)
+        return model, await self._explainer.explain(model, block, label, call)
 
     def _assigned(self, name: str, version: str = "") -> ServedModel:
         """The one place where a request is given the version that answers it."""
@@ -164,14 +183,21 @@ def refusal(model: ServedModel, error: InputError) -> EverloopError:
     )
 
 
-def _check_count(model: ServedModel, count: int) -> None:
+def _converted(model: ServedModel, rows: Sequence[Mapping[str, Any]]) -> Block:
+    try:
+        return model.layout.from_rows(rows)
+    except InputError as error:
+        raise refusal(model, error) from error
+
+
+def _check_count(model: ServedModel, count: int, most: int) -> None:
     if not count:
         raise EverloopError(Kind.INVALID, "NO_ROWS", "the request holds no rows", model=model.name)
-    if count > model.policy.max_rows:
+    if count > most:
         raise EverloopError(
             Kind.INVALID,
             "TOO_MANY_ROWS",
-            f"{count} rows in one request, {model.policy.max_rows} are allowed",
+            f"{count} rows in one request, {most} are allowed",
             model=model.name,
         )
 

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from everloop_inference.domain import ServingPolicy, Wanted
+from everloop_inference.domain import EngineKind, ServingPolicy, Wanted
 from everloop_inference.load import Loader
-from everloop_inference.metrics import LOAD_FAILURES, REGISTRY_UP, SERVED_VERSION, SWAPS
+from everloop_inference.metrics import LOAD_FAILURES, REGISTRY_UP, SERVED_VERSION, SLOW, SWAPS
 from everloop_inference.ports import Registry
 from everloop_inference.swap import Models
 from everloop_runtime.errors import EverloopError
@@ -113,6 +113,7 @@ class Reconciler:
         self._retry.pop(wanted, None)
         model = self._models.swap(replace(model, previous_version=previous_version))
         SERVED_VERSION.labels(model.name).set(model.version)
+        SLOW.labels(model.name).set(model.engine.kind is not EngineKind.ONNX)
         SWAPS.labels(model.name).inc()
         log.info(
             "%s version %d serves, before it version %d; loaded in %.2f s",

@@ -126,6 +126,9 @@ def _capacity(settings: InferenceSettings) -> Capacity:
         requests=settings.queue_requests,
         model_rows=settings.model_queue_rows,
         model_requests=settings.model_queue_requests,
+        stream=settings.stream_requests,
+        explain_rows=settings.explain_rows,
+        explain_requests=settings.explain_requests,
     )
 
 

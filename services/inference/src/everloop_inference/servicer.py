@@ -2,42 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from typing import Any, Final
 
 import grpc
-import numpy as np
-import numpy.typing as npt
 from google.protobuf.message import Message
-from google.protobuf.struct_pb2 import Struct, Value
 from grpc_status import rpc_status
 
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2 as native
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2_grpc as native_grpc
 from everloop_contracts.stubs.inference import grpc_service_pb2 as oip
 from everloop_contracts.stubs.inference import grpc_service_pb2_grpc as oip_grpc
+from everloop_inference import native_proto, oip_json, oip_proto
 from everloop_inference.domain import Answer, Call
 from everloop_inference.metrics import Door
-from everloop_inference.oip_json import EXTENSIONS, PLATFORM, SERVER, VERSION
 from everloop_inference.predict import Predictor
-from everloop_inference.tensors import (
-    DTYPES,
-    Tensor,
-    check_length,
-    check_parameters,
-    input_signature,
-    invalid,
-    output_signature,
-    outputs,
-    raw_values,
-    rows_of,
-    text,
-    values_from_raw,
-)
 from everloop_runtime.errors import EverloopError, Kind, rich_status
 from everloop_runtime.telemetry import span
 
@@ -46,28 +30,14 @@ __all__ = ["NativeServicer", "OipServicer"]
 log = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
+Method = Callable[[Any, Any, Any], Awaitable[Any]]
 
 _INTERNAL: Final = EverloopError(
     Kind.INTERNAL, "INTERNAL", "internal error; the server's log has the details"
 )
-_CONTENTS: Final = {
-    "BOOL": "bool_contents",
-    "INT8": "int_contents",
-    "INT16": "int_contents",
-    "INT32": "int_contents",
-    "INT64": "int64_contents",
-    "UINT8": "uint_contents",
-    "UINT16": "uint_contents",
-    "UINT32": "uint_contents",
-    "UINT64": "uint64_contents",
-    "FP32": "fp32_contents",
-    "FP64": "fp64_contents",
-}
 _NATIVE: Final = Door("grpc")
+_STREAM: Final = Door("grpc-stream")
 _OIP: Final = Door("grpc-oip")
-
-
-Method = Callable[[Any, Any, Any], Awaitable[Any]]
 
 
 def _answers(door: Door) -> Callable[[Method], Method]:
@@ -147,22 +117,25 @@ class OipServicer(oip_grpc.GRPCInferenceServiceServicer):
         self, request: oip.ServerMetadataRequest, context: Context
     ) -> oip.ServerMetadataResponse:
         """Describes the server."""
-        return oip.ServerMetadataResponse(name=SERVER, version=VERSION, extensions=EXTENSIONS)
+        return oip.ServerMetadataResponse(
+            name=oip_json.SERVER, version=oip_json.VERSION, extensions=oip_json.EXTENSIONS
+        )
 
     @_answers(_OIP)
     async def ModelMetadata(
         self, request: oip.ModelMetadataRequest, context: Context
     ) -> oip.ModelMetadataResponse:
         """Describes a model."""
-        model = self._models.get(request.name, request.version)
-        tensor = oip.ModelMetadataResponse.TensorMetadata
-        return oip.ModelMetadataResponse(
-            name=model.name,
-            versions=[str(model.version)],
-            platform=PLATFORM[model.engine.kind],
-            inputs=[tensor(name=n, datatype=d, shape=s) for n, d, s in input_signature(model)],
-            outputs=[tensor(name=n, datatype=d, shape=s) for n, d, s in output_signature(model)],
-        )
+        return oip_proto.described(self._models.get(request.name, request.version))
+
+    @_answers(_OIP)
+    async def RepositoryIndex(
+        self, request: oip.RepositoryIndexRequest, context: Context
+    ) -> oip.RepositoryIndexResponse:
+        """Lists what serves."""
+        index = oip.RepositoryIndexResponse.ModelIndex
+        listed = oip_json.repository(self._models.serving)
+        return oip.RepositoryIndexResponse(models=[index(**item) for item in listed])
 
     @_answers(_OIP)
     async def ModelInfer(
@@ -170,70 +143,13 @@ class OipServicer(oip_grpc.GRPCInferenceServiceServicer):
     ) -> oip.ModelInferResponse:
         """Predicts; answers with raw contents where it was asked with them."""
         call = _call(request, context)
-        tensors = _tensors(request)
+        tensors = oip_proto.tensors(request)
         answer = await self._predictor.tensors(
             request.model_name, request.model_version, tensors, call
         )
-        raw = bool(request.raw_input_contents)
-        response = _response(answer, [item.name for item in request.outputs], raw)
-        response.id = request.id
+        response = oip_proto.response(answer, request)
         _OIP.answered(answer.model.name, call.began)
         return response
-
-
-def _tensors(request: oip.ModelInferRequest) -> list[Tensor]:
-    for item in request.inputs:
-        check_parameters(item.name, item.parameters)
-    for wanted in request.outputs:
-        check_parameters(wanted.name, wanted.parameters)
-    raws = request.raw_input_contents
-    if not raws:
-        return [_typed(item) for item in request.inputs]
-    if len(raws) != len(request.inputs):
-        message = f"{len(raws)} raw contents for {len(request.inputs)} tensors"
-        raise EverloopError(Kind.INVALID, "MALFORMED_REQUEST", message)
-    tensors = []
-    for item, raw in zip(request.inputs, raws, strict=True):
-        name, datatype = item.name, item.datatype
-        if item.HasField("contents"):
-            message = f"tensor '{name}': raw and typed contents exclude each other"
-            raise EverloopError(Kind.INVALID, "MALFORMED_REQUEST", message, field=name)
-        rows = rows_of(name, item.shape)
-        tensors.append(Tensor(name, datatype, rows, values_from_raw(name, datatype, rows, raw)))
-    return tensors
-
-
-def _typed(item: oip.ModelInferRequest.InferInputTensor) -> Tensor:
-    name, datatype, contents = item.name, item.datatype, item.contents
-    rows = rows_of(name, item.shape)
-    values: npt.NDArray[Any] | list[str]
-    if datatype == "BYTES":
-        values = [text(name, value) for value in contents.bytes_contents]
-    elif field := _CONTENTS.get(datatype):
-        try:
-            values = np.array(getattr(contents, field), dtype=DTYPES[datatype])
-        except OverflowError as error:
-            raise invalid("OUT_OF_RANGE", f"a number does not fit {datatype}", name) from error
-    else:
-        message = f"data type {datatype!r} is not supported in typed contents"
-        raise invalid("WRONG_TYPE", message, name)
-    check_length(name, rows, len(values))
-    return Tensor(name, datatype, rows, values)
-
-
-def _response(answer: Answer, wanted: list[str], raw: bool) -> oip.ModelInferResponse:
-    response = oip.ModelInferResponse(
-        model_name=answer.model.name, model_version=str(answer.model.version)
-    )
-    for name, datatype, shape, values in outputs(answer, wanted):
-        item = response.outputs.add(name=name, datatype=datatype, shape=shape)
-        if raw:
-            response.raw_output_contents.append(raw_values(values))
-        elif isinstance(values, list):
-            item.contents.bytes_contents.extend([value.encode() for value in values])
-        else:
-            item.contents.fp32_contents.extend(values.ravel().tolist())
-    return response
 
 
 class NativeServicer(native_grpc.InferenceServiceServicer):
@@ -249,17 +165,74 @@ class NativeServicer(native_grpc.InferenceServiceServicer):
     ) -> native.PredictResponse:
         """Predicts rows."""
         call = _call(request, context)
-        rows = [_row(row) for row in request.rows]
-        answer = await self._predictor.rows(request.model, rows, call)
-        labels = answer.labels or [""] * len(rows)
-        response = native.PredictResponse(model=answer.model.name, version=answer.model.version)
-        add = response.predictions.add
-        for name, label, score, probabilities in zip(
-            answer.prediction_ids, labels, answer.scores, answer.probabilities.tolist(), strict=True
-        ):
-            add(prediction_id=name, label=label, score=score, probabilities=probabilities)
+        answer = await self._predictor.rows(request.model, native_proto.rows(request.rows), call)
+        response = native_proto.answered(answer)
         _NATIVE.answered(answer.model.name, call.began)
         return response
+
+    async def PredictStream(
+        self, requests: AsyncIterable[native.PredictStreamRequest], context: Context
+    ) -> AsyncIterator[native.PredictStreamResponse]:
+        """Predicts rows, request after request."""
+        limit = self._predictor.capacity.stream
+        free = asyncio.Semaphore(limit)
+        answers: asyncio.Queue[native.PredictStreamResponse | None] = asyncio.Queue()
+        running: set[asyncio.Future[Answer]] = set()
+
+        async def read() -> None:
+            async for request in requests:
+                await free.acquire()
+                self._begin(request, _call(request, context), running, answers.put_nowait)
+            for _ in range(limit):  # until every answer has left
+                await free.acquire()
+
+        reading = asyncio.ensure_future(read())
+        reading.add_done_callback(lambda _: answers.put_nowait(None))
+        try:
+            while (answer := await answers.get()) is not None:
+                yield answer
+                free.release()
+            await reading
+        finally:
+            reading.cancel()
+            for unfinished in running:
+                unfinished.cancel()
+
+    def _begin(
+        self,
+        message: native.PredictStreamRequest,
+        call: Call,
+        running: set[asyncio.Future[Answer]],
+        respond: Callable[[native.PredictStreamResponse], None],
+    ) -> None:
+        """Starts one request of a stream; `respond` is called with its response once, now or later."""
+        request = message.request
+
+        def done(answer: asyncio.Future[Answer]) -> None:
+            running.discard(answer)
+            if not answer.cancelled():
+                respond(_streamed(message.id, answer.result, call))
+
+        try:
+            answer = self._predictor.rows(request.model, native_proto.rows(request.rows), call)
+        except Exception as error:
+            respond(_streamed(message.id, functools.partial(_raise, error), call))
+            return
+        running.add(answer)
+        answer.add_done_callback(done)
+
+    @_answers(_NATIVE)
+    async def Explain(
+        self, request: native.ExplainRequest, context: Context
+    ) -> native.ExplainResponse:
+        """Explains rows."""
+        model, explanations = await self._predictor.explain(
+            request.model,
+            native_proto.rows(request.rows),
+            request.label,
+            _call(request, context),
+        )
+        return native_proto.explained(model, explanations)
 
     @_answers(_NATIVE)
     async def GetModel(
@@ -267,27 +240,24 @@ class NativeServicer(native_grpc.InferenceServiceServicer):
     ) -> native.GetModelResponse:
         """Describes a model."""
         model = self._predictor.models.get(request.model)
-        described = native.Model(
-            name=model.name,
-            version=model.version,
-            classes=model.classes,
-            inputs=[
-                native.Input(name=spec.name, type=spec.type, nullable=spec.nullable)
-                for spec in model.inputs
-            ],
-            previous_version=model.previous_version,
-            onnx_sha256=model.wanted.sha256,
-        )
-        described.serving_since.FromDatetime(model.since)
-        return native.GetModelResponse(model=described)
+        return native.GetModelResponse(model=native_proto.described(model))
 
 
-def _row(row: Struct) -> Mapping[str, object]:
-    return {name: _value(value) for name, value in row.fields.items()}
+def _streamed(name: str, result: Callable[[], Answer], call: Call) -> native.PredictStreamResponse:
+    """The response to one request of a stream, whatever became of it."""
+    try:
+        answer = result()
+        response = native.PredictStreamResponse(id=name, response=native_proto.answered(answer))
+    except EverloopError as error:
+        _STREAM.refused(error.reason)
+        return native_proto.refused(name, error)
+    except Exception:
+        log.exception("a request of a stream failed")
+        _STREAM.refused(_INTERNAL.reason)
+        return native_proto.refused(name, _INTERNAL)
+    _STREAM.answered(answer.model.name, call.began)
+    return response
 
 
-def _value(value: Value) -> object:
-    kind = value.WhichOneof("kind")
-    if kind == "null_value" or kind is None:
-        return None
-    return getattr(value, kind)
+def _raise(error: Exception) -> Answer:
+    raise error

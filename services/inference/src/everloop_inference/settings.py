@@ -44,6 +44,12 @@ class InferenceSettings(ServiceSettings):
     """Rows that may wait for one version of a model in a replica; beyond it a request is refused."""
     model_queue_requests: int = Field(default=2048, ge=1)
     """Requests that may wait for one version of a model in a replica; beyond it a request is refused."""
+    stream_requests: int = Field(default=64, ge=1)
+    """Requests of one PredictStream that may be without an answer; beyond it the stream is not read."""
+    explain_rows: int = Field(default=32, ge=1)
+    """Rows that one request to explain may hold."""
+    explain_requests: int = Field(default=16, ge=1)
+    """Requests to explain that a replica holds at once; beyond it one is refused."""
     slow_threads: int = Field(default=1, ge=1)
     """Threads of a replica for runs that take longer than a batch may: large requests, explanations, slow models."""
 

@@ -79,8 +79,8 @@ def _download(run_id: str, folder: Path) -> None:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     for name in FILES:
         download_artifacts(artifact_uri=f"runs:/{run_id}/{name}", dst_path=str(folder))
-    found = next((folder / "model").rglob("*.onnx"))
-    found.rename(folder / "model.onnx")
+    for found in (folder / "model").rglob("*.onnx"):
+        found.rename(folder / "model.onnx")
     for path in [*folder.rglob("manifest.json"), *folder.rglob("golden.json")]:
         path.rename(folder / path.name)
 

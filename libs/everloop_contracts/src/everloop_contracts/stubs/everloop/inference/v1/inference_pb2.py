@@ -22,31 +22,52 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%everloop/inference/v1/inference.proto\x12\x15\x65verloop.inference.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"S\n\x0ePredictRequest\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12+\n\x04rows\x18\x02 \x03(\x0b\x32\x17.google.protobuf.StructR\x04rows\"\x86\x01\n\x0fPredictResponse\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\x18\n\x07version\x18\x02 \x01(\x03R\x07version\x12\x43\n\x0bpredictions\x18\x03 \x03(\x0b\x32!.everloop.inference.v1.PredictionR\x0bpredictions\"\x83\x01\n\nPrediction\x12#\n\rprediction_id\x18\x01 \x01(\tR\x0cpredictionId\x12\x14\n\x05label\x18\x02 \x01(\tR\x05label\x12\x14\n\x05score\x18\x03 \x01(\x01R\x05score\x12$\n\rprobabilities\x18\x04 \x03(\x01R\rprobabilities\"\'\n\x0fGetModelRequest\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\"F\n\x10GetModelResponse\x12\x32\n\x05model\x18\x01 \x01(\x0b\x32\x1c.everloop.inference.v1.ModelR\x05model\"\x92\x02\n\x05Model\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07version\x18\x02 \x01(\x03R\x07version\x12\x18\n\x07\x63lasses\x18\x03 \x03(\tR\x07\x63lasses\x12\x34\n\x06inputs\x18\x04 \x03(\x0b\x32\x1c.everloop.inference.v1.InputR\x06inputs\x12?\n\rserving_since\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x0cservingSince\x12)\n\x10previous_version\x18\x06 \x01(\x03R\x0fpreviousVersion\x12\x1f\n\x0bonnx_sha256\x18\x07 \x01(\tR\nonnxSha256\"K\n\x05Input\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n\x04type\x18\x02 \x01(\tR\x04type\x12\x1a\n\x08nullable\x18\x03 \x01(\x08R\x08nullable2\xc9\x01\n\x10InferenceService\x12X\n\x07Predict\x12%.everloop.inference.v1.PredictRequest\x1a&.everloop.inference.v1.PredictResponse\x12[\n\x08GetModel\x12&.everloop.inference.v1.GetModelRequest\x1a\'.everloop.inference.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%everloop/inference/v1/inference.proto\x12\x15\x65verloop.inference.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"S\n\x0ePredictRequest\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12+\n\x04rows\x18\x02 \x03(\x0b\x32\x17.google.protobuf.StructR\x04rows\"\x86\x01\n\x0fPredictResponse\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\x18\n\x07version\x18\x02 \x01(\x03R\x07version\x12\x43\n\x0bpredictions\x18\x03 \x03(\x0b\x32!.everloop.inference.v1.PredictionR\x0bpredictions\"\x83\x01\n\nPrediction\x12#\n\rprediction_id\x18\x01 \x01(\tR\x0cpredictionId\x12\x14\n\x05label\x18\x02 \x01(\tR\x05label\x12\x14\n\x05score\x18\x03 \x01(\x01R\x05score\x12$\n\rprobabilities\x18\x04 \x03(\x01R\rprobabilities\"g\n\x14PredictStreamRequest\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\x12?\n\x07request\x18\x02 \x01(\x0b\x32%.everloop.inference.v1.PredictRequestR\x07request\"\xba\x01\n\x15PredictStreamResponse\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\x12\x44\n\x08response\x18\x02 \x01(\x0b\x32&.everloop.inference.v1.PredictResponseH\x00R\x08response\x12\x41\n\x05\x65rror\x18\x03 \x01(\x0b\x32).everloop.inference.v1.PredictStreamErrorH\x00R\x05\x65rrorB\x08\n\x06result\"\xa8\x02\n\x12PredictStreamError\x12\x12\n\x04\x63ode\x18\x01 \x01(\x05R\x04\x63ode\x12\x16\n\x06reason\x18\x02 \x01(\tR\x06reason\x12\x18\n\x07message\x18\x03 \x01(\tR\x07message\x12S\n\x08metadata\x18\x04 \x03(\x0b\x32\x37.everloop.inference.v1.PredictStreamError.MetadataEntryR\x08metadata\x12:\n\x0bretry_delay\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationR\nretryDelay\x1a;\n\rMetadataEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"i\n\x0e\x45xplainRequest\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12+\n\x04rows\x18\x02 \x03(\x0b\x32\x17.google.protobuf.StructR\x04rows\x12\x14\n\x05label\x18\x03 \x01(\tR\x05label\"\x89\x01\n\x0f\x45xplainResponse\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\x18\n\x07version\x18\x02 \x01(\x03R\x07version\x12\x46\n\x0c\x65xplanations\x18\x03 \x03(\x0b\x32\".everloop.inference.v1.ExplanationR\x0c\x65xplanations\"\xa0\x01\n\x0b\x45xplanation\x12\x14\n\x05label\x18\x01 \x01(\tR\x05label\x12\x1d\n\nbase_score\x18\x02 \x01(\x01R\tbaseScore\x12\x14\n\x05score\x18\x03 \x01(\x01R\x05score\x12\x46\n\x0c\x61ttributions\x18\x04 \x03(\x0b\x32\".everloop.inference.v1.AttributionR\x0c\x61ttributions\"`\n\x0b\x41ttribution\x12\x14\n\x05\x66ield\x18\x01 \x01(\tR\x05\x66ield\x12\x14\n\x05value\x18\x02 \x01(\x01R\x05value\x12%\n\x0estandard_error\x18\x03 \x01(\x01R\rstandardError\"\'\n\x0fGetModelRequest\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\"F\n\x10GetModelResponse\x12\x32\n\x05model\x18\x01 \x01(\x0b\x32\x1c.everloop.inference.v1.ModelR\x05model\"\xc9\x02\n\x05Model\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07version\x18\x02 \x01(\x03R\x07version\x12\x18\n\x07\x63lasses\x18\x03 \x03(\tR\x07\x63lasses\x12\x34\n\x06inputs\x18\x04 \x03(\x0b\x32\x1c.everloop.inference.v1.InputR\x06inputs\x12?\n\rserving_since\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x0cservingSince\x12)\n\x10previous_version\x18\x06 \x01(\x03R\x0fpreviousVersion\x12\x1f\n\x0bonnx_sha256\x18\x07 \x01(\tR\nonnxSha256\x12\x35\n\x06\x65ngine\x18\x08 \x01(\x0e\x32\x1d.everloop.inference.v1.EngineR\x06\x65ngine\"K\n\x05Input\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n\x04type\x18\x02 \x01(\tR\x04type\x12\x1a\n\x08nullable\x18\x03 \x01(\x08R\x08nullable*D\n\x06\x45ngine\x12\x16\n\x12\x45NGINE_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x45NGINE_ONNX\x10\x01\x12\x11\n\rENGINE_MLFLOW\x10\x02\x32\x93\x03\n\x10InferenceService\x12X\n\x07Predict\x12%.everloop.inference.v1.PredictRequest\x1a&.everloop.inference.v1.PredictResponse\x12n\n\rPredictStream\x12+.everloop.inference.v1.PredictStreamRequest\x1a,.everloop.inference.v1.PredictStreamResponse(\x01\x30\x01\x12X\n\x07\x45xplain\x12%.everloop.inference.v1.ExplainRequest\x1a&.everloop.inference.v1.ExplainResponse\x12[\n\x08GetModel\x12&.everloop.inference.v1.GetModelRequest\x1a\'.everloop.inference.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'everloop.inference.v1.inference_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PREDICTREQUEST']._serialized_start=127
-  _globals['_PREDICTREQUEST']._serialized_end=210
-  _globals['_PREDICTRESPONSE']._serialized_start=213
-  _globals['_PREDICTRESPONSE']._serialized_end=347
-  _globals['_PREDICTION']._serialized_start=350
-  _globals['_PREDICTION']._serialized_end=481
-  _globals['_GETMODELREQUEST']._serialized_start=483
-  _globals['_GETMODELREQUEST']._serialized_end=522
-  _globals['_GETMODELRESPONSE']._serialized_start=524
-  _globals['_GETMODELRESPONSE']._serialized_end=594
-  _globals['_MODEL']._serialized_start=597
-  _globals['_MODEL']._serialized_end=871
-  _globals['_INPUT']._serialized_start=873
-  _globals['_INPUT']._serialized_end=948
-  _globals['_INFERENCESERVICE']._serialized_start=951
-  _globals['_INFERENCESERVICE']._serialized_end=1152
+  _globals['_PREDICTSTREAMERROR_METADATAENTRY']._loaded_options = None
+  _globals['_PREDICTSTREAMERROR_METADATAENTRY']._serialized_options = b'8\001'
+  _globals['_ENGINE']._serialized_start=2138
+  _globals['_ENGINE']._serialized_end=2206
+  _globals['_PREDICTREQUEST']._serialized_start=159
+  _globals['_PREDICTREQUEST']._serialized_end=242
+  _globals['_PREDICTRESPONSE']._serialized_start=245
+  _globals['_PREDICTRESPONSE']._serialized_end=379
+  _globals['_PREDICTION']._serialized_start=382
+  _globals['_PREDICTION']._serialized_end=513
+  _globals['_PREDICTSTREAMREQUEST']._serialized_start=515
+  _globals['_PREDICTSTREAMREQUEST']._serialized_end=618
+  _globals['_PREDICTSTREAMRESPONSE']._serialized_start=621
+  _globals['_PREDICTSTREAMRESPONSE']._serialized_end=807
+  _globals['_PREDICTSTREAMERROR']._serialized_start=810
+  _globals['_PREDICTSTREAMERROR']._serialized_end=1106
+  _globals['_PREDICTSTREAMERROR_METADATAENTRY']._serialized_start=1047
+  _globals['_PREDICTSTREAMERROR_METADATAENTRY']._serialized_end=1106
+  _globals['_EXPLAINREQUEST']._serialized_start=1108
+  _globals['_EXPLAINREQUEST']._serialized_end=1213
+  _globals['_EXPLAINRESPONSE']._serialized_start=1216
+  _globals['_EXPLAINRESPONSE']._serialized_end=1353
+  _globals['_EXPLANATION']._serialized_start=1356
+  _globals['_EXPLANATION']._serialized_end=1516
+  _globals['_ATTRIBUTION']._serialized_start=1518
+  _globals['_ATTRIBUTION']._serialized_end=1614
+  _globals['_GETMODELREQUEST']._serialized_start=1616
+  _globals['_GETMODELREQUEST']._serialized_end=1655
+  _globals['_GETMODELRESPONSE']._serialized_start=1657
+  _globals['_GETMODELRESPONSE']._serialized_end=1727
+  _globals['_MODEL']._serialized_start=1730
+  _globals['_MODEL']._serialized_end=2059
+  _globals['_INPUT']._serialized_start=2061
+  _globals['_INPUT']._serialized_end=2136
+  _globals['_INFERENCESERVICE']._serialized_start=2209
+  _globals['_INFERENCESERVICE']._serialized_end=2612
 # @@protoc_insertion_point(module_scope)

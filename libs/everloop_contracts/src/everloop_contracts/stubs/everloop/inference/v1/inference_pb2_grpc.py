@@ -40,6 +40,16 @@ class InferenceServiceStub:
                 request_serializer=everloop_dot_inference_dot_v1_dot_inference__pb2.PredictRequest.SerializeToString,
                 response_deserializer=everloop_dot_inference_dot_v1_dot_inference__pb2.PredictResponse.FromString,
                 _registered_method=True)
+        self.PredictStream = channel.stream_stream(
+                '/everloop.inference.v1.InferenceService/PredictStream',
+                request_serializer=everloop_dot_inference_dot_v1_dot_inference__pb2.PredictStreamRequest.SerializeToString,
+                response_deserializer=everloop_dot_inference_dot_v1_dot_inference__pb2.PredictStreamResponse.FromString,
+                _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/everloop.inference.v1.InferenceService/Explain',
+                request_serializer=everloop_dot_inference_dot_v1_dot_inference__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=everloop_dot_inference_dot_v1_dot_inference__pb2.ExplainResponse.FromString,
+                _registered_method=True)
         self.GetModel = channel.unary_unary(
                 '/everloop.inference.v1.InferenceService/GetModel',
                 request_serializer=everloop_dot_inference_dot_v1_dot_inference__pb2.GetModelRequest.SerializeToString,
@@ -53,6 +63,33 @@ class InferenceServiceServicer:
 
     def Predict(self, request, context):
         """Predicts a batch of rows with the model's Production version.
+
+        RESOURCE_EXHAUSTED, reason OVERLOADED, with a RetryInfo, says that too much waits already: nothing was done, ask
+        again later. DEADLINE_EXCEEDED says that the call's deadline passed before the rows could run.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PredictStream(self, request_iterator, context):
+        """Predicts request after request over one call. Every request gets one response with its id, as soon as it is
+        ready and hence in any order; what is wrong with a request is said in its response and does not end the stream.
+        The server reads on only while few enough requests of the stream are without an answer, so that a caller who
+        writes faster than the model answers is held up.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Explain(self, request, context):
+        """Tells how much each field of a row contributes to what the model says about it.
+
+        Attributions are Shapley values of the raw fields: the mean change of the output when a field takes the row's
+        value instead of that of a background row, over orders in which the fields do so. The background are the golden
+        rows of the version, up to 32 rows of its holdout. They are estimated by permutation sampling with a fixed budget:
+        one random order for every background row, walked forwards and backwards, the same for every call. For
+        each row `base_score` and its attributions add up to `score`, but for rounding; a field that the model does not use
+        gets 0. Nothing is logged as a prediction.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -72,6 +109,16 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.Predict,
                     request_deserializer=everloop_dot_inference_dot_v1_dot_inference__pb2.PredictRequest.FromString,
                     response_serializer=everloop_dot_inference_dot_v1_dot_inference__pb2.PredictResponse.SerializeToString,
+            ),
+            'PredictStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.PredictStream,
+                    request_deserializer=everloop_dot_inference_dot_v1_dot_inference__pb2.PredictStreamRequest.FromString,
+                    response_serializer=everloop_dot_inference_dot_v1_dot_inference__pb2.PredictStreamResponse.SerializeToString,
+            ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=everloop_dot_inference_dot_v1_dot_inference__pb2.ExplainRequest.FromString,
+                    response_serializer=everloop_dot_inference_dot_v1_dot_inference__pb2.ExplainResponse.SerializeToString,
             ),
             'GetModel': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModel,
@@ -107,6 +154,60 @@ class InferenceService:
             '/everloop.inference.v1.InferenceService/Predict',
             everloop_dot_inference_dot_v1_dot_inference__pb2.PredictRequest.SerializeToString,
             everloop_dot_inference_dot_v1_dot_inference__pb2.PredictResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PredictStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/everloop.inference.v1.InferenceService/PredictStream',
+            everloop_dot_inference_dot_v1_dot_inference__pb2.PredictStreamRequest.SerializeToString,
+            everloop_dot_inference_dot_v1_dot_inference__pb2.PredictStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/everloop.inference.v1.InferenceService/Explain',
+            everloop_dot_inference_dot_v1_dot_inference__pb2.ExplainRequest.SerializeToString,
+            everloop_dot_inference_dot_v1_dot_inference__pb2.ExplainResponse.FromString,
             options,
             channel_credentials,
             insecure,

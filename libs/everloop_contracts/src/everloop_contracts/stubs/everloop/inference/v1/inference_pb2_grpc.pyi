@@ -34,7 +34,27 @@ class InferenceServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> InferenceServiceAsyncStub: ...
     Predict: _grpc.UnaryUnaryMultiCallable[_inference_pb2.PredictRequest, _inference_pb2.PredictResponse]
-    """Predicts a batch of rows with the model's Production version."""
+    """Predicts a batch of rows with the model's Production version.
+
+    RESOURCE_EXHAUSTED, reason OVERLOADED, with a RetryInfo, says that too much waits already: nothing was done, ask
+    again later. DEADLINE_EXCEEDED says that the call's deadline passed before the rows could run.
+    """
+    PredictStream: _grpc.StreamStreamMultiCallable[_inference_pb2.PredictStreamRequest, _inference_pb2.PredictStreamResponse]
+    """Predicts request after request over one call. Every request gets one response with its id, as soon as it is
+    ready and hence in any order; what is wrong with a request is said in its response and does not end the stream.
+    The server reads on only while few enough requests of the stream are without an answer, so that a caller who
+    writes faster than the model answers is held up.
+    """
+    Explain: _grpc.UnaryUnaryMultiCallable[_inference_pb2.ExplainRequest, _inference_pb2.ExplainResponse]
+    """Tells how much each field of a row contributes to what the model says about it.
+
+    Attributions are Shapley values of the raw fields: the mean change of the output when a field takes the row's
+    value instead of that of a background row, over orders in which the fields do so. The background are the golden
+    rows of the version, up to 32 rows of its holdout. They are estimated by permutation sampling with a fixed budget:
+    one random order for every background row, walked forwards and backwards, the same for every call. For
+    each row `base_score` and its attributions add up to `score`, but for rounding; a field that the model does not use
+    gets 0. Nothing is logged as a prediction.
+    """
     GetModel: _grpc.UnaryUnaryMultiCallable[_inference_pb2.GetModelRequest, _inference_pb2.GetModelResponse]
     """Describes the served version of a model."""
 
@@ -44,7 +64,27 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Predict: _aio.UnaryUnaryMultiCallable[_inference_pb2.PredictRequest, _inference_pb2.PredictResponse]  # type: ignore[assignment]
-    """Predicts a batch of rows with the model's Production version."""
+    """Predicts a batch of rows with the model's Production version.
+
+    RESOURCE_EXHAUSTED, reason OVERLOADED, with a RetryInfo, says that too much waits already: nothing was done, ask
+    again later. DEADLINE_EXCEEDED says that the call's deadline passed before the rows could run.
+    """
+    PredictStream: _aio.StreamStreamMultiCallable[_inference_pb2.PredictStreamRequest, _inference_pb2.PredictStreamResponse]  # type: ignore[assignment]
+    """Predicts request after request over one call. Every request gets one response with its id, as soon as it is
+    ready and hence in any order; what is wrong with a request is said in its response and does not end the stream.
+    The server reads on only while few enough requests of the stream are without an answer, so that a caller who
+    writes faster than the model answers is held up.
+    """
+    Explain: _aio.UnaryUnaryMultiCallable[_inference_pb2.ExplainRequest, _inference_pb2.ExplainResponse]  # type: ignore[assignment]
+    """Tells how much each field of a row contributes to what the model says about it.
+
+    Attributions are Shapley values of the raw fields: the mean change of the output when a field takes the row's
+    value instead of that of a background row, over orders in which the fields do so. The background are the golden
+    rows of the version, up to 32 rows of its holdout. They are estimated by permutation sampling with a fixed budget:
+    one random order for every background row, walked forwards and backwards, the same for every call. For
+    each row `base_score` and its attributions add up to `score`, but for rounding; a field that the model does not use
+    gets 0. Nothing is logged as a prediction.
+    """
     GetModel: _aio.UnaryUnaryMultiCallable[_inference_pb2.GetModelRequest, _inference_pb2.GetModelResponse]  # type: ignore[assignment]
     """Describes the served version of a model."""
 
@@ -57,7 +97,39 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inference_pb2.PredictRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inference_pb2.PredictResponse, _abc.Awaitable[_inference_pb2.PredictResponse]]:
-        """Predicts a batch of rows with the model's Production version."""
+        """Predicts a batch of rows with the model's Production version.
+
+        RESOURCE_EXHAUSTED, reason OVERLOADED, with a RetryInfo, says that too much waits already: nothing was done, ask
+        again later. DEADLINE_EXCEEDED says that the call's deadline passed before the rows could run.
+        """
+
+    @_abc_1.abstractmethod
+    def PredictStream(
+        self,
+        request_iterator: _MaybeAsyncIterator[_inference_pb2.PredictStreamRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_inference_pb2.PredictStreamResponse], _abc.AsyncIterator[_inference_pb2.PredictStreamResponse]]:
+        """Predicts request after request over one call. Every request gets one response with its id, as soon as it is
+        ready and hence in any order; what is wrong with a request is said in its response and does not end the stream.
+        The server reads on only while few enough requests of the stream are without an answer, so that a caller who
+        writes faster than the model answers is held up.
+        """
+
+    @_abc_1.abstractmethod
+    def Explain(
+        self,
+        request: _inference_pb2.ExplainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_pb2.ExplainResponse, _abc.Awaitable[_inference_pb2.ExplainResponse]]:
+        """Tells how much each field of a row contributes to what the model says about it.
+
+        Attributions are Shapley values of the raw fields: the mean change of the output when a field takes the row's
+        value instead of that of a background row, over orders in which the fields do so. The background are the golden
+        rows of the version, up to 32 rows of its holdout. They are estimated by permutation sampling with a fixed budget:
+        one random order for every background row, walked forwards and backwards, the same for every call. For
+        each row `base_score` and its attributions add up to `score`, but for rounding; a field that the model does not use
+        gets 0. Nothing is logged as a prediction.
+        """
 
     @_abc_1.abstractmethod
     def GetModel(
