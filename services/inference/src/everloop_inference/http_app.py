@@ -12,9 +12,12 @@ import time
 import zlib
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
+from functools import cache
+from importlib import resources
 from typing import Any, Final, NamedTuple
 
 import orjson
+import yaml
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from everloop_inference import deadlines, native_json, oip_json
@@ -284,6 +287,8 @@ class HttpApp:
                 return self._ready(name)
             case ["v2", "models", name, "versions", version, "ready"]:
                 return self._ready(name, version)
+            case ["openapi.json"]:
+                return _Reply(200, _openapi())
             case ["metrics"]:
                 return _Reply(200, generate_latest(), (_TEXT,))
             case _:
@@ -296,6 +301,12 @@ class HttpApp:
     def _ready(self, name: str, version: str = "") -> _Reply:
         model = self._models.get(name, version)
         return _Reply(200, orjson.dumps({"name": model.name, "ready": True}))
+
+
+@cache
+def _openapi() -> bytes:
+    text = resources.files(__package__).joinpath("openapi.yaml").read_text()
+    return orjson.dumps(yaml.safe_load(text))
 
 
 def _door(path: str) -> Door:
