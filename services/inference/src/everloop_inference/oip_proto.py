@@ -61,7 +61,8 @@ def tensors(request: oip.ModelInferRequest) -> list[Tensor]:
     found = []
     for item, raw in zip(request.inputs, raws, strict=True):
         name, datatype = item.name, item.datatype
-        if item.HasField("contents"):
+        # Some clients send the message with nothing in it.
+        if item.HasField("contents") and item.contents.ByteSize():
             message = f"tensor '{name}': raw and typed contents exclude each other"
             raise EverloopError(Kind.INVALID, "MALFORMED_REQUEST", message, field=name)
         if item.parameters:
