@@ -1,9 +1,9 @@
 """Batches across requests: what arrives in one turn of the event loop runs as one batch at the end of that turn.
 
 Nobody waits for a batch to fill. A lone request runs at once; under load the requests that arrived while the last
-batch ran are the next one, so that the size follows the load by itself. Two things bound it: the pipeline's latency
-target, by what runs of the model have cost, and its limit of rows. One batch runs per turn and the models take turns,
-so that answers leave, and new requests are read, between two batches.
+batch ran are the next one, so that the size follows the load by itself. What runs of the model have cost bounds it: a
+batch stays within the pipeline's latency target, and ends where more rows would only keep the first ones waiting. One
+batch runs per turn and the models take turns, so that answers leave, and new requests are read, between two batches.
 
 What is expected to take longer than the target by itself, and everything of an engine that is slow, runs in a thread;
 its model's other requests wait, those of other models do not.
