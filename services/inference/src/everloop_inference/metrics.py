@@ -12,6 +12,7 @@ __all__ = [
     "DEPLOYS",
     "DROPPED",
     "ERRORS",
+    "EXPLAINED",
     "LATENCY",
     "LOAD_FAILURES",
     "REGISTRY_UP",
@@ -52,6 +53,7 @@ LATENCY = Histogram(
     ["door"],
     buckets=BUCKETS,
 )
+EXPLAINED = Counter("everloop_inference_explained_rows", "Rows that were explained.", ["model"])
 SERVED_VERSION = Gauge(
     "everloop_inference_served_version", "Version of a model that serves here.", ["model"]
 )
