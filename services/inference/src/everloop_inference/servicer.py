@@ -1,11 +1,11 @@
-"""Predictions over gRPC: the Open Inference Protocol and the native API, on one asyncio server."""
+"""Predictions over gRPC: the Open Inference Protocol and the native API."""
 
 from __future__ import annotations
 
 import functools
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import grpc
@@ -22,6 +22,7 @@ from everloop_inference.domain import Answer
 from everloop_inference.metrics import ERRORS, LATENCY, REQUESTS
 from everloop_inference.oip_json import PLATFORM, SERVER, VERSION
 from everloop_inference.predict import Predictor
+from everloop_inference.rpc import Abort
 from everloop_inference.tensors import (
     DTYPES,
     Tensor,
@@ -64,12 +65,12 @@ _CONTENTS: Final = {
 _NATIVE, _OIP = "grpc", "grpc-oip"
 
 
-def _answers(door: str) -> Callable[[Callable[[Any, Any], Any]], Callable[..., Awaitable[Any]]]:
+def _answers(door: str) -> Callable[[Callable[[Any, Any], Any]], Callable[..., Any]]:
     """Turns a method that answers or raises into a handler: continues the trace, counts, and maps errors."""
 
-    def wrap(method: Callable[[Any, Any], Any]) -> Callable[..., Awaitable[Any]]:
+    def wrap(method: Callable[[Any, Any], Any]) -> Callable[..., Any]:
         @functools.wraps(method)
-        async def handler(self: Any, request: Any, context: Context) -> Any:
+        def handler(self: Any, request: Any, context: Context) -> Any:
             trace = next(
                 (
                     str(value)
@@ -89,8 +90,8 @@ def _answers(door: str) -> Callable[[Callable[[Any, Any], Any]], Callable[..., A
                 log.exception("%s failed", method.__name__)
                 refused = _INTERNAL
             ERRORS.labels(door, refused.reason).inc()
-            await context.abort_with_status(rpc_status.to_status(rich_status(refused)))
-            raise AssertionError("abort_with_status raises")
+            status = rpc_status.to_status(rich_status(refused))
+            raise Abort(status.code, status.details, status.trailing_metadata)
 
         return handler
 
