@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from contextlib import suppress
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import grpc
@@ -151,6 +153,12 @@ class Connection(asyncio.Protocol):
             or fields.get(b"grpc-encoding", b"identity") not in _UNDERSTOOD
         ):
             self._reject(stream_id, fields, event.end_stream)
+            return
+        # As HTTP/2 counts them.
+        size = sum(map(len, chain.from_iterable(headers))) + 32 * len(headers)
+        if size > self.limits.metadata_bytes:
+            text = f"the metadata are larger than {self.limits.metadata_bytes} bytes"
+            self._decline(stream_id, grpc.StatusCode.RESOURCE_EXHAUSTED, text, event.end_stream)
             return
         if self.server.full:
             text = "the server is at its limit of concurrent calls"
@@ -363,7 +371,9 @@ class Connection(asyncio.Protocol):
         if self._drained is None and self._left is None:
             self._drained = self.loop.time()
             self._session.send_shutdown_notice()
-            # Its answer says that nothing is on its way any more.
+            # A ping overtakes what is not written yet; the answer to one that comes after the notice says that
+            # nothing is on its way any more.
+            self._flush()
             self._session.ping(_DRAINING)
             self.soon()
 
@@ -388,8 +398,9 @@ class Connection(asyncio.Protocol):
         """Says why, and closes."""
         if self._left is not None:
             return
-        self._session.terminate_connection(code)
-        self._flush()
+        with suppress(ngh2.NGH2Error):
+            self._session.terminate_connection(code)
+            self._transport.write(self._session.data_to_send())
         self._leave(reason)
 
     def _break(self, reason: str, text: str) -> None:

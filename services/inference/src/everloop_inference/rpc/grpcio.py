@@ -15,6 +15,8 @@ __all__ = ["GrpcioServer"]
 
 log = logging.getLogger(__name__)
 
+_UNSET = (None, 0, grpc.StatusCode.OK)
+
 
 class GrpcioServer:
     """See `RpcServer`; of the limits, grpcio knows most."""
@@ -69,6 +71,12 @@ def _waiting(handler: Handler) -> Handler:
             return await found if hasattr(found, "__await__") else found
         except Abort as error:
             await context.abort(error.code, error.details, error.trailing_metadata)
+        except Exception:
+            # grpcio would tell the caller.
+            if context.code() not in _UNSET:
+                raise
+            log.exception("a handler failed")
+            await context.abort(grpc.StatusCode.UNKNOWN, "the handler failed")
 
     wrapped: Handler = grpc.unary_unary_rpc_method_handler(
         answer, handler.request_deserializer, handler.response_serializer

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Limits"]
+__all__ = ["METADATA_EXCESS", "Limits"]
 
 KIB, MIB = 1024, 1024 * 1024
+METADATA_EXCESS = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,7 +19,8 @@ class Limits:
         concurrent_calls: calls that the server holds at once; beyond it RESOURCE_EXHAUSTED.
         connections: connections at once; beyond it a new one is closed.
         streams: calls that one connection may have open; a client waits with more.
-        metadata_bytes: headers of one call as HTTP/2 counts them; beyond twice as many the connection is closed.
+        metadata_bytes: headers of one call as HTTP/2 counts them; beyond it RESOURCE_EXHAUSTED, and beyond
+            `METADATA_EXCESS` times as much the connection is closed.
         received_bytes: incomplete and unread messages of all connections together; beyond it RESOURCE_EXHAUSTED.
         unsent_bytes: answers of all connections together that their callers do not take; beyond it RESOURCE_EXHAUSTED,
             and connections that have taken nothing for `pressed_seconds` are closed.

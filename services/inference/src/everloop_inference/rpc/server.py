@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import ngh2
 
 from everloop_inference.rpc.connection import Connection
-from everloop_inference.rpc.limits import Limits
+from everloop_inference.rpc.limits import METADATA_EXCESS, Limits
 from everloop_inference.rpc.methods import Methods
 
 __all__ = ["NativeServer", "RpcServer"]
@@ -64,14 +64,14 @@ class NativeServer:
         self.unsent = 0
         # The engine closes the connection of a caller that disregards the announced limit by far.
         self.configuration = ngh2.Configuration(
-            auto_window_update=False, max_inbound_header_list_size=2 * limits.metadata_bytes
+            auto_window_update=False,
+            max_inbound_header_list_size=METADATA_EXCESS * limits.metadata_bytes,
         )
         self.settings = {
             ngh2.Setting.MAX_CONCURRENT_STREAMS: limits.streams,
             ngh2.Setting.INITIAL_WINDOW_SIZE: limits.stream_window,
             ngh2.Setting.MAX_FRAME_SIZE: _FRAME_BYTES,
             ngh2.Setting.MAX_HEADER_LIST_SIZE: limits.metadata_bytes,
-            ngh2.Setting.ENABLE_PUSH: 0,
         }
         self._connections: set[Connection] = set()
         self._tasks: set[asyncio.Future[Any]] = set()
