@@ -24,12 +24,11 @@ __all__ = ["Call"]
 log = logging.getLogger(__name__)
 
 _OK: Final = grpc.StatusCode.OK
-_HEAD: Final = (
+_PLAIN: Final = [
     (b":status", b"200"),
     (b"content-type", b"application/grpc"),
     (b"grpc-accept-encoding", ACCEPTED),
-)
-_PLAIN: Final = [*_HEAD]
+]
 _COMPRESSIONS: Final = {
     grpc.Compression.NoCompression: None,
     grpc.Compression.Deflate: b"deflate",
@@ -289,44 +288,65 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
     # Answers.
 
     def _reply(self, answer: Any) -> None:
-        if self._code is None or self._code is _OK:
-            try:
-                self._send(answer)
-            except Abort as error:
-                self.finish(error.code, error.details)
-                return
-        self.finish(self._code or _OK, self._details, self._trailing)
+        """Answers a unary call: headers, message and status at once."""
+        if self._code is not None and self._code is not _OK:
+            self.finish(self._code, self._details, self._trailing)
+            return
+        try:
+            data = self._framed(answer)
+        except Abort as error:
+            self.finish(error.code, error.details)
+            return
+        self._connection.answer(
+            self.stream_id,
+            None if self.started else self._head(),
+            data,
+            self._status(_OK, self._details, self._trailing),
+            self.complete,
+        )
+        self._code = _OK
+        self._settle()
 
-    def _send(self, answer: Any) -> None:
+    def _framed(self, answer: Any) -> bytes:
         try:
             message = self._method.serialize(answer)
         except Exception as error:
             log.exception("an answer cannot be serialized")
             text = "the answer cannot be serialized"
             raise Abort(grpc.StatusCode.INTERNAL, text) from error
-        connection = self._connection
-        if len(message) > connection.limits.message_bytes:
-            raise too_large("sent", len(message), connection.limits.message_bytes)
-        if not self.started:
-            self._open()
+        limit = self._connection.limits.message_bytes
+        if len(message) > limit:
+            raise too_large("sent", len(message), limit)
         encoding = None if self._plain_next else self._encoding
         self._plain_next = False
-        connection.send(self.stream_id, frame(message, encoding))
+        return frame(message, encoding)
+
+    def _head(self) -> Fields:
+        if self._encoding is None and not self._initial:
+            return _PLAIN
+        encoding = [(b"grpc-encoding", self._encoding)] if self._encoding is not None else []
+        return [*_PLAIN, *encoding, *encode(self._initial)]
+
+    def _status(self, code: grpc.StatusCode, details: str, metadata: Metadata) -> Fields:
+        try:
+            return trailers(code, details, metadata)
+        except ValueError as error:
+            log.error("trailing metadata cannot be sent: %s", error)
+            return trailers(grpc.StatusCode.INTERNAL, str(error), ())
 
     def _open(self) -> None:
-        head = _PLAIN
-        if self._encoding is not None or self._initial:
-            head = [*_HEAD, *encode(self._initial)]
-            if self._encoding is not None:
-                head.append((b"grpc-encoding", self._encoding))
-        self.started = True
-        self._connection.open(self.stream_id, head)
+        if not self.started:
+            head = self._head()
+            self.started = True
+            self._connection.open(self.stream_id, head)
 
     async def write(self, message: Any) -> None:
         """Sends a message; waits while the caller does not take what it has."""
         if self.ended:
             raise grpc.aio.UsageError("the call has ended")
-        self._send(message)
+        data = self._framed(message)
+        self._open()
+        self._connection.send(self.stream_id, data)
         self._connection.soon()
         await self._connection.room(self.stream_id)
 
@@ -334,16 +354,11 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         """Tells the caller how the call ended; the second time does nothing."""
         if self.ended:
             return
-        try:
-            fields: Fields = trailers(code, details, metadata)
-        except ValueError as error:
-            log.error("trailing metadata cannot be sent: %s", error)
-            fields = trailers(grpc.StatusCode.INTERNAL, str(error), ())
+        status = self._status(code, details, metadata)
         if self.started:
-            self._connection.close(self.stream_id, fields, self.complete)
+            self._connection.close(self.stream_id, status, self.complete)
         else:
-            head = [*_HEAD, *encode(self._initial)] if self._initial else _HEAD
-            self._connection.refuse(self.stream_id, [*head, *fields], self.complete)
+            self._connection.refuse(self.stream_id, [*self._head(), *status], self.complete)
         self._code, self._details = code, details
         self._settle()
 

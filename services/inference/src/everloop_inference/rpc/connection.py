@@ -214,9 +214,9 @@ class Connection(asyncio.Protocol):
     def _reject(self, stream_id: int, fields: dict[bytes, bytes], complete: bool) -> None:
         kind = fields.get(b"content-type", b"")
         if fields[b":method"] != b"POST":
-            self.refuse(stream_id, [(b":status", b"405"), (b"allow", b"POST")], complete)
+            self._turn_away(stream_id, [(b":status", b"405"), (b"allow", b"POST")], complete)
         elif kind != _GRPC and not kind.startswith(_SUBTYPES):
-            self.refuse(stream_id, [(b":status", b"415")], complete)
+            self._turn_away(stream_id, [(b":status", b"415")], complete)
         elif fields[b":path"] not in self.server.methods:
             self._decline(stream_id, grpc.StatusCode.UNIMPLEMENTED, "Method not found!", complete)
         else:
@@ -224,6 +224,14 @@ class Connection(asyncio.Protocol):
             offer = [(b"grpc-accept-encoding", ACCEPTED)]
             status = trailers(grpc.StatusCode.UNIMPLEMENTED, text, ())
             self.refuse(stream_id, [*_REFUSED, *offer, *status], complete)
+
+    def _turn_away(self, stream_id: int, head: Fields, complete: bool) -> None:
+        """Answers what is no gRPC, in words that a person can read."""
+        with suppress(ngh2.NGH2Error):
+            self._session.send_response(stream_id, [*head, (b"content-type", b"text/plain")])
+            self._session.send_data(stream_id, b"gRPC is spoken here\n", end_stream=True)
+            if not complete:
+                self._early[stream_id] = True
 
     def _decline(self, stream_id: int, code: grpc.StatusCode, text: str, complete: bool) -> None:
         self.refuse(stream_id, [*_REFUSED, *trailers(code, text, ())], complete)
@@ -235,37 +243,44 @@ class Connection(asyncio.Protocol):
         if size and self._left is None:
             self._session.acknowledge_received_data(size, stream_id)
 
-    def open(self, stream_id: int, head: Fields) -> None:
-        """Sends the headers of a response with a body."""
+    def answer(
+        self, stream_id: int, head: Fields | None, data: bytes, status: Fields, complete: bool
+    ) -> None:
+        """Sends a whole response, or what is missing after its headers."""
+        session = self._session
         try:
-            self._session.send_response(stream_id, head)
-        except ngh2.NGH2Error:
-            return
-
-    def send(self, stream_id: int, data: bytes) -> None:
-        """Sends a part of the body."""
-        try:
-            self._session.send_data(stream_id, data)
-        except ngh2.NGH2Error:
-            return
-
-    def close(self, stream_id: int, fields: Fields, complete: bool) -> None:
-        """Ends a response with a body; what its caller has not sent yet is not wanted."""
-        try:
-            self._session.send_trailers(stream_id, fields)
+            if head is not None:
+                session.send_response(stream_id, head)
+            session.send_data(stream_id, data)
+            session.send_trailers(stream_id, status)
         except ngh2.NGH2Error:
             return
         if not complete:
             self._early[stream_id] = True
 
+    def open(self, stream_id: int, head: Fields) -> None:
+        """Sends the headers of a response with a body."""
+        with suppress(ngh2.NGH2Error):
+            self._session.send_response(stream_id, head)
+
+    def send(self, stream_id: int, data: bytes) -> None:
+        """Sends a part of the body."""
+        with suppress(ngh2.NGH2Error):
+            self._session.send_data(stream_id, data)
+
+    def close(self, stream_id: int, status: Fields, complete: bool) -> None:
+        """Ends a response with a body; what its caller has not sent yet is not wanted."""
+        with suppress(ngh2.NGH2Error):
+            self._session.send_trailers(stream_id, status)
+            if not complete:
+                self._early[stream_id] = True
+
     def refuse(self, stream_id: int, head: Fields, complete: bool) -> None:
         """Sends a response without a body; what its caller has not sent yet is not wanted."""
-        try:
+        with suppress(ngh2.NGH2Error):
             self._session.send_response(stream_id, head, end_stream=True)
-        except ngh2.NGH2Error:
-            return
-        if not complete:
-            self._early[stream_id] = False
+            if not complete:
+                self._early[stream_id] = False
 
     async def room(self, stream_id: int) -> None:
         """Returns when the caller has taken most of what was sent on the stream."""

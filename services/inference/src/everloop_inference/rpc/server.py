@@ -16,7 +16,6 @@ __all__ = ["NativeServer", "RpcServer"]
 
 _BACKLOG = 1024
 _CHECK_SECONDS = 1.0
-_FRAME_BYTES = 64 * 1024
 
 
 class RpcServer(Protocol):
@@ -70,7 +69,6 @@ class NativeServer:
         self.settings = {
             ngh2.Setting.MAX_CONCURRENT_STREAMS: limits.streams,
             ngh2.Setting.INITIAL_WINDOW_SIZE: limits.stream_window,
-            ngh2.Setting.MAX_FRAME_SIZE: _FRAME_BYTES,
             ngh2.Setting.MAX_HEADER_LIST_SIZE: limits.metadata_bytes,
         }
         self._connections: set[Connection] = set()
