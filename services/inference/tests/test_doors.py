@@ -45,6 +45,9 @@ TYPED = {
 }
 
 
+both_servers = pytest.mark.parametrize("world", ["native", "grpcio"], indirect=True)
+
+
 class Doors:
     def __init__(self, world: Any) -> None:
         self.world = world
@@ -143,6 +146,7 @@ ROWS = st.lists(
 )
 
 
+@both_servers
 @settings(
     max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -195,6 +199,7 @@ def test_prediction_ids_are_unique_over_doors_and_rows(doors: Doors) -> None:
     assert int(counter, 16) >= 0
 
 
+@both_servers
 @pytest.mark.parametrize(
     ("change", "reason", "field"),
     [
@@ -299,6 +304,7 @@ def test_timestamps_may_be_texts_and_a_record_id_may_come_along(doors: Doors) ->
     assert (status, answer["reason"]) == (422, "UNKNOWN_OUTPUT")
 
 
+@both_servers
 def test_what_is_not_there_is_not_found(doors: Doors) -> None:
     for method, path, reason in (
         ("POST", "/v1/models/ghost:predict", "MODEL_NOT_FOUND"),
@@ -342,6 +348,7 @@ def test_malformed_large_and_empty_requests_are_refused(doors: Doors) -> None:
     assert doors.http("POST", path, {"rows": [ROW]})[0] == 200
 
 
+@both_servers
 def test_an_unforeseen_error_is_internal_and_says_nothing(
     doors: Doors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -358,6 +365,7 @@ def test_an_unforeseen_error_is_internal_and_says_nothing(
     assert "secret" not in str(caught.value)
 
 
+@both_servers
 def test_metadata_health_and_reflection(doors: Doors) -> None:
     assert doors.http("GET", "/v2/health/live") == (200, {"live": True})
     assert doors.http("GET", "/v2/health/ready") == (200, {"ready": True})

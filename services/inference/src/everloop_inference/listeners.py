@@ -22,6 +22,7 @@ from everloop_inference.predict import Predictor
 from everloop_inference.rpc import GrpcioServer, Limits, Methods, NativeServer, RpcServer
 from everloop_inference.servicer import NativeServicer, OipServicer
 from everloop_inference.settings import InferenceSettings
+from everloop_runtime.reflection import Descriptors
 
 __all__ = ["SERVICES", "Listeners"]
 
@@ -146,7 +147,8 @@ async def _methods(
     untyped: Any = reflection_pb2_grpc
     untyped.add_ServerReflectionServicer_to_server(
         reflection.aio.ReflectionServicer(
-            (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME),
+            pool=Descriptors(),
         ),
         methods,
     )

@@ -49,7 +49,8 @@ class Probe:
     async def wait(self, request: bytes, context: Context) -> bytes:
         self.started += 1
         self.remaining.append(context.time_remaining())
-        context.add_done_callback(lambda call: self.done.append(call.cancelled()))
+        call: Any = context
+        call.add_done_callback(lambda ended: self.done.append(ended.cancelled()))
         try:
             await self.gate.wait()
         except asyncio.CancelledError:
@@ -137,7 +138,7 @@ class Probe:
         while (request := await context.read()) is not grpc.aio.EOF:
             await context.write(request)
 
-    def methods(self) -> Methods:
+    def methods(self) -> Any:
         unary, many = grpc.unary_unary_rpc_method_handler, grpc.unary_stream_rpc_method_handler
         handlers: dict[str, Any] = {
             "Echo": unary(self.echo),
@@ -158,10 +159,12 @@ class Probe:
             "Chat": grpc.stream_stream_rpc_method_handler(self.chat),
             "Talk": grpc.stream_stream_rpc_method_handler(self.talk),
         }
-        methods: Any = Methods()
+        methods = Methods()
         methods.add_registered_method_handlers(SERVICE, handlers)
-        oip_grpc.add_GRPCInferenceServiceServicer_to_server(
-            oip_grpc.GRPCInferenceServiceServicer(), methods
+        # As generated, without a method of its own.
+        untyped: Any = oip_grpc
+        untyped.add_GRPCInferenceServiceServicer_to_server(
+            untyped.GRPCInferenceServiceServicer(), methods
         )
         return methods
 
@@ -217,7 +220,7 @@ class Served:
             self.loop.call_soon_threadsafe(self.loop.stop)
             self._thread.join(10)
 
-    def channel(self, *options: tuple[str, int], **kwargs: Any) -> grpc.Channel:
+    def channel(self, *options: tuple[str, int], **kwargs: Any) -> Any:
         """A connection of its own."""
         return grpc.insecure_channel(
             self.address, [("grpc.use_local_subchannel_pool", 1), *options], **kwargs
@@ -234,7 +237,7 @@ class Served:
             return client.call(body=b"\0\0\0\0\2ok").data == b"\0\0\0\0\2ok"
 
 
-def unary(channel: grpc.Channel, name: str) -> Any:
+def unary(channel: Any, name: str) -> Any:
     return channel.unary_unary(f"/{SERVICE}/{name}")
 
 

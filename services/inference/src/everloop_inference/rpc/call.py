@@ -229,6 +229,9 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
     def _start(self, message: bytes) -> None:
         if self._held:
             self._hold(0)
+        if self.deadline is not None and self._connection.loop.time() >= self.deadline:
+            self.expire()
+            return
         request = self._parsed(message)
         if self._method.answers:
             self._run(self._stream(request))
