@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import socket
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +16,9 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2_grpc as native_grpc
 from everloop_contracts.stubs.inference import grpc_service_pb2_grpc as oip_grpc
+from everloop_inference.addresses import bound
 from everloop_inference.http_app import HttpApp
+from everloop_inference.metrics import GRPC_CLOSED
 from everloop_inference.predict import Predictor
 from everloop_inference.rpc import GrpcioServer, Limits, Methods, NativeServer, RpcServer
 from everloop_inference.servicer import NativeServicer, OipServicer
@@ -91,7 +92,7 @@ class Listeners:
         methods, health_servicer = await _methods(self._predictor, lambda: not self._app.draining)
         rpc = _grpc_server(self._settings, methods)
         await rpc.start(self._settings.predict_grpc_address)
-        with _bound(self._settings.http_address) as listening:
+        with bound(self._settings.http_address) as listening:
             serving = asyncio.ensure_future(http.serve(sockets=[listening]))
             while not http.started and not serving.done():
                 await asyncio.sleep(0.01)
@@ -163,18 +164,4 @@ def _grpc_server(settings: InferenceSettings, methods: Methods) -> RpcServer:
     )
     if settings.predict_grpc_server == "grpcio":
         return GrpcioServer(methods, limits)
-    return NativeServer(methods, limits)
-
-
-def _bound(address: str) -> socket.socket:
-    host, _, port = address.rpartition(":")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    try:
-        listening.bind((host.strip("[]"), int(port)))
-    except OSError:
-        listening.close()
-        raise
-    return listening
+    return NativeServer(methods, limits, lambda reason: GRPC_CLOSED.labels(reason).inc())

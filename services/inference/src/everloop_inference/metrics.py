@@ -7,6 +7,7 @@ from prometheus_client import Counter, Gauge, Histogram
 __all__ = [
     "DEPLOYS",
     "ERRORS",
+    "GRPC_CLOSED",
     "LATENCY",
     "LOAD_FAILURES",
     "REGISTRY_UP",
@@ -32,6 +33,11 @@ LATENCY = Histogram(
     "Time from a complete request to its answer, inside the replica.",
     ["door"],
     buckets=BUCKETS,
+)
+GRPC_CLOSED = Counter(
+    "everloop_inference_grpc_closed_connections",
+    "gRPC connections that were closed on their callers.",
+    ["reason"],
 )
 SERVED_VERSION = Gauge(
     "everloop_inference_served_version", "Version of a model that serves here.", ["model"]

@@ -24,6 +24,8 @@ __all__ = ["Call"]
 log = logging.getLogger(__name__)
 
 _OK: Final = grpc.StatusCode.OK
+# What an unread message takes besides its content.
+_MESSAGE_BYTES: Final = 128
 _PLAIN: Final = [
     (b":status", b"200"),
     (b"content-type", b"application/grpc"),
@@ -56,6 +58,7 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
     _inbox: Inbox | None = None
     _message: bytes | None = None
     _unread: deque[tuple[bool, bytes]] | None = None
+    _waiting = 0
     _unacknowledged = 0
     _held = 0
     _reader: asyncio.Future[None] | None = None
@@ -156,11 +159,13 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
 
     def _receive_more(self, unread: deque[tuple[bool, bytes]], data: bytes) -> None:
         self._unacknowledged += len(data)
-        unread.extend(self._feed(data))
+        for packed, content in self._feed(data):
+            unread.append((packed, content))
+            self._waiting += len(content) + _MESSAGE_BYTES
         assert self._inbox is not None
         if self.complete and self._inbox:
             raise Abort(grpc.StatusCode.INTERNAL, "the request ends inside a message")
-        self._hold(self._unacknowledged + len(self._inbox))
+        self._hold(self._waiting + len(self._inbox))
         if self._reader is None:
             return
         if unread or self.complete:
@@ -221,7 +226,8 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         packed, content = unread.popleft()
         # Caught up: what there is of the next message may grow too.
         self._acknowledge(len(content) + 5 if unread else self._unacknowledged)
-        self._hold(self._unacknowledged + len(self._inbox or b""))
+        self._waiting -= len(content) + _MESSAGE_BYTES
+        self._hold(self._waiting + len(self._inbox or b""))
         return self._parsed(self._plain(packed, content))
 
     # Handlers.
@@ -347,6 +353,8 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         """Sends a message; waits while the caller does not take what it has."""
         if self.ended:
             raise grpc.aio.UsageError("the call has ended")
+        if self._connection.crowded(self.stream_id):
+            raise grpc.aio.UsageError("the call is being written already")
         data = self._framed(message)
         self._open()
         self._connection.send(self.stream_id, data)

@@ -43,7 +43,7 @@ class Connection(asyncio.Protocol):
         self.server = server
         self.limits = server.limits
         self.loop = server.loop
-        self.peer = "unknown:"
+        self.peer = _peer(None)
         self._session = ngh2.Connection(ngh2.Role.SERVER, server.configuration)
         self._calls: dict[int, Call] = {}
         self._backlog: deque[ngh2.Event] = deque()
@@ -60,7 +60,9 @@ class Connection(asyncio.Protocol):
         self._drained: float | None = None
         self._gone = False
         self._left: float | None = None
-        self._opened = self._heard = self._busy = self._moved = server.loop.time()
+        self._opened = self._heard = self._busy = server.loop.time()
+        # When the socket, and when the caller, last took something.
+        self._moved = self._taken = self._opened
         self._transport: asyncio.Transport
 
     # What the loop tells it.
@@ -120,7 +122,9 @@ class Connection(asyncio.Protocol):
         # Answers wait for the end of the turn.
         self._scheduled = True
         try:
-            for _ in range(min(len(backlog), _SLICE)):
+            budget = _SLICE
+            while backlog and budget:
+                budget -= 1
                 event = backlog.popleft()
                 if type(event) is ngh2.DataReceived:
                     self._data(event)
@@ -144,7 +148,7 @@ class Connection(asyncio.Protocol):
         stream_id, headers = event.stream_id, event.headers
         fields = dict(headers)
         self._control = 0
-        method = self.server.methods.get(fields[b":path"])
+        method = self.server.methods.get(fields.get(b":path", b""))
         kind = fields.get(b"content-type", b"")
         if (
             method is None
@@ -217,7 +221,7 @@ class Connection(asyncio.Protocol):
             self._turn_away(stream_id, [(b":status", b"405"), (b"allow", b"POST")], complete)
         elif kind != _GRPC and not kind.startswith(_SUBTYPES):
             self._turn_away(stream_id, [(b":status", b"415")], complete)
-        elif fields[b":path"] not in self.server.methods:
+        elif fields.get(b":path") not in self.server.methods:
             self._decline(stream_id, grpc.StatusCode.UNIMPLEMENTED, "Method not found!", complete)
         else:
             text = "the compression of the request is not supported"
@@ -284,18 +288,23 @@ class Connection(asyncio.Protocol):
 
     async def room(self, stream_id: int) -> None:
         """Returns when the caller has taken most of what was sent on the stream."""
-        while (
-            self._left is None
-            and self._session.queued_body_size(stream_id) > self.limits.ahead_bytes
-        ):
+        ahead = self.limits.ahead_bytes
+        while self._left is None and self._session.queued_body_size(stream_id) > ahead:
             self._rooms[stream_id] = waiter = self.loop.create_future()
-            await waiter
+            try:
+                await waiter
+            finally:
+                self._rooms.pop(stream_id, None)
+
+    def crowded(self, stream_id: int) -> bool:
+        """True while somebody waits for room on the stream."""
+        return stream_id in self._rooms
 
     def forget(self, stream_id: int) -> None:
         """The call has ended."""
         if self._calls.pop(stream_id, None) is not None:
             self.server.calls -= 1
-            self._busy = self._heard
+            self._busy = self.loop.time()
 
     def soon(self) -> None:
         """Writes what there is to write, in this turn of the loop."""
@@ -359,15 +368,18 @@ class Connection(asyncio.Protocol):
             self._transport.write(output)
 
     def _account(self, unsent: int) -> None:
+        if unsent < self._unsent or not self._unsent:
+            self._taken = self.loop.time()
         self.server.unsent += unsent - self._unsent
         self._unsent = unsent
 
     def _admit(self) -> None:
-        for stream_id, waiter in tuple(self._rooms.items()):
-            if self._session.queued_body_size(stream_id) <= self.limits.ahead_bytes:
-                del self._rooms[stream_id]
-                if not waiter.done():
-                    waiter.set_result(None)
+        for stream_id, waiter in self._rooms.items():
+            if (
+                self._session.queued_body_size(stream_id) <= self.limits.ahead_bytes
+                and not waiter.done()
+            ):
+                waiter.set_result(None)
 
     def _gate(self) -> None:
         """Reads only while what came is worked off and what goes is taken."""
@@ -426,6 +438,7 @@ class Connection(asyncio.Protocol):
     def _leave(self, reason: str = "") -> None:
         if self._left is None:
             self._left = self.loop.time()
+            self._backlog.clear()
             if reason:
                 self.server.closed(reason)
             for call in tuple(self._calls.values()):
@@ -441,15 +454,18 @@ class Connection(asyncio.Protocol):
             return
         self._control = 0
         pressed = self._unsent > 0 and self.server.pressed
-        patience = limits.pressed_seconds if pressed else limits.stall_seconds
         if not self._greeted:
             if now - self._opened > limits.handshake_seconds:
                 self._break("preface", "no preface in time")
-        elif (self._full or pressed) and now - self._moved > patience:
-            self.server.closed("stalled")
+        elif (self._full and now - self._moved > limits.stall_seconds) or (
+            pressed and now - self._taken > limits.pressed_seconds
+        ):
+            self._leave("stalled")
             self._transport.abort()
-        elif self._probed and now - self._heard > (
-            limits.keepalive_seconds + limits.keepalive_timeout_seconds
+        elif (
+            self._probed
+            and not self._full
+            and now - self._heard > limits.keepalive_seconds + limits.keepalive_timeout_seconds
         ):
             self._terminate(ngh2.ErrorCode.NO_ERROR, "silent")
         else:
@@ -488,5 +504,7 @@ def _still_wanted(events: list[ngh2.Event]) -> list[ngh2.Event]:
 
 
 def _peer(address: Any) -> str:
+    if not address:  # it has hung up already
+        return "unknown:"
     host, port = address[:2]
     return f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}"

@@ -30,6 +30,7 @@ class Limits:
             written until the caller takes some.
         ahead_bytes: messages of one response stream that wait for the caller before its handler has to.
         control_frames: PING, SETTINGS and empty DATA frames that a connection may send in a second without a message.
+        cancelled_calls: calls that a connection may cancel in a second, in the long run; beyond it it is told to go.
         handshake_seconds: time for the HTTP/2 preface.
         request_seconds: time for the one message of a unary request.
         stall_seconds: time for which a caller may leave its full socket unread.
@@ -52,6 +53,7 @@ class Limits:
     write_bytes: int = 256 * KIB
     ahead_bytes: int = 64 * KIB
     control_frames: int = 1000
+    cancelled_calls: int = 200
     handshake_seconds: float = 10.0
     request_seconds: float = 60.0
     stall_seconds: float = 60.0

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import ngh2
 
+from everloop_inference.addresses import bound
 from everloop_inference.rpc.connection import Connection
 from everloop_inference.rpc.limits import METADATA_EXCESS, Limits
 from everloop_inference.rpc.methods import Methods
@@ -16,6 +17,7 @@ __all__ = ["NativeServer", "RpcServer"]
 
 _BACKLOG = 1024
 _CHECK_SECONDS = 1.0
+_BURST_SECONDS = 5
 
 
 class RpcServer(Protocol):
@@ -64,6 +66,10 @@ class NativeServer:
         # The engine closes the connection of a caller that disregards the announced limit by far.
         self.configuration = ngh2.Configuration(
             auto_window_update=False,
+            stream_reset_rate_limit=(
+                _BURST_SECONDS * limits.cancelled_calls,
+                limits.cancelled_calls,
+            ),
             max_inbound_header_list_size=METADATA_EXCESS * limits.metadata_bytes,
         )
         self.settings = {
@@ -80,13 +86,8 @@ class NativeServer:
 
     async def start(self, address: str) -> None:
         """See `RpcServer`."""
-        host, _, port = address.rpartition(":")
         self._listener = await self.loop.create_server(
-            lambda: Connection(self),
-            host.strip("[]"),
-            int(port),
-            backlog=_BACKLOG,
-            reuse_port=True,
+            lambda: Connection(self), sock=bound(address), backlog=_BACKLOG
         )
         self._timer = self.loop.call_later(_CHECK_SECONDS, self._check)
 
