@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import socket
 import struct
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -423,6 +424,11 @@ def test_regression_and_multiclass_answer_in_their_own_shapes(world: Any) -> Non
 def test_metrics_are_exposed(doors: Doors) -> None:
     doors.http("POST", "/v1/models/flights:predict", {"rows": [ROW] * 3})
     doors.http("POST", "/v1/models/ghost:predict", {"rows": [ROW]})
+    host, _, port = doors.world.settings.predict_grpc_address.rpartition(":")
+    with socket.create_connection((host, int(port))) as garbage:
+        garbage.sendall(b"GET / HTTP/1.1\r\nHost: somebody who takes it for a web server\r\n\r\n")
+        while garbage.recv(4096):
+            pass
     with contextlib.closing(
         http.client.HTTPConnection(doors.world.settings.http_address)
     ) as connection:
@@ -433,6 +439,7 @@ def test_metrics_are_exposed(doors: Doors) -> None:
         'everloop_inference_rows_total{model="flights"}',
         'everloop_inference_errors_total{door="http",reason="MODEL_NOT_FOUND"}',
         'everloop_inference_duration_seconds_bucket{door="http",le="0.001"}',
+        'everloop_inference_grpc_closed_connections_total{reason="preface"}',
         'everloop_inference_served_version{model="flights"} 1.0',
         'everloop_inference_log_served_rows_total{model="flights"} 3.0',
     ):

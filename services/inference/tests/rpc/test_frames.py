@@ -279,6 +279,17 @@ def test_what_is_no_grpc_gets_an_http_status(served: Served) -> None:
 
 
 @native_only
+def test_a_connect_request_is_turned_away(served: Served) -> None:
+    with Raw(served.port) as client:
+        fields = b"".join(
+            b"\0" + text(n) + text(v) for n, v in ((":method", "CONNECT"), (":authority", "x:1"))
+        )
+        client.send(frame(HEADERS, END_HEADERS, 1, fields) + call(3))
+        assert client.until(DATA)[3] == b"gRPC is spoken here\n"
+        assert client.until(DATA)[3] == message(b"hello")
+
+
+@native_only
 @pytest.mark.parametrize(
     ("name", "body", "status"),
     [("Nothing", b"", "12"), ("Echo", message(b"a") + message(b"b"), "13")],
@@ -539,6 +550,28 @@ def test_incomplete_requests_share_a_bound(serve: Callable[..., Served]) -> None
         assert first.call(body=message(b"settle")).status == "0"
         whole = message(bytes(100_000))
         assert second.call(body=whole).data == whole
+
+
+@native_only
+def test_tiny_unread_messages_are_bounded_too(
+    serve: Callable[..., Served], until: Callable[..., None]
+) -> None:
+    """Five bytes on the wire are more in memory."""
+    served = serve(received_bytes=MIB)
+    with Polite(served.port) as client:
+        stream = client.request(path("Late"), message(b"") * 20_000, end=False)
+        assert client.answer(stream).status == "8"
+        assert client.call(body=message(b"next")).status == "0"
+
+
+@native_only
+def test_a_caller_may_cancel_many_calls(served: Served) -> None:
+    with Polite(served.port) as client:
+        for _ in range(900):
+            client.session.reset_stream(client.request(path("Wait"), message(b"a")))
+            client.flush()
+        assert client.call(body=message(b"next")).status == "0"
+    assert served.closed == []
 
 
 @native_only
