@@ -9,7 +9,7 @@ STACK := $(BIN)/python -m everloop.stack
 READY := .venv/.ready
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help setup up down status demo test test-unit test-clients test-e2e test-faults check format generate lock clean
+.PHONY: help setup up down status demo test test-unit test-e2e test-faults test-clients check format generate lock clean
 
 help: ## Show this
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9<>-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,19 +35,19 @@ down: setup ## Stop the embedded stack
 status: setup ## Show every part of the stack: state, endpoint, memory
 	@$(STACK) status
 
-test: test-unit test-clients test-e2e ## Run every test a fresh machine can run
+test: test-unit test-e2e ## Run every test a fresh machine can run
 
 test-unit: setup ## Run the tests that start no part of the stack
 	@$(PYTEST) -m "not e2e and not faults and not clients" -n 2
-
-test-clients: setup ## Run the stock clients of Triton, KServe and MLServer against a replica
-	@$(PYTEST) -m clients --timeout 900
 
 test-e2e: setup ## Run the tests that start the embedded stack
 	@$(PYTEST) -m "e2e and not faults" --timeout 900
 
 test-faults: setup ## Run the long tests that kill processes
 	@$(PYTEST) -m faults --timeout 1800
+
+test-clients: setup ## Run stock clients (Triton, KServe, MLServer; in Go and JavaScript where those are) against replicas
+	@$(PYTEST) -m clients --timeout 900
 
 check: setup ## Run linters, type checker and contract checks
 	@tools/check.sh

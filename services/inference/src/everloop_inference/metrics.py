@@ -12,6 +12,7 @@ __all__ = [
     "DEPLOYS",
     "DROPPED",
     "ERRORS",
+    "GRPC_CLOSED",
     "LATENCY",
     "LOAD_FAILURES",
     "REGISTRY_UP",
@@ -51,6 +52,11 @@ LATENCY = Histogram(
     "Time from a complete request to its answer, inside the replica.",
     ["door"],
     buckets=BUCKETS,
+)
+GRPC_CLOSED = Counter(
+    "everloop_inference_grpc_closed_connections",
+    "gRPC connections that were closed on their callers.",
+    ["reason"],
 )
 SERVED_VERSION = Gauge(
     "everloop_inference_served_version", "Version of a model that serves here.", ["model"]
