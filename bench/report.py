@@ -8,7 +8,7 @@ import platform
 import re
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -19,6 +19,8 @@ from matplotlib.figure import Figure
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / ".everloop" / "bench"
 DOCS = ROOT / "docs" / "benchmarks.md"
+
+Rows = Sequence[Mapping[str, float | str]]
 
 
 @dataclass(frozen=True)
@@ -31,13 +33,17 @@ class Result:
         figures: one row per case, all with the same columns.
         ratios: what the benchmark is about: ours to a peer's or a limit's, from the same run.
         note: what a reader must know to judge the figures.
+        tables: what the docs show in place of all figures and ratios, by caption.
+        more: further entries of the JSON.
     """
 
     name: str
     title: str
-    figures: Sequence[Mapping[str, float | str]]
+    figures: Rows
     ratios: Mapping[str, float]
     note: str = ""
+    tables: Mapping[str, Rows] = field(default_factory=dict)
+    more: Mapping[str, object] = field(default_factory=dict)
 
 
 def medians(samples: Sequence[float]) -> float:
@@ -68,8 +74,8 @@ def commit() -> str:
     ).stdout.strip()
 
 
-def write(result: Result, figure: Figure) -> None:
-    """Writes `.everloop/bench/<name>.json`, its plot beside it and into docs/images, and the docs section."""
+def write(result: Result, figure: Figure, *, publish: bool = True) -> None:
+    """Writes `.everloop/bench/<name>.json` and its plot beside it; published, also into docs/."""
     OUT.mkdir(parents=True, exist_ok=True)
     document = {
         "name": result.name,
@@ -78,15 +84,19 @@ def write(result: Result, figure: Figure) -> None:
         "machine": machine(),
         "figures": [dict(row) for row in result.figures],
         "ratios": dict(result.ratios),
+        **result.more,
     }
     (OUT / f"{result.name}.json").write_text(json.dumps(document, indent=2) + "\n")
-    images = DOCS.parent / "images"
-    images.mkdir(exist_ok=True)
-    for folder in (OUT, images):
+    folders = [OUT]
+    if publish:
+        images = DOCS.parent / "images"
+        images.mkdir(exist_ok=True)
+        folders.append(images)
+        _document(result, document)
+    for folder in folders:
         figure.savefig(
             folder / f"bench-{result.name}.svg", bbox_inches="tight", metadata={"Date": None}
         )
-    _document(result, document)
     print(_section(result, document))
 
 
@@ -103,28 +113,30 @@ def _document(result: Result, document: Mapping[str, object]) -> None:
 
 
 def _section(result: Result, document: Mapping[str, object]) -> str:
-    columns = list(result.figures[0])
+    ratios = [{"ratio": f"`{name}`", "value": f"{v:.2f}"} for name, v in result.ratios.items()]
+    tables = result.tables or {"": result.figures, "Ratios": ratios}
     lines = [
         f"## {result.title}",
         "",
         f"`make bench-{result.name}`, {str(document['time'])[:10]}, commit {document['commit']}, {_machine_line()}.",
         "",
         f"![{result.title}](images/bench-{result.name}.svg)",
-        "",
-        "| " + " | ".join(columns) + " |",
-        "|" + "---|" * len(columns),
-        *(
-            "| " + " | ".join(_cell(row[column]) for column in columns) + " |"
-            for row in result.figures
-        ),
-        "",
-        "| ratio | value |",
-        "|---|---|",
-        *(f"| `{name}` | {value:.2f} |" for name, value in result.ratios.items()),
     ]
+    for caption, rows in tables.items():
+        if rows:
+            lines += ["", *([caption, ""] if caption else []), *_table(rows)]
     if result.note:
         lines += ["", result.note]
     return "\n".join(lines)
+
+
+def _table(rows: Rows) -> list[str]:
+    columns = list(rows[0])
+    return [
+        "| " + " | ".join(columns) + " |",
+        "|" + "---|" * len(columns),
+        *("| " + " | ".join(_cell(row[column]) for column in columns) + " |" for row in rows),
+    ]
 
 
 def _machine_line() -> str:

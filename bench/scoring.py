@@ -5,7 +5,6 @@ Both start from the same raw columns and end at probabilities; features are part
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,18 +14,13 @@ import onnxruntime
 from matplotlib.figure import Figure
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from bench.report import ROOT, Result, medians, write
-from everloop.demo import flights
-from everloop_contracts.pipeline import Task, load_pipeline
-from everloop_features import feeds_from_rows, fit, inputs_of
-from everloop_features.graph import compose_model, feature_graph
-from everloop_trainer.families import Problem, load_family
+from bench.flights_model import fitted, taught
+from bench.report import Result, medians, write
 
 FAMILIES = ("logistic_regression", "hist_gradient_boosting", "random_forest", "mlp")
 SIZES = (1, 64)
 REPEATS = 5
 SECONDS = 0.4
-TAUGHT_ROWS = 20_000
 
 
 def seconds_per_call(ask: Callable[[], Any]) -> float:
@@ -40,34 +34,23 @@ def seconds_per_call(ask: Callable[[], Any]) -> float:
 
 def main() -> None:
     """Measures every family at every size, ours and scikit-learn's in turn."""
-    pipeline = load_pipeline(ROOT / "pipelines" / "flight-delays.yaml")
-    year = flights.load(3)
-    late = np.array(year.late, dtype=float)
-    known = np.flatnonzero(~np.isnan(late))[:TAUGHT_ROWS]
-    feeds = feeds_from_rows([json.loads(year.lines[row]) for row in known], inputs_of(pipeline))
-    target = late[known].astype(np.int64)
-    features = fit(pipeline, feeds, target)
-    problem = Problem(Task.BINARY, 2)
+    sample = taught()
     figures: list[dict[str, float | str]] = []
     ratios: dict[str, float] = {}
     for name in FAMILIES:
-        family = load_family(name)
-        matrix = features.transform(feeds, family.encoding)
-        params = {key: item.default for key, item in family.space.items()}
-        model = family.fit(problem, matrix, target, params, pipeline.training.seed)
-        estimator = family.to_onnx(problem, model, matrix.shape[1])
-        graph = compose_model(feature_graph(features, family.encoding), estimator)
+        family, model, graph = fitted(sample, name)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         session = onnxruntime.InferenceSession(graph.SerializeToString(), options)
         for size in SIZES:
-            rows = {key: value[:size] for key, value in feeds.items()}
+            rows = {key: value[:size] for key, value in sample.feeds.items()}
 
             def served(rows: Any = rows, session: Any = session) -> Any:
                 return session.run(None, rows)
 
             def native(rows: Any = rows, family: Any = family, model: Any = model) -> Any:
-                return family.predict(problem, model, features.transform(rows, family.encoding))
+                matrix = sample.features.transform(rows, family.encoding)
+                return family.predict(sample.problem, model, matrix)
 
             assert np.allclose(served()[0], native(), atol=1e-4)
             pairs = [(seconds_per_call(served), seconds_per_call(native)) for _ in range(REPEATS)]
