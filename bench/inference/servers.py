@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -16,13 +17,15 @@ from bench.inference.doors import GRPC, Door, http_oip, http_rows, http_tensors,
 from bench.inference.environments import environment
 from bench.inference.running import Running, ServerFailed, free_port, program, watch
 from bench.inference.subject import MODEL, Subject
-from bench.report import ROOT
+from bench.report import OUT, ROOT
 
 __all__ = ["SERVERS", "Server"]
 
 PEERS = "bench.inference.peers"
 FILES = ROOT / "bench" / "inference" / "peers"
 CONTRACTS = ROOT / "libs" / "everloop_contracts" / "src"
+# Ray pickles messages, and looks for their module under the name that the proto file gives it.
+STUBS = CONTRACTS / "everloop_contracts" / "stubs"
 
 TUNED_RAY = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -200,7 +203,13 @@ SERVERS = (
         "peer",
         "`mlflow models serve` of MLflow 3.17.2, ONNX flavor, tensors (no pandas), one worker",
         {"http": http_tensors("/invocations")},
-        _one_command("mlflow", _mlflow, MLFLOW_DISABLE_TELEMETRY="true"),
+        _one_command(
+            "mlflow",
+            _mlflow,
+            MLFLOW_DISABLE_TELEMETRY="true",
+            # It starts `uvicorn` by name.
+            PATH=f"{OUT / 'peers' / 'mlflow' / 'bin'}:{os.environ['PATH']}",
+        ),
         "mlflow",
     ),
     Server(
@@ -211,7 +220,7 @@ SERVERS = (
         _one_command(
             "ray",
             _ray("plain"),
-            PYTHONPATH=f"{ROOT}:{CONTRACTS}",
+            PYTHONPATH=f"{ROOT}:{CONTRACTS}:{STUBS}",
             RAY_USAGE_STATS_ENABLED="0",
         ),
         "ray",
@@ -224,7 +233,7 @@ SERVERS = (
         _one_command(
             "ray-tuned",
             _ray("tuned"),
-            PYTHONPATH=f"{ROOT}:{CONTRACTS}",
+            PYTHONPATH=f"{ROOT}:{CONTRACTS}:{STUBS}",
             RAY_USAGE_STATS_ENABLED="0",
             **TUNED_RAY,
         ),
