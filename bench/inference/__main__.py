@@ -109,5 +109,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 if __name__ == "__main__":
     try:
         sys.exit(main())
+    except ServerFailed as error:
+        sys.exit(str(error))
     except KeyboardInterrupt:
         sys.exit(130)

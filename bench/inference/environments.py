@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bench.report import OUT, ROOT
 
-__all__ = ["CannotInstall", "environment"]
+__all__ = ["CannotInstall", "binaries", "environment"]
 
 UV = ROOT / ".venv" / "bin" / "uv"
 COMMON = ("onnxruntime==1.32.0", "numpy==2.4.6", "uvicorn==0.54.0", "httptools==0.9.0")
@@ -37,14 +37,19 @@ class CannotInstall(Exception):
     """A peer's packages cannot be had here; says why."""
 
 
+def binaries(name: str) -> Path:
+    """The folder of a peer's programs."""
+    return OUT / "peers" / name / "bin"
+
+
 def environment(name: str) -> Path:
     """Returns the Python of a peer's environment; makes it where it is not there or of other versions.
 
     Raises:
         CannotInstall: that failed.
     """
-    folder = OUT / "peers" / name
-    python = folder / "bin" / "python"
+    python = binaries(name) / "python"
+    folder = python.parent.parent
     packages = (*COMMON, *PACKAGES[name])
     installed = folder / "installed.txt"
     wanted = "\n".join(packages) + "\n"

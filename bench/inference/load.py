@@ -8,6 +8,7 @@ import shutil
 import struct
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,14 +51,14 @@ def missing_tools() -> list[str]:
     ]
 
 
-def over_http(address: str, path: str, body: bytes, callers: int, seconds: float) -> Load:
-    """Posts JSON; every caller has a connection of its own."""
+def over_http(address: str, paths: Sequence[str], body: bytes, callers: int, seconds: int) -> Load:
+    """Posts JSON, to the paths in turn; every caller has a connection of its own."""
     with tempfile.NamedTemporaryFile() as file:
         file.write(body)
         file.flush()
-        command = ["wrk", "--threads=1", f"--connections={callers}", f"--duration={seconds:g}s"]
+        command = ["wrk", "--threads=1", f"--connections={callers}", f"--duration={seconds}s"]
         command += [f"--timeout={PATIENCE_SECONDS}s", f"--script={_SCRIPT}"]
-        output = _run([*command, f"http://{address}{path}", "--", file.name], seconds)
+        output = _run([*command, f"http://{address}", "--", file.name, *paths], seconds)
     seen = json.loads(output.strip().splitlines()[-1])
     return Load(
         requests=seen["requests"],
@@ -69,7 +70,7 @@ def over_http(address: str, path: str, body: bytes, callers: int, seconds: float
 
 
 def over_grpc(
-    address: str, path: str, body: bytes, answer: int, callers: int, seconds: float
+    address: str, path: str, body: bytes, answer: int, callers: int, seconds: int
 ) -> Load:
     """Sends one message per call.
 
@@ -88,7 +89,7 @@ def over_grpc(
         message.write_bytes(struct.pack(">BI", 0, len(body)) + body)
         command = ["h2load", "--threads=1", f"--clients={connections}"]
         command += [f"--max-concurrent-streams={callers // connections}"]
-        command += [f"--duration={seconds:g}", f"--data={message}", f"--log-file={log}"]
+        command += [f"--duration={seconds}", f"--data={message}", f"--log-file={log}"]
         command += ["--header=content-type: application/grpc", "--header=te: trailers"]
         output = _run([*command, f"http://{address}{path}"], seconds)
         rows = np.loadtxt(log, dtype=np.int64, ndmin=2)
@@ -107,7 +108,7 @@ def _number(pattern: str, output: str) -> int:
     return int(found[1])
 
 
-def _run(command: list[str], seconds: float) -> str:
+def _run(command: list[str], seconds: int) -> str:
     done = subprocess.run(
         command,
         check=False,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from bench.inference.running import Running, ServerFailed, ask, wait_for_answer
 from bench.inference.servers import Server
 from bench.inference.subject import Subject
 
-__all__ = ["CONCURRENCY", "SIZES", "Case", "Sample", "measure", "ready"]
+__all__ = ["CONCURRENCY", "SIZES", "Case", "Sample", "measure", "ready", "sample", "verified"]
 
 SIZES = {"single": 1, "batch64": 64}
 CONCURRENCY = (1, 8, 32, 128)
@@ -57,6 +57,13 @@ class Sample:
     beside: float
     errors: int
 
+    def __str__(self) -> str:
+        """For the person who waits."""
+        return (
+            f"{self.throughput:9.0f}/s  p50 {self.p50:8.2f} ms  p99 {self.p99:8.2f} ms"
+            f"  CPU {self.cpu:6.0f} µs" + (f"  {self.errors} errors" if self.errors else "")
+        )
+
 
 def measure(
     server: Server, subject: Subject, work: Path, doors: Iterable[str], seconds: int
@@ -76,14 +83,9 @@ def measure(
                 body, answer = verified(running, server.doors[name], subject, rows)
                 for callers in CONCURRENCY:
                     case = Case(name, size, callers)
-                    sample = _sample(running, server.doors[name], body, answer, callers, seconds)
-                    samples[case] = sample
-                    print(
-                        f"  {case!s:24} {sample.throughput:9.0f}/s  p50 {sample.p50:8.2f} ms"
-                        f"  p99 {sample.p99:8.2f} ms  CPU {sample.cpu:7.0f} µs"
-                        + (f"  errors {sample.errors}" if sample.errors else ""),
-                        flush=True,
-                    )
+                    load = _load(running, server.doors[name], body, answer, callers)
+                    samples[case] = sample(running, load, seconds)
+                    print(f"  {case!s:24} {samples[case]}", flush=True)
         return samples, running.memory()
 
 
@@ -116,14 +118,12 @@ def verified(running: Running, door: Door, subject: Subject, rows: int) -> tuple
     return body, answer
 
 
-def _sample(
-    running: Running, door: Door, body: bytes, answer: bytes, callers: int, seconds: int
-) -> Sample:
-    def load(duration: int) -> Load:
-        if door.protocol == "grpc":
-            return over_grpc(running.grpc, door.path, body, len(answer), callers, duration)
-        return over_http(running.http, door.path, body, callers, duration)
+def sample(running: Running, load: Callable[[int], Load], seconds: int) -> Sample:
+    """Loads a server for a while, after a warm-up that is not counted.
 
+    Raises:
+        ServerFailed: it ended.
+    """
     load(WARM_UP_SECONDS)
     refused, (cpu, beside) = running.refused(), running.cpu_seconds()
     seen = load(seconds)
@@ -138,3 +138,13 @@ def _sample(
         beside=(beside_after - beside) / requests * 1e6,
         errors=seen.errors + running.refused() - refused,
     )
+
+
+def _load(
+    running: Running, door: Door, body: bytes, answer: bytes, callers: int
+) -> Callable[[int], Load]:
+    if door.protocol == "grpc":
+        return lambda seconds: over_grpc(
+            running.grpc, door.path, body, len(answer), callers, seconds
+        )
+    return lambda seconds: over_http(running.http, [door.path], body, callers, seconds)

@@ -85,7 +85,10 @@ def started(
     registry_port = registry.add_insecure_port("127.0.0.1:0")
     registry.start()
     try:
-        there = stack.up(home, only=("kafka", "ray"), pipelines=PIPELINES)
+        try:
+            there = stack.up(home, only=("kafka", "ray"), pipelines=PIPELINES)
+        except stack.StackError as error:
+            raise ServerFailed(str(error)) from error
         try:
             http_port, grpc_port = free_port(), free_port()
             variables = {
@@ -105,7 +108,8 @@ def started(
                     home,
                     ("ray", "inference"),
                     beside=("kafka",),
-                    refused=lambda: _refused(address),
+                    # A scrape sees one of several replicas, now this and now that.
+                    refused=(lambda: _refused(address)) if replicas == 1 else (lambda: 0),
                     check=watch(process, "inference", home),
                 )
         finally:

@@ -14,9 +14,6 @@ from bench.report import Result, Rows, medians
 
 __all__ = ["Round", "plot", "result"]
 
-GOALS = {"single": {1: 2.0}, "batch64": {}}
-"""Throughput to reach, in times of the best peer's; where nothing is said 3 for single rows and 2 for batches."""
-
 NOTE = """\
 Ratios are ours to theirs, each the median over the rounds of the ratio within a round. The best peer of a case \
 is the one with the highest throughput over that protocol (for `http_oip` among those that speak the Open \
@@ -178,12 +175,12 @@ def _ratio_table(rounds: Rounds, ratios: Mapping[str, float]) -> Rows:
             for index in range(len(rounds["everloop"]))
             if (best := _best_peer(rounds, case, index))
         ]
-        goal = GOALS[case.size].get(case.callers, 3.0 if case.size == "single" else 2.0)
+        goal = 3 if case.size == "single" and case.callers > 1 else 2
         rows.append(
             {
                 "case": f"`{case}`",
                 "best peer": max(names, key=names.count),
-                "throughput": f"{ratios[f'{case}.vs_best_peer']:.2f} (≥ {goal:g})",
+                "throughput": f"{ratios[f'{case}.vs_best_peer']:.2f} (≥ {goal})",
                 "p99": f"{ratios[f'{case}.p99_vs_best_peer']:.2f} (≤ 0.5)",
                 "CPU": f"{ratios[f'{case}.cpu_vs_best_peer']:.2f}",
                 "throughput, to bare": f"{ratios[f'{case}.vs_bare']:.2f} (≥ 0.7)"

@@ -14,10 +14,10 @@ from typing import Literal
 
 from bench.inference import ours
 from bench.inference.doors import GRPC, Door, http_oip, http_rows, http_tensors, native
-from bench.inference.environments import environment
+from bench.inference.environments import binaries
 from bench.inference.running import Running, ServerFailed, free_port, program, watch
 from bench.inference.subject import MODEL, Subject
-from bench.report import OUT, ROOT
+from bench.report import ROOT
 
 __all__ = ["SERVERS", "Server"]
 
@@ -27,6 +27,7 @@ CONTRACTS = ROOT / "libs" / "everloop_contracts" / "src"
 # Ray pickles messages, and looks for their module under the name that the proto file gives it.
 STUBS = CONTRACTS / "everloop_contracts" / "stubs"
 
+TUNED_MLSERVER = {"parallel_workers": 0, "gzip_enabled": False, "metrics_endpoint": None}
 TUNED_RAY = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
@@ -97,54 +98,48 @@ def _bare(site: Site) -> list[str]:
     return [sys.executable, "-m", f"{PEERS}.bare", str(site.http), str(site.grpc)]
 
 
-def _mlserver(parallel_workers: int | None) -> Callable[[Site], list[str]]:
+def _mlserver(**settings: object) -> Callable[[Site], list[str]]:
     def command(site: Site) -> list[str]:
-        settings = {
-            "debug": False,
-            "host": "127.0.0.1",
-            "http_port": site.http,
-            "grpc_port": site.grpc,
-            "metrics_port": free_port(),
-        }
-        if parallel_workers is not None:
-            settings["parallel_workers"] = parallel_workers
+        ports = {"http_port": site.http, "grpc_port": site.grpc, "metrics_port": free_port()}
         model = {"name": MODEL, "implementation": f"{PEERS}.mlserver_runtime.Runtime"}
-        (site.home / "settings.json").write_text(json.dumps(settings))
+        (site.home / "settings.json").write_text(
+            json.dumps({"host": "127.0.0.1", "debug": False, **ports, **settings})
+        )
         (site.home / "model-settings.json").write_text(json.dumps(model))
-        return [str(environment("mlserver").with_name("mlserver")), "start", str(site.home)]
+        return [str(binaries("mlserver") / "mlserver"), "start", str(site.home)]
 
     return command
 
 
 def _bentoml(site: Site) -> list[str]:
     service = f"{PEERS}.bentoml_service:Service"
-    program = str(environment("bentoml").with_name("bentoml"))
-    return [program, "serve", service, "--host", "127.0.0.1", "--port", str(site.http)]
+    executable = str(binaries("bentoml") / "bentoml")
+    return [executable, "serve", service, "--host", "127.0.0.1", "--port", str(site.http)]
 
 
 def _litserve(site: Site) -> list[str]:
-    return [str(environment("litserve")), str(FILES / "litserve_server.py"), str(site.http)]
+    return [str(binaries("litserve") / "python"), str(FILES / "litserve_server.py"), str(site.http)]
 
 
 def _mlflow(site: Site) -> list[str]:
-    python = environment("mlflow")
+    programs = binaries("mlflow")
     model = site.home / "model"
     written = subprocess.run(
-        [str(python), str(FILES / "mlflow_model.py"), str(model)],
-        env={"BENCH_MODEL": str(site.subject.folder), "PATH": str(python.parent)},
+        [str(programs / "python"), str(FILES / "mlflow_model.py"), str(model)],
+        env={"BENCH_MODEL": str(site.subject.folder), "PATH": str(programs)},
         cwd=site.home,
         capture_output=True,
         text=True,
     )
     if written.returncode:
         raise ServerFailed(f"MLflow cannot write the model: {written.stderr[-1000:]}")
-    command = [str(python.with_name("mlflow")), "models", "serve", "--env-manager", "local"]
+    command = [str(programs / "mlflow"), "models", "serve", "--env-manager", "local"]
     return [*command, "-m", str(model), "-h", "127.0.0.1", "-p", str(site.http)]
 
 
 def _ray(variant: str) -> Callable[[Site], list[str]]:
     def command(site: Site) -> list[str]:
-        script = [str(environment("ray")), str(FILES / "ray_app.py")]
+        script = [str(binaries("ray") / "python"), str(FILES / "ray_app.py")]
         return [*script, str(site.http), str(site.grpc), variant]
 
     return command
@@ -169,9 +164,9 @@ SERVERS = (
     Server(
         "mlserver",
         "peer",
-        "MLServer 1.7.1, custom runtime, in the server's process (`parallel_workers` 0)",
+        "MLServer 1.7.1, custom runtime, in the server's process (`parallel_workers` 0); gzip, metrics off",
         {"http_oip": http_oip(), "grpc": GRPC},
-        _one_command("mlserver", _mlserver(0)),
+        _one_command("mlserver", _mlserver(**TUNED_MLSERVER)),
         "mlserver",
     ),
     Server(
@@ -179,7 +174,7 @@ SERVERS = (
         "peer",
         "MLServer 1.7.1, custom runtime, one worker process, which is its default",
         {"http_oip": http_oip(), "grpc": GRPC},
-        _one_command("mlserver-default", _mlserver(None)),
+        _one_command("mlserver-default", _mlserver()),
         "mlserver",
     ),
     Server(
@@ -208,7 +203,7 @@ SERVERS = (
             _mlflow,
             MLFLOW_DISABLE_TELEMETRY="true",
             # It starts `uvicorn` by name.
-            PATH=f"{OUT / 'peers' / 'mlflow' / 'bin'}:{os.environ['PATH']}",
+            PATH=f"{binaries('mlflow')}:{os.environ['PATH']}",
         ),
         "mlflow",
     ),

@@ -1,4 +1,4 @@
--- Posts the file that is named behind `--`, and reports as one line of JSON.
+-- Posts the first file that is named behind `--` to the paths named after it, in turn; reports as one line of JSON.
 
 function init(arguments)
   local file = assert(io.open(arguments[1], "rb"))
@@ -6,6 +6,18 @@ function init(arguments)
   wrk.headers["Content-Type"] = "application/json"
   wrk.body = file:read("*a")
   file:close()
+  wrk.path = arguments[2]
+  if #arguments > 2 then
+    local requests, last = {}, 0
+    for index = 2, #arguments do
+      requests[index - 1] = wrk.format(nil, arguments[index])
+    end
+    -- Only where it is needed: a request that Lua makes costs the client more than one that is always the same.
+    request = function()
+      last = last % #requests + 1
+      return requests[last]
+    end
+  end
 end
 
 function done(summary, latency)
