@@ -17,7 +17,7 @@ from bench.inference import ours
 from bench.inference.doors import GRPC, native
 from bench.inference.load import Load, missing_tools, over_grpc, over_http
 from bench.inference.measure import Sample, sample, verified
-from bench.inference.running import Running, ServerFailed, wait_for_answer
+from bench.inference.running import Running, ServerFailed, stop_in_order, wait_for_answer
 from bench.inference.subject import MODEL, Subject, prepare
 from bench.report import OUT, Result, medians, write
 
@@ -39,6 +39,7 @@ def main() -> int:
     if missing := missing_tools():
         print("\n".join(missing), file=sys.stderr)
         return 2
+    stop_in_order()
     work = OUT / "inference"
     subject = prepare(work / "model")
     figures: list[Row] = []
@@ -169,3 +170,5 @@ if __name__ == "__main__":
         sys.exit(main())
     except ServerFailed as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)

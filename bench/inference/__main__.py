@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
-from types import FrameType
 
 from bench.inference import outcome
 from bench.inference.environments import CannotInstall, environment
 from bench.inference.load import missing_tools
 from bench.inference.measure import measure
 from bench.inference.outcome import Round
-from bench.inference.running import ServerFailed
+from bench.inference.running import ServerFailed, stop_in_order
 from bench.inference.servers import SERVERS, Server
 from bench.inference.subject import prepare
 from bench.report import OUT, write
@@ -26,7 +24,7 @@ def main() -> int:
     if missing := missing_tools():
         print("\n".join(missing), file=sys.stderr)
         return 2
-    signal.signal(signal.SIGTERM, _interrupt)
+    stop_in_order()
     doors = DOORS[options.only] if options.only else sum(DOORS.values(), ())
     servers = [
         server
@@ -37,9 +35,9 @@ def main() -> int:
     subject = prepare(work / "model")
     left_out = _install(servers)
     rounds: dict[str, list[Round]] = {}
-    for number in range(options.rounds):
+    for turn in range(options.rounds):
         for server in [server for server in servers if server.name not in left_out]:
-            print(f"round {number + 1} of {options.rounds}: {server.name}", flush=True)
+            print(f"round {turn + 1} of {options.rounds}: {server.name}", flush=True)
             try:
                 samples, memory = measure(server, subject, work, doors, options.seconds)
             except ServerFailed as error:
@@ -100,10 +98,6 @@ def _options() -> argparse.Namespace:
     options.rounds = options.rounds or (1 if options.quick else 3)
     options.seconds = options.seconds or (2 if options.quick else 4)
     return options
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

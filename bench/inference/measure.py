@@ -86,7 +86,9 @@ def measure(
                     load = _load(running, server.doors[name], body, answer, callers)
                     samples[case] = sample(running, load, seconds)
                     print(f"  {case!s:24} {samples[case]}", flush=True)
-        return samples, running.memory()
+        memory = running.memory()
+        running.settle()
+        return samples, memory
 
 
 @contextmanager
@@ -100,6 +102,7 @@ def ready(server: Server, subject: Subject, work: Path) -> Iterator[Running]:
             wait_for_answer(running, door, door.body(subject, 1), START_SECONDS)
             for rows in SIZES.values():
                 verified(running, door, subject, rows)
+        running.settle()
         yield running
 
 
@@ -125,17 +128,17 @@ def sample(running: Running, load: Callable[[int], Load], seconds: int) -> Sampl
         ServerFailed: it ended.
     """
     load(WARM_UP_SECONDS)
-    refused, (cpu, beside) = running.refused(), running.cpu_seconds()
+    refused, cpu, beside = running.refused(), running.clock(), running.clock_beside()
     seen = load(seconds)
-    cpu_after, beside_after = running.cpu_seconds()
+    used, used_beside = cpu.seconds(), beside.seconds()
     running.check()
     requests = max(seen.requests, 1)
     return Sample(
         throughput=seen.requests / seen.seconds,
         p50=seen.p50,
         p99=seen.p99,
-        cpu=(cpu_after - cpu) / requests * 1e6,
-        beside=(beside_after - beside) / requests * 1e6,
+        cpu=used / requests * 1e6,
+        beside=used_beside / requests * 1e6,
         errors=seen.errors + running.refused() - refused,
     )
 

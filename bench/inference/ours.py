@@ -9,9 +9,11 @@ import http.client
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -24,7 +26,9 @@ from everloop import stack
 from everloop.stack.endpoints import Endpoints
 from everloop_contracts.stubs.everloop.registry.v1 import registry_pb2, registry_pb2_grpc
 
-__all__ = ["counters", "start", "started"]
+__all__ = ["start", "started"]
+
+LOG_SECONDS = 60
 
 # MLflow warns while it is imported and keeps memory: a process of its own, as the trainer is one.
 LOG_MODEL = """
@@ -102,15 +106,23 @@ def started(
             command = [sys.executable, "-m", "everloop_inference"]
             with program("inference", command, variables, home) as process:
                 address = f"127.0.0.1:{http_port}"
-                yield Running(
+                running = Running(
                     address,
                     f"127.0.0.1:{grpc_port}",
                     home,
                     ("ray", "inference"),
                     beside=("kafka",),
-                    # A scrape sees one of several replicas, now this and now that.
-                    refused=(lambda: _refused(address)) if replicas == 1 else (lambda: 0),
                     check=watch(process, "inference", home),
+                )
+                # A scrape sees one of several replicas, now this and now that.
+                yield (
+                    running
+                    if replicas > 1
+                    else replace(
+                        running,
+                        refused=lambda: _refused(address),
+                        settle=lambda: _wait_for_log(address),
+                    )
                 )
         finally:
             stack.down(home)
@@ -141,7 +153,7 @@ def _log_model(subject: Subject, home: Path, tracking: str) -> tuple[str, str]:
     return run_id, sha256
 
 
-def counters(address: str) -> dict[str, float]:
+def _counters(address: str) -> dict[str, float]:
     """Returns a replica's counters and gauges, each summed over its labels."""
     connection = http.client.HTTPConnection(address, timeout=10)
     connection.request("GET", "/metrics")
@@ -155,6 +167,23 @@ def counters(address: str) -> dict[str, float]:
 
 
 def _refused(address: str) -> int:
-    seen = counters(address)
+    seen = _counters(address)
     dropped = seen.get("everloop_inference_log_dropped_rows_total", 0)
     return int(seen.get("everloop_inference_errors_total", 0) + dropped)
+
+
+def _wait_for_log(address: str) -> None:
+    """Returns when the broker has acknowledged every prediction."""
+    deadline = time.monotonic() + LOG_SECONDS
+    while True:
+        seen = _counters(address)
+        places = ("served", "logged", "spilled", "dropped", "buffered")
+        books = {
+            place: seen.get(f"everloop_inference_log_{place}_rows{ending}", 0)
+            for place, ending in zip(places, ("_total", "_total", "", "_total", ""), strict=True)
+        }
+        if books["served"] == books["logged"] > 0:
+            return
+        if time.monotonic() > deadline:
+            raise ServerFailed(f"the prediction log does not settle: {books}")
+        time.sleep(0.2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import signal
 import socket
 import subprocess
 import time
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import grpc
@@ -20,13 +22,45 @@ import psutil
 from bench.inference.doors import Door
 from everloop.stack.processes import PART_MARK, STACK_MARK, kill_all, marked, memory_by_part
 
-__all__ = ["Running", "ServerFailed", "ask", "free_port", "program", "wait_for_answer", "watch"]
+__all__ = [
+    "Running",
+    "ServerFailed",
+    "ask",
+    "free_port",
+    "program",
+    "stop_in_order",
+    "wait_for_answer",
+    "watch",
+]
 
 STOP_SECONDS = 40
 
 
 class ServerFailed(Exception):
     """A server did not start or ended; says what its log ends with."""
+
+
+class Clock:
+    """Processor time of all processes with certain marks, from the moment it is made."""
+
+    def __init__(self, home: Path, parts: Sequence[str]) -> None:
+        self._home = home
+        self._parts = parts
+        self._began = self._read()
+
+    def seconds(self) -> float:
+        """Time used since; that of processes that have ended meanwhile is lost."""
+        return sum(used - self._began.get(each, 0.0) for each, used in self._read().items())
+
+    def _read(self) -> dict[psutil.Process, float]:
+        # Not by parents: Ray does not wait for its workers, and the time of those that end is nowhere.
+        used = {}
+        for part in self._parts:
+            for process in marked(self._home, part):
+                with contextlib.suppress(psutil.Error):
+                    times = process.cpu_times()
+                    used[process] = times.user + times.system
+        return used
 
 
 @dataclass(frozen=True)
@@ -40,6 +74,7 @@ class Running:
         beside: marks of the others.
         refused: returns how many requests the server itself says it refused or failed, so far.
         check: raises ServerFailed when it has ended.
+        settle: returns when nothing of earlier requests is left to do; raises ServerFailed when something stays.
     """
 
     http: str
@@ -49,25 +84,20 @@ class Running:
     beside: tuple[str, ...] = ()
     refused: Callable[[], int] = lambda: 0
     check: Callable[[], None] = lambda: None
+    settle: Callable[[], None] = lambda: None
 
-    def cpu_seconds(self) -> tuple[float, float]:
-        """Processor time used so far: by the server's whole process tree, and by what is beside it."""
-        return _cpu(self.home, self.parts), _cpu(self.home, self.beside)
+    def clock(self) -> Clock:
+        """Starts to measure the processor time of the server's whole process tree."""
+        return Clock(self.home, self.parts)
+
+    def clock_beside(self) -> Clock:
+        """Starts to measure that of what is beside it."""
+        return Clock(self.home, self.beside)
 
     def memory(self) -> int:
         """Proportional set size of the whole tree, in bytes."""
         by_part = memory_by_part(self.home)
         return sum(by_part.get(part, 0) for part in self.parts)
-
-
-def _cpu(home: Path, parts: Sequence[str]) -> float:
-    total = 0.0
-    for part in parts:
-        for process in marked(home, part):
-            with contextlib.suppress(psutil.Error):
-                # With the children that ended, so that none is lost and none counts twice.
-                total += sum(process.cpu_times()[:4])
-    return total
 
 
 @contextmanager
@@ -119,6 +149,19 @@ def watch(process: subprocess.Popen[bytes], name: str, home: Path) -> Callable[[
             raise ServerFailed(f"{name} ended with status {process.returncode}:\n{end}")
 
     return check
+
+
+def stop_in_order() -> None:
+    """Lets Ctrl-C and SIGTERM end this program by way of everything that it has to stop."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # a shell starts what runs behind with SIGINT ignored
+        signal.signal(number, interrupt)
 
 
 def free_port() -> int:
