@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import struct
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["CONNECTIONS", "Load", "missing_tools", "over_grpc", "over_http"]
+__all__ = ["CONNECTIONS", "Load", "missing_tools", "over_grpc", "over_http", "uncorrected"]
 
 CONNECTIONS = 8
 """gRPC callers beyond so many share connections, as callers in one process share a channel."""
@@ -59,14 +58,31 @@ def over_http(address: str, paths: Sequence[str], body: bytes, callers: int, sec
         command = ["wrk", "--threads=1", f"--connections={callers}", f"--duration={seconds}s"]
         command += [f"--timeout={PATIENCE_SECONDS}s", f"--script={_SCRIPT}"]
         output = _run([*command, f"http://{address}", "--", file.name, *paths], seconds)
-    seen = json.loads(output.strip().splitlines()[-1])
-    return Load(
-        requests=seen["requests"],
-        seconds=seen["microseconds"] / 1e6,
-        p50=seen["p50"] / 1e3,
-        p99=seen["p99"] / 1e3,
-        errors=seen["errors"],
-    )
+    lines = output[output.index("\nseen ") :].split("\n")[1:-1]
+    requests, microseconds, errors = map(int, lines[0].split()[1:])
+    corrected = [(int(value), int(count)) for value, count in map(str.split, lines[1:])]
+    counts = uncorrected(corrected, microseconds // max(requests // callers, 1))
+    times = np.repeat(*np.array(counts or [(0, 1)]).T) / 1e3
+    p50, p99 = np.percentile(times, [50, 99])
+    return Load(requests, microseconds / 1e6, float(p50), float(p99), errors)
+
+
+def uncorrected(corrected: Sequence[tuple[int, int]], expected: int) -> list[tuple[int, int]]:
+    """Takes out what wrk adds to latencies for coordinated omission.
+
+    For a latency of more than twice the mean it adds all those that a client that never waits would have seen. In a
+    closed loop nobody sends them: one stalled connection of many would set the p99, and h2load adds nothing.
+
+    Args:
+        corrected: latencies and their counts, ascending.
+        expected: the mean that wrk assumes.
+    """
+    counts = dict(corrected)
+    for value in sorted(counts, reverse=True):
+        if counts[value] and value >= 2 * expected:
+            for added in range(value - expected, expected, -expected):
+                counts[added] -= counts[value]
+    return [(value, count) for value, count in counts.items() if count > 0]
 
 
 def over_grpc(

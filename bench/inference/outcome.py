@@ -18,13 +18,13 @@ NOTE = """\
 Ratios are ours to theirs, each the median over the rounds of the ratio within a round. The best peer of a case \
 is the one with the highest throughput over that protocol (for `http_oip` among those that speak the Open \
 Inference Protocol); its p99 is what ours is compared with. Neither servers nor clients are pinned: both share \
-all cores. Load is a closed loop: wrk with one connection per caller (its percentiles are corrected for \
-coordinated omission), h2load with at most 8 connections that share the callers. The same request is sent over \
-and over; `http` is rows as JSON, each server's own way (MLServer: the Open Inference Protocol), `grpc` is \
-`ModelInfer` with raw contents. Every server runs the same ONNX graph in onnxruntime with one thread and was \
-asked once for every case before it was measured: probabilities equal within 1e-5. CPU is that of the server's \
-whole process tree (ours: Ray's head and service process included; the broker's is not), memory its proportional \
-set size."""
+all cores. Load is a closed loop: wrk with one connection per caller (its correction for coordinated omission \
+taken out again: the others have none), h2load with at most 8 connections that share the callers. The same \
+request is sent over and over; `http` is rows as JSON, each server's own way (MLServer: the Open Inference \
+Protocol), `grpc` is `ModelInfer` with raw contents. Every server runs the same ONNX graph in onnxruntime with \
+one thread and was asked once for every case before it was measured: probabilities equal within 1e-5. CPU is \
+that of the server's whole process tree (ours: Ray's head and service process included; the broker's is not), \
+memory its proportional set size."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
--- Posts the first file that is named behind `--` to the paths named after it, in turn; reports as one line of JSON.
+-- Posts the first file that is named behind `--` to the paths named after it, in turn.
+-- Reports `seen <requests> <microseconds> <errors>` and a line `<latency in microseconds> <count>` for each latency.
 
 function init(arguments)
   local file = assert(io.open(arguments[1], "rb"))
@@ -23,7 +24,8 @@ end
 function done(summary, latency)
   local errors = summary.errors
   local failed = errors.connect + errors.read + errors.write + errors.status + errors.timeout
-  io.write(string.format(
-    '{"requests": %d, "microseconds": %d, "p50": %.1f, "p99": %.1f, "errors": %d}\n',
-    summary.requests, summary.duration, latency:percentile(50), latency:percentile(99), failed))
+  io.write(string.format("seen %d %d %d\n", summary.requests, summary.duration, failed))
+  for index = 1, #latency do
+    io.write(string.format("%d %d\n", latency(index)))
+  end
 end
