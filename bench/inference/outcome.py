@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
+from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from bench.inference.measure import CONCURRENCY, SIZES, Case, Sample
 from bench.inference.servers import SERVERS, Server
@@ -25,6 +28,15 @@ Protocol), `grpc` is `ModelInfer` with raw contents. Every server runs the same 
 one thread and was asked once for every case before it was measured: probabilities equal within 1e-5. CPU is \
 that of the server's whole process tree (ours: Ray's head and service process included; the broker's is not), \
 memory its proportional set size."""
+
+
+PEERS = frozenset(server.name for server in SERVERS if server.kind == "peer")
+COLORS = {server.name: f"C{index}" for index, server in enumerate(SERVERS)}
+LINES: tuple[tuple[str, Callable[[Sample], float]], ...] = (
+    ("requests/s", lambda sample: sample.throughput),
+    ("p50 ms", lambda sample: sample.p50),
+    ("p99 ms", lambda sample: sample.p99),
+)
 
 
 @dataclass(frozen=True)
@@ -71,7 +83,8 @@ def _cases(rounds: Rounds) -> list[Case]:
 
 
 def _middle(some: Sequence[Round], case: Case, value: Callable[[Sample], float]) -> float:
-    return medians([value(one.samples[case]) for one in some])
+    same = _counterpart(some[0], case) or case
+    return medians([value(one.samples[same]) for one in some])
 
 
 def _figures(rounds: Rounds) -> list[dict[str, float | str]]:
@@ -122,15 +135,20 @@ def _ratios(rounds: Rounds) -> dict[str, float]:
 
 def _best_peer(rounds: Rounds, case: Case, index: int) -> tuple[str, Sample] | None:
     """The peer with the highest throughput in a round."""
-    doors = ("http", "http_oip") if case.door == "http" else (case.door,)
     found = [
-        (server.name, sample)
-        for server in SERVERS
-        if server.kind == "peer" and index < len(rounds.get(server.name, ()))
-        for door in doors
-        if (sample := rounds[server.name][index].samples.get(Case(door, case.size, case.callers)))
+        (name, one.samples[same])
+        for name, some in rounds.items()
+        if name in PEERS and index < len(some)
+        for one in [some[index]]
+        if (same := _counterpart(one, case))
     ]
     return max(found, key=lambda item: item[1].throughput, default=None)
+
+
+def _counterpart(one: Round, case: Case) -> Case | None:
+    """What a server has for a case: over HTTP it may speak only the Open Inference Protocol."""
+    doors = ("http", "http_oip") if case.door == "http" else (case.door,)
+    return next((same for door in doors if (same := replace(case, door=door)) in one.samples), None)
 
 
 def _tables(rounds: Rounds, ratios: Mapping[str, float]) -> dict[str, Rows]:
@@ -145,18 +163,21 @@ def _tables(rounds: Rounds, ratios: Mapping[str, float]) -> dict[str, Rows]:
         ],
         "Ours to theirs": _ratio_table(rounds, ratios),
     }
-    for door, size in dict.fromkeys((case.door, case.size) for case in _cases(rounds)):
-        rows = [
-            {"server": name, **{f"{n} callers": _cell(some, door, size, n) for n in CONCURRENCY}}
+    for door, size in _groups(rounds):
+        cases = [Case(door, size, callers) for callers in CONCURRENCY]
+        tables[f"`{door}`, {SIZES[size]} row(s): requests/s, p50 / p99 in ms, CPU µs"] = [
+            {"server": name, **{f"{case.callers} callers": _cell(some, case) for case in cases}}
             for name, some in rounds.items()
-            if Case(door, size, CONCURRENCY[0]) in some[0].samples
+            if _counterpart(some[0], cases[0])
         ]
-        tables[f"`{door}`, {SIZES[size]} row(s): requests/s, p50 / p99 in ms, CPU µs"] = rows
     return tables
 
 
-def _cell(some: Sequence[Round], door: str, size: str, callers: int) -> str:
-    case = Case(door, size, callers)
+def _groups(rounds: Rounds) -> list[tuple[str, str]]:
+    return list(dict.fromkeys((case.door, case.size) for case in _cases(rounds)))
+
+
+def _cell(some: Sequence[Round], case: Case) -> str:
     return (
         f"{_middle(some, case, lambda sample: sample.throughput):,.0f}, "
         f"{_middle(some, case, lambda sample: sample.p50):.3g} / "
@@ -197,39 +218,36 @@ def _measured(rounds: Rounds) -> list[Server]:
 
 def plot(rounds: Rounds) -> Figure:
     """Draws throughput and latency against callers, and processor time and memory as bars."""
-    groups = list(dict.fromkeys((case.door, case.size) for case in _cases(rounds)))
-    figure = Figure(figsize=(15, 3.2 * len(groups)), layout="constrained")
-    grid = figure.subplots(len(groups), 4, squeeze=False)
-    colors = {server.name: f"C{index}" for index, server in enumerate(SERVERS)}
-    lines: list[tuple[str, Callable[[Sample], float]]] = [
-        ("requests/s", lambda sample: sample.throughput),
-        ("p50 ms", lambda sample: sample.p50),
-        ("p99 ms", lambda sample: sample.p99),
-    ]
+    groups = _groups(rounds)
+    figure = Figure(figsize=(15, 3 * len(groups) + 0.6), layout="constrained")
+    grid = figure.subplots(len(groups), len(LINES) + 1, squeeze=False)
     for (door, size), axes in zip(groups, grid, strict=True):
-        shown = {
-            name: some
-            for name, some in rounds.items()
-            if Case(door, size, CONCURRENCY[0]) in some[0].samples
-        }
-        for axis, (label, value) in zip(axes, lines, strict=False):
+        cases = [Case(door, size, callers) for callers in CONCURRENCY]
+        shown = {name: some for name, some in rounds.items() if _counterpart(some[0], cases[0])}
+        for axis, (label, value) in zip(axes, LINES, strict=False):
             for name, some in shown.items():
-                values = [_middle(some, Case(door, size, n), value) for n in CONCURRENCY]
+                # Nothing that was answered has no place on a logarithmic axis.
+                values = [_middle(some, case, value) or math.nan for case in cases]
                 width = 2.5 if name == "everloop" else 1.2
-                axis.plot(CONCURRENCY, values, "o-", color=colors[name], label=name, lw=width)
+                axis.plot(CONCURRENCY, values, "o-", color=COLORS[name], lw=width, ms=4)
             axis.set_xscale("log", base=2)
             axis.set_yscale("log")
-            axis.set_xticks(CONCURRENCY, [str(n) for n in CONCURRENCY])
+            axis.set_xticks(CONCURRENCY, [str(callers) for callers in CONCURRENCY])
             axis.set_title(f"{door}, {SIZES[size]} row(s): {label}", fontsize=9)
             axis.grid(alpha=0.3)
-        axes[0].legend(fontsize=7)
-        cpu = [
-            _middle(some, Case(door, size, 8), lambda sample: sample.cpu) for some in shown.values()
-        ]
-        memory = [median(one.memory for one in some) / 2**20 for some in shown.values()]
-        labels = [f"{name} ({size:,.0f} MiB)" for name, size in zip(shown, memory, strict=True)]
-        axes[3].barh(labels[::-1], cpu[::-1], color=[colors[name] for name in shown][::-1])
-        axes[3].set_xscale("log")
-        axes[3].set_title("CPU µs a request at 8 callers (memory)", fontsize=9)
-        axes[3].tick_params(labelsize=7)
+        _bars(axes[-1], shown, cases[1])
+    handles = [Line2D([], [], color=COLORS[name], marker="o", label=name) for name in rounds]
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
     return figure
+
+
+def _bars(axis: Any, shown: Rounds, case: Case) -> None:
+    names = list(shown)[::-1]
+    cpu = [_middle(shown[name], case, lambda sample: sample.cpu) for name in names]
+    memory = [median(one.memory for one in shown[name]) / 2**20 for name in names]
+    labels = [f"{name} ({size:,.0f} MiB)" for name, size in zip(names, memory, strict=True)]
+    bars = axis.barh(labels, cpu, color=[COLORS[name] for name in names])
+    axis.bar_label(bars, [f"{value:,.0f}" for value in cpu], fontsize=7, padding=2)
+    axis.set_xlim(0, 1.15 * max(cpu))
+    axis.set_title(f"CPU µs a request at {case.callers} callers (memory)", fontsize=9)
+    axis.tick_params(labelsize=7)
