@@ -19,7 +19,7 @@ from bench.inference.load import Load, missing_tools, over_grpc, over_http
 from bench.inference.measure import Sample, sample, verified
 from bench.inference.running import Running, ServerFailed, stop_in_order, wait_for_answer
 from bench.inference.subject import MODEL, Subject, prepare
-from bench.report import OUT, Result, medians, write
+from bench.report import OUT, Result, load_before, medians, write
 
 REPLICAS = (1, 2)
 MODELS = (1, 10, 100)
@@ -40,6 +40,7 @@ def main() -> int:
         print("\n".join(missing), file=sys.stderr)
         return 2
     stop_in_order()
+    load = load_before()
     work = OUT / "inference"
     subject = prepare(work / "model")
     figures: list[Row] = []
@@ -56,6 +57,7 @@ def main() -> int:
             f"Single rows from {CALLERS} callers, who share the cores with the replicas; over HTTP they ask all "
             "models in turn, over gRPC one of them. Every model is a session of its own on the same graph. Memory "
             "and CPU are of the whole process tree: Ray's head, the service process, the replicas.",
+            load,
         ),
         _plot(figures),
         publish=not quick,

@@ -13,7 +13,7 @@ from bench.inference.outcome import Round
 from bench.inference.running import ServerFailed, stop_in_order
 from bench.inference.servers import SERVERS, Server
 from bench.inference.subject import prepare
-from bench.report import OUT, write
+from bench.report import OUT, load_before, write
 
 DOORS = {"http": ("http", "http_oip"), "grpc": ("grpc",)}
 
@@ -31,6 +31,7 @@ def main() -> int:
         for server in SERVERS
         if (not options.servers or server.name in options.servers) and set(server.doors) & {*doors}
     ]
+    load = load_before()
     work = OUT / "inference"
     subject = prepare(work / "model")
     left_out = _install(servers)
@@ -50,7 +51,7 @@ def main() -> int:
             rounds.setdefault(server.name, []).append(Round(samples, memory))
     whole = not (options.quick or options.only or options.servers)
     write(
-        outcome.result(rounds, left_out, options.seconds),
+        outcome.result(rounds, left_out, options.seconds, load),
         outcome.plot(rounds),
         publish=whole,
     )

@@ -50,13 +50,16 @@ class Round:
 Rounds = Mapping[str, Sequence[Round]]
 
 
-def result(rounds: Rounds, missing: Mapping[str, str], seconds: int) -> Result:
+def result(
+    rounds: Rounds, missing: Mapping[str, str], seconds: int, load: float | None = None
+) -> Result:
     """Everything that is reported.
 
     Args:
         rounds: per server that was measured, in the order of measuring.
         missing: why others were not.
         seconds: length of one sample.
+        load: of the machine before the first one.
     """
     figures = _figures(rounds)
     ratios = _ratios(rounds)
@@ -69,6 +72,7 @@ def result(rounds: Rounds, missing: Mapping[str, str], seconds: int) -> Result:
         figures,
         ratios,
         note,
+        load,
         tables=_tables(rounds, ratios),
         more={"missing": dict(missing), "rounds": _count(rounds), "seconds": seconds},
     )

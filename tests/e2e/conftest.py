@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import pytest
 from demo_run import CleanRun, run_small
+from readme_run import Reader
+
+from everloop import Everloop, stack
 
 
 @pytest.fixture(scope="session")
 def clean_run(tmp_path_factory: pytest.TempPathFactory) -> CleanRun:
-    """Runs once per session: it takes minutes."""
+    """Runs once per session: it takes minutes. Then README.md is followed on the stack that is up."""
     root = tmp_path_factory.mktemp("clean")
-    return CleanRun(root, run_small(root))
+    try:
+        summary = run_small(root, keep=True)
+        outcomes = Reader(root / "demo", tmp_path_factory.mktemp("readme")).read()
+        with Everloop.connect(root / "demo") as everloop:
+            received = everloop.stats("flight-delays").received
+    finally:
+        stack.down(root / "demo")
+    return CleanRun(root, summary, outcomes, received)

@@ -8,28 +8,42 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from readme_run import Outcome, Shown
 
 DEADLINE_SECONDS = 420.0
 
 
 @dataclass(frozen=True)
 class CleanRun:
-    """What an undisturbed run left: its folder and its summary."""
+    """What an undisturbed run left.
+
+    Attributes:
+        root: its folder.
+        summary: its summary.
+        readme: what came of everything that README.md shows, tried on its stack before that was stopped.
+        received: messages that ingest had settled after that.
+    """
 
     root: Path
     summary: dict[str, Any]
+    readme: Mapping[Shown, Outcome]
+    received: int
 
 
-def run_small(root: Path, watch: Callable[[Path], None] = lambda home: None) -> dict[str, Any]:
+def run_small(
+    root: Path, watch: Callable[[Path], None] = lambda home: None, *, keep: bool = False
+) -> dict[str, Any]:
     """Runs the small slice to its end and returns its summary.
 
     Args:
         root: an empty folder; the demo's home is `<root>/demo`.
         watch: called again and again with the home while the demo runs.
+        keep: leave the stack up; whoever asks for it stops it.
 
     Raises:
         AssertionError: the demo failed; the message holds the end of its output.
@@ -37,7 +51,7 @@ def run_small(root: Path, watch: Callable[[Path], None] = lambda home: None) -> 
     output = root / "output.txt"
     with output.open("wb") as out:
         process = subprocess.Popen(
-            [sys.executable, "-m", "everloop.demo", "--slice", "small"],
+            [sys.executable, "-m", "everloop.demo", "--slice", "small", *["--keep"] * keep],
             env={**os.environ, "EVERLOOP_HOME": str(root)},
             stdin=subprocess.DEVNULL,
             stdout=out,

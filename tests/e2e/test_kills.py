@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from demo_run import CleanRun, run_small
+from demo_run import CleanRun, leftovers, run_small
 
 from everloop import stack
 from everloop.client import Everloop
@@ -89,3 +89,4 @@ def test_killing_every_service_in_turn_changes_no_count(
     assert summary["predictions"]["failed"] == 0
     causes = [(line["version"], line["cause"]) for line in summary["versions"][:2]]
     assert sorted(causes) == [(1, "first_data"), (2, "drift")]
+    assert leftovers(tmp_path) == []

@@ -49,5 +49,5 @@ def test_the_report_stands_alone(clean_run: CleanRun) -> None:
     assert 'src="http' not in html and 'href="http://' not in html.replace("http://127.", "")
 
 
-def test_the_demo_leaves_no_process(clean_run: CleanRun) -> None:
+def test_a_stack_that_was_kept_and_stopped_leaves_no_process(clean_run: CleanRun) -> None:
     assert leftovers(clean_run.root) == []

@@ -38,6 +38,11 @@ def refuse(context: grpc.ServicerContext, code: grpc.StatusCode, reason: str, me
     context.abort(code, message)
 
 
+def known(context: grpc.ServicerContext, pipeline: str) -> None:
+    if pipeline != MODEL:
+        refuse(context, grpc.StatusCode.NOT_FOUND, "PIPELINE_NOT_FOUND", "no such pipeline")
+
+
 class FakeEverloop:
     """What the fakes remember and answer.
 
@@ -45,6 +50,8 @@ class FakeEverloop:
         version: Version that answers predictions.
         fail: Told the number of each prediction request; True lets it fail.
         asked: Rows of each prediction request, and by which door.
+        pushes: Request id of each push, also of those that were not answered.
+        away: Pushes that are still not to be answered.
     """
 
     def __init__(self) -> None:
@@ -55,6 +62,8 @@ class FakeEverloop:
         self.promoted: list[registry_pb2.PromoteModelVersionRequest] = []
         self.cuts: dict[str, int] = {}
         self.page_sizes: list[int] = []
+        self.pushes: list[str] = []
+        self.away = 0
         self.lock = threading.Lock()
 
     def admit(self, door: str, ids: list[str]) -> bool:
@@ -99,6 +108,11 @@ class Ingest(ingest_pb2_grpc.IngestServiceServicer):
         self.fake = fake
 
     def PushRecords(self, request: Any, context: Any) -> Any:
+        known(context, request.pipeline)
+        self.fake.pushes.append(request.request_id)
+        if self.fake.away:
+            self.fake.away -= 1
+            refuse(context, grpc.StatusCode.UNAVAILABLE, "BROKER_UNAVAILABLE", "no broker")
         answer = ingest_pb2.PushRecordsResponse()
         for body in request.records:
             self.fake.records.append(body)
@@ -117,6 +131,7 @@ class Ingest(ingest_pb2_grpc.IngestServiceServicer):
         return answer
 
     def CutVersion(self, request: Any, context: Any) -> Any:
+        known(context, request.pipeline)
         version = self.fake.cuts.setdefault(request.request_id, len(self.fake.cuts) + 1)
         return ingest_pb2.CutVersionResponse(dataset=self.fake.dataset(version))
 
@@ -124,6 +139,7 @@ class Ingest(ingest_pb2_grpc.IngestServiceServicer):
         return ingest_pb2.GetDatasetVersionResponse(dataset=self.fake.dataset(request.version or 2))
 
     def ListDatasetVersions(self, request: Any, context: Any) -> Any:
+        known(context, request.pipeline)
         # Two to a page, whatever was asked for: a server may give less.
         newest = int(request.page_token or 5)
         self.fake.page_sizes.append(request.page_size)
@@ -134,14 +150,15 @@ class Ingest(ingest_pb2_grpc.IngestServiceServicer):
         )
 
     def GetPipelineStats(self, request: Any, context: Any) -> Any:
-        if request.pipeline != MODEL:
-            refuse(context, grpc.StatusCode.NOT_FOUND, "PIPELINE_NOT_FOUND", "no such pipeline")
+        known(context, request.pipeline)
         count = len(self.fake.records)
         return ingest_pb2.GetPipelineStatsResponse(received=count, accepted=count, lag=0)
 
 
 class Training(training_pb2_grpc.TrainingServiceServicer):
     def ListTrainings(self, request: Any, context: Any) -> Any:
+        if request.pipeline not in ("", MODEL):
+            return training_pb2.ListTrainingsResponse()
         training = training_pb2.Training(
             id="training-1",
             pipeline=MODEL,
@@ -161,6 +178,8 @@ class Registry(registry_pb2_grpc.RegistryServiceServicer):
         self.fake = fake
 
     def ListModelVersions(self, request: Any, context: Any) -> Any:
+        if request.model not in ("", MODEL):
+            return registry_pb2.ListModelVersionsResponse()
         return registry_pb2.ListModelVersionsResponse(
             versions=[self.fake.model(2), self.fake.model(1)]
         )
@@ -180,6 +199,8 @@ class Registry(registry_pb2_grpc.RegistryServiceServicer):
         return registry_pb2.PromoteModelVersionResponse(version=self.fake.model(request.version))
 
     def RollbackModel(self, request: Any, context: Any) -> Any:
+        if request.model != MODEL:
+            refuse(context, grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND", "no such model")
         return registry_pb2.RollbackModelResponse(version=self.fake.model(1))
 
     def GetLineage(self, request: Any, context: Any) -> Any:
@@ -195,6 +216,7 @@ class Registry(registry_pb2_grpc.RegistryServiceServicer):
 
 class Monitoring(monitoring_pb2_grpc.MonitoringServiceServicer):
     def ListChunks(self, request: Any, context: Any) -> Any:
+        known(context, request.pipeline)
         chunks = []
         for index in (2, 1, 0):
             auc = 0.7 - 0.05 * index

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from everloop.cli import app, output
@@ -56,6 +58,8 @@ def test_push_summarises_what_was_rejected_and_exits_with_1(run, tmp_path: Path)
     done = run("push", str(file), "--pipeline", MODEL)
     assert done.exit_code == 1
     assert "1 accepted, 6 rejected" in done.output
+    assert "line 2: distance" in done.output
+    assert "line 7: not JSON" in done.output
     assert "WRONG_TYPE: 5" in done.output
     assert "distance is not a number" in done.output
     assert "and 2 more" in done.output
@@ -103,15 +107,78 @@ def test_predict_takes_rows_from_options_and_files(run, tmp_path: Path, door):
         (["trace", "unknown"], "PREDICTION_NOT_FOUND"),
         (["promote", MODEL, "9"], "VERSION_NOT_FOUND"),
         (["push", "missing.csv", "-p", MODEL], "missing.csv"),
+        (["push", str(PIPELINES), "-p", MODEL], "UNKNOWN_FORMAT"),
+        (["push", __file__, "-p", MODEL], "UNKNOWN_FORMAT"),
+        (["push", "{rows}", "-p", "nothing"], "PIPELINE_NOT_FOUND"),
+        (["cut", "nothing"], "PIPELINE_NOT_FOUND"),
+        (["datasets", "nothing"], "PIPELINE_NOT_FOUND"),
+        (["models", "nothing"], "there is no 'nothing'; there are: flight-delays"),
+        (["trainings", "nothing"], "there is no 'nothing'; there are: flight-delays"),
+        (["rollback", "nothing"], "MODEL_NOT_FOUND"),
+        (["drift", "nothing"], "PIPELINE_NOT_FOUND"),
+        (["predict", MODEL, "--file", "missing.jsonl"], "missing.jsonl"),
+        (["predict", MODEL, "--file", "{latin}"], "latin.jsonl cannot be read"),
     ],
 )
-def test_what_fails_is_one_line_without_a_traceback(run, arguments, said):
-    done = run(*arguments)
+def test_what_fails_is_one_line_without_a_traceback(run, tmp_path, arguments, said):
+    (tmp_path / "rows.jsonl").write_text("{}")
+    (tmp_path / "latin.jsonl").write_bytes(b'{"city": "W\xf6rgl"}')
+    files = {"rows": tmp_path / "rows.jsonl", "latin": tmp_path / "latin.jsonl"}
+    places = {f"{{{name}}}": str(file) for name, file in files.items()}
+    done = run(*(places.get(argument, argument) for argument in arguments))
     assert done.exit_code == 1
     assert said in done.stderr
     assert len(done.stderr.strip().splitlines()) <= 2
     assert not done.stdout.strip()
     assert "Traceback" not in done.output
+
+
+COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+NEEDS_NO_STACK = {"up", "down", "demo", "check"}
+ARGUMENTS = {
+    "push": [str(PIPELINES / "rows.jsonl"), "-p", MODEL],
+    "predict": [MODEL, "--row", "{}"],
+    "promote": [MODEL, "2"],
+    "trace": ["p-1"],
+    "cut": [MODEL],
+    "datasets": [MODEL],
+    "rollback": [MODEL],
+    "drift": [MODEL],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_every_command_has_an_example(command):
+    done = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"})
+    assert done.exit_code == 0
+    assert f"everloop {command}" in done.output.split("Usage:")[1].partition("\n")[2]
+
+
+@pytest.mark.parametrize("command", sorted(set(COMMANDS) - NEEDS_NO_STACK))
+def test_a_service_that_is_down_is_one_line_and_what_to_do(command, tmp_path, monkeypatch):
+    monkeypatch.setattr("everloop.wire._FIRST_PAUSE_SECONDS", 60)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        nowhere = f"127.0.0.1:{taken.getsockname()[1]}"
+        names = ("ingest", "trainer", "registry", "monitor", "inference_grpc")
+        stack = dict.fromkeys(names, nowhere) | {"inference_http_url": f"http://{nowhere}"}
+        (tmp_path / "stack.json").write_text(json.dumps(stack))
+        (tmp_path / "rows.jsonl").write_text("{}")
+        arguments = [a.replace(str(PIPELINES), str(tmp_path)) for a in ARGUMENTS.get(command, [])]
+        done = CliRunner().invoke(app, ["--home", str(tmp_path), command, *arguments])
+    assert done.exit_code == 1
+    assert "does not answer" in done.stderr and "everloop up" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 2
+    assert "Traceback" not in done.output
+
+
+def test_a_file_that_breaks_off_says_how_much_of_it_is_in(run, tmp_path: Path):
+    file = tmp_path / "rows.csv"
+    file.write_text("flight_id\n" + "a\n" * 600 + "y" * 200_000 + "\n")
+    done = run("push", str(file), "-p", MODEL)
+    assert done.exit_code == 1
+    assert "the first 500 records" in done.stderr
+    assert "rows.csv:602" in done.stderr
 
 
 def test_without_a_stack_the_command_says_how_to_start_one(tmp_path: Path):

@@ -8,6 +8,8 @@ import socket
 from datetime import UTC, datetime
 from pathlib import Path
 
+import httpx
+import numpy as np
 import pytest
 
 from everloop import Addresses, Everloop, EverloopError
@@ -68,6 +70,67 @@ def test_push_keeps_the_order_and_the_position_of_what_was_rejected(everloop, fa
     assert pushed.rejected[0].field == "distance"
     assert pushed.rejected[1].record == b"{broken"
     assert [json.loads(body)["flight_id"] for body in fake.records[:3]] == ["a", "b", "c"]
+
+
+def test_a_push_that_finds_nobody_goes_again_under_the_same_id(everloop, fake, monkeypatch):
+    monkeypatch.setattr("everloop.wire._FIRST_PAUSE_SECONDS", 0.01)
+    fake.away = 2
+    pushed = everloop.push(MODEL, [{"flight_id": str(n)} for n in range(4)], batch=2)
+    assert pushed.accepted == 4
+    assert len(fake.records) == 4
+    first, second = fake.pushes[0], fake.pushes[-1]
+    assert fake.pushes == [first, first, first, second]
+    assert first and second != first
+
+
+def test_patience_has_an_end_and_only_unavailable_has_patience(everloop, fake):
+    fake.away = 1000
+    with pytest.raises(EverloopError) as caught:
+        everloop.push(MODEL, [{"flight_id": "a"}], patience=0.5)
+    assert caught.value.reason == "BROKER_UNAVAILABLE"
+    assert 1 < len(fake.pushes) < 5
+    with pytest.raises(EverloopError) as caught:
+        everloop.push("nothing", [{"flight_id": "a"}], patience=60)
+    assert caught.value.reason == "PIPELINE_NOT_FOUND"
+
+
+def test_records_that_no_call_can_carry_are_rejected_in_their_place(everloop, fake, monkeypatch):
+    monkeypatch.setattr("everloop.push.BATCH_BYTES", 100)
+    records = [{"flight_id": "a"}, {"flight_id": "b" * 200}, {"flight_id": math.inf}, b"{broken"]
+    pushed = everloop.push(MODEL, records)
+    assert pushed.accepted == 1
+    assert [(item.position, item.reason) for item in pushed.rejected] == [
+        (1, "RECORD_TOO_LARGE"),
+        (2, "WRONG_TYPE"),
+        (3, "MALFORMED_JSON"),
+    ]
+
+
+@pytest.mark.parametrize("http", [False, True])
+def test_rows_of_a_table_are_predicted_over_both_doors(everloop, fake, http):
+    row = {"flight_id": np.str_("UA-1"), "distance": np.float64(1400), "late": np.bool_(False)}
+    assert everloop.predict(MODEL, [row], http=http).predictions[0].id == "p-UA-1"
+
+
+@pytest.mark.parametrize(
+    "body", ["hello", "{}", '{"model": "m", "version": 1, "predictions": [3]}']
+)
+def test_an_answer_that_is_not_everloop_s_is_said(everloop, body):
+    everloop._http.close()
+    everloop._http = httpx.Client(
+        base_url="http://elsewhere",
+        transport=httpx.MockTransport(lambda request: httpx.Response(200, text=body)),
+    )
+    with pytest.raises(EverloopError, match="http://elsewhere") as caught:
+        everloop.predict(MODEL, [ROW], http=True)
+    assert caught.value.reason == "UNEXPECTED_ANSWER"
+
+
+def test_an_address_that_is_none_is_said():
+    addresses = Addresses("a:1", "a:1", "a:1", "a:1", "http://a:b", "a:1")
+    with pytest.raises(EverloopError) as caught:
+        Everloop.connect(addresses=addresses)
+    assert caught.value.reason == "INVALID_ADDRESS"
 
 
 def test_a_missing_number_goes_as_null_and_a_time_as_rfc_3339(everloop, fake):

@@ -59,6 +59,74 @@ def test_parquet_rows_are_records(tmp_path: Path):
     assert list(source.records) == [{"id": "a", "seats": 149}, {"id": "b", "seats": None}]
 
 
+def test_an_infinite_cell_stays_text_for_the_service_to_refuse(tmp_path: Path):
+    file = tmp_path / "a.csv"
+    file.write_text("distance\ninf\n-Infinity\nNaN\n")
+    found = [row["distance"] for row in open_records(file, lambda: TYPES).records]  # type: ignore[call-overload]
+    assert found == ["inf", "-Infinity", None]
+
+
+def test_cells_beyond_the_header_are_not_lost_in_silence(tmp_path: Path):
+    file = tmp_path / "a.csv"
+    file.write_text("id,seats\nx,1,2,3\n")
+    assert list(open_records(file, lambda: TYPES).records) == [
+        {"id": "x", "seats": 1, "(beyond the header)": "2,3"}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "places"),
+    [
+        ("a.jsonl", b'{}\n\n{broken\n  \n{"a": 1}\n', ["line 1", "line 3", "line 5"]),
+        ("a.csv", b'id\nx\n"two\nlines"\ny\n', ["line 2", "line 4", "line 5"]),
+    ],
+)
+def test_a_record_is_found_in_its_file(tmp_path: Path, name, content, places):
+    file = tmp_path / name
+    file.write_bytes(content)
+    source = open_records(file, lambda: TYPES)
+    count = len(list(source.records))
+    assert [source.place(position) for position in range(count)] == places
+
+
+def test_a_csv_that_is_not_utf_8_is_refused_with_the_byte_before_anything_is_read(tmp_path: Path):
+    file = tmp_path / "a.csv"
+    file.write_bytes("id,seats\nGraz,1\nWörgl,2\n".encode("latin-1"))
+    with pytest.raises(EverloopError) as caught:
+        open_records(file, lambda: TYPES)
+    assert caught.value.reason == "FILE_NOT_READABLE"
+    assert "a.csv:3: not UTF-8: byte 0xf6 at position 17" in caught.value.message
+    assert "iconv -f latin1 -t utf-8 a.csv" in caught.value.advice
+
+
+def test_a_csv_that_breaks_the_format_is_named_with_its_line(tmp_path: Path):
+    file = tmp_path / "a.csv"
+    file.write_text("id\nx\n" + "y" * 200_000 + "\n")
+    with pytest.raises(EverloopError, match=r"a\.csv:3: not CSV"):
+        list(open_records(file, lambda: TYPES).records)
+
+
+def test_a_parquet_file_that_breaks_off_says_after_which_row(tmp_path: Path):
+    file = tmp_path / "a.parquet"
+    table = pa.table({"id": [f"flight {n}" for n in range(4000)]})
+    pq.write_table(table, file, row_group_size=2000, compression="none", use_dictionary=False)
+    content = bytearray(file.read_bytes())
+    middle = content.index(b"flight 2000")
+    content[middle - 60 : middle + 4000] = bytes(4060)
+    file.write_bytes(content)
+    with pytest.raises(EverloopError, match="breaks off after row 2000") as caught:
+        list(open_records(file, no_types).records)
+    assert "a.parquet" in caught.value.message
+
+
+def test_a_json_array_is_no_file_of_lines(tmp_path: Path):
+    file = tmp_path / "a.json"
+    file.write_text('\n [{"id": "a"},\n {"id": "b"}]\n')
+    with pytest.raises(EverloopError, match="JSON array") as caught:
+        open_records(file, no_types)
+    assert "jq -c" in caught.value.advice
+
+
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [

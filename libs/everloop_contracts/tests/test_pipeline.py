@@ -165,6 +165,42 @@ def test_words_that_older_yaml_takes_for_truth_values_are_words(load):
             "kind: numbre",
             "15: features.size: Input tag 'numbre' found using 'kind'",
         ),
+        # Metrics that do not fit the task.
+        (
+            "families: [mlp]",
+            "families: [mlp]\n  search: {metric: rmse}",
+            "20: training.search.metric: 'rmse' does not fit a binary task; there are: roc_auc, accuracy",
+        ),
+        (
+            "metric: roc_auc, min",
+            "metric: mae, min",
+            "23: promotion.gates.0.metric: 'mae' does not fit a binary task; there are: ",
+        ),
+        (
+            "metric: roc_auc, min",
+            "metric: brier, min",
+            "23: promotion.gates.0.metric: less brier is better: a metric_ceiling gate bounds it",
+        ),
+        (
+            "kind: metric_floor, metric: roc_auc, min: 0.6",
+            "kind: metric_ceiling, metric: f1, max: 0.6",
+            "23: promotion.gates.0.metric: more f1 is better: a metric_floor gate bounds it",
+        ),
+        (
+            "      metric: roc_auc\n",
+            "      metric: rmse\n",
+            "25: promotion.gates.1.metric: 'rmse' does not fit a binary task",
+        ),
+        (
+            "metric: roc_auc, min",
+            "metric: auc, min",
+            "23: promotion.gates.0.metric: Input should be",
+        ),
+        (
+            "  retrain:",
+            "  performance: {metric: mae}\n  retrain:",
+            "27: monitoring.performance.metric: 'mae' does not fit a binary task",
+        ),
         # Twice.
         ("  size: {kind", "  hour: {kind", "15: features.hour: is there twice"),
         ("cut: {rows: 100", "cut: {rows: 9, rows: 100", "17: cut.rows: is there twice"),
@@ -182,6 +218,57 @@ def test_all_mistakes_are_named_at_once(complaint):
         "promotion.gates.0.min",
         "promotion.gates.0.mim",
     ]
+
+
+def test_all_misfits_are_named_at_once(complaint):
+    broken = GOOD.replace("of: size}", "of: sise}").replace("field: late", "field: lat")
+    broken = broken.replace("metric: roc_auc", "metric: rmse", 1)
+    assert [line.split(": ")[1] for line in complaint(broken)] == [
+        "target.field",
+        "features.size",
+        "promotion.gates.0.metric",
+    ]
+
+
+def of_task(task: str, kind: str) -> str:
+    """The good pipeline for another task, without any metric named."""
+    gates = GOOD.index("  gates:"), GOOD.index("monitoring:")
+    text = (GOOD[: gates[0]] + GOOD[gates[1] :]).replace("promotion:\n", "")
+    text = text.replace("late: {type: bool", f"late: {{type: {kind}")
+    return text.replace("task: binary", f"task: {task}")
+
+
+@pytest.mark.parametrize(
+    ("task", "kind", "metric", "when"),
+    [
+        ("binary", "bool", "roc_auc", ("realised_performance",)),
+        ("multiclass", "string", "roc_auc", ("drift",)),
+        ("regression", "float", "rmse", ("realised_performance",)),
+    ],
+)
+@pytest.mark.parametrize("training", ["families: [mlp]", "families: [mlp]\n  search: {trials: 3}"])
+def test_what_a_pipeline_does_not_name_fits_its_task(load, task, kind, metric, when, training):
+    pipeline = load(of_task(task, kind).replace("families: [mlp]", training))
+    assert pipeline.training.search.metric == metric
+    assert pipeline.monitoring.performance.metric == metric
+    assert pipeline.monitoring.retrain.when == when
+
+
+def test_a_multiclass_pipeline_cannot_retrain_on_a_performance_that_is_not_watched(complaint):
+    text = of_task("multiclass", "string").replace(
+        "{chunks", "{when: [drift, realised_performance], chunks"
+    )
+    assert complaint(text)[0].endswith(
+        "monitoring.retrain.when: the performance of a multiclass task is not watched; there is: drift"
+    )
+
+
+@pytest.mark.parametrize(
+    "gate", ["metric_floor, metric: f1, min: 0", "metric_ceiling, metric: brier, max: 1"]
+)
+def test_a_bound_fits_the_direction_of_its_metric(load, gate):
+    text = GOOD.replace("metric_floor, metric: roc_auc, min: 0.6", gate)
+    assert load(text).promotion.gates[0].kind == gate.split(",")[0]
 
 
 @pytest.mark.parametrize(
@@ -277,8 +364,13 @@ def documents(draw: st.DrawFn) -> dict[str, Any]:
     task, target = draw(
         st.sampled_from([("binary", "bool"), ("multiclass", "string"), ("regression", "float")])
     )
+    bound = (
+        {"kind": "metric_ceiling", "metric": "rmse", "max": draw(floats)}
+        if task == "regression"
+        else {"kind": "metric_floor", "metric": "roc_auc", "min": draw(floats)}
+    )
     gates = [
-        {"kind": "metric_floor", "metric": "roc_auc", "min": draw(floats)},
+        bound,
         {"kind": "export_parity", "max_difference": abs(draw(floats))},
     ]
     of = draw(st.integers(1, 9))

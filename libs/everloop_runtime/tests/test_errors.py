@@ -14,6 +14,7 @@ from everloop_runtime.errors import (
     EverloopError,
     Kind,
     rich_status,
+    waiting_mends,
 )
 
 
@@ -42,3 +43,9 @@ def test_an_error_survives_pickling():
     copy = pickle.loads(pickle.dumps(error))
     assert vars(copy) == vars(error)
     assert str(copy) == "no such model"
+
+
+def test_waiting_mends_what_is_away_busy_or_behind_and_nothing_else():
+    mended = {kind for kind in Kind if waiting_mends(EverloopError(kind, "WHY", "text"))}
+    assert mended == {Kind.UNAVAILABLE, Kind.EXHAUSTED, Kind.DEADLINE}
+    assert not waiting_mends(TimeoutError())

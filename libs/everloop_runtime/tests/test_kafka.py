@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import socket
 import threading
 import time
@@ -14,6 +15,8 @@ from typing import Any
 
 import pytest
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
+from kafka.admin import ConfigResource, ConfigResourceType
+from prometheus_client import REGISTRY
 
 from everloop import stack
 from everloop_contracts.stubs.everloop.training.v1.events_pb2 import TrainingFailed
@@ -21,13 +24,16 @@ from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.events import TOPICS, Event, decode, encode, new_event
 from everloop_runtime.kafka import (
     DEAD_LETTERS,
+    FIRST_PAUSE,
+    LONGEST_PAUSE,
     EventConsumer,
     OutboxRelay,
     ensure_topics,
     producer,
     wait_for_broker,
 )
-from everloop_runtime.service import Component, Stopper
+from everloop_runtime.service import Component, Stopper, backoff
+from everloop_runtime.settings import ServiceSettings
 
 DEADLINE = 40.0
 
@@ -126,7 +132,7 @@ def consumer(
     bootstrap: str, topic: str, handler: Callable[[Event], None], group: str = ""
 ) -> EventConsumer:
     return EventConsumer(
-        bootstrap, group or f"test.{topic}", [topic], handler, attempts=3, backoff=0.005
+        bootstrap, group or f"test.{topic}", [topic], handler, attempts=3, first_pause=0.005
     )
 
 
@@ -193,6 +199,59 @@ def test_a_commit_wakes_the_relay(bootstrap, topic, database):
     assert min(took) < 0.5, "faster than the relay's own round"
 
 
+def limit(bootstrap: str, topic: str, message_bytes: int) -> None:
+    """Makes a topic refuse larger messages."""
+    admin = KafkaAdminClient(bootstrap_servers=bootstrap)
+    resource = ConfigResource(
+        ConfigResourceType.TOPIC, topic, {"max.message.bytes": str(message_bytes)}
+    )
+    admin.alter_configs([resource])
+    admin.close()
+
+
+@pytest.mark.e2e
+def test_a_message_that_the_broker_refuses_as_too_large_is_buried_and_holds_up_nobody(
+    bootstrap, topic, database
+):
+    limit(bootstrap, topic, 2000)
+    with database.unit_of_work() as work:
+        for number in range(5):
+            key, value, headers = encode(event(number))
+            large = number in (1, 3)
+            work.send(
+                topic, key, random.Random(number).randbytes(9000) if large else value, headers
+            )
+    before = REGISTRY.get_sample_value("everloop_outbox_refused_total", {"topic": topic}) or 0
+    with running(OutboxRelay(database, bootstrap)) as stopper:
+        eventually(lambda: not database.pending(1))
+        assert not stopper.failed
+    arrived = [number_of(decode(r.value, r.headers)) for r in records(bootstrap, topic)]
+    assert sorted(set(arrived)) == [0, 2, 4]
+    notes = dead_letters(bootstrap, topic)
+    assert [note["reason"] for note in notes] == ["MESSAGE_TOO_LARGE"] * 2
+    buried = [record.value for record in records(bootstrap, DEAD_LETTERS)]
+    assert random.Random(3).randbytes(9000) in buried
+    assert (
+        REGISTRY.get_sample_value("everloop_outbox_refused_total", {"topic": topic}) == before + 2
+    )
+
+
+@pytest.mark.e2e
+def test_what_the_dead_letters_refuse_too_leaves_its_content_behind(bootstrap, topic, database):
+    limit(bootstrap, topic, 2000)
+    limit(bootstrap, DEAD_LETTERS, 3000)
+    try:
+        with database.unit_of_work() as work:
+            key, _, headers = encode(event(0))
+            work.send(topic, key, random.Random(0).randbytes(9000), headers)
+        with running(OutboxRelay(database, bootstrap)):
+            eventually(lambda: not database.pending(1))
+    finally:
+        limit(bootstrap, DEAD_LETTERS, 1048588)
+    (notes,) = dead_letters(bootstrap, topic)
+    assert notes["reason"] == "MESSAGE_TOO_LARGE"
+
+
 @pytest.mark.e2e
 def test_stopping_sends_what_is_left(bootstrap, topic, database):
     relay = OutboxRelay(database, bootstrap)
@@ -231,6 +290,12 @@ def test_a_crash_after_sending_sends_again_and_loses_nothing(
     assert ids == [item.id for item in events] * 2, "the same events, for inboxes to drop"
 
 
+def test_the_default_tries_of_an_event_take_more_than_a_minute_and_less_than_two():
+    tries = ServiceSettings.model_fields["consumer_max_attempts"].default
+    pauses = [backoff(attempt, FIRST_PAUSE, LONGEST_PAUSE) for attempt in range(1, tries)]
+    assert 60 < sum(pauses) < 120
+
+
 @pytest.mark.e2e
 def test_a_poison_message_is_buried_and_the_next_is_handled(bootstrap, topic):
     tried: list[int] = []
@@ -266,14 +331,15 @@ def test_what_is_no_event_is_buried_at_once_with_its_bytes(bootstrap, topic):
 
 
 @pytest.mark.e2e
-def test_unavailable_is_tried_until_it_is_over_and_nothing_overtakes(bootstrap, topic):
+@pytest.mark.parametrize("kind", [Kind.UNAVAILABLE, Kind.EXHAUSTED, Kind.DEADLINE])
+def test_what_waiting_mends_is_tried_until_it_is_over_and_nothing_overtakes(bootstrap, topic, kind):
     outage = 8  # more than the attempts that any other failure gets
     tried: list[int] = []
 
     def handler(item: Event) -> None:
         tried.append(number_of(item))
         if number_of(item) == 0 and len(tried) <= outage:
-            raise EverloopError(Kind.UNAVAILABLE, "AWAY", "the database is away")
+            raise EverloopError(kind, "NOT_NOW", "ask again")
 
     send(bootstrap, topic, [event(number) for number in range(3)])
     with running(consumer(bootstrap, topic, handler)):

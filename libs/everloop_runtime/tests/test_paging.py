@@ -20,7 +20,7 @@ def test_a_page_has_a_start_and_a_bounded_size(token, size, expected):
 def test_any_other_token_is_invalid(token):
     with pytest.raises(EverloopError) as caught:
         page(token, 10)
-    assert (caught.value.kind, caught.value.reason) == (Kind.INVALID, "BAD_PAGE_TOKEN")
+    assert (caught.value.kind, caught.value.reason) == (Kind.INVALID, "INVALID_PAGE")
 
 
 def test_a_negative_size_is_invalid():

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from everloop_runtime.service import Component, Stopper, run
+from everloop_runtime.service import Component, Stopper, backoff, run
 
 
 @pytest.fixture(autouse=True)
@@ -118,3 +118,8 @@ def test_waiting_ends_when_the_stop_comes():
     stopper.stop()
     assert ended.wait(5)
     assert not stopper.failed
+
+
+def test_pauses_double_up_to_the_longest_however_long_an_outage_lasts():
+    assert [backoff(attempt, 1.0, 10.0) for attempt in (1, 2, 3, 4, 5)] == [1, 2, 4, 8, 10]
+    assert backoff(100_000, 0.4, 10.0) == 10

@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from everloop_contracts.stubs.everloop.training.v1.events_pb2 import TrainingFailed
-from everloop_runtime.database import Database
+from everloop_runtime.database import LARGEST_MESSAGE, Database
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.events import new_event
 
@@ -69,6 +69,16 @@ def test_the_outbox_keeps_the_order_and_forgets_what_was_sent(database):
     assert [row.value for row in pending] == [b"0", b"1", b"2"]
     database.sent([row.position for row in pending])
     assert [row.value for row in database.pending(9)] == [b"3", b"4"]
+
+
+def test_a_message_that_no_broker_would_take_is_refused_when_it_is_sent(database):
+    headers = [("name", b"x" * 96)]
+    with database.unit_of_work() as work:
+        work.send("topic", b"key", b"x" * (LARGEST_MESSAGE - 103), headers)
+    with pytest.raises(EverloopError) as caught, database.unit_of_work() as work:
+        work.send("topic", b"key", b"x" * (LARGEST_MESSAGE - 102), headers)
+    assert (caught.value.kind, caught.value.reason) == (Kind.INVALID, "MESSAGE_TOO_LARGE")
+    assert len(database.pending(9)) == 1
 
 
 def test_positions_are_never_used_again(database):

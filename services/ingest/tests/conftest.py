@@ -32,7 +32,7 @@ from everloop_contracts.stubs.everloop.ingest.v1 import ingest_pb2, ingest_pb2_g
 from everloop_contracts.stubs.everloop.ingest.v1.dataset_pb2 import DatasetVersion
 from everloop_ingest.adapters.store import Store
 from everloop_ingest.cut_version import BuildLimits, CutVersion
-from everloop_ingest.domain import Batch, ObjectFile, Partition, Version
+from everloop_ingest.domain import Batch, ObjectFile, Partition, ShardsLost, Version
 from everloop_ingest.settle import Settle
 from everloop_runtime import clients
 from everloop_runtime.database import Database
@@ -113,6 +113,8 @@ class FolderFiles:
         path.write_bytes(content)
 
     def fetch(self, keys: Sequence[str], folder: Path) -> list[Path]:
+        if lost := [key for key in keys if not (self.folder / key).exists()]:
+            raise ShardsLost(lost)
         return [
             Path(shutil.copy(self.folder / key, folder / f"{index}.parquet"))
             for index, key in enumerate(keys)
@@ -124,6 +126,8 @@ class World:
     """Everything that outlives a process, and a process that works on it.
 
     Attributes:
+        pipeline: what messages are sent to.
+        other: one more pipeline that is served, see `store_elsewhere`.
         topic: messages of each partition, the fake of the broker; the fake of the writer is the world itself, it
             settles everything when it is asked to flush.
     """
@@ -131,10 +135,12 @@ class World:
     folder: Path
     database: Database
     pipeline: Pipeline
+    other: Pipeline
     topic: dict[int, list[Message]] = field(default_factory=dict)
     repository: MemoryRepository = field(default_factory=MemoryRepository)
     flushes: int = 0
     stuck: bool = False
+    callers: int = 8
 
     def __post_init__(self) -> None:
         self.topic = {number: [] for number in range(self.pipeline.partitions)}
@@ -144,7 +150,7 @@ class World:
 
     def restart(self) -> None:
         """A new process: nothing but the database, the bucket, the repository and the topic is left."""
-        pipelines = {self.pipeline.name: self.pipeline}
+        pipelines = {item.name: item for item in (self.pipeline, self.other)}
         self.store = Store(self.database)
         self.files = FolderFiles(self.bucket)
         self.settle = Settle(pipelines, self.store, self.files, 4096)
@@ -157,6 +163,7 @@ class World:
             self,
             self,
             limits,
+            self.callers,
             wait=lambda seconds: None,
         )
 
@@ -187,6 +194,14 @@ class World:
         start = self.store.claim(partition, 0)
         messages = self.topic[number][start:]
         return Batch(self.pipeline.name, partition, start, start + len(messages), messages)
+
+    def store_elsewhere(self, *values: bytes) -> None:
+        """Settles messages of the other pipeline."""
+        partition = Partition(self.other.record_topic, 0)
+        start = self.store.claim(partition, 0)
+        messages = [Message(start + row, row, None, value) for row, value in enumerate(values)]
+        end = start + len(messages)
+        assert self.settle(Batch(self.other.name, partition, start, end, messages))
 
     def rows(self, version: Version) -> list[dict[str, Any]]:
         """Rows of a published version."""
@@ -251,7 +266,8 @@ def make_world(
         folder = tmp_path / f"world-{len(worlds)}"
         folder.mkdir()
         path = shutil.copy(empty_database, folder / "ingest.db")
-        worlds.append(World(folder, Database(f"sqlite:///{path}"), pipeline))
+        other = Pipeline.model_validate(SPEC | {"pipeline": "letters"})
+        worlds.append(World(folder, Database(f"sqlite:///{path}"), pipeline, other))
         return worlds[-1]
 
     yield make

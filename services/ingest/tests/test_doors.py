@@ -11,6 +11,7 @@ from kafka.errors import KafkaTimeoutError
 from kafka.future import Future
 
 from everloop_contracts.stubs.everloop.ingest.v1 import ingest_pb2 as pb
+from everloop_contracts.stubs.everloop.ingest.v1.dataset_pb2 import DatasetVersion
 from everloop_ingest.adapters.kafka import TopicEnds, TopicProducer
 from everloop_ingest.push import Push
 from everloop_ingest.servicer import IngestServicer
@@ -52,7 +53,7 @@ def sink() -> MemorySink:
 @pytest.fixture
 def door(world: Any, sink: MemorySink) -> IngestServicer:
     pipelines = {world.pipeline.name: world.pipeline}
-    push = Push(pipelines, sink, 4096)
+    push = Push(pipelines, sink, world.store, 4096)
     return IngestServicer(pipelines, world.store, push, world.cut, world, world.repository, 30.0)
 
 
@@ -114,6 +115,112 @@ def test_a_broker_that_is_away_fails_the_call(
     assert caught.value.kind is Kind.UNAVAILABLE
 
 
+def test_a_repeated_push_returns_the_first_answer_and_adds_nothing(
+    door: IngestServicer, world: Any, sink: MemorySink, make_record: Make
+) -> None:
+    records = [make_record("a"), b"{", make_record("b", weight=-1)]
+    request = pb.PushRecordsRequest(pipeline="parcels", records=records, request_id="p1")
+    first = door.PushRecords(request, CONTEXT)
+    assert (first.accepted, len(sink.sent)) == (1, 3)
+    assert first.results[2].field == "weight"
+    sink.error = EverloopError(Kind.UNAVAILABLE, "BROKER_UNAVAILABLE", "away")
+    world.restart()
+    pipelines = {world.pipeline.name: world.pipeline}
+    push = Push(pipelines, sink, world.store, 4096)
+    again = IngestServicer(pipelines, world.store, push, world.cut, world, world.repository, 30.0)
+    for servicer in (door, again):
+        assert servicer.PushRecords(request, CONTEXT) == first
+    assert len(sink.sent) == 3
+
+
+def test_a_push_without_an_id_or_with_another_one_is_a_new_one(
+    door: IngestServicer, sink: MemorySink, make_record: Make
+) -> None:
+    for request_id in ("", "", "p1", "p2"):
+        door.PushRecords(
+            pb.PushRecordsRequest(
+                pipeline="parcels", records=[make_record("a")], request_id=request_id
+            ),
+            CONTEXT,
+        )
+    assert len(sink.sent) == 4
+
+
+@pytest.mark.parametrize("other", [[b"ab", b"d"], [b"a", b"bc"], [b"abc"], []])
+def test_an_id_that_comes_again_with_other_records_is_a_conflict(
+    door: IngestServicer, sink: MemorySink, other: list[bytes]
+) -> None:
+    for records in ([b"ab", b"c"], other):
+        request = pb.PushRecordsRequest(pipeline="parcels", records=records, request_id="p1")
+        if records is other:
+            with pytest.raises(EverloopError) as caught:
+                door.PushRecords(request, CONTEXT)
+            assert (caught.value.kind, caught.value.reason) == (Kind.CONFLICT, "REQUEST_ID_REUSED")
+        else:
+            door.PushRecords(request, CONTEXT)
+    assert [value for _, value in sink.sent] == [b"ab", b"c"]
+
+
+@pytest.mark.parametrize("where", ["broker", "database"])
+def test_a_push_that_ended_without_an_answer_is_sent_again(
+    door: IngestServicer,
+    world: Any,
+    sink: MemorySink,
+    make_record: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+) -> None:
+    request = pb.PushRecordsRequest(pipeline="parcels", records=[make_record("a")], request_id="p1")
+    away = EverloopError(Kind.UNAVAILABLE, "AWAY", "away")
+
+    def no_answer(*arguments: Any) -> Any:
+        raise away
+
+    if where == "broker":
+        sink.error = away
+    else:
+        monkeypatch.setattr(world.store, "answer_push", no_answer)
+    with pytest.raises(EverloopError) as caught:
+        door.PushRecords(request, CONTEXT)
+    assert caught.value.kind is Kind.UNAVAILABLE
+    sink.error = None
+    monkeypatch.undo()
+    assert door.PushRecords(request, CONTEXT).accepted == 1
+    assert len(sink.sent) == (1 if where == "broker" else 2)
+    # What is twice on the topic is once in the version.
+    world.send(0, *(value for _, value in sink.sent))
+    assert world.cut(world.pipeline, "r", 5.0).rows.rows == 1
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_of_pushes_that_race_with_one_id_the_first_answer_counts(
+    door: IngestServicer,
+    sink: MemorySink,
+    make_record: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    same: bool,
+) -> None:
+    def request(*records: bytes) -> pb.PushRecordsRequest:
+        return pb.PushRecordsRequest(pipeline="parcels", records=records, request_id="p1")
+
+    real = sink.send
+    winner = request(b"{")
+    loser = winner if same else request(make_record("a"))
+
+    def overtaken(*arguments: Any) -> None:
+        monkeypatch.setattr(sink, "send", real)
+        assert door.PushRecords(winner, CONTEXT).accepted == 0
+        real(*arguments)
+
+    monkeypatch.setattr(sink, "send", overtaken)
+    if same:
+        assert door.PushRecords(loser, CONTEXT).accepted == 0
+    else:
+        with pytest.raises(EverloopError) as caught:
+            door.PushRecords(loser, CONTEXT)
+        assert caught.value.reason == "REQUEST_ID_REUSED"
+
+
 def test_versions_are_listed_newest_first_by_pages(
     door: IngestServicer, world: Any, make_record: Make
 ) -> None:
@@ -136,6 +243,25 @@ def test_versions_are_listed_newest_first_by_pages(
     assert door.GetDatasetVersion(second, CONTEXT).dataset.rows == 2
 
 
+def test_a_version_that_failed_says_why(
+    door: IngestServicer, world: Any, make_record: Make
+) -> None:
+    world.send(0, make_record("a"))
+    world.settle_all()
+    for shard in world.bucket.rglob("*.parquet"):
+        shard.unlink()
+    with pytest.raises(EverloopError):
+        door.CutVersion(pb.CutVersionRequest(pipeline="parcels", request_id="r"), CONTEXT)
+    one = pb.GetDatasetVersionRequest(pipeline="parcels", version=1)
+    [listed] = door.ListDatasetVersions(
+        pb.ListDatasetVersionsRequest(pipeline="parcels"), CONTEXT
+    ).datasets
+    assert listed == door.GetDatasetVersion(one, CONTEXT).dataset
+    assert listed.state == DatasetVersion.STATE_FAILED
+    assert listed.error.startswith("the object store has lost 1 of 1 shards: parcels/shards/")
+    assert (listed.git_tag, len(listed.objects)) == ("", 0)
+
+
 @pytest.mark.parametrize(
     ("method", "request_message", "kind", "reason"),
     [
@@ -154,8 +280,23 @@ def test_versions_are_listed_newest_first_by_pages(
             "DATASET_VERSION_NOT_FOUND",
         ),
         (
+            "PushRecords",
+            pb.PushRecordsRequest(pipeline="parcels", request_id="r" * 201),
+            Kind.INVALID,
+            "INVALID_REQUEST_ID",
+        ),
+        *(
+            (
+                "ListDatasetVersions",
+                pb.ListDatasetVersionsRequest(pipeline="parcels", page_token=token),
+                Kind.INVALID,
+                "INVALID_PAGE",
+            )
+            for token in ("x", "9" * 20, "9" * 10_000, "-1", "1.5", " 1", "\u0663", "\u00b2", "0x1")
+        ),
+        (
             "ListDatasetVersions",
-            pb.ListDatasetVersionsRequest(pipeline="parcels", page_token="x"),
+            pb.ListDatasetVersionsRequest(pipeline="parcels", page_size=-1),
             Kind.INVALID,
             "INVALID_PAGE",
         ),

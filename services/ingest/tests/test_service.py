@@ -17,10 +17,12 @@ from kafka import KafkaProducer
 
 from everloop import stack
 from everloop_contracts.stubs.everloop.ingest.v1 import ingest_pb2
-from everloop_ingest.adapters.s3 import ShardBucket, s3_filesystem
+from everloop_ingest.adapters.s3 import ShardBucket
+from everloop_ingest.domain import ShardsLost
 from everloop_runtime import clients
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.events import decode
+from everloop_runtime.s3 import s3_filesystem
 
 pytestmark = pytest.mark.faults
 
@@ -247,6 +249,20 @@ def test_shard_files_keep_what_they_take(
     paths = files.fetch(list(contents), target)
     assert [path.read_bytes() for path in paths] == list(contents.values())
     assert files.fetch([], target) == []
+    lost = [f"{kind}/a/3.parquet", f"{kind}/b/1.parquet"]
+    with pytest.raises(ShardsLost) as caught:
+        files.fetch([*contents, *lost], target)
+    assert caught.value.keys == lost
+
+
+def test_a_bucket_that_is_missing_loses_nothing(infrastructure: Any, tmp_path: Path) -> None:
+    there = infrastructure
+    filesystem = s3_filesystem(
+        there.s3_url, there.s3_access_key, there.s3_secret_key, there.s3_region
+    )
+    with pytest.raises(EverloopError) as caught:
+        ShardBucket(filesystem, "no-such-bucket").fetch(["a"], tmp_path)
+    assert caught.value.kind is Kind.UNAVAILABLE
 
 
 def test_an_object_store_that_is_away_is_an_outage(tmp_path: Path) -> None:

@@ -9,8 +9,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from everloop_ingest.domain import Books, Partition
+from everloop_ingest import settle, shards
+from everloop_ingest.adapters.store import Store
+from everloop_ingest.domain import Batch, Books, Partition
 from everloop_ingest.validate import Validator
+from everloop_runtime.errors import EverloopError, Kind
 
 ACTUALS = "everloop.actuals"
 
@@ -133,20 +136,131 @@ def test_an_empty_batch_moves_the_position_over_control_records(world: Any) -> N
     assert world.store.books("parcels") == Books()
 
 
-def test_a_message_that_breaks_the_validator_does_not_block_its_partition(
+POISON = b'{"parcel": "poison", "sent": "2026-03-01T12:00:00Z", "weight": 1.0, "lost": true}'
+
+
+def holds_poison(arguments: tuple[Any, ...]) -> bool:
+    """Whether a step is asked to work on the poison, in whichever form it gets it."""
+    for item in arguments:
+        messages = item.messages if isinstance(item, Batch) else [item]
+        if isinstance(item, list | tuple):
+            messages = item
+        if any(getattr(message, "value", message) == POISON for message in messages):
+            return True
+    return False
+
+
+@pytest.mark.parametrize(
+    ("owner", "step"),
+    [
+        (Validator, "__call__"),
+        (shards, "encode"),
+        (settle, "_shard"),
+        (settle, "_labels"),
+        (settle, "_dead_letter"),
+        (Store, "settle"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_message_that_breaks_any_step_does_not_block_its_partition(
+    world: Any,
+    make_record: Callable[..., bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    owner: Any,
+    step: str,
+) -> None:
+    real = getattr(owner, step)
+    rejected = (
+        step == "_dead_letter"
+    )  # the step sees a message only if something else is wrong with it
+
+    def fragile(*arguments: Any) -> Any:
+        shard = arguments[2] if step == "settle" else None
+        if holds_poison(arguments) and not (shard and "UNPROCESSABLE" in shard.rejected):
+            raise ZeroDivisionError
+        return real(*arguments)
+
+    monkeypatch.setattr(owner, step, fragile)
+    if rejected:
+        whole = Validator.__call__
+
+        def strict(self: Validator, messages: list[bytes | None]) -> Any:
+            return whole(self, [b"}" if value == POISON else value for value in messages])
+
+        monkeypatch.setattr(Validator, "__call__", strict)
+    world.send(0, b"{", make_record("a"), make_record("b", lost=True))
+    world.send(0, POISON, make_record("c"), b"[")
+    world.settle_all()
+
+    letters = world.dead_letters()
+    reasons = [headers["everloop-reason"] for _, headers in letters]
+    assert reasons == ["MALFORMED_JSON", "UNPROCESSABLE", "MALFORMED_JSON"]
+    assert letters[1][0] == POISON
+    assert letters[1][1]["everloop-origin"] == "everloop.records.parcels/0/3"
+    assert "ZeroDivisionError" in letters[1][1]["everloop-message"]
+    assert world.store.books("parcels") == Books(3, 3, 0, {"MALFORMED_JSON": 2, "UNPROCESSABLE": 1})
+    assert labels_of(world) == [("b", "true")]
+    assert world.store.positions("everloop.records.parcels")[0] == 6
+    version = world.cut(world.pipeline, "r", 5.0)
+    assert [row["parcel"] for row in world.rows(version)] == ["a", "b", "c"]
+
+
+def test_a_batch_that_only_fails_as_a_whole_loses_no_message(
     world: Any, make_record: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    poison = make_record("poison")
-    real = Validator.__call__
+    real = shards.encode
 
-    def fragile(self: Validator, messages: list[bytes | None]) -> Any:
-        if poison in messages:
-            raise ZeroDivisionError
-        return real(self, messages)
+    def small_memory(validated: Any, messages: Any, partition: int) -> bytes:
+        if len(messages) > 3:
+            raise MemoryError
+        return real(validated, messages, partition)
 
-    monkeypatch.setattr(Validator, "__call__", fragile)
-    world.send(0, b"{", make_record("a"), poison, make_record("b"), b"[")
+    monkeypatch.setattr(shards, "encode", small_memory)
+    world.send(0, *(make_record(f"p{n}") for n in range(10)))
+    world.topic[0] = [message for message in world.topic[0] if message.offset not in {4, 5}]
+    batch = replace(world.batch(0), end=12)  # with holes in it and control records behind
+    assert world.settle(batch)
+    assert world.store.books("parcels") == Books(8, 0, 0, {})
+    assert world.store.positions("everloop.records.parcels")[0] == 12
+
+
+def test_an_outage_is_waited_for_and_rejects_nothing(
+    world: Any, make_record: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = EverloopError(Kind.UNAVAILABLE, "OBJECT_STORE_UNAVAILABLE", "away")
+
+    def put(key: str, content: bytes) -> None:
+        raise away
+
+    world.send(0, make_record("a"), b"{")
+    monkeypatch.setattr(world.files, "put", put)
+    with pytest.raises(EverloopError) as caught:
+        world.settle(world.batch(0))
+    assert caught.value is away
+    assert world.store.books("parcels") == Books()
+    monkeypatch.undo()
     world.settle_all()
-    reasons = [headers["everloop-reason"] for _, headers in world.dead_letters()]
-    assert reasons == ["MALFORMED_JSON", "UNPROCESSABLE", "MALFORMED_JSON"]
-    assert [row["parcel"] for row in world.rows(world.cut(world.pipeline, "r", 5.0))] == ["a", "b"]
+    assert world.store.books("parcels").accepted == 1
+
+
+def test_an_outage_among_the_halves_goes_on_where_it_stopped(
+    world: Any, make_record: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = shards.encode
+    outages = iter([True])
+
+    def fragile(validated: Any, messages: Any, partition: int) -> bytes:
+        if any(message.value == POISON for message in messages):
+            if len(messages) == 1 and next(outages, False):
+                raise EverloopError(Kind.UNAVAILABLE, "DATABASE_UNAVAILABLE", "away")
+            raise ZeroDivisionError
+        return real(validated, messages, partition)
+
+    monkeypatch.setattr(shards, "encode", fragile)
+    world.send(0, make_record("a"), make_record("b"), make_record("c"), POISON)
+    whole = world.batch(0)
+    with pytest.raises(EverloopError):
+        world.settle(whole)
+    assert world.settle(whole) is False  # half of it is settled: it is read again
+    world.settle_all()
+    assert world.store.books("parcels") == Books(3, 1, 0, {"UNPROCESSABLE": 1})

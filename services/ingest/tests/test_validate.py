@@ -166,6 +166,11 @@ def test_what_is_no_object_is_refused_as_a_whole(raw: bytes | None, reason: Reas
     assert (rejection.reason, rejection.field) == (reason, "")
 
 
+def test_a_year_too_early_is_named_alike_beside_a_day_that_never_was() -> None:
+    out = VALIDATOR([broken({"sent": f"{day}T00:00:00Z"}) for day in ("2026-02-30", "0000-02-29")])
+    assert [r.reason for r in out.rejections] == [Reason.WRONG_TYPE, Reason.OUT_OF_RANGE]
+
+
 @given(
     st.lists(st.one_of(records, st.sampled_from(BREAKS), st.sampled_from(RAW_BREAKS)), max_size=25)
 )

@@ -1,9 +1,11 @@
-"""What the monitor's tests share: a small pipeline, a database, and batches of predictions."""
+"""What the monitor's tests share: a small pipeline, a database, batches of predictions, and a monitor without Kafka."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,14 @@ import pytest
 import everloop_monitor
 from everloop_contracts.pipeline import Pipeline
 from everloop_contracts.stubs.everloop.inference.v1.events_pb2 import PredictionsLogged
+from everloop_monitor.adapters.store import chunks, decisions
+from everloop_monitor.evaluate import Evaluator
+from everloop_monitor.fakes import FakeDetectors
+from everloop_monitor.record import log_predictions, record_actuals, watch_version
 from everloop_runtime.database import Database
+from everloop_runtime.events import decode
 
+NOW = datetime(2013, 5, 1, tzinfo=UTC)
 EPOCH = "00000000000000aa"
 MIGRATIONS = Path(everloop_monitor.__file__).parent / "migrations"
 
@@ -129,3 +137,82 @@ def make_batch() -> MakeBatch:
         return message
 
     return make
+
+
+class Monitor:
+    """A monitor of the pipeline `trips`: events in, steps, events out."""
+
+    def __init__(self, database, pipeline, make_batch):
+        self.database, self.pipeline, self.make_batch = database, pipeline, make_batch
+        self.detectors = FakeDetectors()
+        self.now = NOW
+        self.rows = 0
+        self.events = 0
+        self.restart()
+
+    def restart(self, retry_seconds=1000):
+        self.evaluator = Evaluator(
+            self.database,
+            {self.pipeline.name: self.pipeline},
+            self.detectors,
+            retry_seconds=retry_seconds,
+            attempts=3,
+            now=lambda: self.now,
+        )
+
+    def _event(self):
+        self.events += 1
+        return f"event-{self.events}"
+
+    def serve(self, version):
+        watch_version(self.database, self._event(), "trips", version, f"run-{version}", self.now)
+
+    def predict(self, rows=100, *, event_id="", **options):
+        message = self.make_batch(self.rows, rows, **options)
+        self.rows += rows
+        log_predictions(self.database, event_id or self._event(), message, 100, self.now)
+
+    def label(self, first, last):
+        """Labels come, and then one of a record that nobody asked about: they have come to rest."""
+        self.record({f"r{n}": "true" for n in range(first, last)})
+        steps = self.run()
+        self.record({"elsewhere": "true"})
+        return steps + self.run()
+
+    def record(self, labels, pipeline="trips"):
+        ids, values = list(labels), list(labels.values())
+        record_actuals(self.database, self._event(), pipeline, ids, values, self.now)
+
+    def run(self):
+        steps = 0
+        while self.evaluator.step():
+            steps += 1
+            assert steps < 1000
+        return steps
+
+    @property
+    def chunks(self):
+        with self.database.read() as connection:
+            return chunks.newest_evaluated(connection, "trips", 0, None, 500)[::-1]
+
+    @property
+    def actions(self):
+        with self.database.read() as connection:
+            return [d.action for d in decisions.newest(connection, "trips", None, 500)][::-1]
+
+    def sent(self, kind):
+        events = []
+        for _, _, _, value, headers in self.database.pending(1000):
+            names = [(k, v.encode("latin-1")) for k, v in json.loads(headers)]
+            event = decode(value, names)
+            if isinstance(event.data, kind):
+                events.append(event)
+        return events
+
+
+@pytest.fixture
+def monitor(database, pipeline, make_batch):
+    """A monitor whose version 1 is in Production."""
+    monitor = Monitor(database, pipeline, make_batch)
+    monitor.serve(1)
+    return monitor

@@ -96,6 +96,19 @@ def test_the_same_window_is_asked_for_once_even_after_the_cooldown():
     assert (first.action, later.action) == ("retrain", "already_requested")
 
 
+def test_a_window_that_was_asked_for_does_not_hide_another_condition():
+    rule = RULE.model_copy(update={"when": ("drift", "realised_performance")})
+    chunks = [chunk(0, True, drift=True), chunk(1, True, drift=True)]
+    first = ask(chunks, rule=rule)
+    later = ask(chunks, rule=rule, made={first.request_id})
+    assert first.reason.startswith("drift: ")
+    assert later.action == "retrain"
+    assert later.reason.startswith("realised_performance: ")
+    assert ask(chunks, rule=rule, made={first.request_id, later.request_id}).action == (
+        "already_requested"
+    )
+
+
 HISTORIES = st.lists(
     st.tuples(st.booleans(), st.integers(0, 50), st.sampled_from([1, 1, 1, 2])), max_size=40
 )

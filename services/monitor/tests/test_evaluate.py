@@ -2,100 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from prometheus_client import REGISTRY
 
 from everloop_contracts.stubs.everloop.monitoring.v1.events_pb2 import (
     DriftDetected,
     RetrainRequested,
 )
-from everloop_monitor.adapters import store
-from everloop_monitor.chunks import log_predictions, record_actuals, watch_version
+from everloop_monitor.adapters.store import predictions
 from everloop_monitor.domain import drift_event_id
 from everloop_monitor.evaluate import Evaluator
 from everloop_monitor.fakes import FakeDetector, FakeDetectors
-from everloop_monitor.worker import keep_within_bounds
-from everloop_runtime.events import decode
+from everloop_runtime.errors import EverloopError, Kind
 
 NOW = datetime(2013, 5, 1, tzinfo=UTC)
 GOOD, BAD = (
     0.9,
     0.5,
 )  # the fake's performance is the mean score; its reference 0.7, the tolerated loss 0.1
-
-
-class Monitor:
-    """A monitor without Kafka: events in, steps, events out."""
-
-    def __init__(self, database, pipeline, make_batch):
-        self.database, self.pipeline, self.make_batch = database, pipeline, make_batch
-        self.detectors = FakeDetectors()
-        self.now = NOW
-        self.rows = 0
-        self.restart()
-
-    def restart(self, retry_seconds=1000):
-        self.evaluator = Evaluator(
-            self.database,
-            {self.pipeline.name: self.pipeline},
-            self.detectors,
-            retry_seconds=retry_seconds,
-            attempts=3,
-            now=lambda: self.now,
-        )
-
-    def serve(self, version):
-        watch_version(self.database, f"promoted-{version}", "trips", version, f"run-{version}", NOW)
-
-    def predict(self, rows=100, **options):
-        message = self.make_batch(self.rows, rows, **options)
-        self.rows += rows
-        log_predictions(self.database, f"logged-{self.rows}", message, 100)
-
-    def label(self, first, last):
-        """Labels come, and then one of a record that nobody asked about: they have come to rest."""
-        self._label(f"actuals-{first}-{last}", [f"r{n}" for n in range(first, last)])
-        steps = self.run()
-        self._label(f"rest-{first}-{last}", ["elsewhere"])
-        return steps + self.run()
-
-    def _label(self, event_id, records):
-        record_actuals(self.database, event_id, "trips", records, ["true"] * len(records), NOW)
-
-    def run(self):
-        steps = 0
-        while self.evaluator.step():
-            steps += 1
-            assert steps < 1000
-        return steps
-
-    @property
-    def chunks(self):
-        with self.database.read() as connection:
-            return store.list_chunks(connection, "trips", 0, None, 500)[::-1]
-
-    @property
-    def actions(self):
-        with self.database.read() as connection:
-            return [d.action for d in store.list_decisions(connection, "trips", None, 500)][::-1]
-
-    def sent(self, kind):
-        events = []
-        for _, _, _, value, headers in self.database.pending(1000):
-            names = [(k, v.encode("latin-1")) for k, v in json.loads(headers)]
-            event = decode(value, names)
-            if isinstance(event.data, kind):
-                events.append(event)
-        return events
-
-
-@pytest.fixture
-def monitor(database, pipeline, make_batch):
-    monitor = Monitor(database, pipeline, make_batch)
-    monitor.serve(1)
-    return monitor
 
 
 def test_a_quiet_chunk_is_evaluated_once_and_waits_for_labels(monitor):
@@ -112,12 +38,12 @@ def test_a_quiet_chunk_is_evaluated_once_and_waits_for_labels(monitor):
 
 
 def test_an_alerting_chunk_is_announced_once_with_its_cause(monitor):
-    monitor.predict(100, x=0.9, score=GOOD)
+    monitor.predict(100, x=0.9, score=GOOD, event_id="filled")
     monitor.run()
     monitor.label(0, 100)
     monitor.run()
     (event,) = monitor.sent(DriftDetected)
-    assert (event.id, event.cause) == (drift_event_id("trips/1/0"), "logged-100")
+    assert (event.id, event.cause) == (drift_event_id("trips/1/0"), "filled")
     assert event.data.chunk.features[0].measurement.value == pytest.approx(0.9)
     assert event.data.chunk.alert
 
@@ -246,53 +172,81 @@ def test_a_metric_that_is_not_defined_leaves_the_chunk_without(monitor):
     assert monitor.run() == 0
 
 
-def bounds(monitor, *, retained_rows=10**6, waiting_chunks=50, now=NOW):
-    keep_within_bounds(
-        monitor.database,
-        ["trips"],
-        retained_rows=retained_rows,
-        retained_actuals_days=90,
-        waiting_chunks=waiting_chunks,
-        now=now,
-    )
+def test_an_outage_is_waited_for_and_a_sample_that_is_not_there_is_not(monitor):
+    class Sampleless(FakeDetectors):
+        def __init__(self, kind):
+            super().__init__()
+            self.kind = kind
+
+        def fitted(self, pipeline, version, run_id):
+            super().fitted(pipeline, version, run_id)
+            raise EverloopError(self.kind, "NO_SAMPLE", "told to fail")
+
+    monitor.predict(100, score=GOOD)
+    monitor.detectors = Sampleless(Kind.UNAVAILABLE)
+    monitor.restart(retry_seconds=0)
+    for _ in range(20):
+        assert monitor.evaluator.step()
+    monitor.detectors = Sampleless(Kind.NOT_FOUND)
+    monitor.restart(retry_seconds=0)
+    assert monitor.run() == 3, "as many as there are attempts"
+    assert monitor.chunks == []
 
 
-def test_the_oldest_predictions_go_and_their_chunks_are_closed(monitor):
-    for _ in range(5):
-        monitor.predict(100, score=BAD)
+def test_a_chunk_without_its_rows_does_not_hold_up_those_behind_it(monitor):
+    monitor.predict(100, score=GOOD)
+    with monitor.database.unit_of_work() as work:
+        predictions.drop_oldest(work.connection, "trips", 0, 10)
+    monitor.predict(100, score=GOOD)
+    monitor.restart(retry_seconds=0)
     monitor.run()
-    bounds(monitor, retained_rows=250)
-    monitor.label(0, 500)
+    assert [chunk.index for chunk in monitor.chunks] == [1]
+
+
+def test_a_label_counts_for_every_prediction_of_its_record(monitor):
+    monitor.predict(100, score=GOOD, records=[f"r{n // 2}" for n in range(100)])
+    monitor.label(0, 50)
+    (chunk,) = monitor.chunks
+    assert (chunk.labelled_rows, chunk.report.realised is not None) == (100, True)
+
+
+def test_a_label_that_is_corrected_after_the_verdict_changes_nothing(monitor):
+    monitor.predict(100, score=GOOD)
+    monitor.label(0, 100)
+    before = monitor.chunks
+    monitor.record({"r1": "false"})
+    assert monitor.run() == 0
+    assert monitor.chunks == before
+
+
+def test_rows_without_record_id_do_not_keep_the_others_waiting(monitor):
+    records = [f"r{n}" if n % 4 else "" for n in range(100)]
+    monitor.predict(100, score=GOOD, records=records)
+    monitor.record({f"r{n}": "true" for n in range(100)})
     monitor.run()
-    realised = [chunk.index for chunk in monitor.chunks if chunk.report.realised]
-    assert realised == [3, 4]
-    assert len(monitor.chunks) == 5
+    (chunk,) = monitor.chunks
+    assert (chunk.labelled_rows, chunk.report.realised is not None) == (75, True)
 
 
-def test_only_the_newest_chunks_wait_for_labels(monitor):
-    for _ in range(5):
-        monitor.predict(100, score=GOOD)
-    monitor.run()
-    bounds(monitor, waiting_chunks=2)
-    monitor.label(0, 500)
-    monitor.run()
-    assert [chunk.index for chunk in monitor.chunks if chunk.report.realised] == [3, 4]
+def test_a_pipeline_that_is_no_longer_declared_rests_and_goes_on_when_it_is(monitor):
+    monitor.predict(100, score=GOOD)
+    gone = Evaluator(monitor.database, {}, monitor.detectors, retry_seconds=0)
+    gone.show()
+    assert not gone.step()
+    monitor.restart()
+    monitor.label(0, 100)
+    assert [chunk.report.realised is not None for chunk in monitor.chunks] == [True]
 
 
-def test_what_is_known_of_a_chunk_is_forgotten_with_it(monitor):
-    for _ in range(6):
-        monitor.predict(100, score=GOOD)
-        monitor.label(0, 10)
-        monitor.run()
-        bounds(monitor, waiting_chunks=2)
-    assert len(monitor.evaluator._unlabelled) <= 3
-
-
-def test_old_labels_go(monitor):
-    monitor.label(0, 3)
-    bounds(monitor, now=NOW + timedelta(days=90))
-    with monitor.database.read() as connection:
-        assert len(store.labels_of(connection, "trips", ["r0", "r1", "r2"])) == 3
-    bounds(monitor, now=NOW + timedelta(days=91))
-    with monitor.database.read() as connection:
-        assert store.labels_of(connection, "trips", ["r0", "r1", "r2"]) == {}
+def test_a_chunk_whose_version_never_came_waits_but_does_not_lag(monitor):
+    monitor.predict(100, version=9)
+    monitor.now += timedelta(seconds=60)
+    monitor.evaluator.show_lag()
+    labels = {"pipeline": "trips"}
+    assert REGISTRY.get_sample_value("everloop_monitor_waiting_chunks", labels) == 1
+    assert REGISTRY.get_sample_value("everloop_monitor_lag_seconds", labels) == 0
+    monitor.predict(100)
+    monitor.now += timedelta(seconds=30)
+    monitor.evaluator.show_lag()
+    assert REGISTRY.get_sample_value("everloop_monitor_waiting_chunks", labels) == 2
+    assert REGISTRY.get_sample_value("everloop_monitor_lag_seconds", labels) == 30

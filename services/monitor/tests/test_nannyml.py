@@ -14,6 +14,7 @@ from everloop_monitor.adapters.nannyml import NannymlDetectors
 from everloop_monitor.detect import judge, judge_performance
 from everloop_monitor.domain import Measurement, Rows
 from everloop_monitor.fakes import FakeReferences
+from everloop_monitor.ports import Detector
 from everloop_runtime.errors import EverloopError
 
 pytestmark = pytest.mark.slow  # importing NannyML takes 5 to 9 seconds
@@ -312,3 +313,81 @@ def test_nannymls_own_loans_drift_in_the_second_half():
     assert drift == [False] * 5 + [True] * 5
     assert estimated == [False] * 5 + [True] * 5
     assert realised == [False] * 5 + [True] * 5
+
+
+def fitted(pipeline: Pipeline, frame: pd.DataFrame) -> Detector:
+    return NannymlDetectors(FakeReferences({"run": parquet(frame)}), keep=1).fitted(
+        pipeline, 1, "run"
+    )
+
+
+def test_a_score_that_is_no_number_spoils_only_its_own_row(rng):
+    detector = fitted(declare("binary", FIELDS, BINARY), sample(rng, 5_000))
+    frame = sample(rng, ROWS)
+    without = detector.read(rows_of(frame.iloc[1:]))
+    realised = detector.realised(rows_of(frame.iloc[1:]), texts(frame.y.iloc[1:]))
+    frame.loc[0, "everloop_score"] = np.nan
+    assert detector.read(rows_of(frame)).estimated == pytest.approx(without.estimated)
+    assert detector.realised(rows_of(frame), texts(frame.y)) == pytest.approx(realised)
+    frame["everloop_score"] = np.inf
+    assert detector.read(rows_of(frame)).estimated is None
+    assert detector.realised(rows_of(frame), texts(frame.y)) is None
+
+
+@pytest.mark.parametrize("labels", [True, None], ids=["one class", "none"])
+def test_a_sample_whose_labels_teach_nothing_is_watched_for_drift_only(rng, labels):
+    known = sample(rng, 5_000)
+    known["y"] = pd.Series([labels] * 5_000, dtype=object)
+    detector = fitted(declare("binary", FIELDS, BINARY), known)
+    frame = sample(rng, ROWS)
+    readings = detector.read(rows_of(frame))
+    assert (detector.reference, readings.estimated) == (None, None)
+    assert detector.realised(rows_of(frame), texts(frame.y)) is None
+    assert set(readings.distances) == set(FIELDS)
+
+
+def test_accuracy_is_defined_in_a_single_class_and_f1_is_not(rng):
+    frame = sample(rng, ROWS)
+    found = {}
+    for metric in ("accuracy", "f1"):
+        rule = {**BINARY, "performance": {"metric": metric, "max_loss": 0.05}}
+        detector = fitted(declare("binary", FIELDS, rule), sample(rng, 5_000))
+        found[metric] = detector.realised(rows_of(frame), ["true"] * ROWS)
+    assert found == {"accuracy": pytest.approx((frame.everloop_label == "true").mean()), "f1": None}
+
+
+def test_a_category_that_the_sample_never_saw_is_distance(rng):
+    detector = fitted(declare("binary", FIELDS, BINARY), sample(rng, 5_000))
+    frame = sample(rng, ROWS)
+    frame["city"] = np.where(np.arange(ROWS) < ROWS // 2, frame.city, "unseen")
+    distances = detector.read(rows_of(frame)).distances
+    assert distances["city"] > 0.5
+    assert distances["paid"] < 0.1
+
+
+def test_a_model_that_takes_only_times_has_no_drift_to_be_read(rng):
+    frame = sample(rng, 5_000).drop(columns=list(FIELDS))
+    detector = fitted(declare("binary", FIELDS, BINARY), frame)
+    readings = detector.read(rows_of(sample(rng, ROWS)))
+    assert (readings.distances, readings.reconstruction_error) == ({}, None)
+    assert readings.estimated == pytest.approx(detector.reference, abs=0.05)
+
+
+def test_regression_takes_unseen_categories_empty_columns_and_odd_labels(rng):
+    pipeline = declare("regression", FIELDS, {"performance": {"metric": "rmse", "max_loss": 0.3}})
+
+    def numbers(rows):
+        frame = sample(rng, rows)
+        frame["everloop_score"], frame["everloop_label"] = frame.b, ""
+        frame["y"] = frame.b + rng.normal(0, 1, rows)
+        return frame
+
+    detector = fitted(pipeline, numbers(5_000))
+    frame = numbers(ROWS)
+    whole = detector.realised(rows_of(frame.iloc[3:]), [str(y) for y in frame.y.iloc[3:]])
+    labels = ["no number", "nan", "inf", *(str(y) for y in frame.y.iloc[3:])]
+    assert detector.realised(rows_of(frame), labels) == pytest.approx(whole)
+    frame["a"], frame["city"] = np.nan, "unseen"
+    readings = detector.read(rows_of(frame))
+    assert readings.distances["a"] == 1.0
+    assert readings.estimated == pytest.approx(detector.reference, abs=0.3)

@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 from everloop_contracts.stubs.everloop.ingest.v1.events_pb2 import ActualsRecorded
 from everloop_contracts.stubs.everloop.registry.v1.events_pb2 import ModelPromoted
 from everloop_contracts.stubs.everloop.registry.v1.registry_pb2 import ModelVersion
-from everloop_monitor.adapters import store
+from everloop_monitor.adapters.store import chunks, decisions
 from everloop_monitor.consumer import handler
 from everloop_monitor.evaluate import Evaluator
 from everloop_monitor.fakes import FakeDetectors
@@ -85,15 +85,17 @@ def life(database, pipeline, events):
 
 def outcome(database):
     with database.read() as connection:
-        chunks = [replace(c, position=0) for c in store.list_chunks(connection, "", 0, None, 500)]
-        request = store.last_request(connection, "trips")
-        made = store.request_ids(connection, "trips", 1)
-        decisions = {d.id for d in store.list_decisions(connection, "", None, 500)}
+        found = [
+            replace(c, position=0) for c in chunks.newest_evaluated(connection, "", 0, None, 500)
+        ]
+        request = decisions.last_request(connection, "trips")
+        made = decisions.request_ids(connection, "trips", 1)
+        decided = {d.id for d in decisions.newest(connection, "", None, 500)}
     sent = sorted(
         (dict(json.loads(row.headers))["ce_id"], row.topic, row.value)
         for row in database.pending(1000)
     )
-    return chunks, request, made, decisions, sent
+    return found, request, made, decided, sent
 
 
 @pytest.mark.slow
@@ -106,8 +108,8 @@ def test_a_crash_between_any_two_steps_gives_the_same_chunks_and_one_request(
     whole = MortalDatabase(fresh("whole.db"), fatal=-1, after=False)
     life(whole, pipeline, events)
     expected = outcome(whole)
-    chunks, request, made, _, sent = expected
-    assert [c.index for c in chunks] == [4, 3, 2, 1, 0]
+    found, request, made, _, sent = expected
+    assert [c.index for c in found] == [4, 3, 2, 1, 0]
     assert request is not None
     assert len(made) == 1
     assert len(sent) == 3  # two chunks alert, one request

@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 import pytest
 
 from everloop_contracts.stubs.everloop.monitoring.v1 import monitoring_pb2, monitoring_pb2_grpc
-from everloop_monitor.chunks import log_predictions, record_actuals, watch_version
 from everloop_monitor.evaluate import Evaluator
 from everloop_monitor.fakes import FakeDetectors
+from everloop_monitor.record import log_predictions, record_actuals, watch_version
 from everloop_monitor.servicer import MonitoringServicer
 from everloop_monitor.settings import MonitorSettings
 from everloop_runtime.clients import call, channel
@@ -29,7 +29,7 @@ def service(database, pipeline, make_batch, tmp_path):
         for number, score in enumerate(chunks):
             first = version * 1000 + number * 100
             batch = make_batch(first, 100, score=score, x=0.9, version=version)
-            log_predictions(database, f"logged-{version}-{number}", batch, 100)
+            log_predictions(database, f"logged-{version}-{number}", batch, 100, NOW)
     records = [f"r{n}" for n in range(1000, 1350)]
     record_actuals(database, "actuals", "trips", records, ["false"] * 350, NOW)
     evaluator = Evaluator(
@@ -159,13 +159,13 @@ def test_the_first_and_the_last_of_a_batch_are_found(service, number):
             "ListChunks",
             monitoring_pb2.ListChunksRequest(page_token="x"),
             Kind.INVALID,
-            "BAD_PAGE_TOKEN",
+            "INVALID_PAGE",
         ),
         (
             "ListDecisions",
             monitoring_pb2.ListDecisionsRequest(page_size=-1),
             Kind.INVALID,
-            "OUT_OF_RANGE",
+            "INVALID_PAGE",
         ),
     ],
 )

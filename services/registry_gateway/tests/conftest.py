@@ -119,7 +119,7 @@ class World:
         return next((v.version for v in self.ask(lambda store: store.production("late"))), 0)
 
     def stages(self) -> dict[int, str]:
-        found = self.ask(lambda store: store.page_of_versions("late", 0, 500)[0])
+        found = self.ask(lambda store: store.page_of_versions("late", None, 500)[0])
         return {version.version: version.stage.value for version in found}
 
     def etag(self) -> str:
@@ -127,7 +127,9 @@ class World:
         return etag
 
     def trail(self) -> list[tuple[int, str]]:
-        entries: list[AuditEntry] = self.ask(lambda store: store.page_of_audit("late", 0, 500)[0])
+        entries: list[AuditEntry] = self.ask(
+            lambda store: store.page_of_audit("late", None, 500)[0]
+        )
         return [(entry.version, entry.action) for entry in reversed(entries)]
 
     def aliases(self) -> dict[str, int]:

@@ -14,6 +14,7 @@ from everloop_contracts.pipeline import (
     BetterThanProductionGate,
     ExportParityGate,
     Gate,
+    MetricCeilingGate,
     MetricFloorGate,
 )
 from everloop_registry_gateway.domain import Candidate
@@ -57,34 +58,44 @@ def test_every_gate_of_the_specification_has_its_function():
 @given(numbers, finite)
 def test_a_floor_passes_exactly_what_reaches_it(value, floor):
     result = judge(
-        MetricFloorGate(kind="metric_floor", metric="auc", min=floor), metrics={"auc": value}
+        MetricFloorGate(kind="metric_floor", metric="roc_auc", min=floor),
+        metrics={"roc_auc": value},
     )
     assert result.passed == (math.isfinite(value) and value >= floor)
     assert result.evidence["min"] == floor
     assert result.message
 
 
-@given(numbers, numbers, st.floats(min_value=-1, max_value=1), st.booleans())
-def test_better_means_a_finite_gain_above_the_margin(value, baseline, margin, higher):
-    gate = BetterThanProductionGate(
-        kind="better_than_production", metric="m", margin=margin, higher_is_better=higher
+@given(numbers, finite)
+def test_a_ceiling_passes_exactly_what_stays_within_it(value, ceiling):
+    result = judge(
+        MetricCeilingGate(kind="metric_ceiling", metric="rmse", max=ceiling),
+        metrics={"rmse": value},
     )
+    assert result.passed == (math.isfinite(value) and value <= ceiling)
+    assert result.evidence["max"] == ceiling
+    assert result.message
+
+
+@given(numbers, numbers, st.floats(min_value=-1, max_value=1), st.sampled_from(["f1", "rmse"]))
+def test_better_means_a_finite_gain_above_the_margin(value, baseline, margin, metric):
+    gate = BetterThanProductionGate(kind="better_than_production", metric=metric, margin=margin)
     result = judge(
         gate,
         production=4,
-        metrics={"m": value},
+        metrics={metric: value},
         baseline_version=4,
-        baseline_metrics={"m": baseline},
+        baseline_metrics={metric: baseline},
     )
     usable = math.isfinite(value) and math.isfinite(baseline)
-    gain = (value - baseline) if higher else (baseline - value)
+    gain = (value - baseline) if metric == "f1" else (baseline - value)
     assert result.passed == (usable and gain > margin)
 
 
 @given(finite, finite)
 def test_equal_models_never_replace_each_other(value, _):
-    gate = BetterThanProductionGate(kind="better_than_production", metric="m")
-    facts = {"metrics": {"m": value}, "baseline_metrics": {"m": value}, "baseline_version": 1}
+    gate = BetterThanProductionGate(kind="better_than_production", metric="f1")
+    facts = {"metrics": {"f1": value}, "baseline_metrics": {"f1": value}, "baseline_version": 1}
     assert not judge(gate, production=1, **facts).passed
 
 
@@ -92,8 +103,8 @@ def test_equal_models_never_replace_each_other(value, _):
 def test_a_comparison_with_anything_but_the_present_production_version_never_passes(
     compared, serving, value
 ):
-    gate = BetterThanProductionGate(kind="better_than_production", metric="m", margin=-1e9)
-    facts = {"metrics": {"m": value}, "baseline_metrics": {"m": value}}
+    gate = BetterThanProductionGate(kind="better_than_production", metric="f1", margin=-1e9)
+    facts = {"metrics": {"f1": value}, "baseline_metrics": {"f1": value}}
     result = judge(gate, production=serving, baseline_version=compared, **facts)
     assert result.passed == (compared == serving)
     if compared != serving:
@@ -103,8 +114,8 @@ def test_a_comparison_with_anything_but_the_present_production_version_never_pas
 
 @given(numbers)
 def test_with_nothing_in_production_any_real_number_is_better(value):
-    gate = BetterThanProductionGate(kind="better_than_production", metric="m")
-    assert judge(gate, production=0, metrics={"m": value}).passed == math.isfinite(value)
+    gate = BetterThanProductionGate(kind="better_than_production", metric="f1")
+    assert judge(gate, production=0, metrics={"f1": value}).passed == math.isfinite(value)
 
 
 @given(numbers, st.floats(min_value=0, max_value=1))
@@ -163,10 +174,10 @@ def test_a_refusal_says_why(gate, facts, message):
 def test_all_gates_are_asked_in_order():
     gates: list[Gate] = [
         ExportParityGate(kind="export_parity"),
-        MetricFloorGate(kind="metric_floor", metric="a", min=1),
-        MetricFloorGate(kind="metric_floor", metric="b", min=1),
+        MetricFloorGate(kind="metric_floor", metric="accuracy", min=1),
+        MetricFloorGate(kind="metric_floor", metric="f1", min=1),
     ]
-    facts = replace(NOTHING_KNOWN, metrics={"a": 0, "b": 2}, export_difference=1)
+    facts = replace(NOTHING_KNOWN, metrics={"accuracy": 0, "f1": 2}, export_difference=1)
     results = evaluate(gates, facts, 0)
     assert [(result.gate, result.passed) for result in results] == [
         ("export_parity", False),

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
+import time
+from datetime import timedelta
 
+import pytest
+import sqlalchemy as sa
+
+from everloop_registry_gateway.adapters.store import Store
+from everloop_registry_gateway.reconcile import Reconciler
 from everloop_runtime.errors import EverloopError, Kind
+from everloop_runtime.service import Stopper
 
 
 def test_the_first_model_that_passes_goes_to_production(world):
@@ -268,3 +275,27 @@ def test_the_audit_trail_cannot_be_changed(world):
         ):
             work.connection.execute(sa.text(statement))
     assert len(world.trail()) == 3
+
+
+def remembered(world) -> set[str]:
+    with world.database.read() as connection:
+        return set(connection.scalars(sa.text("SELECT request_id FROM requests")))
+
+
+def test_answers_are_forgotten_after_their_time_and_not_before(world):
+    world.register(1)
+    world.register(2)
+    world.promote(1, request_id="mine")
+    with world.database.unit_of_work() as work:
+        Store(work.connection).forget(timedelta(hours=1))
+    assert remembered(world) == {"mine"}
+
+    stopper, reconciler = Stopper(), Reconciler(world.database, world.promoter, 60, timedelta(0))
+    reconciler.start(stopper)
+    deadline = time.monotonic() + 10
+    while remembered(world):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    stopper.stop()
+    reconciler.stop()
+    assert not stopper.failed

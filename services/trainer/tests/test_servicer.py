@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from typing import Any
 
 import grpc
@@ -32,7 +33,9 @@ def servicer(
     database: Database, make_pipeline: Callable[..., Pipeline], make_dataset: Callable[..., Dataset]
 ) -> TrainingServicer:
     pipelines = {"sales": make_pipeline()}
-    requests = Requests(database, pipelines, FakeCutter(make_dataset), lambda: None)
+    requests = Requests(
+        database, pipelines, FakeCutter(make_dataset), lambda: None, timedelta(days=1)
+    )
     return TrainingServicer(database, requests)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ import pytest
 
 from everloop_contracts.pipeline import Pipeline, Task
 from everloop_features import InputSpec, feeds_from_rows
+from everloop_runtime.errors import EverloopError, Kind
 from everloop_trainer.adapters.mlflow import MlflowTracking
 from everloop_trainer.domain import Cause, Dataset, State, Training, TrainingError
 from everloop_trainer.evaluate import run_onnx
@@ -65,18 +68,30 @@ def run(
     training_id: str = "t1",
     incumbent: Incumbent | None = None,
 ) -> Any:
-    training = Training(
-        training_id, 1, dataset, State.RUNNING, Cause.DRIFT, "event", datetime.now(UTC)
-    )
-    train = Train(
+    train = train_with(tracking, table, family, incumbent)
+    training = training_of(training_id, dataset)
+    return train.run(pipeline, training, lambda *_: None, lambda _: None, lambda *_: None)
+
+
+def training_of(training_id: str, dataset: Dataset) -> Training:
+    now = datetime.now(UTC)
+    return Training(training_id, 1, dataset, State.RUNNING, Cause.DRIFT, "event", now)
+
+
+def train_with(
+    tracking: Any,
+    table: pa.Table,
+    family: str = "hist_gradient_boosting",
+    incumbent: Incumbent | None = None,
+) -> Train:
+    return Train(
         FakeDatasets(table),
         FakeProduction(incumbent),
         tracking,
         Cluster(Path("unused")),
-        lambda: None,
+        nullcontext,
         fake_search(family),
     )
-    return train.run(pipeline, training, lambda *_: None, lambda _: None, lambda *_: None)
 
 
 @pytest.fixture
@@ -99,6 +114,7 @@ def test_a_model_is_logged_with_all_that_serving_and_monitoring_need(
 ) -> None:
     pipeline, table = make_pipeline(), make_table()
     trained = run(tracking, pipeline, table, make_dataset())
+    assert status(trained.run_id) == "FINISHED"
     assert trained.metrics["roc_auc"] > 0.8
     assert trained.export_difference < 1e-5
     assert (trained.training_rows, trained.holdout_rows) == (540, 108)
@@ -139,9 +155,11 @@ def test_a_model_is_logged_with_all_that_serving_and_monitoring_need(
     )
     answer = mlflow.pyfunc.load_model(trained.model_uri).predict(frame)
     assert answer["probabilities"].shape == (2, 2)
-    # A second attempt after a crash finds the model and logs no other.
+    # A second attempt after a crash finds the model and logs no other, and ends the run.
+    mlflow.MlflowClient().update_run(trained.run_id, "RUNNING")
     again = run(tracking, pipeline, table, make_dataset())
     assert (again.run_id, again.onnx_sha256) == (trained.run_id, trained.onnx_sha256)
+    assert status(trained.run_id) == "FINISHED"
     found = mlflow.search_runs(
         search_all_experiments=True, filter_string="tags.`everloop.training_id` = 't1'"
     )
@@ -159,6 +177,64 @@ def test_a_model_is_logged_with_all_that_serving_and_monitoring_need(
     )
     assert second.baseline_version == 4
     assert set(second.baseline_metrics) == set(second.metrics)
+
+
+def status(run_id: str) -> str:
+    return str(mlflow.MlflowClient().get_run(run_id).info.status)
+
+
+def test_a_training_that_failed_for_good_leaves_a_failed_run(
+    tracking: MlflowTracking,
+    make_pipeline: Callable[..., Pipeline],
+    make_table: Callable[..., pa.Table],
+    make_dataset: Callable[..., Dataset],
+) -> None:
+    training = training_of("t1", make_dataset())
+    train = train_with(tracking, make_table(rows=30))
+    with pytest.raises(TrainingError):
+        train.run(make_pipeline(), training, lambda *_: None, lambda _: None, lambda *_: None)
+    run_id = tracking.open_run(training)
+    assert status(run_id) == "RUNNING"
+    train.give_up(training)
+    assert status(run_id) == "FAILED"
+    # One that never came to a run, of a pipeline that has no experiment either.
+    never = dataclasses.replace(make_dataset(), pipeline="never")
+    train.give_up(training_of("t2", never))
+    assert mlflow.MlflowClient().get_experiment_by_name("never") is None
+
+
+def test_books_that_are_away_do_not_keep_a_training_from_its_end(
+    make_table: Callable[..., pa.Table], make_dataset: Callable[..., Dataset]
+) -> None:
+    train = train_with(AwayTracking(), make_table())
+    train.give_up(training_of("t1", make_dataset()))
+
+
+class AwayTracking:
+    def fail(self, training: Training) -> None:
+        raise EverloopError(Kind.UNAVAILABLE, "MLFLOW_UNAVAILABLE", "MLflow does not answer")
+
+
+def test_mlflow_that_is_away_is_an_outage(
+    monkeypatch: pytest.MonkeyPatch, make_dataset: Callable[..., Dataset]
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    before = mlflow.get_tracking_uri()
+    tracking: Any = MlflowTracking("http://127.0.0.1:9")
+    training: Any = training_of("t1", make_dataset())
+    try:
+        for attempt in (
+            lambda: tracking.open_run(training),
+            lambda: tracking.finished("r"),
+            lambda: tracking.load("r"),
+            lambda: tracking.log_trial("r", "t", "mlp", {}, {}, False),
+            lambda: tracking.fail(training),
+        ):
+            with pytest.raises(EverloopError) as caught:
+                attempt()
+            assert caught.value.kind is Kind.UNAVAILABLE
+    finally:
+        mlflow.set_tracking_uri(before)
 
 
 class MemoryTracking:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import doctest
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -69,6 +70,15 @@ def test_what_ran_goes_on_then_the_oldest_request(
     queued = [item for item in known if item.state is State.QUEUED]
     assert chosen == next(iter(running or queued), None)
     assert trigger.superseded_by(make_dataset(), known) == queued
+
+
+def test_a_pipeline_rests_as_a_whole(make_dataset: Callable[..., Dataset]) -> None:
+    first = training(make_dataset, 0, State.RUNNING, 1, 100)
+    second = training(make_dataset, 1, State.QUEUED, 2, 100)
+    other = training(make_dataset, 2, State.QUEUED, 1, 100)
+    other = dataclasses.replace(other, dataset=dataclasses.replace(other.dataset, pipeline="other"))
+    assert trigger.next_to_run([first, second, other], {first.id}) == other
+    assert trigger.next_to_run([first, second], {first.id}) is None
 
 
 def test_without_new_rows_only_the_first_data_trains(make_dataset: Callable[..., Dataset]) -> None:

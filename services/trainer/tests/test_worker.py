@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 
 from everloop_contracts.pipeline import Pipeline
 from everloop_runtime.database import Database
+from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.events import decode
 from everloop_runtime.service import Stopper
 from everloop_trainer.adapters import store
@@ -37,6 +40,7 @@ class FakeTrain:
     def __init__(self, *script: BaseException | None) -> None:
         self.script = list(script)
         self.seen: list[str] = []
+        self.given_up: list[str] = []
 
     def run(
         self, pipeline: Pipeline, training: Training, started: Any, progress: Any, trial_ended: Any
@@ -49,18 +53,23 @@ class FakeTrain:
             raise error
         return TRAINED
 
+    def give_up(self, training: Training) -> None:
+        self.given_up.append(training.id)
+
 
 @pytest.fixture
 def make_worker(
     database: Database, make_pipeline: Callable[..., Pipeline]
-) -> Callable[[FakeTrain], Worker]:
-    def make(train: FakeTrain) -> Worker:
-        pipelines = {"sales": make_pipeline()}
-        worker = Worker(database, pipelines, train, attempts=3, retry_seconds=0.001)  # type: ignore[arg-type]
-        worker._stopper = Stopper()
-        return worker
+) -> Callable[..., Worker]:
+    def make(train: FakeTrain, retry_seconds: float = 0.0) -> Worker:
+        pipelines = dict.fromkeys(["sales", "stock"], make_pipeline())
+        return Worker(database, pipelines, train, attempts=3, retry_seconds=retry_seconds)  # type: ignore[arg-type]
 
     return make
+
+
+def away() -> EverloopError:
+    return EverloopError(Kind.UNAVAILABLE, "MLFLOW_UNAVAILABLE", "MLflow does not answer")
 
 
 def queue(database: Database, dataset: Dataset, training_id: str = "t1") -> None:
@@ -123,13 +132,15 @@ def test_a_failed_attempt_is_tried_again_and_then_given_up(
     database: Database, make_worker: Any, make_dataset: Any
 ) -> None:
     queue(database, make_dataset())
-    worker = make_worker(FakeTrain(*[RuntimeError("Ray went away")] * 3))
+    train = FakeTrain(*[RuntimeError("a broken trial")] * 3)
+    worker = make_worker(train)
     for _ in range(3):
         assert worker.step()
     assert not worker.step()
     failed = get(database)
     assert (failed.state, failed.attempts) == (State.FAILED, 3)
-    assert "Ray went away" in failed.error
+    assert "a broken trial" in failed.error
+    assert train.given_up == ["t1"]
     [event] = announced(database)
     assert event.type.endswith("TrainingFailed")
 
@@ -138,8 +149,10 @@ def test_data_that_allows_no_model_is_not_tried_again(
     database: Database, make_worker: Any, make_dataset: Any
 ) -> None:
     queue(database, make_dataset())
-    assert make_worker(FakeTrain(TrainingError("one class"))).step()
+    train = FakeTrain(TrainingError("one class"))
+    assert make_worker(train).step()
     assert (get(database).state, get(database).error) == (State.FAILED, "one class")
+    assert train.given_up == ["t1"]
 
 
 def test_a_process_that_always_dies_does_not_try_for_ever(
@@ -151,3 +164,60 @@ def test_a_process_that_always_dies_does_not_try_for_ever(
             make_worker(FakeTrain(Crash())).step()
     assert make_worker(FakeTrain()).step()
     assert get(database).state is State.FAILED
+
+
+@pytest.mark.parametrize("kind", [Kind.UNAVAILABLE, Kind.EXHAUSTED, Kind.DEADLINE])
+def test_an_outage_is_waited_for_however_long_and_costs_no_attempt(
+    database: Database, make_worker: Any, make_dataset: Any, kind: Kind
+) -> None:
+    queue(database, make_dataset())
+    train = FakeTrain(*[EverloopError(kind, "NOT_NOW", "ask again")] * 20)
+    worker = make_worker(train)
+    for _ in range(20):
+        assert worker.step()
+        assert (get(database).state, get(database).attempts) == (State.RUNNING, 0)
+    assert worker.step()
+    assert (get(database).state, get(database).attempts) == (State.SUCCEEDED, 1)
+    assert train.given_up == []
+
+
+def test_outages_between_failures_do_not_save_a_training_that_fails(
+    database: Database, make_worker: Any, make_dataset: Any
+) -> None:
+    queue(database, make_dataset())
+    broken = RuntimeError("broken")
+    worker = make_worker(FakeTrain(broken, away(), broken, away(), broken))
+    for _ in range(5):
+        assert worker.step()
+    assert (get(database).state, get(database).attempts) == (State.FAILED, 3)
+
+
+def test_other_pipelines_train_while_one_waits_and_its_own_next_does_not(
+    database: Database, make_worker: Any, make_dataset: Any
+) -> None:
+    queue(database, make_dataset())
+    queue(database, make_dataset(2), "t2")
+    queue(database, dataclasses.replace(make_dataset(), pipeline="stock"), "other")
+    train = FakeTrain(away())
+    worker = make_worker(train, retry_seconds=3600)
+    assert worker.step() and worker.step()
+    assert not worker.step()
+    assert train.seen == ["t1", "other"]
+    assert get(database, "other").state is State.SUCCEEDED
+    assert get(database, "t2").state is State.QUEUED
+
+
+def test_a_training_that_waits_does_not_hold_up_the_stop(
+    database: Database, make_worker: Any, make_dataset: Any
+) -> None:
+    queue(database, make_dataset())
+    stopper, train = Stopper(), FakeTrain(away())
+    worker = make_worker(train, retry_seconds=3600)
+    worker.start(stopper)
+    deadline = time.monotonic() + 10
+    while not train.seen:
+        assert time.monotonic() < deadline
+    stopper.stop()
+    worker.stop()
+    assert not worker._thread.is_alive()
+    assert not stopper.failed

@@ -11,11 +11,10 @@ What the services answer is given back as their own Protobuf messages.
 
 from __future__ import annotations
 
-import json
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -23,11 +22,13 @@ from urllib.parse import quote
 
 import grpc
 import httpx
-from google.protobuf.struct_pb2 import Struct
 
 from everloop.addresses import Addresses
 from everloop.errors import EverloopError
-from everloop.wire import call, channel, check_http, http_failure
+from everloop.push import Pushed, Rejection, batches
+from everloop.rows import Row, Unsendable, plain
+from everloop.wire import call, check_http, http_failure
+from everloop_contracts.grpc_client import channel
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2, inference_pb2_grpc
 from everloop_contracts.stubs.everloop.ingest.v1 import dataset_pb2, ingest_pb2, ingest_pb2_grpc
 from everloop_contracts.stubs.everloop.monitoring.v1 import monitoring_pb2, monitoring_pb2_grpc
@@ -37,47 +38,7 @@ from everloop_contracts.stubs.everloop.training.v1 import training_pb2, training
 __all__ = ["Everloop", "Prediction", "Predictions", "Pushed", "Rejection", "Trace"]
 
 Item = TypeVar("Item")
-Row = Mapping[str, Any]
 _PAGE = 500
-
-
-@dataclass(frozen=True)
-class Rejection:
-    """A record that was not taken.
-
-    Attributes:
-        position: Place among the records pushed: 0, 1, 2, …
-        reason: Code: MALFORMED_JSON, MISSING_FIELD, WRONG_TYPE, UNKNOWN_FIELD, OUT_OF_RANGE, …
-        field: Field that breaks the schema; empty if none does.
-        message: Explanation for a person.
-        record: What was pushed.
-    """
-
-    position: int
-    reason: str
-    field: str
-    message: str
-    record: bytes
-
-
-@dataclass
-class Pushed:
-    """What became of the records of a push.
-
-    Attributes:
-        accepted: Records that are valid and on the broker.
-        rejected: The others.
-    """
-
-    accepted: int = 0
-    rejected: list[Rejection] = field(default_factory=list)
-
-    def by_reason(self) -> dict[str, list[Rejection]]:
-        """Groups the rejected records by reason, the most frequent first."""
-        groups: dict[str, list[Rejection]] = {}
-        for rejection in self.rejected:
-            groups.setdefault(rejection.reason, []).append(rejection)
-        return dict(sorted(groups.items(), key=lambda item: -len(item[1])))
 
 
 @dataclass(frozen=True)
@@ -125,13 +86,22 @@ class Everloop:
     """A connection to one Everloop; may be used from several threads. Close it, or use it as a context."""
 
     def __init__(self, addresses: Addresses, *, timeout: float = 30.0) -> None:
-        """Takes the addresses and the deadline of a call in seconds; connects when first used."""
+        """Takes the addresses and the deadline of a call in seconds; connects when first used.
+
+        Raises:
+            EverloopError: reason INVALID_ADDRESS.
+        """
         self.addresses = addresses
         self.timeout = timeout
         self._channels: dict[str, grpc.Channel] = {}
-        self._http = httpx.Client(
-            base_url=addresses.inference_http_url, timeout=timeout, trust_env=False
-        )
+        try:
+            self._http = httpx.Client(
+                base_url=addresses.inference_http_url, timeout=timeout, trust_env=False
+            )
+        except httpx.InvalidURL as error:
+            raise EverloopError(
+                "INVALID_ADDRESS", f"'{addresses.inference_http_url}' is no address: {error}"
+            ) from error
 
     @classmethod
     def connect(
@@ -140,7 +110,7 @@ class Everloop:
         """Finds an Everloop (see `Addresses.discover`) unless told where it is.
 
         Raises:
-            EverloopError: reason STACK_NOT_FOUND.
+            EverloopError: reason STACK_NOT_FOUND, INVALID_ADDRESS.
         """
         return cls(addresses or Addresses.discover(home), timeout=timeout)
 
@@ -169,6 +139,7 @@ class Everloop:
         records: Iterable[Row | bytes],
         *,
         batch: int = 500,
+        patience: float = 10.0,
         on_batch: Callable[[int], None] = lambda records: None,
     ) -> Pushed:
         """Pushes records: mappings, or JSON objects as bytes.
@@ -179,27 +150,33 @@ class Everloop:
         Args:
             pipeline: Name of the pipeline.
             records: Read as it goes; may be endless.
-            batch: Records per call.
-            on_batch: Told how many records each answered call held.
+            batch: Records per call, or fewer: `BATCH_BYTES` bounds a call as well.
+            patience: For so many seconds a call is repeated while ingest is unavailable; what was answered once is not
+                taken twice.
+            on_batch: Told how many more records have their answer.
 
         Raises:
             EverloopError: The call failed; batches before it are in.
         """
         result = Pushed()
         method = self._ingest().PushRecords
-        position = 0
-        for chunk in _chunks(records, batch):
-            bodies = [item if isinstance(item, bytes) else _json(item) for item in chunk]
-            request = ingest_pb2.PushRecordsRequest(pipeline=pipeline, records=bodies)
-            answer = call(method, request, self.timeout)
-            result.accepted += answer.accepted
-            result.rejected += [
-                Rejection(position + index, item.reason, item.field, item.message, bodies[index])
-                for index, item in enumerate(answer.results)
-                if not item.accepted
-            ]
-            position += len(bodies)
-            on_batch(len(bodies))
+        for chunk in batches(records, batch):
+            rejected = list(chunk.refused)
+            if chunk.bodies:
+                request = ingest_pb2.PushRecordsRequest(
+                    pipeline=pipeline, records=chunk.bodies, request_id=str(uuid.uuid4())
+                )
+                answer = call(method, request, self.timeout, patience)
+                result.accepted += answer.accepted
+                for item, position, body in zip(
+                    answer.results, chunk.positions, chunk.bodies, strict=True
+                ):
+                    if not item.accepted:
+                        rejected.append(
+                            Rejection(position, item.reason, item.field, item.message, body)
+                        )
+            result.rejected += sorted(rejected, key=attrgetter("position"))
+            on_batch(len(chunk))
         return result
 
     def cut(
@@ -248,12 +225,12 @@ class Everloop:
         Raises:
             EverloopError: Unknown model, or a row that does not fit it (the message names the field).
         """
+        sendable = _sendable(rows)
         if http:
-            return self._predict_http(model, rows)
+            return self._predict_http(model, sendable)
         request = inference_pb2.PredictRequest(model=model)
-        for row in rows:
-            struct = request.rows.add()
-            _fill(struct, row)
+        for row in sendable:
+            request.rows.add().update(row)
         answer = call(self._inference().Predict, request, self.timeout)
         return Predictions(
             answer.model,
@@ -267,27 +244,32 @@ class Everloop:
     def _predict_http(self, model: str, rows: Sequence[Row]) -> Predictions:
         try:
             answer = self._http.post(
-                f"/v1/models/{quote(model, safe='')}:predict",
-                content=b'{"rows":[' + b",".join(map(_json, rows)) + b"]}",
-                headers={"content-type": "application/json"},
+                f"/v1/models/{quote(model, safe='')}:predict", json={"rows": rows}
             )
         except httpx.HTTPError as error:
             raise http_failure(error) from error
         check_http(answer)
-        body = answer.json()
-        return Predictions(
-            body["model"],
-            int(body["version"]),
-            tuple(
-                Prediction(
-                    item["prediction_id"],
-                    item.get("label", ""),
-                    float(item["score"]),
-                    tuple(item.get("probabilities", ())),
-                )
-                for item in body["predictions"]
-            ),
-        )
+        try:
+            body = answer.json()
+            return Predictions(
+                body["model"],
+                int(body["version"]),
+                tuple(
+                    Prediction(
+                        item["prediction_id"],
+                        item.get("label", ""),
+                        float(item["score"]),
+                        tuple(item.get("probabilities", ())),
+                    )
+                    for item in body["predictions"]
+                ),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise EverloopError(
+                "UNEXPECTED_ANSWER",
+                f"{answer.url} does not answer as Everloop does: {answer.text[:100]}",
+                "check the address",
+            ) from error
 
     def served(self, model: str) -> inference_pb2.Model:
         """Describes the version of a model that answers now, and what a row must hold."""
@@ -434,34 +416,19 @@ class Everloop:
         return inference_pb2_grpc.InferenceServiceStub(self._channel(self.addresses.inference_grpc))
 
 
-def _known(row: Row) -> dict[str, Any]:
-    # pandas and Parquet write a missing number as NaN, which JSON has no word for.
-    return {key: None if value != value else value for key, value in row.items()}
-
-
-def _json(row: Row) -> bytes:
-    return json.dumps(_known(row), default=_text, allow_nan=False).encode()
-
-
-def _text(value: Any) -> str:
-    return str(value.isoformat() if hasattr(value, "isoformat") else value)
-
-
-def _fill(struct: Struct, row: Row) -> None:
-    try:
-        struct.update(_known(row))
-    except ValueError as error:
-        raise EverloopError(
-            "INVALID_ROW",
-            f"a row cannot be sent: {error}",
-            "values are text, numbers, true, false, null",
-        ) from error
-
-
-def _chunks(items: Iterable[Row | bytes], size: int) -> Iterator[list[Row | bytes]]:
-    iterator = iter(items)
-    while chunk := list(islice(iterator, size)):
-        yield chunk
+def _sendable(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    found = []
+    for number, row in enumerate(rows, start=1):
+        try:
+            found.append(plain(row))
+        except Unsendable as error:
+            raise EverloopError(
+                "INVALID_ROW",
+                f"row {number}: {error.field}: {error}",
+                "values are text, numbers, true, false, null and times",
+                {"field": error.field},
+            ) from error
+    return found
 
 
 def _pages(page: Callable[[int, str], tuple[Sequence[Item], str]], limit: int) -> list[Item]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from array import array
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ __all__ = ["RecordFile", "field_types", "open_records"]
 
 Record = Mapping[str, Any] | bytes
 Types = Mapping[str, FieldType]
+BEYOND = "(beyond the header)"
+"""Field that holds what a line of a CSV file has more than its header: the schema has none of that name."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +28,14 @@ class RecordFile:
 
     Attributes:
         total: Records in it; of a CSV file with line breaks inside of values, at most.
-        records: Reads them, one after the other: mappings, or JSON objects as bytes.
+        records: Reads them, one after the other: mappings, or JSON objects as bytes. Raises EverloopError, reason
+            FILE_NOT_READABLE, where the file breaks off.
+        place: Says where in the file the record at a position (0, 1, …) is, of those read so far.
     """
 
     total: int
     records: Iterator[Record]
+    place: Callable[[int], str]
 
 
 def field_types(pipeline: str, folder: str) -> Types:
@@ -64,9 +70,9 @@ def open_records(path: Path, types: Callable[[], Types]) -> RecordFile:
     ending = path.suffix.lower()
     try:
         if ending == ".csv":
-            return RecordFile(max(_lines(path) - 1, 0), _csv(path, types()))
+            return _csv(path, types())
         if ending in (".jsonl", ".ndjson", ".json"):
-            return RecordFile(_lines(path), _json_lines(path))
+            return _json_lines(path)
         if ending in (".parquet", ".pq"):
             return _parquet(path)
     except OSError as error:
@@ -80,26 +86,73 @@ def open_records(path: Path, types: Callable[[], Types]) -> RecordFile:
     )
 
 
-def _lines(path: Path) -> int:
-    with path.open("rb") as file:
-        return sum(1 for line in file if line.strip())
+def _json_lines(path: Path) -> RecordFile:
+    lines = array("Q")
 
+    def read() -> Iterator[Record]:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if stripped := line.strip():
+                    lines.append(number)
+                    yield stripped
 
-def _json_lines(path: Path) -> Iterator[Record]:
     with path.open("rb") as file:
+        total = 0
         for line in file:
-            if stripped := line.strip():
-                yield stripped
+            if not total and line.lstrip().startswith(b"["):
+                raise EverloopError(
+                    "UNKNOWN_FORMAT",
+                    f"{path} holds a JSON array, not one object per line",
+                    f"write it as lines: `jq -c '.[]' {path.name} > {path.stem}.jsonl`",
+                )
+            total += bool(line.strip())
+    return RecordFile(total, read(), lambda position: f"line {lines[position]}")
 
 
-def _csv(path: Path, types: Types) -> Iterator[Record]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        for row in csv.DictReader(file):
-            yield {
-                name: _value(text, types.get(name))
-                for name, text in row.items()
-                if name is not None
-            }
+def _csv(path: Path, types: Types) -> RecordFile:
+    lines = array("Q")
+
+    def read() -> Iterator[Record]:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, restkey=BEYOND)
+            try:
+                for row in reader:
+                    lines.append(reader.line_num)
+                    if BEYOND in row:
+                        row[BEYOND] = ",".join(row[BEYOND])
+                    yield {name: _value(text, types.get(name)) for name, text in row.items()}
+            except csv.Error as error:
+                line = reader.line_num + 1
+                raise EverloopError(
+                    "FILE_NOT_READABLE", f"{path}:{line}: not CSV: {error}"
+                ) from error
+
+    return RecordFile(
+        max(_utf8_lines(path) - 1, 0), read(), lambda position: f"line {lines[position]}"
+    )
+
+
+def _utf8_lines(path: Path) -> int:
+    """Returns how many lines are not empty.
+
+    Raises:
+        EverloopError: Not UTF-8. It is looked for before a record is sent, so that nothing is half in.
+    """
+    count = offset = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                raise EverloopError(
+                    "FILE_NOT_READABLE",
+                    f"{path}:{number}: not UTF-8: byte 0x{line[error.start]:02x} at position"
+                    f" {offset + error.start} of the file",
+                    f"convert it, from Latin-1 for example: `iconv -f latin1 -t utf-8 {path.name} > utf8.csv`",
+                ) from error
+            offset += len(line)
+            count += bool(line.strip())
+    return count
 
 
 def _value(text: str | None, kind: FieldType | None) -> Any:
@@ -111,7 +164,8 @@ def _value(text: str | None, kind: FieldType | None) -> Any:
             return int(text)
         if kind is FieldType.FLOAT:
             number = float(text)
-            return number if math.isfinite(number) else None
+            # JSON has no word for infinity: it stays text, and the record is rejected.
+            return None if math.isnan(number) else text if math.isinf(number) else number
         if kind is FieldType.BOOL and text.lower() in ("true", "false"):
             return json.loads(text.lower())
     except ValueError:
@@ -130,8 +184,24 @@ def _parquet(path: Path) -> RecordFile:
     try:
         file = pq.ParquetFile(path)
     except pa.ArrowInvalid as error:
-        raise EverloopError("FILE_NOT_READABLE", f"{path} is not Parquet: {error}") from error
-    batches = file.iter_batches(batch_size=2000)
-    return RecordFile(
-        file.metadata.num_rows, (row for batch in batches for row in batch.to_pylist())
-    )
+        raise EverloopError(
+            "FILE_NOT_READABLE", f"{path} is not Parquet: {_first_line(error)}"
+        ) from error
+
+    def read() -> Iterator[Record]:
+        rows = 0
+        try:
+            for batch in file.iter_batches(batch_size=2000):
+                for row in batch.to_pylist():
+                    yield row
+                    rows += 1
+        except (pa.ArrowException, OSError) as error:
+            raise EverloopError(
+                "FILE_NOT_READABLE", f"{path} breaks off after row {rows}: {_first_line(error)}"
+            ) from error
+
+    return RecordFile(file.metadata.num_rows, read(), lambda position: f"row {position + 1}")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import grpc
 import httpx
-from google.protobuf.message import DecodeError
-from google.rpc import error_details_pb2, status_pb2
 
 from everloop.errors import EverloopError
+from everloop_contracts.grpc_client import error_info
 
-__all__ = ["call", "channel", "check_http", "http_failure"]
+__all__ = ["call", "check_http", "http_failure"]
 
 Answer = TypeVar("Answer")
 
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.2, 2.0
 _UNREACHABLE = "see `everloop status` for what is up, `everloop up` to start it"
 _ADVICE = {
     "UNAVAILABLE": _UNREACHABLE,
@@ -27,43 +28,36 @@ _ADVICE = {
 }
 
 
-def channel(address: str, max_message_bytes: int = 32 * 1024 * 1024) -> grpc.Channel:
-    """Opens a channel to `host:port`, on this network: no proxy is asked."""
-    return grpc.insecure_channel(
-        address,
-        options=[
-            ("grpc.max_receive_message_length", max_message_bytes),
-            ("grpc.max_send_message_length", max_message_bytes),
-            ("grpc.max_reconnect_backoff_ms", 2000),
-            ("grpc.enable_http_proxy", 0),
-        ],
-    )
+def call(
+    method: Callable[..., Answer], request: Any, timeout: float, patience: float = 0.0
+) -> Answer:
+    """Calls a unary method.
 
-
-def call(method: Callable[..., Answer], request: Any, timeout: float) -> Answer:
-    """Calls a unary method with a deadline in seconds.
+    Args:
+        method: The method.
+        request: What is asked.
+        timeout: Deadline in seconds, of each try.
+        patience: For so many seconds a service that is unavailable is asked again; give it only where a repeat is safe.
 
     Raises:
         EverloopError: What the service answered, or that it did not.
     """
-    try:
-        return method(request, timeout=timeout)
-    except grpc.RpcError as error:
-        raise _from_grpc(error) from None
+    give_up = time.monotonic() + patience
+    pause = _FIRST_PAUSE_SECONDS
+    while True:
+        try:
+            return method(request, timeout=timeout)
+        except grpc.RpcError as error:
+            failure: Any = error  # every RpcError of a call is a grpc.Call
+        away = failure.code() is grpc.StatusCode.UNAVAILABLE
+        if not away or time.monotonic() + pause > give_up:
+            raise _from_grpc(failure)
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
 
 def _from_grpc(error: Any) -> EverloopError:
-    reason, metadata = str(error.code().name), {}
-    for key, value in error.trailing_metadata() or ():
-        if key != "grpc-status-details-bin":
-            continue
-        info = error_details_pb2.ErrorInfo()
-        try:
-            details = status_pb2.Status.FromString(value).details
-        except DecodeError:
-            continue
-        if any(detail.Unpack(info) for detail in details):
-            reason, metadata = info.reason, dict(info.metadata)
+    reason, metadata = error_info(error)
     message = (error.details() or reason).splitlines()[0]
     if reason == "UNAVAILABLE":
         message = f"the service does not answer ({message})"

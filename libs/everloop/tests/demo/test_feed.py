@@ -94,3 +94,17 @@ def test_a_broker_that_refuses_is_a_failure_of_the_feed(two_days, everloop, kafk
     until(lambda: feed.failure is not None)
     assert "no broker" in str(feed.failure)
     feed.stop()
+
+
+def test_labels_outlast_an_ingest_that_is_away_for_a_moment(
+    two_days, everloop, fake, kafka, monkeypatch
+):
+    monkeypatch.setattr("everloop.wire._FIRST_PAUSE_SECONDS", 0.01)
+    fake.away = 3
+    feed = Feed(two_days, 0, lambda: 20, everloop, MODEL, "records", "broker")
+    feed.start()
+    feed.end_of_year()
+    until(lambda: feed.finished)
+    assert feed.failure is None
+    assert feed.labels_sent == len(fake.records) > 0
+    assert len(set(fake.pushes)) == 1 and len(fake.pushes) == 4

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from typer.testing import CliRunner
 
 from everloop import stack
-from everloop.stack import processes
+from everloop.stack import commands, processes
 from everloop.stack.endpoints import Endpoints
 from everloop.stack.home import Home
 from everloop.stack.part import Part
@@ -157,3 +158,23 @@ def test_two_stacks_run_beside_each_other(
         assert {line.state for line in stack.status(home, catalog=_two)} == {"healthy"}
     finally:
         stack.down(other, catalog=_two)
+
+
+def test_a_broken_pipeline_is_told_before_anything_starts(home: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "late.yaml").write_text("pipeline: late\n")
+    events: list[stack.Event] = []
+    with pytest.raises(stack.StackError, match=r"late\.yaml:1: schema: is missing"):
+        stack.up(home, events.append, pipelines=folder, catalog=_two)
+    assert events == []
+
+
+@pytest.mark.parametrize("command", ["up", "down"])
+def test_a_home_that_is_no_folder_is_one_line(tmp_path: Path, command: str) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    done = CliRunner().invoke(commands.app, [command, "--home", str(file)], env={"COLUMNS": "300"})
+    assert done.exit_code == 1
+    assert f"{file} cannot be made a folder: File exists" in done.stderr
+    assert isinstance(done.exception, SystemExit)

@@ -7,7 +7,9 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
+from typing import TypeAlias
 
 import sqlalchemy as sa
 from alembic import command
@@ -17,7 +19,13 @@ from sqlalchemy.dialects import postgresql, sqlite
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.events import Event, encode
 
-__all__ = ["Database", "UnitOfWork", "runtime_tables"]
+__all__ = ["LARGEST_MESSAGE", "Database", "Pending", "UnitOfWork", "runtime_tables"]
+
+LARGEST_MESSAGE = 1_000_000
+"""Bytes of a message with key and headers: what a broker takes by default (1 MiB), less the notes of a dead letter."""
+
+Pending: TypeAlias = "sa.Row[int, str, bytes | None, bytes, str]"
+"""A message of the outbox: position, topic, key, value, headers."""
 
 
 def runtime_tables(metadata: sa.MetaData) -> tuple[sa.Table, sa.Table]:
@@ -64,14 +72,26 @@ class UnitOfWork:
         return self.connection.execute(insert).rowcount == 1
 
     def publish(self, event: Event) -> None:
-        """Puts an event into the outbox; the relay sends it after the commit."""
+        """Puts an event into the outbox; the relay sends it after the commit. See `send` for its size."""
         key, value, headers = encode(event)
         self.send(event.topic, key, value, headers)
 
     def send(
         self, topic: str, key: bytes | None, value: bytes, headers: list[tuple[str, bytes]]
     ) -> None:
-        """Puts a raw message into the outbox."""
+        """Puts a raw message into the outbox.
+
+        Raises:
+            EverloopError: kind invalid, reason MESSAGE_TOO_LARGE: beyond `LARGEST_MESSAGE` no broker would take it.
+        """
+        size = len(key or b"") + len(value) + sum(len(name) + len(item) for name, item in headers)
+        if size > LARGEST_MESSAGE:
+            raise EverloopError(
+                Kind.INVALID,
+                "MESSAGE_TOO_LARGE",
+                f"a message for {topic} has {size} bytes, {LARGEST_MESSAGE} is the most",
+                topic=topic,
+            )
         names = json.dumps([(name, item.decode("latin-1")) for name, item in headers])
         self.connection.execute(
             _OUTBOX.insert().values(topic=topic, key=key, value=value, headers=names)
@@ -148,8 +168,8 @@ class Database:
         with self._writer:
             yield
 
-    def pending(self, limit: int) -> Sequence[sa.Row[int, str, bytes | None, bytes, str]]:
-        """The oldest messages of the outbox: position, topic, key, value, headers."""
+    def pending(self, limit: int) -> Sequence[Pending]:
+        """The oldest messages of the outbox."""
         columns = (
             _OUTBOX.c.position,
             _OUTBOX.c.topic,
@@ -165,6 +185,17 @@ class Database:
         """Takes messages that the broker has acknowledged out of the outbox."""
         with self.unit_of_work() as work:
             work.connection.execute(_OUTBOX.delete().where(_OUTBOX.c.position.in_(positions)))
+
+    def forget(self, before: datetime, limit: int) -> int:
+        """Drops ids of events that came before a time from the inbox, at most `limit`; returns how many."""
+        # The search holds no writer up, and the transaction is short.
+        old = sa.select(_INBOX.c.event_id).where(_INBOX.c.received_at < before).limit(limit)
+        with self.read() as connection:
+            ids = connection.scalars(old).all()
+        if ids:
+            with self.unit_of_work() as work:
+                work.connection.execute(_INBOX.delete().where(_INBOX.c.event_id.in_(ids)))
+        return len(ids)
 
     def close(self) -> None:
         """Closes all connections."""

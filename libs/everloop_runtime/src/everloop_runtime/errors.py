@@ -8,7 +8,7 @@ import grpc
 from google.protobuf import any_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
-__all__ = ["GRPC_CODES", "HTTP_STATUS", "EverloopError", "Kind", "rich_status"]
+__all__ = ["GRPC_CODES", "HTTP_STATUS", "EverloopError", "Kind", "rich_status", "waiting_mends"]
 
 DOMAIN = "everloop"
 
@@ -77,6 +77,17 @@ class EverloopError(Exception):
 
 def _rebuild(kind: Kind, reason: str, message: str, metadata: dict[str, str]) -> EverloopError:
     return EverloopError(kind, reason, message, **metadata)
+
+
+_PASSING = frozenset({Kind.UNAVAILABLE, Kind.EXHAUSTED, Kind.DEADLINE})
+
+
+def waiting_mends(error: BaseException) -> bool:
+    """True for a dependency that is away, busy or behind: asking again later is right, giving up is not.
+
+    Whoever works off a queue decides by this what to wait for and what to count as a failed attempt.
+    """
+    return isinstance(error, EverloopError) and error.kind in _PASSING
 
 
 def rich_status(error: EverloopError) -> status_pb2.Status:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,32 +9,35 @@ from datetime import UTC, datetime
 
 from google.protobuf.message import DecodeError, Message
 
+from everloop_contracts.events import (
+    ACTUALS,
+    DATASETS,
+    DRIFT,
+    MODELS,
+    PREDICTIONS,
+    TOPICS,
+    TRAININGS,
+    message_class,
+)
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.telemetry import trace_headers
 
-__all__ = ["TOPICS", "Event", "Headers", "decode", "encode", "new_event"]
+__all__ = [
+    "ACTUALS",
+    "DATASETS",
+    "DRIFT",
+    "MODELS",
+    "PREDICTIONS",
+    "TOPICS",
+    "TRAININGS",
+    "Event",
+    "Headers",
+    "decode",
+    "encode",
+    "new_event",
+]
 
 Headers = Sequence[tuple[str, bytes]]
-
-DATASETS = "everloop.datasets"
-ACTUALS = "everloop.actuals"
-TRAININGS = "everloop.trainings"
-MODELS = "everloop.models"
-PREDICTIONS = "everloop.predictions"
-DRIFT = "everloop.drift"
-
-TOPICS = {
-    "everloop.ingest.v1.DatasetVersionCreated": DATASETS,
-    "everloop.ingest.v1.ActualsRecorded": ACTUALS,
-    "everloop.training.v1.ModelTrained": TRAININGS,
-    "everloop.training.v1.TrainingFailed": TRAININGS,
-    "everloop.registry.v1.ModelRegistered": MODELS,
-    "everloop.registry.v1.ModelPromoted": MODELS,
-    "everloop.inference.v1.PredictionsLogged": PREDICTIONS,
-    "everloop.monitoring.v1.DriftDetected": DRIFT,
-    "everloop.monitoring.v1.RetrainRequested": DRIFT,
-}
-"""Topic of every event type; a new event is one line here and one message in an events.proto."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +103,6 @@ def encode(event: Event) -> tuple[bytes, bytes, list[tuple[str, bytes]]]:
     )
 
 
-def _message_class(type_name: str) -> type[Message]:
-    package, _, name = type_name.rpartition(".")
-    module = importlib.import_module(f"everloop_contracts.stubs.{package}.events_pb2")
-    message: type[Message] = getattr(module, name)
-    return message
-
-
 def decode(value: bytes, headers: Headers) -> Event:
     """Reads an event from a Kafka record.
 
@@ -126,7 +121,7 @@ def decode(value: bytes, headers: Headers) -> Event:
             type=type_name,
             source=names.get("ce_source", ""),
             pipeline=names.get("ce_subject", ""),
-            data=_message_class(type_name).FromString(value),
+            data=message_class(type_name).FromString(value),
             cause=names.get("causationid", ""),
             time=datetime.fromisoformat(names["ce_time"]),
             trace={key: names[key] for key in ("traceparent", "tracestate") if key in names},

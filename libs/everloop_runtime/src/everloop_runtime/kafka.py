@@ -13,13 +13,18 @@ from typing import Any
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
 from kafka.admin import NewTopic
-from kafka.errors import KafkaError, TopicAlreadyExistsError
+from kafka.errors import (
+    KafkaError,
+    MessageSizeTooLargeError,
+    RecordListTooLargeError,
+    TopicAlreadyExistsError,
+)
 from prometheus_client import Counter
 
-from everloop_runtime.database import Database
-from everloop_runtime.errors import EverloopError, Kind
-from everloop_runtime.events import TOPICS, Event, decode
-from everloop_runtime.service import Component, Stopper
+from everloop_runtime.database import Database, Pending
+from everloop_runtime.errors import EverloopError, Kind, waiting_mends
+from everloop_runtime.events import TOPICS, Event, Headers, decode
+from everloop_runtime.service import Component, Stopper, backoff
 from everloop_runtime.telemetry import span
 
 __all__ = [
@@ -36,8 +41,13 @@ log = logging.getLogger(__name__)
 EVENT_PARTITIONS = 6
 DEAD_LETTERS = "everloop.events.dead-letters"
 SEND_SECONDS = 30.0
+# Between two tries of one event. The pauses of the default number of tries add up to more than a minute: a server that
+# answers with errors for that long is usually being mended.
+FIRST_PAUSE = 0.4
+LONGEST_PAUSE = 10.0
 # Of an error's text in a dead letter: a message that grows beyond the broker's limit could not be buried.
 NOTE_CHARACTERS = 2_000
+TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
 # The client's default lets half a minute pass after the broker is back.
 RECONNECT_MS = 1_000
 
@@ -45,6 +55,9 @@ HANDLED = Counter(
     "everloop_events_handled", "Events that a consumer has settled.", ["type", "outcome"]
 )
 RELAYED = Counter("everloop_outbox_relayed", "Messages that the outbox relay has sent.", ["topic"])
+REFUSED = Counter(
+    "everloop_outbox_refused", "Messages that the broker refused as too large.", ["topic"]
+)
 
 
 def wait_for_broker(bootstrap: str, stopper: Stopper, seconds: float = 120.0) -> None:
@@ -80,8 +93,8 @@ def producer(bootstrap: str, **options: object) -> KafkaProducer:
     return KafkaProducer(
         bootstrap_servers=bootstrap.split(","),
         acks="all",
-        enable_idempotence=True,
         **{
+            "enable_idempotence": True,
             "linger_ms": 5,
             "compression_type": "lz4",
             "max_request_size": 16 * 1024 * 1024,
@@ -133,10 +146,43 @@ class Topics(Component):
         """Topics stay."""
 
 
+class _DeadLetters:
+    """Where messages go that nobody can take."""
+
+    def __init__(self, bootstrap: str) -> None:
+        # An idempotent producer is of no use any more once the broker has refused one message.
+        self._client = producer(bootstrap, enable_idempotence=False)
+
+    def add(
+        self,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Headers,
+        notes: Mapping[str, str],
+    ) -> None:
+        """Sends a message with why it is here; without its content where that is too large for this topic as well."""
+        noted = [*headers, *((f"everloop-{name}", text.encode()) for name, text in notes.items())]
+        try:
+            self._send(key, value, noted)
+        except TOO_LARGE:
+            log.error("%s leave %d bytes of content behind", DEAD_LETTERS, len(value or b""))
+            self._send(key, b"", noted)
+
+    def _send(self, key: bytes | None, value: bytes | None, headers: Headers) -> None:
+        sent = self._client.send(DEAD_LETTERS, key=key, value=value, headers=headers)
+        sent.get(timeout=SEND_SECONDS)
+
+    def close(self) -> None:
+        """Ends the connection."""
+        self._client.close(timeout=5)
+
+
 class OutboxRelay(Component):
     """Sends the outbox to Kafka in order; a message leaves the outbox when the broker has it.
 
-    A crash between the two sends it again, with the same event id: consumers' inboxes drop the repeat.
+    A crash between the two sends it again, with the same event id: consumers' inboxes drop the repeat. A message that
+    the broker refuses as too large, which a topic's own limit may make it do, goes to the dead letters: those behind it
+    must not wait for ever.
     """
 
     name = "outbox relay"
@@ -160,12 +206,16 @@ class OutboxRelay(Component):
         self._thread.join(timeout=15)
 
     def _run(self) -> None:
+        relay = self._connect_and_relay
         while not self._stopper.stopping:
             try:
                 wait_for_broker(self._bootstrap, self._stopper, math.inf)
                 if not self._stopper.stopping:
-                    self._connect_and_relay()
+                    relay()
+                relay = self._connect_and_relay
             except KafkaError as error:
+                if isinstance(error, TOO_LARGE):
+                    relay = self._single_out
                 # Order matters more than speed: a fresh client forgets what is in flight, and the outbox goes
                 # again from its oldest message.
                 log.warning("outbox waits for the broker: %r", error)
@@ -194,10 +244,7 @@ class OutboxRelay(Component):
         try:
             futures = []
             for row in rows:
-                headers = [(name, item.encode("latin-1")) for name, item in json.loads(row.headers)]
-                futures.append(
-                    client.send(row.topic, key=row.key, value=row.value, headers=headers)
-                )
+                futures.append(_send(client, row))
             for row, future in zip(rows, futures, strict=True):
                 future.get(timeout=SEND_SECONDS)
                 RELAYED.labels(row.topic).inc()
@@ -207,13 +254,55 @@ class OutboxRelay(Component):
                 self._database.sent(done)
         return bool(rows)
 
+    def _single_out(self) -> None:
+        """Sends one batch message by message, and what the broker refuses as too large to the dead letters.
+
+        A client fails everything that is in flight with the refusal of one message, and takes nothing after it.
+        """
+        client = producer(self._bootstrap)
+        try:
+            for row in self._database.pending(self._batch):
+                try:
+                    _send(client, row).get(timeout=SEND_SECONDS)
+                    RELAYED.labels(row.topic).inc()
+                except TOO_LARGE as error:
+                    self._refuse(row, error)
+                    client.close(timeout=5)
+                    client = producer(self._bootstrap)
+                self._database.sent([row.position])
+        finally:
+            client.close(timeout=5)
+
+    def _refuse(self, row: Pending, error: KafkaError) -> None:
+        headers, size = _headers(row), len(row.value)
+        log.error("%s refuses %d bytes, they go to %s: %r", row.topic, size, DEAD_LETTERS, headers)
+        notes = {
+            "reason": "MESSAGE_TOO_LARGE",
+            "message": str(error)[:NOTE_CHARACTERS],
+            "origin": f"{row.topic}/outbox/{row.position}",
+        }
+        letters = _DeadLetters(self._bootstrap)
+        try:
+            letters.add(row.key, row.value, headers, notes)
+        finally:
+            letters.close()
+        REFUSED.labels(row.topic).inc()
+
+
+def _send(client: KafkaProducer, row: Pending) -> Any:
+    return client.send(row.topic, key=row.key, value=row.value, headers=_headers(row))
+
+
+def _headers(row: Pending) -> list[tuple[str, bytes]]:
+    return [(name, item.encode("latin-1")) for name, item in json.loads(row.headers)]
+
 
 class EventConsumer(Component):
     """Hands events to one handler, in order per partition, at least once; commits after success.
 
-    A handler is idempotent (see `UnitOfWork.first_time`). It fails by raising: kind unavailable is tried again
-    for as long as it lasts, since waiting is right when a dependency is away; anything else is tried a finite
-    number of times, then the event goes to the dead-letter topic and the partition moves on.
+    A handler is idempotent (see `UnitOfWork.first_time`). It fails by raising: what waiting mends
+    (`errors.waiting_mends`) is tried again for as long as it lasts; what is invalid goes to the dead-letter topic at
+    once; anything else is tried a finite number of times first. Then the partition moves on.
     """
 
     def __init__(
@@ -223,17 +312,17 @@ class EventConsumer(Component):
         topics: Iterable[str],
         handler: Callable[[Event], None],
         *,
-        attempts: int = 5,
-        backoff: float = 0.2,
+        attempts: int,
+        first_pause: float = FIRST_PAUSE,
     ) -> None:
-        """Takes the consumer group (`everloop.<service>`), the topics and what to do with an event."""
+        """Takes the consumer group (`everloop.<service>`), the topics, what to do with an event and how often."""
         self.name = f"consumer {group}"
         self._bootstrap = bootstrap
         self._group = group
         self._topics = sorted(set(topics))
         self._handler = handler
         self._attempts = attempts
-        self._backoff = backoff
+        self._first_pause = first_pause
 
     def start(self, stopper: Stopper) -> None:
         """Starts the thread."""
@@ -261,13 +350,13 @@ class EventConsumer(Component):
             heartbeat_interval_ms=2_000,
             reconnect_backoff_max_ms=RECONNECT_MS,
         )
-        self._dead_letters = producer(self._bootstrap)
+        self._dead_letters = _DeadLetters(self._bootstrap)
         try:
             while not self._stopper.stopping:
                 for partition, records in consumer.poll(timeout_ms=500).items():
                     self._settle(consumer, partition, records)
         finally:
-            self._dead_letters.close(timeout=5)
+            self._dead_letters.close()
             consumer.close()
 
     def _settle(
@@ -297,17 +386,15 @@ class EventConsumer(Component):
                 HANDLED.labels(kind, "done").inc()
                 return True
             except Exception as error:
-                unavailable = isinstance(error, EverloopError) and error.kind is Kind.UNAVAILABLE
+                passing = waiting_mends(error)
                 # What is invalid stays so: trying again would only hold the partition.
                 invalid = isinstance(error, EverloopError) and error.kind is Kind.INVALID
-                if invalid or (attempt >= self._attempts and not unavailable):
+                if invalid or (attempt >= self._attempts and not passing):
                     self._bury(record, error)
                     HANDLED.labels(kind, "dead_lettered").inc()
                     return True
-                log.warning(
-                    "%s failed, attempt %d: %s", kind, attempt, error, exc_info=not unavailable
-                )
-                self._stopper.wait(min(self._backoff * 2**attempt, 10.0))
+                log.warning("%s failed, attempt %d: %s", kind, attempt, error, exc_info=not passing)
+                self._stopper.wait(backoff(attempt, self._first_pause, LONGEST_PAUSE))
         return False
 
     def _bury(self, record: Any, error: Exception) -> None:
@@ -316,11 +403,4 @@ class EventConsumer(Component):
         origin = f"{record.topic}/{record.partition}/{record.offset}"
         message = str(error)[:NOTE_CHARACTERS]
         notes = {"reason": reason, "message": message, "group": self._group, "origin": origin}
-        headers = [*record.headers, *((f"everloop-{k}", v.encode()) for k, v in notes.items())]
-        future = self._dead_letters.send(
-            DEAD_LETTERS,
-            key=record.key,
-            value=record.value,
-            headers=headers,
-        )
-        future.get(timeout=SEND_SECONDS)
+        self._dead_letters.add(record.key, record.value, record.headers, notes)

@@ -20,14 +20,14 @@ def page(token: str, size: int) -> tuple[int | None, int]:
     (17, 500)
 
     Raises:
-        EverloopError: kind invalid: a negative size, or a token that was not given out.
+        EverloopError: kind invalid, reason INVALID_PAGE: a negative size, or a token that was not given out.
     """
     if size < 0:
         raise EverloopError(
-            Kind.INVALID, "OUT_OF_RANGE", "page_size is negative", field="page_size"
+            Kind.INVALID, "INVALID_PAGE", "page_size is negative", field="page_size"
         )
     if token and not (token.isascii() and token.isdigit() and len(token) <= _DIGITS):
         raise EverloopError(
-            Kind.INVALID, "BAD_PAGE_TOKEN", "page_token is none of ours", field="page_token"
+            Kind.INVALID, "INVALID_PAGE", "page_token is none of ours", field="page_token"
         )
     return (int(token) if token else None), min(size or DEFAULT_SIZE, LARGEST_SIZE)

@@ -9,7 +9,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
-__all__ = ["Component", "Stopper", "run"]
+__all__ = ["Component", "Stopper", "backoff", "run"]
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +49,12 @@ class Stopper:
         thread = threading.Thread(target=watched, name=name, daemon=True)
         thread.start()
         return thread
+
+
+def backoff(attempt: int, first: float, longest: float) -> float:
+    """Seconds to pause after the n-th failed attempt, counted from 1: twice as long each time, up to `longest`."""
+    # An outage of hours makes thousands of attempts, and a power of that size fits no float.
+    return min(first * 2.0 ** min(attempt - 1, 100), longest)
 
 
 class Component(ABC):

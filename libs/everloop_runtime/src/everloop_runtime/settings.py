@@ -51,8 +51,12 @@ class ServiceSettings(BaseSettings):
     """Largest gRPC message, in bytes, either way."""
     grpc_max_concurrent_calls: int = Field(default=64, ge=1)
     """Calls beyond this many are refused with RESOURCE_EXHAUSTED."""
-    consumer_max_attempts: int = Field(default=5, ge=1)
-    """Times an event is tried before it goes to the dead-letter topic."""
+    consumer_max_attempts: int = Field(default=12, ge=1)
+    """Times an event is tried before it goes to the dead-letter topic; 12 take over a minute. Outages do not count."""
+    inbox_retention_days: float = Field(default=21.0, gt=0)
+    """Age at which the id of a handled event is forgotten, in days. Must exceed the time for which Kafka keeps an
+    event (its topic's `retention.ms` plus `segment.ms`, by default a week each): an event that comes again later than
+    that is handled again."""
     drain_seconds: float = Field(default=10.0, ge=0)
     """Time that running calls get at shutdown, in seconds."""
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 from everloop_contracts.pipeline import Pipeline, PipelineError, load_pipelines
 from everloop_contracts.stubs.everloop.ingest.v1 import ingest_pb2_grpc
 from everloop_ingest.adapters.dvc import DvcRepository
 from everloop_ingest.adapters.kafka import TopicEnds, TopicProducer
-from everloop_ingest.adapters.s3 import ShardBucket, s3_filesystem
+from everloop_ingest.adapters.s3 import ShardBucket
 from everloop_ingest.adapters.store import Store
 from everloop_ingest.cut_version import BuildLimits, CutVersion
 from everloop_ingest.push import Push
@@ -24,6 +25,7 @@ from everloop_runtime.database import Database
 from everloop_runtime.grpc_server import GrpcServer
 from everloop_runtime.kafka import OutboxRelay, ensure_topics, wait_for_broker
 from everloop_runtime.metrics import MetricsServer
+from everloop_runtime.s3 import s3_filesystem
 from everloop_runtime.service import Component, Stopper, run
 
 __all__ = ["run_service"]
@@ -94,8 +96,10 @@ def run_service() -> int:
         bootstrap, pipelines, store, settle, _limits(settings), settings.instance
     )
     build = BuildLimits(settings.data_dir / "work", settings.cut_memory_bytes, settings.cut_threads)
-    cut = CutVersion(pipelines, store, files, repository, ends, writer, build)
-    push = Push(pipelines, sink, settings.max_record_bytes)
+    # Half of the gRPC workers stay free of callers that wait for a version.
+    callers = max(1, settings.grpc_workers // 2)
+    cut = CutVersion(pipelines, store, files, repository, ends, writer, build, callers)
+    push = Push(pipelines, sink, store, settings.max_record_bytes)
     servicer = IngestServicer(
         pipelines, store, push, cut, ends, repository, settings.call_deadline_seconds
     )
@@ -104,12 +108,13 @@ def run_service() -> int:
         [SERVICE],
         [lambda server: ingest_pb2_grpc.add_IngestServiceServicer_to_server(servicer, server)],
     )
+    retention = timedelta(days=settings.request_retention_days)
     components: list[Component] = [
         MetricsServer(settings.metrics_address),
         _Topics(bootstrap, pipelines, sink),
         OutboxRelay(database, bootstrap),
         writer,
-        Scheduler(pipelines, store, cut, settings.schedule_seconds),
+        Scheduler(pipelines, store, cut, settings.schedule_seconds, retention),
         grpc,
     ]
     status = run(components, on_ready=grpc.ready)

@@ -10,6 +10,7 @@ __all__ = ["dataset_version"]
 _STATES = {
     State.CUTTING: dataset_pb2.DatasetVersion.STATE_CUTTING,
     State.AVAILABLE: dataset_pb2.DatasetVersion.STATE_AVAILABLE,
+    State.FAILED: dataset_pb2.DatasetVersion.STATE_FAILED,
 }
 
 
@@ -22,6 +23,7 @@ def dataset_version(version: Version, git_url: str) -> dataset_pb2.DatasetVersio
         git_url=git_url,
         shards=version.shards,
         cause_id=version.cause_id,
+        error=version.error,
     )
     message.create_time.FromDatetime(version.create_time)
     if version.rows is not None:

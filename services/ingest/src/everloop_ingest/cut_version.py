@@ -6,7 +6,7 @@ import logging
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -18,7 +18,7 @@ from everloop_ingest import metrics
 from everloop_ingest.adapters.store import Store
 from everloop_ingest.build_rows import build_rows
 from everloop_ingest.convert import dataset_version
-from everloop_ingest.domain import State, Version
+from everloop_ingest.domain import ShardsLost, State, Version
 from everloop_ingest.ports import DataRepository, RecordLog, ShardFiles, Writer
 from everloop_ingest.settle import SOURCE
 from everloop_runtime.errors import EverloopError, Kind
@@ -29,6 +29,8 @@ __all__ = ["BuildLimits", "CutVersion"]
 log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.05
+_KEYS_NAMED = 10
+"""Lost shards that a version's error names; the log names all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +43,11 @@ class BuildLimits:
 
 
 class CutVersion:
-    """The use case. One version is cut at a time; a version that a crash left behind is finished first.
+    """The use case. One version of a pipeline is cut at a time; one that a crash left behind is finished first.
 
     Every step may be repeated: the version and its shards are fixed by the transaction that begins it, the same shards
-    give the same file, and the repository takes the same file any number of times.
+    give the same file, and the repository takes the same file any number of times. A version whose shards are lost
+    fails, and what is left of them goes into the next one.
     """
 
     def __init__(
@@ -56,9 +59,14 @@ class CutVersion:
         record_log: RecordLog,
         writer: Writer,
         limits: BuildLimits,
+        callers: int,
         wait: Callable[[float], object] = time.sleep,
     ) -> None:
-        """Takes the pipelines by name and what the steps need; `wait` pauses between looks at the positions."""
+        """Takes the pipelines by name and what the steps need.
+
+        `callers` bounds the calls in progress, each of which holds a thread of the door for as long as its cut takes;
+        `wait` pauses between two looks at the positions.
+        """
         self._pipelines = pipelines
         self._store = store
         self._files = files
@@ -67,7 +75,9 @@ class CutVersion:
         self._writer = writer
         self._limits = limits
         self._wait = wait
-        self._lock = threading.Lock()
+        # The repository, which all pipelines share, brings a lock of its own.
+        self._locks = {name: threading.Lock() for name in pipelines}
+        self._callers = threading.BoundedSemaphore(callers)
 
     def __call__(self, pipeline: Pipeline, request_id: str, seconds: float) -> Version:
         """Cuts from everything that was on the topic when this was called; waits for that at most `seconds`.
@@ -76,32 +86,55 @@ class CutVersion:
             The version, available. The same one for the same `request_id`; the newest where nothing is new.
 
         Raises:
-            EverloopError: kind precondition, reason NO_RECORDS; kind deadline, reason WRITER_BEHIND; kind unavailable.
+            EverloopError: kind precondition, reason NO_RECORDS; kind deadline, reasons WRITER_BEHIND and CUT_RUNNING;
+                kind exhausted, reason CUT_RUNNING, at once where too many callers wait; kind unavailable.
                 A version that was begun is finished later, by a repeat or by `finish`.
         """
         deadline = time.monotonic() + seconds
         known = self._store.requested(pipeline.name, request_id)
-        if known is None:
-            self._catch_up(pipeline, deadline)
-        elif known.state is State.AVAILABLE:
+        if known is not None and known.state is State.AVAILABLE:
             return known
-        return self.cut(pipeline, request_id, max(0.0, deadline - time.monotonic()))
+        if not self._callers.acquire(blocking=False):
+            raise EverloopError(
+                Kind.EXHAUSTED,
+                "CUT_RUNNING",
+                "too many calls wait for a version; ask again later with the same request_id",
+            )
+        try:
+            if known is None or known.state is State.FAILED:
+                self._catch_up(pipeline, deadline)
+            return self.cut(pipeline, request_id, max(0.0, deadline - time.monotonic()))
+        finally:
+            self._callers.release()
 
     def cut(self, pipeline: Pipeline, request_id: str, seconds: float) -> Version:
         """Cuts from what is stored already; see `__call__` for the rest."""
-        with self._alone(seconds):
+        with self._alone(pipeline.name, seconds):
             self._finish_all(pipeline.name)
-            version = self._store.begin_version(pipeline.name, request_id, datetime.now(UTC))
-            if version is None:
-                raise EverloopError(
-                    Kind.PRECONDITION, "NO_RECORDS", f"{pipeline.name} has no accepted record yet"
-                )
-            return self._finish(version)
+            while True:  # a version that fails takes at least one shard out of the next
+                version = self._store.begin_version(pipeline.name, request_id, datetime.now(UTC))
+                if version is None:
+                    raise EverloopError(
+                        Kind.PRECONDITION,
+                        "NO_RECORDS",
+                        f"{pipeline.name} has no accepted record yet",
+                    )
+                finished = self._finish(version)
+                if finished.state is State.AVAILABLE:
+                    return finished
 
     def finish(self) -> None:
-        """Finishes what a crash or an outage left behind."""
-        with self._alone(seconds=-1):
-            self._finish_all()
+        """Finishes what a crash or an outage left behind, as far as it goes now, pipeline by pipeline."""
+        for name, lock in self._locks.items():
+            if not lock.acquire(blocking=False):
+                continue  # who is cutting there has finished it first
+            try:
+                self._finish_all(name)
+            except Exception as error:  # the others are not to wait for it
+                outage = isinstance(error, EverloopError)
+                log.warning("a version of %s waits: %s", name, error, exc_info=not outage)
+            finally:
+                lock.release()
 
     def _catch_up(self, pipeline: Pipeline, deadline: float) -> None:
         topic = pipeline.record_topic
@@ -120,22 +153,23 @@ class CutVersion:
         positions = self._store.positions(topic)
         return sum(max(0, end - positions.get(number, 0)) for number, end in ends.items())
 
-    def _finish_all(self, pipeline: str = "") -> None:
-        for version in self._store.cutting():
-            if version.pipeline == pipeline or (
-                not pipeline and version.pipeline in self._pipelines
-            ):
-                self._finish(version)
+    def _finish_all(self, pipeline: str) -> None:
+        for version in self._store.cutting(pipeline):
+            self._finish(version)
 
     def _finish(self, version: Version) -> Version:
-        if version.state is State.AVAILABLE:
+        """The version when it is done: available or failed."""
+        if version.state is not State.CUTTING:
             return version
         began = time.monotonic()
         pipeline = self._pipelines[version.pipeline]
         self._limits.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="cut-", dir=self._limits.folder) as name:
             folder = Path(name)
-            shards = self._files.fetch(self._store.shards_of(version), folder)
+            try:
+                shards = self._files.fetch(self._store.shards_of(version), folder)
+            except ShardsLost as error:
+                return self._give_up(version, error.keys)
             target = folder / "rows.parquet"
             rows = build_rows(
                 pipeline, shards, target, self._limits.memory_bytes, self._limits.threads
@@ -152,15 +186,24 @@ class CutVersion:
         log.info("%s: %d rows in %.2f s", file.tag, rows.rows, seconds)
         return available
 
+    def _give_up(self, version: Version, lost: Sequence[str]) -> Version:
+        named = ", ".join(lost[:_KEYS_NAMED]) + (", …" if len(lost) > _KEYS_NAMED else "")
+        text = f"the object store has lost {len(lost)} of {version.shards} shards: {named}"
+        failed = replace(version, state=State.FAILED, error=text)
+        self._store.fail(failed, lost)
+        metrics.LOST_SHARDS.labels(version.pipeline).inc(len(lost))
+        log.error("%s/v%d failed, lost: %s", version.pipeline, version.number, ", ".join(lost))
+        return failed
+
     @contextmanager
-    def _alone(self, seconds: float) -> Iterator[None]:
-        if not self._lock.acquire(timeout=-1 if seconds < 0 else seconds):
+    def _alone(self, pipeline: str, seconds: float) -> Iterator[None]:
+        if not self._locks[pipeline].acquire(timeout=seconds):
             raise EverloopError(
                 Kind.DEADLINE,
                 "CUT_RUNNING",
-                "another version is being cut; ask again with the same request_id",
+                f"another version of {pipeline} is being cut; ask again with the same request_id",
             )
         try:
             yield
         finally:
-            self._lock.release()
+            self._locks[pipeline].release()

@@ -14,10 +14,12 @@ __all__ = [
     "Message",
     "ObjectFile",
     "Partition",
+    "Pushed",
     "Reason",
     "Rejection",
     "Rows",
     "Shard",
+    "ShardsLost",
     "State",
     "Unversioned",
     "Version",
@@ -37,7 +39,7 @@ class Reason(StrEnum):
     OUT_OF_RANGE = "OUT_OF_RANGE"
     UNKNOWN_CATEGORY = "UNKNOWN_CATEGORY"
     UNPROCESSABLE = "UNPROCESSABLE"
-    """Validation itself failed on it: a defect of ours, kept from blocking the partition."""
+    """Settling failed on it: a defect of ours, kept from blocking the partition."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,19 @@ class Rejection:
     reason: Reason
     field: str
     message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pushed:
+    """What a push request was answered.
+
+    Attributes:
+        digest: of the records that came with it.
+        rejections: of those that are not accepted.
+    """
+
+    digest: bytes
+    rejections: list[Rejection]
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -135,11 +150,21 @@ class Shard:
     last_event_time: datetime | None
 
 
+class ShardsLost(Exception):
+    """The object store is there, and objects that were stored on it are not."""
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        """Takes the paths of all that are missing."""
+        super().__init__(f"{len(keys)} objects are lost")
+        self.keys = keys
+
+
 class State(StrEnum):
     """Life of a dataset version."""
 
     CUTTING = "CUTTING"
     AVAILABLE = "AVAILABLE"
+    FAILED = "FAILED"
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +199,7 @@ class ObjectFile:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """A dataset version. `rows` and `file` are known once it is available."""
+    """A dataset version. `rows` and `file` are known once it is available, `error` where it failed."""
 
     pipeline: str
     number: int
@@ -184,6 +209,7 @@ class Version:
     shards: int
     rows: Rows | None = None
     file: ObjectFile | None = None
+    error: str = ""
 
 
 @dataclass(frozen=True, slots=True)

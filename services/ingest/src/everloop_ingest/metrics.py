@@ -7,6 +7,7 @@ __all__ = [
     "CUT_SECONDS",
     "LAG",
     "LOST",
+    "LOST_SHARDS",
     "PUSHED",
     "RECORDS",
     "SETTLE_SECONDS",
@@ -23,6 +24,11 @@ LAG = Gauge("everloop_ingest_lag", "Messages on the topic that are not settled y
 LOST = Counter(
     "everloop_ingest_lost",
     "Messages that the topic dropped before they were settled.",
+    ["pipeline"],
+)
+LOST_SHARDS = Counter(
+    "everloop_ingest_lost_shards",
+    "Shards that the object store has lost; their rows are in no later version.",
     ["pipeline"],
 )
 BUFFERED_BYTES = Gauge(

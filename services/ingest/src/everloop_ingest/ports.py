@@ -25,6 +25,7 @@ class ShardFiles(Protocol):
         """Copies objects into a folder; the files in the order of the keys.
 
         Raises:
+            ShardsLost: some are not there any more; all others were copied.
             EverloopError: kind unavailable.
         """
 

@@ -1,10 +1,10 @@
-"""Cuts by rows and by age, and finishes the versions that a crash left behind."""
+"""Cuts by rows and by age, finishes the versions that a crash left behind, and forgets old requests."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from everloop_contracts.pipeline import Pipeline
 from everloop_ingest.adapters.store import Store
@@ -16,6 +16,9 @@ from everloop_runtime.service import Component, Stopper
 __all__ = ["Scheduler", "due"]
 
 log = logging.getLogger(__name__)
+
+_FORGOTTEN_AT_ONCE = 10_000
+"""Requests of each kind that one look forgets at most: a transaction that keeps the writer waiting only shortly."""
 
 
 def due(pipeline: Pipeline, unversioned: Unversioned, now: datetime) -> str | None:
@@ -33,13 +36,22 @@ class Scheduler(Component):
     name = "version scheduler"
 
     def __init__(
-        self, pipelines: Mapping[str, Pipeline], store: Store, cut: CutVersion, seconds: float
+        self,
+        pipelines: Mapping[str, Pipeline],
+        store: Store,
+        cut: CutVersion,
+        seconds: float,
+        retention: timedelta,
     ) -> None:
-        """Takes the pipelines by name, the database, the use case and the time between two looks."""
+        """Takes the pipelines by name, the database and the use case.
+
+        `seconds` is the time between two looks, `retention` how long requests are remembered.
+        """
         self._pipelines = pipelines
         self._store = store
         self._cut = cut
         self._seconds = seconds
+        self._retention = retention
 
     def start(self, stopper: Stopper) -> None:
         """Starts the thread."""
@@ -52,15 +64,16 @@ class Scheduler(Component):
 
     def _run(self) -> None:
         while not self._stopper.stopping:
-            try:
-                self._cut.finish()
-            except Exception as error:
-                self._failed("unfinished versions", error)
+            self._cut.finish()
             for pipeline in self._pipelines.values():
                 try:
                     self.look(pipeline, datetime.now(UTC))
                 except Exception as error:
                     self._failed(pipeline.name, error)
+            try:
+                self.forget(datetime.now(UTC))
+            except Exception as error:
+                self._failed("old requests", error)
             self._stopper.wait(self._seconds)
 
     def look(self, pipeline: Pipeline, now: datetime) -> None:
@@ -72,10 +85,15 @@ class Scheduler(Component):
         newest = self._store.versions(pipeline.name, None, 1)
         number = newest[0].number + 1 if newest else 1
         try:
-            self._cut.cut(pipeline, f"schedule/{why}/{pipeline.name}/v{number}", seconds=-1)
+            self._cut.cut(pipeline, f"schedule/{why}/{pipeline.name}/v{number}", seconds=0)
         except EverloopError as error:
-            if error.reason != "NO_RECORDS":  # labels that wait for their records are no fault
+            # Labels that wait for their records are no fault, nor is somebody else's cut.
+            if error.reason not in {"NO_RECORDS", "CUT_RUNNING"}:
                 raise
+
+    def forget(self, now: datetime) -> None:
+        """Forgets requests that are past their time, as many as go at once."""
+        self._store.forget_requests(now - self._retention, _FORGOTTEN_AT_ONCE)
 
     def _failed(self, what: str, error: Exception) -> None:
         """The next look tries again: a pipeline that fails must not stop the others."""

@@ -15,11 +15,10 @@ from everloop_ingest.cut_version import CutVersion
 from everloop_ingest.ports import DataRepository, RecordLog
 from everloop_ingest.push import Push
 from everloop_runtime.errors import EverloopError, Kind
+from everloop_runtime.paging import page
 
 __all__ = ["IngestServicer"]
 
-_PAGE = 50
-_LARGEST_PAGE = 500
 _MARGIN_SECONDS = 0.5
 """Kept of the caller's deadline, so that our answer arrives before it."""
 
@@ -51,7 +50,8 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
     ) -> ingest_pb2.PushRecordsResponse:
         """See the contract."""
         pipeline = self._pipeline(request.pipeline)
-        rejections = self._push(pipeline, request.records, self._seconds(context))
+        request_id = _checked(request.request_id) if request.request_id else ""
+        rejections = self._push(pipeline, request.records, request_id, self._seconds(context))
         results = [ingest_pb2.RecordResult(accepted=True) for _ in request.records]
         for item in rejections:
             results[item.row] = ingest_pb2.RecordResult(
@@ -66,14 +66,7 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
     ) -> ingest_pb2.CutVersionResponse:
         """See the contract."""
         pipeline = self._pipeline(request.pipeline)
-        if not 0 < len(request.request_id) <= 200:
-            raise EverloopError(
-                Kind.INVALID,
-                "INVALID_REQUEST_ID",
-                "request_id takes 1 to 200 characters",
-                field="request_id",
-            )
-        version = self._cut(pipeline, request.request_id, self._seconds(context))
+        version = self._cut(pipeline, _checked(request.request_id), self._seconds(context))
         return ingest_pb2.CutVersionResponse(dataset=dataset_version(version, self._repository.url))
 
     def GetDatasetVersion(
@@ -96,12 +89,7 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
     ) -> ingest_pb2.ListDatasetVersionsResponse:
         """See the contract; the token is the number of the last version of the page before."""
         pipeline = self._pipeline(request.pipeline)
-        if request.page_size < 0 or (request.page_token and not request.page_token.isdecimal()):
-            raise EverloopError(
-                Kind.INVALID, "INVALID_PAGE", "page_size or page_token is not valid"
-            )
-        size = min(request.page_size or _PAGE, _LARGEST_PAGE)
-        before = int(request.page_token) if request.page_token else None
+        before, size = page(request.page_token, request.page_size)
         found = self._store.versions(pipeline.name, before, size + 1)
         return ingest_pb2.ListDatasetVersionsResponse(
             datasets=[dataset_version(version, self._repository.url) for version in found[:size]],
@@ -143,3 +131,14 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
         if remaining is None:
             return self._deadline
         return max(0.0, min(remaining - _MARGIN_SECONDS, self._deadline))
+
+
+def _checked(request_id: str) -> str:
+    if not 0 < len(request_id) <= 200:
+        raise EverloopError(
+            Kind.INVALID,
+            "INVALID_REQUEST_ID",
+            "request_id takes 1 to 200 characters",
+            field="request_id",
+        )
+    return request_id

@@ -48,9 +48,12 @@ class IngestSettings(ServiceSettings):
     call_deadline_seconds: float = Field(default=120.0, gt=0)
     """Deadline of calls that bring none, and the longest that is kept, in seconds."""
 
+    request_retention_days: float = Field(default=30.0, gt=0)
+    """How long a request_id is remembered, in days; a repeat that comes later is a new request."""
     schedule_seconds: float = Field(default=5.0, gt=0)
     """Time between two looks whether a version is due, in seconds."""
     cut_memory_bytes: int = Field(default=512 * _MIB, ge=64 * _MIB)
-    """Memory for building a version's rows, in bytes; beyond it goes to disk."""
+    """Memory for building one version's rows, in bytes; beyond it goes to disk. At once: one version per pipeline,
+    and no more than half of the gRPC workers and the scheduler cut."""
     cut_threads: int = Field(default=2, ge=1)
-    """Threads that build a version's rows."""
+    """Threads that build one version's rows."""

@@ -7,8 +7,8 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from everloop_contracts.pipeline import Pipeline
@@ -18,6 +18,7 @@ from everloop_ingest.adapters.store import DeadLetter, Store
 from everloop_ingest.domain import Batch, Message, Reason, Rejection, Shard
 from everloop_ingest.ports import ShardFiles
 from everloop_ingest.validate import Validated, Validator
+from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.events import Event, new_event
 
 __all__ = ["SOURCE", "Settle"]
@@ -50,22 +51,45 @@ class Settle:
         self._max_bytes = max_record_bytes
 
     def __call__(self, batch: Batch) -> bool:
-        """Settles a batch once.
+        """Settles a batch once, whatever its messages are.
 
         The object goes first and the transaction that names it second: after a crash between the two the object is
         an orphan that nothing reads, and the batch comes again from the position in the database.
 
+        A batch that fails for another reason than an outage is settled in halves, down to the message that it fails
+        on: that one is rejected as unprocessable, a defect of ours that must not block its partition.
+
         Returns:
-            False where the position is not at the batch's start (any more): nothing was changed, read again.
+            False where the position is not at the batch's start (any more): nothing more was changed, read again.
 
         Raises:
-            EverloopError: kind unavailable, the object store or the database does not answer now.
+            EverloopError: kind unavailable, the object store or the database does not answer now; what comes before
+                the position in the database is settled.
+            Exception: the database refuses even to reject a message.
         """
-        began = time.monotonic()
         if not batch.messages:
             return self._store.settle(batch, None, (), ())
+        try:
+            return self._whole(batch)
+        except Exception as error:
+            if isinstance(error, EverloopError) and error.kind is Kind.UNAVAILABLE:
+                raise
+            if len(batch.messages) == 1:
+                log.exception("%s: offset %d is unprocessable", batch.partition, batch.start)
+                return self._reject(batch, error)
+            log.warning(
+                "%s fails from offset %d to %d, in halves now: %r",
+                batch.partition,
+                batch.start,
+                batch.end,
+                error,
+            )
+        return all(self(half) for half in _halves(batch))
+
+    def _whole(self, batch: Batch) -> bool:
+        began = time.monotonic()
         pipeline = self._pipelines[batch.pipeline]
-        validated = self._validate(batch)
+        validated = self._validators[batch.pipeline]([message.value for message in batch.messages])
         key, content = "", b""
         if validated.rows.num_rows:
             key = shards.object_key(batch)
@@ -81,42 +105,54 @@ class Settle:
         _count(shard, time.monotonic() - began)
         return True
 
-    def _validate(self, batch: Batch) -> Validated:
-        validator = self._validators[batch.pipeline]
-        values = [message.value for message in batch.messages]
-        try:
-            return validator(values)
-        except Exception:
-            # A message that breaks the validator must not block its partition: find it, keep the others.
-            log.exception("validation failed on %s, message by message now", batch.partition)
-        poison = {}
-        for row, value in enumerate(values):
-            try:
-                validator([value])
-            except Exception as error:
-                poison[row] = Rejection(row, Reason.UNPROCESSABLE, "", repr(error)[:500])
-        rows = [row for row in range(len(values)) if row not in poison]
-        rest = validator([values[row] for row in rows])
-        found = [Rejection(rows[r.row], r.reason, r.field, r.message) for r in rest.rejections]
-        rejections = sorted([*found, *poison.values()], key=lambda rejection: rejection.row)
-        return Validated(
-            rest.rows, pc.take(pa.array(rows, pa.int64()), rest.positions), rest.actuals, rejections
-        )
+    def _reject(self, batch: Batch, error: Exception) -> bool:
+        """Settles the one message of a batch by its dead letter, whatever it holds."""
+        [message] = batch.messages
+        rejection = Rejection(0, Reason.UNPROCESSABLE, "", repr(error)[:500])
+        shard = _rejected(batch, [rejection])
+        pipeline = self._pipelines[batch.pipeline]
+        letter = _bare_letter(pipeline, batch, message, rejection, self._max_bytes)
+        if not self._store.settle(batch, shard, [letter], ()):
+            return False
+        _count(shard, 0.0)
+        return True
+
+
+def _halves(batch: Batch) -> tuple[Batch, Batch]:
+    middle = len(batch.messages) // 2
+    border = batch.messages[middle].offset
+    return (
+        replace(batch, end=border, messages=batch.messages[:middle]),
+        replace(batch, start=border, messages=batch.messages[middle:]),
+    )
+
+
+def _rejected(batch: Batch, rejections: Sequence[Rejection]) -> Shard:
+    """The books of a batch as far as nothing of it is accepted."""
+    return Shard(
+        pipeline=batch.pipeline,
+        partition=batch.partition,
+        first_offset=batch.messages[0].offset,
+        last_offset=batch.messages[-1].offset,
+        key="",
+        accepted=0,
+        actuals=0,
+        rejected=dict(Counter(str(item.reason) for item in rejections)),
+        size_bytes=0,
+        first_event_time=None,
+        last_event_time=None,
+    )
 
 
 def _shard(
     batch: Batch, pipeline: Pipeline, validated: Validated, key: str, size_bytes: int
 ) -> Shard:
     times = pc.min_max(validated.rows.column(pipeline.schema_.time)).as_py()
-    return Shard(
-        pipeline=batch.pipeline,
-        partition=batch.partition,
-        first_offset=batch.messages[0].offset,
-        last_offset=batch.messages[-1].offset,
+    return replace(
+        _rejected(batch, validated.rejections),
         key=key,
         accepted=validated.rows.num_rows,
         actuals=validated.actuals.true_count,
-        rejected=dict(Counter(str(item.reason) for item in validated.rejections)),
         size_bytes=size_bytes,
         first_event_time=times["min"],
         last_event_time=times["max"],
@@ -127,6 +163,17 @@ def _dead_letter(
     pipeline: Pipeline, batch: Batch, message: Message, rejection: Rejection, max_bytes: int
 ) -> DeadLetter:
     """The message as it came, with why; cut where it is so large that no topic could carry it with the reason."""
+    topic, key, value, notes = _bare_letter(pipeline, batch, message, rejection, max_bytes)
+    own = [(name, header or b"") for name, header in message.headers]
+    if sum(len(name) + len(header) for name, header in own) > _HEADER_BYTES:
+        own = []
+    return topic, key, value, [*own, *notes]
+
+
+def _bare_letter(
+    pipeline: Pipeline, batch: Batch, message: Message, rejection: Rejection, max_bytes: int
+) -> DeadLetter:
+    """The same without the message's own headers: nothing in it can fail."""
     notes = {
         "reason": str(rejection.reason),
         "field": rejection.field,
@@ -136,11 +183,10 @@ def _dead_letter(
     value = message.value or b""
     if len(value) > max_bytes:
         notes["truncated-from-bytes"] = str(len(value))
-    own = [(name, header or b"") for name, header in message.headers]
-    if sum(len(name) + len(header) for name, header in own) > _HEADER_BYTES:
-        own = []
     key = message.key[:_KEY_BYTES] if message.key is not None else None
-    headers = [*own, *((f"everloop-{name}", text.encode()) for name, text in notes.items())]
+    headers = [
+        (f"everloop-{name}", text.encode(errors="backslashreplace")) for name, text in notes.items()
+    ]
     return pipeline.dead_letter_topic, key, value[:max_bytes], headers
 
 

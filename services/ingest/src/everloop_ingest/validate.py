@@ -6,7 +6,6 @@ Whole columns are checked at once; single values are looked at only in a column 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -325,8 +324,10 @@ def _in_utc(texts: pa.Array, timezone: str) -> tuple[pa.Array, list[int]]:
 
 
 def _is_date(text: str) -> bool:
+    year, month, day = map(int, text.split("-"))
     try:
-        date(*map(int, re.split("-", text)))
+        # Python has no year 0; it is a leap year like 4, and refused later.
+        date(year or 4, month, day)
     except ValueError:
         return False
     return True

@@ -3,21 +3,26 @@
 One thread owns the consumer and only buffers, so that it keeps polling whatever a batch takes; a few workers settle.
 The position in the database is the truth: on assignment the consumer seeks to it, and Kafka's own committed offsets
 only serve lag tools.
+
+Kafka's client takes partitions away and gives them back on a thread of its own, between any two of our calls. Each
+assignment therefore has a number, and a buffer carries the number of the one that it was read under: what the client
+says of a partition counts only if that number is still the current one after it was said.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from kafka import ConsumerRebalanceListener, KafkaConsumer, OffsetAndMetadata, TopicPartition
-from kafka.errors import KafkaError
-from sqlalchemy.exc import OperationalError
+from kafka.errors import IllegalStateError, KafkaError
 
 from everloop_contracts.pipeline import Pipeline
 from everloop_ingest import metrics
@@ -33,10 +38,9 @@ log = logging.getLogger(__name__)
 
 GROUP = "everloop.ingest"
 _POLL_MS = 200
+_OUTAGE_SECONDS = 1.0
 _MESSAGE_BYTES = 512
 """What a message takes in memory besides its body."""
-_ATTEMPTS = 5
-"""Times a batch is tried when it fails for another reason than an outage; then the process starts afresh."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +59,10 @@ class Limits:
 
 @dataclass(slots=True)
 class _Buffer:
-    """Messages of one partition that wait to be settled."""
+    """All messages that a partition's log holds from `start` to `end`, waiting to be settled."""
 
+    assignment: int
+    """Number of the assignment that they were read under."""
     start: int
     end: int
     messages: list[Message] = field(default_factory=list)
@@ -89,7 +95,9 @@ class DatasetWriter(Component):
         self._settle = settle
         self._limits = limits
         self._wanted: set[str] = set()  # topics to flush now
-        self._fresh: set[TopicPartition] = set()  # assigned, not yet at the database's position
+        self._assigned: dict[TopicPartition, int] = {}  # what is ours, and since which assignment
+        self._assignments = itertools.count()
+        # A partition of ours without one is still to be put at the database's position.
         self._buffers: dict[TopicPartition, _Buffer] = {}
         self._running: dict[TopicPartition, tuple[Batch, int, Future[bool | None]]] = {}
         self._lock = threading.Lock()
@@ -131,7 +139,7 @@ class DatasetWriter(Component):
         workers = ThreadPoolExecutor(self._limits.workers, thread_name_prefix="settle")
         try:
             while not self._stopper.stopping:
-                self._turn(consumer, workers)
+                self._turn_or_wait(consumer, workers)
             for partition in list(self._buffers):
                 self._hand_over(partition, workers)
             wait([future for _, _, future in self._running.values()], timeout=20)
@@ -140,13 +148,18 @@ class DatasetWriter(Component):
             workers.shutdown(wait=False, cancel_futures=True)
             consumer.close()
 
+    def _turn_or_wait(self, consumer: KafkaConsumer, workers: ThreadPoolExecutor) -> None:
+        try:
+            self._turn(consumer, workers)
+        except EverloopError as error:  # the next turn does what this one has left
+            if error.kind is not Kind.UNAVAILABLE:
+                raise
+            log.warning("the writer waits: %s", error)
+            self._stopper.wait(_OUTAGE_SECONDS)
+
     def _turn(self, consumer: KafkaConsumer, workers: ThreadPoolExecutor) -> None:
         for partition, messages in consumer.poll(timeout_ms=_POLL_MS).items():
-            buffer = self._buffers.get(partition)
-            if buffer is not None and partition not in self._fresh:
-                buffer.opened = buffer.opened if buffer.messages else time.monotonic()
-                buffer.messages.extend(messages)
-                buffer.size += sum(_MESSAGE_BYTES + len(m.value or b"") for m in messages)
+            self._take(partition, messages)
         self._collect(consumer)
         self._settle_in(consumer)
         self._follow(consumer)
@@ -156,17 +169,43 @@ class DatasetWriter(Component):
     def assigned(self, partitions: set[TopicPartition]) -> None:
         """Notes partitions that are to start at the database's position; called by the consumer's own thread."""
         with self._lock:
-            self._fresh |= partitions
+            self._assigned |= dict.fromkeys(partitions, next(self._assignments))
+
+    def revoked(self, partitions: set[TopicPartition]) -> None:
+        """Notes partitions that are going, before they are gone; called by the consumer's own thread."""
+        with self._lock:
+            for partition in partitions:
+                self._assigned.pop(partition, None)
+
+    def _current(self, partition: TopicPartition) -> _Buffer | None:
+        """The partition's buffer, if it is still ours by the assignment that the buffer was read under."""
+        buffer = self._buffers.get(partition)
+        with self._lock:
+            same = buffer is not None and self._assigned.get(partition) == buffer.assignment
+        return buffer if same else None
+
+    def _take(self, partition: TopicPartition, messages: Sequence[Message]) -> None:
+        buffer = self._current(partition)
+        if buffer is None:
+            return  # read from wherever the client stood; they come again from the database's position
+        if messages[0].offset < buffer.end:
+            log.error("%s was cut back below %d, reads again", partition, buffer.end)
+            del self._buffers[partition]
+            return
+        buffer.opened = buffer.opened if buffer.messages else time.monotonic()
+        buffer.messages.extend(messages)
+        buffer.size += sum(_MESSAGE_BYTES + len(m.value or b"") for m in messages)
+        buffer.end = messages[-1].offset + 1
 
     def _settle_in(self, consumer: KafkaConsumer) -> None:
-        """Seeks freshly assigned partitions to the database's position and forgets those that are gone."""
-        mine = consumer.assignment()
+        """Seeks freshly assigned partitions to the database's position and forgets what has gone."""
         with self._lock:
-            self._fresh &= mine
-            # What is being settled moves the position: wait for it rather than read it again.
-            ready = sorted(self._fresh - set(self._running))
-        for partition in set(self._buffers) - mine:
-            del self._buffers[partition]
+            assigned = dict(self._assigned)
+        for partition, buffer in list(self._buffers.items()):
+            if assigned.get(partition) != buffer.assignment:
+                del self._buffers[partition]
+        # What is being settled moves the position: wait for it rather than read it again.
+        ready = sorted(assigned.keys() - self._buffers.keys() - self._running.keys())
         if not ready:
             return
         try:
@@ -176,13 +215,10 @@ class DatasetWriter(Component):
             return
         for partition in ready:
             position = self._position(partition, first[partition], end[partition])
-            consumer.seek(partition, position)
-            consumer.resume(partition)
-            self._buffers[partition] = _Buffer(position, position)
-            log.info("%s/%d from offset %d", partition.topic, partition.partition, position)
-        with self._lock:
-            self._fresh -= set(ready)
-        self._blocked = False
+            with suppress(ValueError, KeyError):  # it has gone
+                consumer.seek(partition, position)
+                self._buffers[partition] = _Buffer(assigned[partition], position, position)
+                log.info("%s/%d from offset %d", partition.topic, partition.partition, position)
 
     def _position(self, partition: TopicPartition, first: int, end: int) -> int:
         mine = Partition(partition.topic, partition.partition)
@@ -207,21 +243,25 @@ class DatasetWriter(Component):
         """Notes how far each partition is read, which control records may put beyond its last message, and the lag."""
         lag: dict[str, int] = defaultdict(int)
         for partition, buffer in self._buffers.items():
-            if partition in self._fresh:
+            try:
+                position = consumer.position(partition, timeout_ms=1000) or 0
+                highwater = consumer.highwater(partition) or 0
+            except (IllegalStateError, KeyError):
+                continue  # it has gone
+            # Asked first, checked then: after a rebalance the client may stand anywhere.
+            if self._current(partition) is None:
                 continue
-            buffer.end = consumer.position(partition, timeout_ms=1000) or buffer.end
+            buffer.end = max(buffer.end, position)
             running = self._running.get(partition)
             settled = running[0].start if running else buffer.start
-            lag[self._pipelines[partition.topic]] += max(
-                0, (consumer.highwater(partition) or settled) - settled
-            )
+            lag[self._pipelines[partition.topic]] += max(0, highwater - settled)
         for pipeline, messages in lag.items():
             metrics.LAG.labels(pipeline).set(messages)
 
     def _hand_over_due(self, workers: ThreadPoolExecutor) -> None:
         with self._lock:
             wanted, self._wanted = self._wanted, set()
-        ready = [p for p in self._buffers if p not in self._running and p not in self._fresh]
+        ready = self._buffers.keys() - self._running.keys()
         due = [p for p in ready if p.topic in wanted or self._due(self._buffers[p])]
         if due and self._store.backlog(self._limits.backlog):
             return  # the next turn looks again; who wanted a flush asks again
@@ -247,24 +287,18 @@ class DatasetWriter(Component):
         )
         future = workers.submit(self._persist, batch)
         self._running[partition] = (batch, buffer.size, future)
-        self._buffers[partition] = _Buffer(buffer.end, buffer.end)
+        self._buffers[partition] = _Buffer(buffer.assignment, buffer.end, buffer.end)
 
     def _persist(self, batch: Batch) -> bool | None:
         """Settles a batch, through outages; None where the service stops before it is settled."""
-        failures = 0
         delay = 0.2
         while True:
             try:
                 return self._settle(batch)
-            except (EverloopError, OperationalError) as error:
-                if isinstance(error, EverloopError) and error.kind is not Kind.UNAVAILABLE:
+            except EverloopError as error:
+                if error.kind is not Kind.UNAVAILABLE:
                     raise
                 log.warning("%s waits at offset %d: %s", batch.partition, batch.start, error)
-            except Exception:
-                failures += 1
-                if failures == _ATTEMPTS:
-                    raise
-                log.exception("%s failed at offset %d", batch.partition, batch.start)
             if self._stopper.wait(delay):
                 return None
             delay = min(2 * delay, 10.0)
@@ -283,7 +317,7 @@ class DatasetWriter(Component):
                 log.warning(
                     "%s is not at %d in the database, reads again", batch.partition, batch.start
                 )
-                self.assigned({partition})
+                self._buffers.pop(partition, None)
         held = [p for p in commits if p in consumer.assignment()]
         if not held:
             return
@@ -301,26 +335,27 @@ class DatasetWriter(Component):
         rows += sum(len(batch.messages) for batch, _, _ in self._running.values())
         metrics.BUFFERED_BYTES.set(size)
         share = max(size / self._limits.buffer_bytes, rows / self._limits.buffer_rows)
-        active = [p for p in self._buffers if p not in self._fresh]
-        if share >= 1 and not self._blocked:
-            consumer.pause(*active)
-            self._blocked = True
-        elif share <= 0.5 and self._blocked:
-            consumer.resume(*active)
-            self._blocked = False
+        self._blocked = share > 0.5 if self._blocked else share >= 1
+        paused = consumer.paused()
+        with suppress(KeyError):  # one has gone, the next turn sees to the others
+            if self._blocked:
+                consumer.pause(*(self._buffers.keys() - paused))
+            else:
+                consumer.resume(*(self._buffers.keys() & paused))
 
 
 class _Assignment(ConsumerRebalanceListener):
-    """Holds fresh partitions until the writer has put them at the database's position."""
+    """Tells the writer what is its own; runs where heartbeats are sent, so that it must not wait for anything."""
 
     def __init__(self, writer: DatasetWriter, consumer: KafkaConsumer) -> None:
         self._writer = writer
         self._consumer = consumer
 
     def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
-        """Nothing: what is being settled may finish, the position in the database decides."""
+        """Ends their assignment; what is being settled may finish, the position in the database decides."""
+        self._writer.revoked(set(revoked))
 
     def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
-        """Pauses the partitions; runs where heartbeats are sent, so that it must not wait for anything."""
+        """Pauses the partitions until the writer has put them at the database's position."""
         self._consumer.pause(*assigned)
         self._writer.assigned(set(assigned))

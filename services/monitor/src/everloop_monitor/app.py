@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-from everloop_contracts.pipeline import PipelineError, load_pipelines
+from everloop_contracts.pipeline import Pipeline, PipelineError, load_pipelines
 from everloop_contracts.stubs.everloop.monitoring.v1 import monitoring_pb2_grpc
 from everloop_monitor.adapters.mlflow import MlflowReferences
 from everloop_monitor.adapters.nannyml import NannymlDetectors
 from everloop_monitor.consumer import GROUP, WATCHED, handler
 from everloop_monitor.evaluate import Evaluator
+from everloop_monitor.retention import Bounds, keep_within_bounds
 from everloop_monitor.servicer import MonitoringServicer
 from everloop_monitor.settings import MonitorSettings
-from everloop_monitor.worker import Worker, keep_within_bounds
+from everloop_monitor.worker import Worker
 from everloop_runtime import telemetry
 from everloop_runtime.database import Database
 from everloop_runtime.grpc_server import GrpcServer
+from everloop_runtime.inbox import InboxSweeper
 from everloop_runtime.kafka import EventConsumer, OutboxRelay, Topics
 from everloop_runtime.metrics import MetricsServer
 from everloop_runtime.service import run
@@ -36,43 +39,23 @@ def main() -> int:
     except PipelineError as error:
         print(error, file=sys.stderr)
         return 2
+    for pipeline in pipelines.values():
+        if pipeline.monitoring.chunk_rows > settings.retained_rows:
+            print(
+                f"EVERLOOP_RETAINED_ROWS: {settings.retained_rows} rows hold no chunk of pipeline "
+                f"{pipeline.name} (monitoring.chunk_rows: {pipeline.monitoring.chunk_rows})",
+                file=sys.stderr,
+            )
+            return 2
     database = Database(settings.database_url)
     database.upgrade(Path(__file__).parent / "migrations")
-    references = MlflowReferences(settings.mlflow_uri, settings.mlflow_timeout_seconds)
-    detectors = NannymlDetectors(references, keep=settings.fitted_models)
-    evaluator = Evaluator(
-        database,
-        pipelines,
-        detectors,
-        retry_seconds=settings.retry_seconds,
-        attempts=settings.evaluation_attempts,
-    )
-
-    def maintain() -> None:
-        keep_within_bounds(
-            database,
-            pipelines,
-            retained_rows=settings.retained_rows,
-            retained_actuals_days=settings.retained_actuals_days,
-            waiting_chunks=settings.waiting_chunks,
-            now=datetime.now(UTC),
-        )
-
-    worker = Worker(evaluator, detectors.prepare, maintain, settings.maintenance_seconds)
-    servicer = MonitoringServicer(database, pipelines)
-    grpc = GrpcServer(
-        settings,
-        [SERVICE],
-        [
-            lambda server: monitoring_pb2_grpc.add_MonitoringServiceServicer_to_server(
-                servicer, server
-            )
-        ],
-    )
+    worker = _worker(settings, database, pipelines)
+    grpc = _grpc_server(settings, database, pipelines)
     components = [
         MetricsServer(settings.metrics_address),
         Topics(settings.kafka_bootstrap),
         OutboxRelay(database, settings.kafka_bootstrap),
+        InboxSweeper(database, settings.inbox_retention_days),
         worker,
         EventConsumer(
             settings.kafka_bootstrap,
@@ -87,3 +70,47 @@ def main() -> int:
         return run(components, on_ready=grpc.ready)
     finally:
         database.close()
+
+
+def _worker(
+    settings: MonitorSettings, database: Database, pipelines: Mapping[str, Pipeline]
+) -> Worker:
+    references = MlflowReferences(settings.mlflow_uri, settings.mlflow_timeout_seconds)
+    detectors = NannymlDetectors(references, keep=settings.fitted_models)
+    evaluator = Evaluator(
+        database,
+        pipelines,
+        detectors,
+        retry_seconds=settings.retry_seconds,
+        attempts=settings.evaluation_attempts,
+    )
+    bounds = Bounds(
+        retained_rows=settings.retained_rows,
+        retained_labels=settings.retained_labels,
+        retained_label_days=settings.retained_label_days,
+        waiting_chunks=settings.waiting_chunks,
+        retained_chunks=settings.retained_chunks,
+        retained_decisions=settings.retained_decisions,
+        retained_versions=settings.retained_versions,
+    )
+    return Worker(
+        evaluator,
+        detectors.prepare,
+        lambda: keep_within_bounds(database, bounds, datetime.now(UTC)),
+        settings.maintenance_seconds,
+    )
+
+
+def _grpc_server(
+    settings: MonitorSettings, database: Database, pipelines: Mapping[str, Pipeline]
+) -> GrpcServer:
+    servicer = MonitoringServicer(database, pipelines)
+    return GrpcServer(
+        settings,
+        [SERVICE],
+        [
+            lambda server: monitoring_pb2_grpc.add_MonitoringServiceServicer_to_server(
+                servicer, server
+            )
+        ],
+    )

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from everloop_contracts.pipeline import FieldSpec, FieldType, Pipeline
+from everloop_contracts.pipeline import FieldType, Pipeline
 from everloop_contracts.stubs.everloop.inference.v1.events_pb2 import Column, PredictionsLogged
 from everloop_monitor.domain import Prediction, Rows
 from everloop_runtime.errors import EverloopError, Kind
 
-__all__ = ["Batch", "check", "find", "pack", "read_rows"]
+__all__ = ["Batch", "check", "find", "pack", "read_record_ids", "read_rows"]
 
-_NUMBERS = (FieldType.INT, FieldType.FLOAT)
 _BOOLS = np.array(["false", "true"], dtype=object)
+# Seconds since 1970-01-01 that `datetime` can hold in every time zone.
+_EARLIEST = datetime(1, 1, 2, tzinfo=UTC).timestamp()
+_LATEST = datetime(9999, 12, 30, tzinfo=UTC).timestamp()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,21 +61,28 @@ def check(message: PredictionsLogged) -> None:
         EverloopError: kind invalid, reason MALFORMED_BATCH.
     """
     rows = len(message.prediction_ids)
-    lengths = {
-        "record_ids": len(message.record_ids) or rows,
-        "time_micros": len(message.time_micros),
-        "scores": len(message.scores) or (rows if message.probabilities else 0),
-        "labels": len(message.labels) or rows,
-        **{column.name: len(column.numbers) or len(column.texts) for column in message.columns},
+    lengths = [("time_micros", len(message.time_micros))]
+    if not message.scores and not message.probabilities:
+        lengths.append(("scores", 0))
+    optional: dict[str, Sequence[object]] = {
+        "record_ids": message.record_ids,
+        "scores": message.scores,
+        "labels": message.labels,
     }
-    for name, length in lengths.items():
+    lengths += [(name, len(values)) for name, values in optional.items() if values]
+    for column in message.columns:
+        found = [len(values) for values in (column.numbers, column.texts) if values] or [0]
+        lengths += [(column.name, length) for length in found]
+    for name, length in lengths:
         if length != rows:
-            raise EverloopError(
-                Kind.INVALID,
-                "MALFORMED_BATCH",
-                f"{name} has {length} values for {rows} predictions",
-                field=name,
-            )
+            raise _malformed(name, f"{name} has {length} values for {rows} predictions")
+    times = np.asarray(message.time_micros, dtype=np.int64) / 1e6
+    if len(times) and not (times.min() >= _EARLIEST and times.max() <= _LATEST):
+        raise _malformed("time_micros", "time_micros lie outside of the years 1 to 9999")
+
+
+def _malformed(field: str, text: str) -> EverloopError:
+    return EverloopError(Kind.INVALID, "MALFORMED_BATCH", text, field=field)
 
 
 def find(batch: Batch, prediction_id: str) -> Prediction | None:
@@ -94,6 +104,15 @@ def find(batch: Batch, prediction_id: str) -> Prediction | None:
     )
 
 
+def read_record_ids(batches: Sequence[Batch], first_row: int, rows: int) -> list[str]:
+    """Record ids of `rows` rows from row `first_row` on; "" where the caller gave none."""
+    return [
+        record
+        for message, cut in _parts(batches, first_row, rows)
+        for record in _strings(message.record_ids, cut).tolist()
+    ]
+
+
 def read_rows(pipeline: Pipeline, batches: Sequence[Batch], first_row: int, rows: int) -> Rows:
     """Reads `rows` rows from row `first_row` on; a column that a batch lacks is null there.
 
@@ -103,57 +122,67 @@ def read_rows(pipeline: Pipeline, batches: Sequence[Batch], first_row: int, rows
         first_row: position of the first row among those of the model version.
         rows: how many.
     """
-    parts = []
-    for batch in batches:
-        message = batch.open()
-        start = max(first_row - batch.first_row, 0)
-        stop = min(first_row + rows - batch.first_row, len(message.prediction_ids))
-        parts.append(
-            (message, {column.name: column for column in message.columns}, slice(start, stop))
-        )
+    parts = _parts(batches, first_row, rows)
+    columns = [{column.name: column for column in message.columns} for message, _ in parts]
 
-    def numbers(name: str) -> NDArray[np.float64]:
-        return np.concatenate([_numbers(columns.get(name), cut) for _, columns, cut in parts])
+    def joined(read: Callable[[Column | None, slice], NDArray[Any]], name: str) -> NDArray[Any]:
+        found = zip(columns, parts, strict=True)
+        return np.concatenate([read(known.get(name), cut) for known, (_, cut) in found])
 
-    def texts(name: str, spec: FieldSpec) -> NDArray[np.object_]:
-        return np.concatenate([_texts(columns.get(name), cut, spec) for _, columns, cut in parts])
-
-    fields = {n: s for n, s in pipeline.inputs.items() if s.type is not FieldType.TIMESTAMP}
-    times = np.concatenate(
-        [np.array(message.time_micros[cut], dtype=np.int64) for message, _, cut in parts]
+    numbers: dict[str, NDArray[np.float64]] = {}
+    texts: dict[str, NDArray[np.object_]] = {}
+    for name, spec in pipeline.inputs.items():
+        if spec.type in (FieldType.INT, FieldType.FLOAT):
+            numbers[name] = joined(_numbers, name)
+        elif spec.type is FieldType.BOOL:
+            texts[name] = joined(_bools, name)
+        elif spec.type is FieldType.STRING:
+            texts[name] = joined(_texts, name)
+    first_event, last_event = _event_times(
+        pipeline,
+        joined(_numbers, pipeline.schema_.time),
+        np.concatenate([np.array(m.time_micros[cut], dtype=np.int64) for m, cut in parts]),
     )
-    first_event, last_event = _event_times(pipeline, numbers(pipeline.schema_.time), times)
     return Rows(
-        numbers={name: numbers(name) for name, spec in fields.items() if spec.type in _NUMBERS},
-        texts={
-            name: texts(name, spec) for name, spec in fields.items() if spec.type not in _NUMBERS
-        },
-        scores=np.concatenate([_scores(message, cut) for message, _, cut in parts]),
-        labels=np.concatenate([_strings(message.labels, cut) for message, _, cut in parts]),
-        record_ids=[
-            record
-            for message, _, cut in parts
-            for record in _strings(message.record_ids, cut).tolist()
-        ],
+        numbers=numbers,
+        texts=texts,
+        scores=np.concatenate([_scores(message, cut) for message, cut in parts]),
+        labels=np.concatenate([_strings(message.labels, cut) for message, cut in parts]),
+        record_ids=[record for m, cut in parts for record in _strings(m.record_ids, cut).tolist()],
         first_event=first_event,
         last_event=last_event,
     )
 
 
+def _parts(
+    batches: Sequence[Batch], first_row: int, rows: int
+) -> list[tuple[PredictionsLogged, slice]]:
+    """Each batch, opened, and which of its rows are wanted."""
+    parts = []
+    for batch in batches:
+        message = batch.open()
+        start = max(first_row - batch.first_row, 0)
+        stop = min(first_row + rows - batch.first_row, len(message.prediction_ids))
+        parts.append((message, slice(start, stop)))
+    return parts
+
+
 def _numbers(column: Column | None, cut: slice) -> NDArray[np.float64]:
-    if column is None:
+    """Values of the rows; NaN where null and where infinite, which no distance is defined for."""
+    if column is None or not column.numbers:
         return np.full(cut.stop - cut.start, np.nan)
-    return np.array(column.numbers[cut], dtype=np.float64)
+    values = np.array(column.numbers[cut], dtype=np.float64)
+    return np.where(np.isfinite(values), values, np.nan)
 
 
-def _texts(column: Column | None, cut: slice, spec: FieldSpec) -> NDArray[np.object_]:
-    if column is None:
-        return np.full(cut.stop - cut.start, "", dtype=object)
-    if spec.type is FieldType.BOOL:
-        values = np.array(column.numbers[cut], dtype=np.float64)
-        null = np.isnan(values)
-        return np.where(null, "", _BOOLS[(np.where(null, 0.0, values) != 0).astype(int)])
-    return np.array(column.texts[cut], dtype=object)
+def _bools(column: Column | None, cut: slice) -> NDArray[np.object_]:
+    values = _numbers(column, cut)
+    null = np.isnan(values)
+    return np.where(null, "", _BOOLS[(np.where(null, 0.0, values) != 0).astype(int)])
+
+
+def _texts(column: Column | None, cut: slice) -> NDArray[np.object_]:
+    return _strings(column.texts if column is not None else (), cut)
 
 
 def _scores(message: PredictionsLogged, cut: slice) -> NDArray[np.float64]:
@@ -173,7 +202,8 @@ def _strings(values: Sequence[str], cut: slice) -> NDArray[np.object_]:
 def _event_times(
     pipeline: Pipeline, local_seconds: NDArray[np.float64], time_micros: NDArray[np.int64]
 ) -> tuple[datetime, datetime]:
-    known = local_seconds[~np.isnan(local_seconds)]
+    # A client's tensor may hold any number for a time: what no calendar holds says nothing.
+    known = local_seconds[(local_seconds >= _EARLIEST) & (local_seconds <= _LATEST)]
     if len(known):
         zone = pipeline.schema_.fields[pipeline.schema_.time].zone
         return _from_wall_clock(known.min(), zone), _from_wall_clock(known.max(), zone)

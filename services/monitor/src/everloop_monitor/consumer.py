@@ -9,7 +9,7 @@ from everloop_contracts.pipeline import Pipeline
 from everloop_contracts.stubs.everloop.inference.v1.events_pb2 import PredictionsLogged
 from everloop_contracts.stubs.everloop.ingest.v1.events_pb2 import ActualsRecorded
 from everloop_contracts.stubs.everloop.registry.v1.events_pb2 import ModelPromoted
-from everloop_monitor.chunks import log_predictions, record_actuals, watch_version
+from everloop_monitor.record import log_predictions, record_actuals, watch_version
 from everloop_runtime.database import Database
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.events import ACTUALS, MODELS, PREDICTIONS, Event
@@ -34,7 +34,7 @@ def handler(
         match event.data:
             case PredictionsLogged() as logged:
                 rows = _known(pipelines, logged.pipeline).monitoring.chunk_rows
-                log_predictions(database, event.id, logged, rows)
+                log_predictions(database, event.id, logged, rows, now)
             case ActualsRecorded() as actuals:
                 _known(pipelines, actuals.pipeline)
                 record_actuals(

@@ -43,48 +43,58 @@ def decide(
     >>> from everloop_monitor.domain import Report
     >>> from datetime import UTC
     >>> drifted = Chunk(1, "trips", 1, 0, 0, 100, "event", report=Report((), 0.5, True))
-    >>> decide(
-    ...     Retrain(when=("drift",), chunks=1, of=1), drifted, {"drift": [drifted]},
-    ...     production=1, last=None, made=(), now=datetime(2013, 5, 1, tzinfo=UTC),
-    ... ).action
+    >>> def ask(chunks, last=None):
+    ...     rule = Retrain(when=("drift",), chunks=chunks, of=2)
+    ...     now = datetime(2013, 5, 1, tzinfo=UTC)
+    ...     return decide(rule, drifted, {"drift": [drifted]}, production=1, last=last, made=(), now=now)
+    >>> ask(chunks=1).action
     'retrain'
+    >>> ask(chunks=2).reason
+    'drift: 1 of the last 2 chunks alert, 2 needed (chunk 0: 50% of the features drifted)'
+    >>> earlier = Request("id", "trips", 1, "trips/1/0", "why", datetime(2013, 4, 30, 23, 30, tzinfo=UTC))
+    >>> ask(chunks=1, last=earlier).action
+    'already_requested'
     """
     if chunk.version != production:
         return Decision(
             "wait", f"version {chunk.version} is not in Production (version {production} is)"
         )
+    held: list[Decision] = []
     notes: list[str] = []
     for condition in rule.when:
         window = _window(recent.get(condition, ()), rule.of)
         alerting = [item for item in window if item.verdict(condition)]
-        text = (
-            f"{condition}: {len(alerting)} of the last {rule.of} chunks alert, {rule.chunks} needed"
-        )
-        if alerting:
-            text += (
-                " ("
-                + "; ".join(f"chunk {c.index}: {c.evidence(condition)}" for c in alerting)
-                + ")"
-            )
-        elif window:
-            text += f" (chunk {window[-1].index}: {window[-1].evidence(condition)})"
-        if len(alerting) >= rule.chunks:
-            request_id = stable_id(
-                "RetrainRequested",
-                chunk.pipeline,
-                chunk.version,
-                alerting[0].index,
-                alerting[-1].index,
-                condition,
-            )
-            return _unless_asked(rule, chunk, text, request_id, last, made, now)
+        text = _evidence(rule, condition, window, alerting)
         notes.append(text)
-    return Decision("wait", "; ".join(notes))
+        if len(alerting) >= rule.chunks:
+            between = alerting[0].index, alerting[-1].index
+            request_id = stable_id(
+                "RetrainRequested", chunk.pipeline, chunk.version, *between, condition
+            )
+            held.append(_unless_asked(rule, chunk, text, request_id, last, made, now))
+    asking = [decision for decision in held if decision.action == "retrain"]
+    return (asking or held or [Decision("wait", "; ".join(notes))])[0]
 
 
 def _window(chunks: Sequence[Chunk], length: int) -> list[Chunk]:
+    """Those of the chunks that are among the last `length` consecutive ones, oldest first.
+
+    >>> [c.index for c in _window([Chunk(n, "trips", 1, n, 0, 1, "") for n in (7, 4, 5)], 3)]
+    [5, 7]
+    """
     ordered = sorted(chunks, key=lambda item: item.index)
     return [item for item in ordered if item.index > ordered[-1].index - length]
+
+
+def _evidence(
+    rule: Retrain, condition: Condition, window: Sequence[Chunk], alerting: Sequence[Chunk]
+) -> str:
+    """What the window shows, for a person."""
+    text = f"{condition}: {len(alerting)} of the last {rule.of} chunks alert, {rule.chunks} needed"
+    shown = alerting or window[-1:]
+    if not shown:
+        return text
+    return f"{text} ({'; '.join(f'chunk {c.index}: {c.evidence(condition)}' for c in shown)})"
 
 
 def _unless_asked(

@@ -21,6 +21,7 @@ __all__ = [
     "Measurement",
     "Prediction",
     "Readings",
+    "RecordedDecision",
     "Report",
     "Request",
     "Rows",
@@ -29,6 +30,7 @@ __all__ = [
     "drift_event_id",
     "span_of",
     "spans_of",
+    "stable_id",
 ]
 
 Condition = Literal["drift", "estimated_performance", "realised_performance"]
@@ -36,7 +38,7 @@ Action = Literal["retrain", "wait", "cooldown", "already_requested"]
 
 # Makes ids that a replay makes again.
 _NAMESPACE = uuid.UUID("0b2c1f6e-6f0a-5d0e-9d0a-6d6f6e69746f")
-_PREDICTION_ID = re.compile(r"^([0-9a-f]{16})-([0-9a-f]{1,15})$")
+_PREDICTION_ID = re.compile(r"([0-9a-f]{16})-([0-9a-f]{1,15})")
 
 
 def stable_id(*parts: object) -> str:
@@ -79,7 +81,7 @@ def span_of(prediction_id: str) -> Span:
     >>> span_of("mine")
     Span(epoch='', first=0, last=0)
     """
-    match = _PREDICTION_ID.match(prediction_id)
+    match = _PREDICTION_ID.fullmatch(prediction_id)
     if match is None:
         return ODD
     counter = int(match[2], 16)
@@ -104,7 +106,7 @@ class Rows:
     """Rows of predictions by columns; every array holds one value per row.
 
     Attributes:
-        numbers: int and float inputs; NaN where null.
+        numbers: int and float inputs; NaN where null or infinite.
         texts: text and boolean inputs; "" where null.
         scores: probability of the positive class, or the predicted number.
         labels: predicted class labels; "" for regression.
@@ -287,6 +289,20 @@ class Decision:
     action: Action
     reason: str
     request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedDecision:
+    """A decision as it is kept; `position` is its order among all of the monitor."""
+
+    position: int
+    id: str
+    pipeline: str
+    version: int
+    chunk_id: str
+    action: str
+    reason: str
+    made_at: datetime
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,6 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from everloop_contracts.stubs.everloop.monitoring.v1 import events_pb2, monitoring_pb2
 from everloop_monitor import domain
-from everloop_monitor.adapters.store import DecisionRow
 
 __all__ = ["chunk", "decision", "prediction", "retrain_requested"]
 
@@ -61,7 +60,7 @@ def chunk(value: domain.Chunk) -> monitoring_pb2.Chunk:
     )
 
 
-def decision(value: DecisionRow) -> monitoring_pb2.Decision:
+def decision(value: domain.RecordedDecision) -> monitoring_pb2.Decision:
     """A recorded decision."""
     return monitoring_pb2.Decision(
         id=value.id,

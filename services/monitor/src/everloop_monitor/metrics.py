@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from everloop_monitor.domain import Chunk
+from everloop_monitor.domain import Chunk, Condition
 
 __all__ = [
     "ACTUALS",
     "ALERTS",
     "DECISIONS",
+    "DELETED",
     "EVALUATE_SECONDS",
     "FAILURES",
     "LAG_SECONDS",
     "PREDICTIONS",
+    "UNEVALUATED",
     "WAITING",
+    "count_alerts",
     "show_drift",
     "show_realised",
 ]
@@ -68,7 +71,7 @@ WAITING = Gauge(
 )
 LAG_SECONDS = Gauge(
     "everloop_monitor_lag_seconds",
-    "How long the oldest full chunk has waited for its evaluation.",
+    "How long the oldest full chunk of a version that was promoted has waited for its evaluation.",
     ["pipeline"],
 )
 EVALUATE_SECONDS = Histogram(
@@ -77,11 +80,28 @@ EVALUATE_SECONDS = Histogram(
     ["stage"],
     buckets=(0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30),
 )
-FAILURES = Counter(
-    "everloop_monitor_evaluation_failures",
-    "Evaluations that failed and are tried again.",
+UNEVALUATED = Counter(
+    "everloop_monitor_unevaluated_chunks",
+    "Full chunks that were closed without an evaluation: it failed too often, or their rows were deleted first.",
     ["pipeline"],
 )
+DELETED = Counter(
+    "everloop_monitor_deleted",
+    "What was deleted to stay within the bounds: predictions, labels, chunks, decisions, versions.",
+    ["kind"],
+)
+FAILURES = Counter(
+    "everloop_monitor_evaluation_failures",
+    "Evaluations that failed; they are tried again, or given up.",
+    ["pipeline"],
+)
+
+
+def count_alerts(chunk: Chunk, *conditions: Condition) -> None:
+    """Counts which of the conditions a chunk alerts on."""
+    for condition in conditions:
+        if chunk.verdict(condition):
+            ALERTS.labels(chunk.pipeline, condition).inc()
 
 
 def show_drift(chunk: Chunk) -> None:

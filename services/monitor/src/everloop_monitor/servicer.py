@@ -8,7 +8,7 @@ import grpc
 
 from everloop_contracts.stubs.everloop.monitoring.v1 import monitoring_pb2, monitoring_pb2_grpc
 from everloop_monitor import messages
-from everloop_monitor.adapters import store
+from everloop_monitor.adapters.store import chunks, decisions, labels, predictions
 from everloop_monitor.batches import find
 from everloop_monitor.domain import span_of
 from everloop_runtime.database import Database
@@ -33,12 +33,12 @@ class MonitoringServicer(monitoring_pb2_grpc.MonitoringServiceServicer):
         self._check(request.pipeline)
         before, size = page(request.page_token, request.page_size)
         with self._database.read() as connection:
-            chunks = store.list_chunks(
+            found = chunks.newest_evaluated(
                 connection, request.pipeline, request.model_version, before, size + 1
             )
         return monitoring_pb2.ListChunksResponse(
-            chunks=[messages.chunk(chunk) for chunk in chunks[:size]],
-            next_page_token=str(chunks[size - 1].position) if len(chunks) > size else "",
+            chunks=[messages.chunk(chunk) for chunk in found[:size]],
+            next_page_token=str(found[size - 1].position) if len(found) > size else "",
         )
 
     def ListDecisions(
@@ -48,10 +48,10 @@ class MonitoringServicer(monitoring_pb2_grpc.MonitoringServiceServicer):
         self._check(request.pipeline)
         before, size = page(request.page_token, request.page_size)
         with self._database.read() as connection:
-            decisions = store.list_decisions(connection, request.pipeline, before, size + 1)
+            found = decisions.newest(connection, request.pipeline, before, size + 1)
         return monitoring_pb2.ListDecisionsResponse(
-            decisions=[messages.decision(decision) for decision in decisions[:size]],
-            next_page_token=str(decisions[size - 1].position) if len(decisions) > size else "",
+            decisions=[messages.decision(decision) for decision in found[:size]],
+            next_page_token=str(found[size - 1].position) if len(found) > size else "",
         )
 
     def GetPrediction(
@@ -63,11 +63,11 @@ class MonitoringServicer(monitoring_pb2_grpc.MonitoringServiceServicer):
                 Kind.INVALID, "MISSING_FIELD", "prediction_id is empty", field="prediction_id"
             )
         with self._database.read() as connection:
-            for batch in store.batches_with(connection, span_of(request.prediction_id)):
+            for batch in predictions.covering(connection, span_of(request.prediction_id)):
                 found = find(batch, request.prediction_id)
                 if found is not None:
-                    labels = store.labels_of(connection, found.pipeline, [found.record_id])
-                    return messages.prediction(found, labels.get(found.record_id, ""))
+                    known = labels.known(connection, found.pipeline, [found.record_id])
+                    return messages.prediction(found, known.get(found.record_id, ""))
         raise EverloopError(
             Kind.NOT_FOUND,
             "PREDICTION_NOT_FOUND",

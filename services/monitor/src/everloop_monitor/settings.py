@@ -24,10 +24,18 @@ class MonitorSettings(ServiceSettings):
     """Where `/metrics` listens, `host:port`."""
     retained_rows: int = Field(default=2_000_000, ge=1)
     """Predictions that are kept per pipeline; the oldest go first, and chunks that lose rows are closed."""
-    retained_actuals_days: int = Field(default=90, ge=1)
+    retained_labels: int = Field(default=5_000_000, ge=1)
+    """Labels that are kept per pipeline, whether their predictions ever came or not; the oldest go first."""
+    retained_label_days: int = Field(default=90, ge=1)
     """Days that a label is kept after it came."""
     waiting_chunks: int = Field(default=50, ge=1)
     """Chunks per pipeline, the newest, that wait for labels; older ones are closed without."""
+    retained_chunks: int = Field(default=10_000, ge=100)
+    """Settled chunks that are kept per pipeline, with what they showed."""
+    retained_decisions: int = Field(default=20_000, ge=100)
+    """Decisions that are kept per pipeline, and as many requests for a retrain."""
+    retained_versions: int = Field(default=1_000, ge=1)
+    """Model versions per pipeline, the newest, that stay known when nothing else of them is left."""
     fitted_models: int = Field(default=8, ge=1)
     """Model versions whose fitted calculators are kept in memory."""
     retry_seconds: float = Field(default=5.0, gt=0)
@@ -35,6 +43,6 @@ class MonitorSettings(ServiceSettings):
     evaluation_attempts: int = Field(default=5, ge=1)
     """Times a chunk is tried that no outage keeps from its evaluation; then it is closed without."""
     maintenance_seconds: float = Field(default=60.0, gt=0)
-    """Time between two rounds of retention, in seconds."""
+    """Time between two rounds that keep the database within these bounds, in seconds."""
     mlflow_timeout_seconds: int = Field(default=10, ge=1)
     """Time that MLflow gets to answer, in seconds."""

@@ -2,37 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-from collections.abc import Callable, Collection
-from datetime import datetime
+from collections.abc import Callable
 
-from everloop_monitor.adapters import store
 from everloop_monitor.evaluate import Evaluator
-from everloop_runtime.database import Database
+from everloop_runtime.errors import EverloopError, waiting_mends
 from everloop_runtime.service import Component, Stopper
 
-__all__ = ["Worker", "keep_within_bounds"]
+__all__ = ["Worker"]
+
+log = logging.getLogger(__name__)
 
 _IDLE_SECONDS = 1.0
-
-
-def keep_within_bounds(
-    database: Database,
-    pipelines: Collection[str],
-    *,
-    retained_rows: int,
-    retained_actuals_days: int,
-    waiting_chunks: int,
-    now: datetime,
-) -> None:
-    """Deletes predictions and labels beyond what is retained, and closes chunks that wait too long for labels."""
-    for pipeline in pipelines:
-        with database.unit_of_work() as work:
-            store.drop_batches(work.connection, pipeline, retained_rows)
-            store.close_beyond(work.connection, pipeline, waiting_chunks)
-    with database.unit_of_work() as work:
-        store.drop_actuals(work.connection, now, retained_actuals_days)
 
 
 class Worker(Component):
@@ -44,14 +27,22 @@ class Worker(Component):
         self,
         evaluator: Evaluator,
         prepare: Callable[[], None],
-        maintain: Callable[[], None],
+        maintain: Callable[[], bool],
         maintenance_seconds: float,
     ) -> None:
-        """Takes what to do: `prepare` once on the thread, `maintain` every `maintenance_seconds`."""
+        """Takes what to do.
+
+        Args:
+            evaluator: asked for its next step again and again.
+            prepare: called once, on the thread, before anything is evaluated.
+            maintain: called every `maintenance_seconds`, and once more in the next turn while it returns True.
+            maintenance_seconds: time between two rounds of maintenance.
+        """
         self._evaluator = evaluator
         self._prepare = prepare
         self._maintain = maintain
         self._maintenance_seconds = maintenance_seconds
+        self._maintain_at = 0.0
         self._wake = threading.Event()
 
     def wake(self) -> None:
@@ -69,15 +60,30 @@ class Worker(Component):
         self._thread.join(timeout=15)
 
     def _run(self) -> None:
-        self._evaluator.show()
+        self._patiently(self._evaluator.show)
         self._prepare()
-        maintained = float("-inf")
         while not self._stopper.stopping:
             self._wake.clear()
-            busy = self._evaluator.step()
-            self._evaluator.show_lag()
-            if time.monotonic() - maintained > self._maintenance_seconds:
-                self._maintain()
-                maintained = time.monotonic()
-            if not busy:
+            if not self._patiently(self._turn):
                 self._wake.wait(_IDLE_SECONDS)
+
+    def _patiently(self, do: Callable[[], bool | None]) -> bool:
+        """Does it, unless the database is away: what is due then stays due."""
+        try:
+            return bool(do())
+        except EverloopError as error:
+            if not waiting_mends(error):
+                raise
+            log.warning("the worker waits: %s", error)
+            return False
+
+    def _turn(self) -> bool:
+        """Evaluates one chunk and deletes a little, as far as either is due; False if neither was."""
+        busy = self._evaluator.step()
+        self._evaluator.show_lag()
+        if time.monotonic() < self._maintain_at:
+            return busy
+        if self._maintain():
+            return True
+        self._maintain_at = time.monotonic() + self._maintenance_seconds
+        return busy

@@ -24,6 +24,7 @@ from everloop_runtime import telemetry
 from everloop_runtime.database import Database
 from everloop_runtime.events import TRAININGS
 from everloop_runtime.grpc_server import GrpcServer
+from everloop_runtime.inbox import InboxSweeper
 from everloop_runtime.kafka import EventConsumer, OutboxRelay, Topics
 from everloop_runtime.metrics import MetricsServer
 from everloop_runtime.service import run
@@ -63,6 +64,7 @@ def main() -> int:
         MetricsServer(settings.metrics_address),
         Topics(settings.kafka_bootstrap),
         OutboxRelay(database, settings.kafka_bootstrap),
+        InboxSweeper(database, settings.inbox_retention_days),
         Reconciler(
             database,
             promoter,

@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from everloop_contracts.pipeline import (
+    LOWER_IS_BETTER,
     BetterThanProductionGate,
     ExportParityGate,
     Gate,
+    MetricCeilingGate,
     MetricFloorGate,
 )
 from everloop_registry_gateway.domain import Candidate, GateResult
@@ -50,6 +52,17 @@ def _metric_floor(gate: MetricFloorGate, candidate: Candidate, production: int) 
     )
 
 
+def _metric_ceiling(gate: MetricCeilingGate, candidate: Candidate, production: int) -> GateResult:
+    value, problem = _metric(candidate.metrics, gate.metric, "the model")
+    evidence = {"value": value, "max": gate.max}
+    if problem:
+        return GateResult(gate.kind, False, problem, evidence)
+    passed = value <= gate.max
+    verdict = "is within" if passed else "is above"
+    message = f"{gate.metric} {value:.4g} {verdict} the ceiling {gate.max:.4g}"
+    return GateResult(gate.kind, passed, message, evidence)
+
+
 def _better_than_production(
     gate: BetterThanProductionGate, candidate: Candidate, production: int
 ) -> GateResult:
@@ -81,7 +94,7 @@ def _better_than_production(
     baseline, problem = _metric(
         candidate.baseline_metrics, gate.metric, f"Production version {production}"
     )
-    gain = value - baseline if gate.higher_is_better else baseline - value
+    gain = baseline - value if gate.metric in LOWER_IS_BETTER else value - baseline
     evidence = {
         "value": value,
         "baseline": baseline,
@@ -125,6 +138,7 @@ def _metric(metrics: Mapping[str, float], name: str, whose: str) -> tuple[float,
 
 CHECKS: Mapping[str, Callable[[Any, Candidate, int], GateResult]] = {
     "metric_floor": _metric_floor,
+    "metric_ceiling": _metric_ceiling,
     "better_than_production": _better_than_production,
     "export_parity": _export_parity,
 }

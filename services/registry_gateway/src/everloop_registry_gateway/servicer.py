@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-
 import grpc
 
 from everloop_contracts.stubs.everloop.registry.v1 import registry_pb2, registry_pb2_grpc
@@ -14,10 +11,10 @@ from everloop_registry_gateway.domain import Move, Request
 from everloop_registry_gateway.promote import Promoter, find
 from everloop_runtime.database import Database
 from everloop_runtime.errors import EverloopError, Kind
+from everloop_runtime.paging import page
 
 __all__ = ["RegistryServicer"]
 
-DEFAULT_PAGE, LARGEST_PAGE = 50, 500
 LONGEST_ID = 200
 
 
@@ -33,12 +30,12 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         self, request: registry_pb2.ListModelVersionsRequest, context: grpc.ServicerContext
     ) -> registry_pb2.ListModelVersionsResponse:
         """Lists versions, newest first."""
-        before, size = _page(request.page_token, request.page_size, request.model)
+        before, size = page(request.page_token, request.page_size)
         with self._database.read() as connection:
             versions, following = Store(connection).page_of_versions(request.model, before, size)
         return registry_pb2.ListModelVersionsResponse(
             versions=map(version_message, versions),
-            next_page_token=_token(request.model, following),
+            next_page_token=following,
         )
 
     def GetModelVersion(
@@ -117,11 +114,11 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         self, request: registry_pb2.ListAuditEntriesRequest, context: grpc.ServicerContext
     ) -> registry_pb2.ListAuditEntriesResponse:
         """Lists what was done, newest first."""
-        before, size = _page(request.page_token, request.page_size, request.model)
+        before, size = page(request.page_token, request.page_size)
         with self._database.read() as connection:
             entries, following = Store(connection).page_of_audit(request.model, before, size)
         return registry_pb2.ListAuditEntriesResponse(
-            entries=map(audit_message, entries), next_page_token=_token(request.model, following)
+            entries=map(audit_message, entries), next_page_token=following
         )
 
 
@@ -144,22 +141,3 @@ def _request_id(value: str) -> str:
     if len(value) > LONGEST_ID:
         raise _invalid("request_id", f"must not be longer than {LONGEST_ID} characters")
     return value
-
-
-def _page(token: str, size: int, model: str) -> tuple[int, int]:
-    """Where a page begins (0 for the newest) and how long it is."""
-    _not_negative("page_size", size)
-    if not token:
-        return 0, min(size or DEFAULT_PAGE, LARGEST_PAGE)
-    try:
-        listed, _, before = base64.urlsafe_b64decode(token).decode().rpartition(":")
-        position = int(before)
-    except (binascii.Error, ValueError) as error:
-        raise _invalid("page_token", "is not one that was given out") from error
-    if listed != model or position < 1:
-        raise _invalid("page_token", "belongs to another list")
-    return position, min(size or DEFAULT_PAGE, LARGEST_PAGE)
-
-
-def _token(model: str, before: int) -> str:
-    return base64.urlsafe_b64encode(f"{model}:{before}".encode()).decode() if before else ""

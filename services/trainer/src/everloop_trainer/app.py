@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 
 from everloop_contracts.pipeline import Pipeline, PipelineError, load_pipelines
@@ -11,6 +12,7 @@ from everloop_contracts.stubs.everloop.training.v1 import training_pb2_grpc
 from everloop_runtime import telemetry
 from everloop_runtime.database import Database
 from everloop_runtime.grpc_server import GrpcServer
+from everloop_runtime.inbox import InboxSweeper
 from everloop_runtime.kafka import EventConsumer, OutboxRelay, Topics
 from everloop_runtime.metrics import MetricsServer
 from everloop_runtime.service import run
@@ -19,9 +21,8 @@ from everloop_trainer.adapters.s3 import S3Datasets
 from everloop_trainer.adapters.services import IngestCutter, RegistryProduction
 from everloop_trainer.consumer import GROUP, WATCHED, Handler
 from everloop_trainer.families import load_family
-from everloop_trainer.measure import TASK_METRICS
 from everloop_trainer.request import Requests
-from everloop_trainer.search import Cluster, connect
+from everloop_trainer.search import Cluster, joined
 from everloop_trainer.servicer import TrainingServicer
 from everloop_trainer.settings import TrainerSettings
 from everloop_trainer.train import Train
@@ -36,7 +37,7 @@ def check(pipelines: Mapping[str, Pipeline]) -> None:
     """Checks what only the trainer knows about pipelines.
 
     Raises:
-        PipelineError: a family or a metric that does not exist, or does not fit the task.
+        PipelineError: a family that does not exist.
     """
     for name, pipeline in pipelines.items():
         for family in pipeline.training.families:
@@ -44,12 +45,6 @@ def check(pipelines: Mapping[str, Pipeline]) -> None:
                 load_family(family)
             except LookupError as error:
                 raise PipelineError(f"{name}: training.families: {error}") from error
-        metric, task = pipeline.training.search.metric, pipeline.target.task
-        if metric not in TASK_METRICS[task]:
-            fitting = ", ".join(TASK_METRICS[task])
-            raise PipelineError(
-                f"{name}: training.search.metric: '{metric}' does not fit a {task} task; {fitting} do"
-            )
 
 
 def main() -> int:
@@ -70,7 +65,7 @@ def main() -> int:
         RegistryProduction(settings.registry_address, settings.patience_seconds, tracking.load),
         tracking,
         Cluster(settings.data_dir / "searches", settings.trial_cpus, settings.trial_gpus),
-        lambda: connect(settings.ray_address),
+        lambda: joined(settings.ray_address),
     )
     worker = Worker(
         database,
@@ -80,7 +75,8 @@ def main() -> int:
         retry_seconds=settings.retry_seconds,
     )
     cutter = IngestCutter(settings.ingest_address, settings.patience_seconds)
-    requests = Requests(database, pipelines, cutter, worker.wake)
+    keep = timedelta(days=settings.inbox_retention_days)
+    requests = Requests(database, pipelines, cutter, worker.wake, keep)
     servicer = TrainingServicer(database, requests)
     grpc = GrpcServer(
         settings,
@@ -91,6 +87,7 @@ def main() -> int:
         MetricsServer(settings.metrics_address),
         Topics(settings.kafka_bootstrap),
         OutboxRelay(database, settings.kafka_bootstrap),
+        InboxSweeper(database, settings.inbox_retention_days),
         worker,
         EventConsumer(
             settings.kafka_bootstrap,

@@ -25,6 +25,7 @@ class Handler:
         """Handles one event; a repeat changes nothing."""
         match event.data:
             case ingest_events.DatasetVersionCreated():
-                self._requests.dataset_created(event.id, dataset_of(event.data.dataset))
+                dataset = dataset_of(event.data.dataset)
+                self._requests.dataset_created(event.id, dataset, event.cause)
             case monitoring_events.RetrainRequested():
                 self._requests.retrain_requested(event.id, event.data.pipeline)

@@ -8,17 +8,10 @@ import numpy as np
 import numpy.typing as npt
 from sklearn import metrics
 
-from everloop_contracts.pipeline import Task
+from everloop_contracts.pipeline import LOWER_IS_BETTER, Task
 from everloop_trainer.families import Problem
 
-__all__ = ["LOWER_IS_BETTER", "TASK_METRICS", "measure", "worst"]
-
-LOWER_IS_BETTER = frozenset({"log_loss", "brier", "rmse", "mae"})
-TASK_METRICS = {
-    Task.BINARY: ("roc_auc", "log_loss", "brier", "accuracy", "f1"),
-    Task.MULTICLASS: ("roc_auc", "log_loss", "accuracy", "f1"),
-    Task.REGRESSION: ("rmse", "mae"),
-}
+__all__ = ["measure", "worst"]
 
 
 def measure(

@@ -18,7 +18,12 @@ class Datasets(Protocol):
     """Where dataset versions are."""
 
     def fetch(self, dataset: Dataset) -> pa.Table:
-        """All rows of a version, its files verified."""
+        """All rows of a version, its files verified.
+
+        Raises:
+            TrainingError: a file's content is not the one tracked.
+            EverloopError: kind unavailable while a file cannot be read; kind not_found if it is not there.
+        """
 
 
 class Cutter(Protocol):
@@ -61,7 +66,10 @@ class Artifacts:
 
 
 class Tracking(Protocol):
-    """The books of every training and trial."""
+    """The books of every training and trial.
+
+    Every method raises EverloopError, kind unavailable, while the books or the store of their files are away.
+    """
 
     def open_run(self, training: Training) -> str:
         """The run of a training, by its id: the same one after a crash."""
@@ -78,7 +86,7 @@ class Tracking(Protocol):
         """Writes one ended trial down as a child of the run."""
 
     def finished(self, run_id: str) -> Trained | None:
-        """What an earlier attempt logged completely, if one did."""
+        """What an earlier attempt logged completely, if one did; its run has ended then."""
 
     def log_model(
         self,
@@ -89,3 +97,6 @@ class Tracking(Protocol):
         trained: Trained,
     ) -> Trained:
         """Logs the model and its artifacts, and last of all `trained`; returns it with the model's address."""
+
+    def fail(self, training: Training) -> None:
+        """Ends the run of a training as failed; nothing happens if it has none."""

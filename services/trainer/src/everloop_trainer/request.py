@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 
 import sqlalchemy as sa
 
@@ -31,15 +32,23 @@ class Requests:
         pipelines: Mapping[str, Pipeline],
         cutter: Cutter,
         queued: Callable[[], None],
+        keep: timedelta,
     ) -> None:
-        """Takes the trainer's database, what is declared, who cuts versions, and whom to wake."""
+        """Takes the trainer's database, what is declared, who cuts versions, whom to wake, how old a request gets."""
         self._database = database
         self._pipelines = pipelines
         self._cutter = cutter
         self._queued = queued
+        self._keep = keep
 
-    def dataset_created(self, event_id: str, dataset: Dataset) -> None:
-        """Trains on a new dataset version where the pipeline's triggers say so."""
+    def dataset_created(self, event_id: str, dataset: Dataset, request_id: str) -> None:
+        """Trains on a new dataset version where it was cut for a training, or the pipeline's triggers say so.
+
+        Args:
+            event_id: id of the event that announces the version.
+            dataset: the version.
+            request_id: what the version was cut for.
+        """
         pipeline = self._pipelines.get(dataset.pipeline)
         if pipeline is None:
             log.warning("no pipeline '%s' is declared here", dataset.pipeline)
@@ -48,9 +57,13 @@ class Requests:
             if not work.first_time(event_id):
                 return
             history = store.history(work.connection, dataset.pipeline)
-            cause = trigger_of(pipeline.training.triggers, dataset, history)
-            if cause is not None:
-                self._queue(work.connection, history, dataset, cause, event_id)
+            # The announcement may overtake ingest's answer to the request: one version, one training, one cause.
+            cause, cause_id = store.asked(work.connection, dataset.pipeline, request_id), request_id
+            if cause is None:
+                cause = trigger_of(pipeline.training.triggers, dataset, history)
+                cause_id = event_id
+            if cause and not store.by_cause(work.connection, dataset.pipeline, cause_id):
+                self._queue(work.connection, history, dataset, cause, cause_id)
         self._queued()
 
     def retrain_requested(self, event_id: str, name: str) -> None:
@@ -81,12 +94,13 @@ class Requests:
         return self._request(name, request_id or str(uuid.uuid4()), Cause.REQUEST)
 
     def _request(self, name: str, cause_id: str, cause: Cause) -> Training:
-        with self._database.read() as connection:
-            if known := store.by_cause(connection, name, cause_id):
+        with self._database.unit_of_work() as work:
+            if known := store.by_cause(work.connection, name, cause_id):
                 return known
+            store.ask(work.connection, name, cause_id, cause, self._keep)
         dataset = self._cutter.cut(name, cause_id)
         with self._database.unit_of_work() as work:
-            # Asked again: a repeat of the request may have come in while ingest was cutting.
+            # Asked again: a repeat of the request, or the version's announcement, may have come in meanwhile.
             training = store.by_cause(work.connection, name, cause_id)
             if training is None:
                 history = store.history(work.connection, name)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import shutil
+import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,11 +23,11 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 from ray.tune.search.searcher import Searcher
 
-from everloop_contracts.pipeline import Pipeline
+from everloop_contracts.pipeline import LOWER_IS_BETTER, Pipeline
 from everloop_features import fit
+from everloop_runtime.errors import EverloopError, Kind
 from everloop_trainer.domain import Progress
 from everloop_trainer.families import Choice, load_family
-from everloop_trainer.measure import LOWER_IS_BETTER
 from everloop_trainer.rows import Rows
 from everloop_trainer.trial import BUDGET, REDUCTION, run_trial, split_config
 
@@ -39,8 +41,8 @@ __all__ = [
     "Found",
     "SearchFailed",
     "Watcher",
-    "connect",
     "forget",
+    "joined",
     "search",
 ]
 
@@ -48,6 +50,8 @@ log = logging.getLogger(__name__)
 
 SEARCH_ROWS: Final = 60_000
 """Newest rows that a search looks at; the winner is then fitted on all of them."""
+ANSWER_SECONDS: Final = 5.0
+"""Time that the Ray head gets to accept a connection."""
 VALIDATION_SHARE: Final = 0.25
 """Newest share of the search's rows that trials are judged on."""
 
@@ -292,15 +296,32 @@ def forget(training_id: str, cluster: Cluster) -> None:
     shutil.rmtree(cluster.folder / training_id, ignore_errors=True)
 
 
-def connect(address: str) -> None:
-    """Joins the Ray cluster, afresh where an earlier one is gone."""
-    if ray.is_initialized():
-        try:
-            ray.cluster_resources()
-            return
-        except Exception:
-            log.warning("the Ray cluster is gone, joining again")
-            ray.shutdown()
-    ray.init(
-        address=address, namespace="everloop", log_to_driver=False, logging_level=logging.WARNING
-    )
+@contextmanager
+def joined(address: str) -> Iterator[None]:
+    """Joins the Ray cluster for the time of the block.
+
+    No longer than that: the head may be replaced between two trainings, and Ray aborts the process of a driver that
+    asks the new one.
+
+    Raises:
+        EverloopError: kind unavailable, reason RAY_UNAVAILABLE: no head answers.
+    """
+    try:
+        if ":" in address:
+            # Ray itself tries for minutes.
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS).close()
+        ray.init(
+            address=address,
+            namespace="everloop",
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
+    except OSError as error:  # ConnectionError is one
+        raise EverloopError(
+            Kind.UNAVAILABLE, "RAY_UNAVAILABLE", f"no Ray head answers at {address}: {error}"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()

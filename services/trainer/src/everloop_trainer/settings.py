@@ -33,8 +33,8 @@ class TrainerSettings(ServiceSettings):
     trial_gpus: float = Field(default=0.0, ge=0)
     """GPUs of the Ray cluster that one trial books."""
     training_attempts: int = Field(default=6, ge=1)
-    """Times a training is started, crashes included, before it fails."""
+    """Times a training may fail or crash before it is given up; outages do not count, they are waited for."""
     retry_seconds: float = Field(default=2.0, gt=0)
-    """Pause before a failed training is tried again, in seconds; it doubles, up to 30."""
+    """Pause before a training is tried again, after a failure or an outage, in seconds; it doubles, up to 30."""
     patience_seconds: float = Field(default=60.0, ge=0)
     """How long another service that is unavailable is waited for, in seconds."""

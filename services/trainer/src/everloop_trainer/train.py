@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 from everloop_contracts.pipeline import Pipeline
@@ -31,15 +32,15 @@ class Train:
         production: Production,
         tracking: Tracking,
         cluster: Cluster,
-        connect: Callable[[], None],
+        joined: Callable[[], AbstractContextManager[None]],
         search: Search = search,
     ) -> None:
-        """Takes its ports; `connect` joins the Ray cluster."""
+        """Takes its ports; inside of `joined` the Ray cluster can be used."""
         self._datasets = datasets
         self._production = production
         self._tracking = tracking
         self._cluster = cluster
-        self._connect = connect
+        self._joined = joined
         self._search = search
 
     def run(
@@ -61,6 +62,7 @@ class Train:
 
         Raises:
             TrainingError: the data does not allow a model.
+            EverloopError: of a kind that waiting mends: something that it needs is away; repeat it later.
         """
         began = time.monotonic()
         run_id = self._tracking.open_run(training)
@@ -69,9 +71,9 @@ class Train:
             return done
         rows = prepare(pipeline, self._datasets.fetch(training.dataset))
         taught, holdout = rows.split(pipeline.training.holdout.fraction)
-        self._connect()
         watcher = _Books(self._tracking, run_id, progress, trial_ended)
-        found = self._search(pipeline, taught, training.id, self._cluster, watcher)
+        with self._joined():
+            found = self._search(pipeline, taught, training.id, self._cluster, watcher)
         searched = time.monotonic()
         log.info("searched %d trials in %.1f s", found.trials, searched - began)
         incumbent = self._production.incumbent(pipeline.name)
@@ -104,6 +106,13 @@ class Train:
         )
         forget(training.id, self._cluster)
         return dataclasses.replace(trained, seconds=time.monotonic() - began)
+
+    def give_up(self, training: Training) -> None:
+        """Shows in the books that a training has failed for good; books that cannot be written change nothing."""
+        try:
+            self._tracking.fail(training)
+        except Exception:
+            log.exception("the run of training %s is not marked as failed", training.id)
 
 
 class _Books:

@@ -6,7 +6,7 @@ that waits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from everloop_contracts.pipeline import Triggers
 from everloop_trainer.domain import Cause, Dataset, State, Training
@@ -49,8 +49,15 @@ def superseded_by(dataset: Dataset, history: Sequence[Training]) -> list[Trainin
     ]
 
 
-def next_to_run(waiting: Sequence[Training]) -> Training | None:
-    """What to work on: what was running when the process ended comes first, then the oldest request."""
-    running = [item for item in waiting if item.state is State.RUNNING]
-    queued = [item for item in waiting if item.state is State.QUEUED]
+def next_to_run(waiting: Sequence[Training], resting: Collection[str] = ()) -> Training | None:
+    """What to work on: what was running when the process ended comes first, then the oldest request.
+
+    Args:
+        waiting: trainings that have not ended.
+        resting: ids of those that are not tried now; their pipelines rest with them.
+    """
+    held = {item.pipeline for item in waiting if item.id in resting}
+    free = [item for item in waiting if item.pipeline not in held]
+    running = [item for item in free if item.state is State.RUNNING]
+    queued = [item for item in free if item.state is State.QUEUED]
     return min(running or queued, key=lambda item: item.position, default=None)

@@ -6,11 +6,13 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from everloop_contracts.pipeline import Pipeline
 from everloop_runtime.database import Database
+from everloop_runtime.errors import waiting_mends
 from everloop_runtime.events import new_event
-from everloop_runtime.service import Component, Stopper
+from everloop_runtime.service import Component, Stopper, backoff
 from everloop_runtime.telemetry import span
 from everloop_trainer.adapters import store
 from everloop_trainer.domain import Progress, State, Trained, Training, TrainingError
@@ -24,10 +26,23 @@ __all__ = ["Worker"]
 log = logging.getLogger(__name__)
 
 SOURCE = "everloop.trainer"
+LONGEST_REST = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Rest:
+    """A training that is not tried before `until`, after so many attempts in a row that came to nothing."""
+
+    attempts: int
+    until: float
 
 
 class Worker(Component):
-    """Runs queued trainings; the end of each and its announcement are one transaction."""
+    """Runs queued trainings; the end of each and its announcement are one transaction.
+
+    A training whose dependencies are away rests and is tried again for as long as that lasts, which costs none of its
+    attempts. Other pipelines' trainings have their turn meanwhile.
+    """
 
     name = "worker"
 
@@ -40,13 +55,14 @@ class Worker(Component):
         attempts: int,
         retry_seconds: float,
     ) -> None:
-        """Takes the use case, how often a training is started before it fails, and the pause between."""
+        """Takes the use case, how often a training may fail or crash, and the first pause after an attempt."""
         self._database = database
         self._pipelines = pipelines
         self._train = train
         self._attempts = attempts
         self._retry_seconds = retry_seconds
         self._woken = threading.Event()
+        self._rests: dict[str, _Rest] = {}
 
     def wake(self) -> None:
         """Says that there may be work."""
@@ -70,9 +86,11 @@ class Worker(Component):
                 self._woken.wait(5.0)
 
     def step(self) -> bool:
-        """Runs one training to its end or to a failed attempt; False if there was none."""
+        """Runs one training to its end or to a failed attempt; False if there was none to run now."""
+        now = time.monotonic()
+        resting = {name for name, rest in self._rests.items() if rest.until > now}
         with self._database.read() as connection:
-            training = next_to_run(store.waiting(connection))
+            training = next_to_run(store.waiting(connection), resting)
         if training is None:
             return False
         with span(f"training {training.pipeline}", training.trace):
@@ -108,15 +126,26 @@ class Worker(Component):
         except TrainingError as error:
             self._fail(training, str(error))
         except Exception as error:
-            if training.attempts + 1 >= self._attempts:
+            if waiting_mends(error):
+                with self._database.unit_of_work() as work:
+                    store.take_back(work.connection, training.id)
+                log.warning("training %s waits: %s", training.id, error)
+                self._rest(training)
+            elif training.attempts + 1 >= self._attempts:
                 log.exception("training %s failed for good", training.id)
                 self._fail(training, f"{type(error).__name__}: {error}"[:2000])
-                return
-            log.exception("training %s failed, it is tried again", training.id)
-            self._stopper.wait(min(self._retry_seconds * 2**training.attempts, 30.0))
+            else:
+                log.exception("training %s failed, it is tried again", training.id)
+                self._rest(training)
         else:
             DURATION.labels(training.pipeline).observe(time.monotonic() - began)
             self._succeed(training, trained)
+
+    def _rest(self, training: Training) -> None:
+        before = self._rests.get(training.id)
+        attempts = before.attempts + 1 if before else 1
+        seconds = backoff(attempts, self._retry_seconds, LONGEST_REST)
+        self._rests[training.id] = _Rest(attempts, time.monotonic() + seconds)
 
     def _note_run(self, training: Training, run_id: str, trials: int) -> None:
         with self._database.unit_of_work() as work:
@@ -135,9 +164,11 @@ class Worker(Component):
         with self._database.unit_of_work() as work:
             if store.set_state(work.connection, [training.id], State.RUNNING, State.SUCCEEDED):
                 work.publish(event)
+        self._rests.pop(training.id, None)
         log.info("training %s gave %s: %s", training.id, trained.family, trained.metrics)
 
     def _fail(self, training: Training, reason: str) -> None:
+        self._train.give_up(training)
         message = failed_message(training, reason)
         event = new_event(
             SOURCE, training.pipeline, message, cause=training.cause_id, id=f"{training.id}:failed"
@@ -150,6 +181,7 @@ class Worker(Component):
             )
             if ended:
                 work.publish(event)
+        self._rests.pop(training.id, None)
         log.error("training %s failed: %s", training.id, reason)
 
     def _count(self) -> None:

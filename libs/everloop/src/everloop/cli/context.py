@@ -16,7 +16,15 @@ from everloop.errors import EverloopError
 if TYPE_CHECKING:
     from everloop.client import Everloop
 
-__all__ = ["Commands", "JsonOption", "connected", "home_of"]
+__all__ = [
+    "Commands",
+    "JsonOption",
+    "connected",
+    "home_of",
+    "pipeline_names",
+    "require_known",
+    "say",
+]
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
@@ -56,3 +64,31 @@ def connected(ctx: typer.Context, timeout: float = 30.0) -> Iterator[Everloop]:
 
     with Everloop.connect(home_of(ctx), timeout=timeout) as everloop:
         yield everloop
+
+
+def pipeline_names(everloop: Everloop) -> list[str]:
+    """Returns the pipelines: those with a file where the files are here, else those with a model.
+
+    Raises:
+        EverloopError: reason BROKEN_PIPELINE.
+    """
+    from everloop_contracts.pipeline import PipelineError, load_pipelines
+
+    if everloop.addresses.pipelines_dir:
+        try:
+            return sorted(load_pipelines(Path(everloop.addresses.pipelines_dir)))
+        except PipelineError as error:
+            raise EverloopError("BROKEN_PIPELINE", str(error), "repair the file") from error
+    return sorted({version.model for version in everloop.models(limit=500)})
+
+
+def require_known(everloop: Everloop, name: str) -> None:
+    """Returns for the name of a pipeline; an empty list says nothing about a name that is misspelt.
+
+    Raises:
+        EverloopError: reason PIPELINE_NOT_FOUND.
+    """
+    names = pipeline_names(everloop)
+    if name not in names:
+        known = ", ".join(names) or "none yet"
+        raise EverloopError("PIPELINE_NOT_FOUND", f"there is no '{name}'; there are: {known}")

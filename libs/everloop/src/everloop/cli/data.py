@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from everloop.cli.context import JsonOption, connected
+from everloop.cli.context import JsonOption, connected, say
 from everloop.errors import EverloopError
 
 if TYPE_CHECKING:
@@ -54,17 +55,23 @@ def push(
         )
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task(file.name, total=source.total)
-            result = everloop.push(
-                pipeline, source.records, on_batch=lambda count: progress.advance(task, count)
-            )
+            try:
+                result = everloop.push(
+                    pipeline, source.records, on_batch=lambda count: progress.advance(task, count)
+                )
+            except EverloopError:
+                progress.stop()
+                if answered := int(progress.tasks[task].completed):
+                    say(f"the first {answered:,} records had their answer before this:")
+                raise
     if as_json:
         print_json(result)
     else:
-        _summarise(result)
+        _summarise(result, source.place)
     raise typer.Exit(1 if result.rejected else 0)
 
 
-def _summarise(result: Pushed) -> None:
+def _summarise(result: Pushed, place: Callable[[int], str]) -> None:
     from rich.markup import escape
 
     from everloop.cli.output import console
@@ -73,7 +80,7 @@ def _summarise(result: Pushed) -> None:
     for reason, rejections in result.by_reason().items():
         console.print(f"\n[bold]{reason}[/]: {len(rejections):,}")
         for rejection in rejections[:EXAMPLES]:
-            console.print(f"  record {rejection.position + 1}: {escape(rejection.message)}")
+            console.print(f"  {place(rejection.position)}: {escape(rejection.message)}")
             console.print(
                 f"  [dim]{escape(rejection.record[:160].decode(errors='replace'))}[/]",
                 soft_wrap=True,
@@ -87,7 +94,11 @@ def cut(
     pipeline: Annotated[str, typer.Argument(help="Name of the pipeline.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Cut a dataset version from everything that has arrived; training follows by the pipeline's triggers."""
+    """Cut a dataset version from everything that has arrived; training follows by the pipeline's triggers.
+
+    \b
+    everloop cut flight-delays
+    """  # noqa: D301 - the backspace keeps the lines apart
     from everloop.cli.output import console, print_json
 
     with connected(ctx) as everloop:
@@ -108,10 +119,14 @@ def cut(
 def datasets(
     ctx: typer.Context,
     pipeline: Annotated[str, typer.Argument(help="Name of the pipeline.")],
-    limit: Annotated[int, typer.Option(help="At most this many.")] = 20,
+    limit: Annotated[int, typer.Option(help="At most this many.", min=1)] = 20,
     as_json: JsonOption = False,
 ) -> None:
-    """List dataset versions, newest first."""
+    """List dataset versions, newest first.
+
+    \b
+    everloop datasets flight-delays --limit 5
+    """  # noqa: D301 - the backspace keeps the lines apart
     from everloop.cli.output import print_json, table, when
 
     with connected(ctx) as everloop:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from everloop.cli.context import JsonOption, connected
+from everloop.cli.context import JsonOption, connected, require_known
 
 __all__ = ["add_to"]
 
@@ -20,14 +20,20 @@ ReasonOption = Annotated[str, typer.Option("--reason", "-m", help="Why, for the 
 def models(
     ctx: typer.Context,
     model: Annotated[str, typer.Argument(help="Name of the model; default: all.")] = "",
-    limit: Annotated[int, typer.Option(help="At most this many.")] = 20,
+    limit: Annotated[int, typer.Option(help="At most this many.", min=1)] = 20,
     as_json: JsonOption = False,
 ) -> None:
-    """List model versions, newest first, with what the gates said."""
+    """List model versions, newest first, with what the gates said.
+
+    \b
+    everloop models flight-delays
+    """  # noqa: D301 - the backspace keeps the lines apart
     from everloop.cli.output import enum_name, print_json, table, when
 
     with connected(ctx) as everloop:
         found = everloop.models(model, limit=limit)
+        if model and not found:
+            require_known(everloop, model)
     if as_json:
         print_json(found)
         return
@@ -67,7 +73,11 @@ def promote(
     reason: ReasonOption = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Put a version into Production; the one that served until then is archived."""
+    """Put a version into Production; the one that served until then is archived.
+
+    \b
+    everloop promote flight-delays 3 --reason "better in winter"
+    """  # noqa: D301 - the backspace keeps the lines apart
     from everloop.cli.output import console, print_json
 
     with connected(ctx) as everloop:
@@ -88,7 +98,11 @@ def rollback(
     reason: ReasonOption = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Put the previous Production version back."""
+    """Put the previous Production version back.
+
+    \b
+    everloop rollback flight-delays --reason "too many false alarms"
+    """  # noqa: D301 - the backspace keeps the lines apart
     from everloop.cli.output import console, print_json
 
     with connected(ctx) as everloop:
@@ -102,14 +116,20 @@ def rollback(
 def trainings(
     ctx: typer.Context,
     pipeline: Annotated[str, typer.Argument(help="Name of the pipeline; default: all.")] = "",
-    limit: Annotated[int, typer.Option(help="At most this many.")] = 20,
+    limit: Annotated[int, typer.Option(help="At most this many.", min=1)] = 20,
     as_json: JsonOption = False,
 ) -> None:
-    """List trainings, newest first."""
+    """List trainings, newest first.
+
+    \b
+    everloop trainings flight-delays
+    """  # noqa: D301 - the backspace keeps the lines apart
     from everloop.cli.output import enum_name, print_json, table, when
 
     with connected(ctx) as everloop:
         found = everloop.trainings(pipeline, limit=limit)
+        if pipeline and not found:
+            require_known(everloop, pipeline)
     if as_json:
         print_json(found)
         return

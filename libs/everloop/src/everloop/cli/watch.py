@@ -20,11 +20,16 @@ PANEL = "What is watched"
 def drift(
     ctx: typer.Context,
     pipeline: Annotated[str, typer.Argument(help="Name of the pipeline.")],
-    version: Annotated[int, typer.Option(help="Model version; 0 for all.")] = 0,
-    limit: Annotated[int, typer.Option(help="Chunks, newest first.")] = 30,
+    version: Annotated[int, typer.Option(help="Model version; 0 for all.", min=0)] = 0,
+    limit: Annotated[int, typer.Option(help="Chunks, newest first.", min=1)] = 30,
     as_json: JsonOption = False,
 ) -> None:
-    """Show how inputs and quality move, chunk by chunk, and what the retrain policy decided."""
+    """Show how inputs and quality move, chunk by chunk, and what the retrain policy decided.
+
+    \b
+    everloop drift flight-delays
+    everloop drift flight-delays --version 2 --json
+    """  # noqa: D301 - the backspace keeps the lines apart
     from everloop.cli.output import console, print_json, table, when
 
     with connected(ctx) as everloop:
@@ -106,7 +111,11 @@ def trace(
     prediction_id: Annotated[str, typer.Argument(help="As `predict` printed it.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Follow a prediction back to its model, its run, its data and the events behind them."""
+    """Follow a prediction back to its model, its run, its data and the events behind them.
+
+    \b
+    everloop trace 00000192f0a1b2c3-1a
+    """  # noqa: D301 - the backspace keeps the lines apart
     from everloop.cli.output import console, print_json
 
     with connected(ctx) as everloop:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -10,22 +9,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from google.protobuf.message import Message
 from kafka import KafkaConsumer
 from rich.markup import escape
 
 from everloop.cli.output import enum_name
+from everloop_contracts.events import TOPICS, message_class
 
-__all__ = ["BULK", "TOPICS", "EventLog", "Seen", "describe", "read"]
+__all__ = ["BULK", "EventLog", "Seen", "describe", "read"]
 
-TOPICS = (
-    "everloop.datasets",
-    "everloop.trainings",
-    "everloop.models",
-    "everloop.drift",
-    "everloop.predictions",
-    "everloop.actuals",
-)
 BULK = frozenset({"PredictionsLogged", "ActualsRecorded"})
 """Events that carry data in bulk: counted, not told one by one."""
 
@@ -66,11 +57,7 @@ def read(value: bytes, headers: Sequence[tuple[str, bytes]]) -> Seen:
     """
     names = {key: bytes(item).decode() for key, item in headers}
     kind = names["ce_type"]
-    package, _, name = kind.rpartition(".")
-    data: Message | None = None
-    if name not in BULK:
-        module = importlib.import_module(f"everloop_contracts.stubs.{package}.events_pb2")
-        data = getattr(module, name).FromString(value)
+    bulk = kind.rpartition(".")[2] in BULK
     return Seen(
         id=names["ce_id"],
         type=kind,
@@ -78,7 +65,7 @@ def read(value: bytes, headers: Sequence[tuple[str, bytes]]) -> Seen:
         pipeline=names.get("ce_subject", ""),
         cause=names.get("causationid", ""),
         time=datetime.fromisoformat(names["ce_time"]),
-        data=data,
+        data=None if bulk else message_class(kind).FromString(value),
     )
 
 
@@ -188,7 +175,7 @@ class EventLog:
     def _run(self) -> None:
         try:
             consumer = KafkaConsumer(
-                *TOPICS,
+                *sorted(set(TOPICS.values())),
                 bootstrap_servers=self._bootstrap.split(","),
                 group_id=None,
                 auto_offset_reset="earliest",

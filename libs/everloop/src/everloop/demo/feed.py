@@ -17,6 +17,8 @@ __all__ = ["Feed"]
 LABEL_DELAY_SECONDS = 86_400
 TICK_SECONDS = 0.25
 LABELS_PER_CALL = 500
+PATIENCE_SECONDS = 60.0
+"""An ingest that was killed is back before."""
 
 
 class Feed:
@@ -136,6 +138,8 @@ class Feed:
             for row in range(start, stop)
             if not np.isnan(self._late[row])
         ]
-        pushed = self._client.push(self._pipeline, labels, batch=LABELS_PER_CALL)
+        pushed = self._client.push(
+            self._pipeline, labels, batch=LABELS_PER_CALL, patience=PATIENCE_SECONDS
+        )
         self.labels_sent += len(labels)
         self.labels_rejected += pushed.rejected

@@ -22,7 +22,7 @@ import numpy as np
 from everloop.addresses import Addresses
 from everloop.demo.flights import Flights
 from everloop.demo.tensors import Columns, from_grpc, from_json, to_grpc, to_json
-from everloop.wire import channel
+from everloop_contracts.grpc_client import channel
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2, inference_pb2_grpc
 from everloop_contracts.stubs.inference import grpc_service_pb2_grpc
 
@@ -81,7 +81,7 @@ class Tally:
     Attributes:
         doors: By name.
         first: The first answer of each version.
-        ids: A late prediction id of each version.
+        ids: Of each version one prediction id, the last of its first answer that brought any.
         errors: The first few failures, in words.
     """
 
@@ -262,11 +262,7 @@ class Traffic:
 
 
 def door_of(number: int) -> str:
-    """Returns the door of request `number`.
-
-    >>> [door_of(n) for n in (0, 1, 2, 13, 14, 15, 16)]
-    ['grpc', 'http', 'grpc', 'http', 'oip_grpc', 'oip_http', 'grpc']
-    """
+    """Returns the door of request `number`: gRPC and HTTP in turn, with tensors at the end of every `TENSOR_EVERY`."""
     return DOORS[number % 2 + (2 if number % TENSOR_EVERY >= TENSOR_EVERY - 2 else 0)]
 
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from everloop.stack.endpoints import Endpoints, load
 from everloop.stack.errors import PartFailed, StackError, StackInterrupted
+from everloop.stack.health import PartStatus, status, wait_healthy
 from everloop.stack.home import default_home
-from everloop.stack.lifecycle import Event, PartStatus, down, kill, status, up, wait_healthy
+from everloop.stack.lifecycle import Event, down, kill, up
 from everloop.stack.parts import INFRA, SERVICES
 
 __all__ = [

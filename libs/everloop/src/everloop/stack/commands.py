@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from everloop.stack import lifecycle
+from everloop.stack import health, lifecycle
 from everloop.stack.errors import StackError
 from everloop.stack.home import default_home
 from everloop.stack.lifecycle import Event
@@ -21,6 +21,7 @@ __all__ = ["app", "down", "print_event", "status", "up"]
 
 app = typer.Typer(help="The embedded stack.", no_args_is_help=True, add_completion=False)
 console = Console(highlight=False)
+errors = Console(highlight=False, stderr=True)
 
 HomeOption = Annotated[
     Path | None,
@@ -62,10 +63,10 @@ def up(
     try:
         there = lifecycle.up(home, print_event, only=only or None)
     except KeyboardInterrupt:
-        console.print("interrupted: what was started has been stopped")
+        errors.print("interrupted: what was started has been stopped")
         raise typer.Exit(130) from None
     except StackError as error:
-        console.print(f"[red]failed[/] {error}", soft_wrap=True)
+        errors.print(f"[red]failed[/] {error}", soft_wrap=True)
         raise typer.Exit(1) from None
     console.print(f"up. Addresses and keys: {Path(there.home) / 'stack.json'}", soft_wrap=True)
 
@@ -73,16 +74,20 @@ def up(
 @app.command()
 def down(home: HomeOption = None) -> None:
     """Stop the stack; its data stay."""
-    lifecycle.down(home, print_event)
+    try:
+        lifecycle.down(home, print_event)
+    except StackError as error:
+        errors.print(f"[red]failed[/] {error}", soft_wrap=True)
+        raise typer.Exit(1) from None
     console.print("down")
 
 
 @app.command()
 def status(home: HomeOption = None) -> None:
     """Show every part: state, endpoint, uptime, memory. Exit code 1 unless all are healthy."""
-    found = lifecycle.status(home)
+    found = health.status(home)
     if not found:
-        console.print(f"no stack was started in {home or default_home()}", soft_wrap=True)
+        errors.print(f"no stack was started in {home or default_home()}", soft_wrap=True)
         raise typer.Exit(1)
     table = Table(box=None, pad_edge=False)
     for title in ("part", "state", "endpoint", "pid"):

@@ -76,10 +76,10 @@ class Home:
         """Make the folders. Safe to repeat.
 
         Raises:
-            StackError: The run folder belongs to somebody else.
+            StackError: A folder cannot be made, or the run folder belongs to somebody else.
         """
         for folder in (self.root, self.root / "data", self.root / "logs", self.cache):
-            folder.mkdir(parents=True, exist_ok=True)
+            _make(folder)
         for folder in (self.secrets, self.run):
             folder.mkdir(mode=0o700, exist_ok=True)
         # The temporary folder is everybody's: a run folder planted there could redirect our sockets.
@@ -88,10 +88,21 @@ class Home:
             raise StackError(f"{self.run} is not a folder of this user: remove it")
 
 
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StackError(f"{folder} cannot be made a folder: {error.strerror}") from error
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on `path` against other processes and threads of this machine."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Hold an exclusive lock on `path` against other processes and threads of this machine.
+
+    Raises:
+        StackError: Its folder cannot be made.
+    """
+    _make(path.parent)
     with path.open("w") as file:
         flock(file, LOCK_EX)
         yield

@@ -1,4 +1,4 @@
-"""Starting, watching and stopping a stack."""
+"""Starting and stopping a stack."""
 
 from __future__ import annotations
 
@@ -20,16 +20,15 @@ from everloop.stack.endpoints import Endpoints
 from everloop.stack.errors import PartFailed, StackError, StackInterrupted
 from everloop.stack.home import Home, default_home, locked, repository_root
 from everloop.stack.part import NotReady, Part, with_needs
-from everloop.stack.parts import build
-from everloop.stack.supervisor import ProcessState, Supervisor, render
+from everloop.stack.parts import SERVICES, Catalog, build
+from everloop.stack.supervisor import Supervisor, render
+from everloop_contracts.pipeline import PipelineError, load_pipelines
 
-__all__ = ["Event", "PartStatus", "down", "kill", "status", "up", "wait_healthy"]
+__all__ = ["Event", "down", "kill", "up"]
 
 _POLL_SECONDS = 0.1
 # A part that ended this often within its deadline will not come up; waiting on would only hide why.
 _TRIES = 3
-
-Catalog = Callable[[Home, Endpoints], Sequence[Part]]
 
 
 @dataclass(frozen=True)
@@ -47,29 +46,6 @@ class Event:
     phase: str
     text: str
     elapsed_seconds: float
-
-
-@dataclass(frozen=True)
-class PartStatus:
-    """One line of `status`.
-
-    Attributes:
-        part: Name of the part.
-        state: `healthy`, `unhealthy`, `starting`, `failed`, `stopped`, or `external` for a Kafka that is not ours.
-        pid: Its main process; None where there is none.
-        endpoint: Where it is.
-        uptime_seconds: Since its main process started; None where there is none.
-        memory_bytes: Proportional set size of all its processes.
-        detail: What is wrong, else empty.
-    """
-
-    part: str
-    state: str
-    pid: int | None
-    endpoint: str
-    uptime_seconds: float | None
-    memory_bytes: int
-    detail: str = ""
 
 
 OnEvent = Callable[[Event], None]
@@ -128,14 +104,12 @@ def up(
         parts: list[Part] = []
         running = {name for name, state in supervisor.states().items() if state.pid}
         try:
-            if fresh:
-                there = _plan(place, pipelines)
-                known = list(catalog(place, there))
-                supervisor.launch(render(place, known, _common_environment(place, there)))
-            else:
-                there = endpoints.load(place)
-                known = list(catalog(place, there))
+            there = _plan(place, pipelines) if fresh else endpoints.load(place)
+            known = list(catalog(place, there))
             parts = _selected(known, only)
+            _check_pipelines(parts, Path(there.pipelines_dir))
+            if fresh:
+                supervisor.launch(render(place, known, _common_environment(place, there)))
             _each_in_order(
                 parts, lambda part, stop: _bring_up(place, supervisor, part, report, stop)
             )
@@ -166,27 +140,6 @@ def down(
         _take_down(place, parts, _Reporter(on_event))
 
 
-def status(home: Path | None = None, *, catalog: Catalog = build) -> list[PartStatus]:
-    """Return the state of every part, each probed now; an empty list where no stack was ever started."""
-    place = Home.at(home or default_home())
-    try:
-        there = endpoints.load(place)
-    except StackError:
-        return []
-    parts = list(catalog(place, there))
-    states = Supervisor(place).states()
-    memory = processes.memory_by_part(place.root) if states else {}
-    with ThreadPoolExecutor(len(parts)) as pool:
-        problems = list(pool.map(lambda part: _problem(part, states.get(part.name)), parts))
-    lines = [
-        _status_line(part, states.get(part.name), problem, memory.get(part.name, 0))
-        for part, problem in zip(parts, problems, strict=True)
-    ]
-    if not there.kafka_is_ours:
-        lines.insert(0, PartStatus("kafka", "external", None, there.kafka_bootstrap, None, 0))
-    return lines
-
-
 def kill(home: Path, part: str) -> int:
     """Send SIGKILL to the main process of a part and return its pid: what a crash looks like.
 
@@ -198,44 +151,6 @@ def kill(home: Path, part: str) -> int:
         raise StackError(f"{part} does not run")
     os.kill(state.pid, signal.SIGKILL)
     return state.pid
-
-
-def wait_healthy(
-    home: Path,
-    part: str,
-    deadline_seconds: float,
-    *,
-    not_pid: int | None = None,
-    catalog: Catalog = build,
-) -> int:
-    """Wait until a part is healthy and return its pid.
-
-    Args:
-        home: Home of the stack.
-        part: Name of the part.
-        deadline_seconds: How long to wait.
-        not_pid: A pid that does not count: that of the process just killed.
-        catalog: Describes the parts; for tests.
-
-    Raises:
-        PartFailed: It is not healthy in time.
-    """
-    place = Home.at(home)
-    found = next(p for p in catalog(place, endpoints.load(place)) if p.name == part)
-    deadline = time.monotonic() + deadline_seconds
-    reason = ""
-    while time.monotonic() < deadline:
-        state = Supervisor(place).states().get(part)
-        if state is None or not state.pid or state.pid == not_pid:
-            reason = "does not run" if state is None else state.state
-        else:
-            try:
-                found.probe()
-                return state.pid
-            except NotReady as not_ready:
-                reason = str(not_ready)
-        time.sleep(_POLL_SECONDS)
-    raise PartFailed(part, f"not healthy after {deadline_seconds:.0f} s: {reason}", place.log(part))
 
 
 def _plan(place: Home, pipelines: Path | None) -> Endpoints:
@@ -272,6 +187,15 @@ def _selected(known: list[Part], only: Iterable[str] | None) -> list[Part]:
     if unknown := sorted(set(wanted) - set(names)):
         raise StackError(f"unknown part {', '.join(unknown)}; there are: {', '.join(names)}")
     return with_needs(known, wanted)
+
+
+def _check_pipelines(parts: Iterable[Part], folder: Path) -> None:
+    """Says now what every service would say at its start."""
+    if any(part.name in SERVICES for part in parts):
+        try:
+            load_pipelines(folder)
+        except PipelineError as error:
+            raise StackError(str(error)) from error
 
 
 def _each_in_order(
@@ -394,25 +318,3 @@ def _undisturbed() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _problem(part: Part, state: ProcessState | None) -> str:
-    if state is None or not state.pid:
-        return ""
-    try:
-        part.probe()
-    except NotReady as not_ready:
-        return str(not_ready)
-    return ""
-
-
-def _status_line(part: Part, state: ProcessState | None, problem: str, memory: int) -> PartStatus:
-    if state is None or not state.pid:
-        failed = state is not None and state.state in ("FATAL", "BACKOFF")
-        detail = state.reason if failed and state is not None else ""
-        return PartStatus(
-            part.name, "failed" if failed else "stopped", None, part.endpoint, None, 0, detail
-        )
-    healthy = "healthy" if not problem else "starting" if state.state == "STARTING" else "unhealthy"
-    uptime = max(0.0, time.time() - state.started)
-    return PartStatus(part.name, healthy, state.pid, part.endpoint, uptime, memory, problem)

@@ -5,32 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from pyarrow import fs
 
+from everloop_ingest.domain import ShardsLost
 from everloop_runtime.errors import EverloopError, Kind
 
-__all__ = ["ShardBucket", "s3_filesystem"]
+__all__ = ["ShardBucket"]
 
 _TRANSFERS = 8
 """Objects that are copied at once."""
-
-
-def s3_filesystem(endpoint: str, access_key: str, secret_key: str, region: str) -> fs.FileSystem:
-    """An S3 endpoint; without an access key the ambient credentials (IRSA, instance profile)."""
-    address = urlsplit(endpoint)
-    return fs.S3FileSystem(
-        access_key=access_key or None,
-        secret_key=secret_key or None,
-        region=region,
-        endpoint_override=address.netloc or None,
-        scheme=address.scheme or "https",
-        connect_timeout=3,
-        request_timeout=20,
-        # One request where the content is small, instead of a multipart upload of one part.
-        allow_delayed_open=True,
-    )
 
 
 class ShardBucket:
@@ -38,6 +22,7 @@ class ShardBucket:
 
     def __init__(self, filesystem: fs.FileSystem, bucket: str) -> None:
         """Takes an Arrow filesystem and the bucket, which for a local one is a folder."""
+        self._store, self._bucket = filesystem, bucket
         self._files = fs.SubTreeFileSystem(bucket, filesystem)
 
     def put(self, key: str, content: bytes) -> None:
@@ -52,10 +37,15 @@ class ShardBucket:
         """See `ports.ShardFiles`."""
         paths = [folder / f"{index:08d}.parquet" for index in range(len(keys))]
         with ThreadPoolExecutor(_TRANSFERS) as pool:
-            list(pool.map(self._fetch, keys, paths))
+            found = list(pool.map(self._fetch, keys, paths))
+        lost = [key for key, there in zip(keys, found, strict=True) if not there]
+        if lost:
+            self._look_for_bucket()
+            raise ShardsLost(lost)
         return paths
 
-    def _fetch(self, key: str, path: Path) -> None:
+    def _fetch(self, key: str, path: Path) -> bool:
+        """Copies one object; False if it is not there."""
         try:
             fs.copy_files(
                 key,
@@ -63,9 +53,21 @@ class ShardBucket:
                 source_filesystem=self._files,
                 destination_filesystem=fs.LocalFileSystem(),
             )
+            return True
+        except FileNotFoundError:
+            return False
         except OSError as error:
             raise _unavailable(f"cannot read {key}", error) from error
 
+    def _look_for_bucket(self) -> None:
+        """Objects are also not found where the whole bucket is missing: that loses none of them."""
+        try:
+            info = self._store.get_file_info(self._bucket)
+        except OSError as error:
+            raise _unavailable(f"cannot look for {self._bucket}", error) from error
+        if info.type is fs.FileType.NotFound:
+            raise _unavailable(f"there is no bucket {self._bucket}", info)
 
-def _unavailable(what: str, error: OSError) -> EverloopError:
+
+def _unavailable(what: str, error: object) -> EverloopError:
     return EverloopError(Kind.UNAVAILABLE, "OBJECT_STORE_UNAVAILABLE", f"{what}: {error}")

@@ -1,11 +1,12 @@
-"""The ingest database: the writer's positions, the shards and their books, the dataset versions."""
+"""The ingest database: the writer's positions, the shards and their books, the dataset versions, the requests."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, astuple, replace
 from datetime import UTC, datetime
 
+import orjson
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
@@ -14,6 +15,9 @@ from everloop_ingest.domain import (
     Books,
     ObjectFile,
     Partition,
+    Pushed,
+    Reason,
+    Rejection,
     Rows,
     Shard,
     State,
@@ -66,6 +70,7 @@ shards = sa.Table(
     sa.Column("last_event_time", _Utc),
     sa.Column("create_time", _Utc),
     sa.Column("first_version", sa.BigInteger),
+    sa.Column("lost", sa.Boolean),
 )
 rejections = sa.Table(
     "rejections",
@@ -93,6 +98,7 @@ versions = sa.Table(
     sa.Column("size_bytes", sa.BigInteger),
     sa.Column("tag", sa.Text),
     sa.Column("commit", sa.String),
+    sa.Column("error", sa.Text),
 )
 cut_requests = sa.Table(
     "cut_requests",
@@ -100,6 +106,16 @@ cut_requests = sa.Table(
     sa.Column("pipeline", sa.String, primary_key=True),
     sa.Column("request_id", sa.String, primary_key=True),
     sa.Column("version", sa.BigInteger),
+    sa.Column("create_time", _Utc),
+)
+push_requests = sa.Table(
+    "push_requests",
+    metadata,
+    sa.Column("pipeline", sa.String, primary_key=True),
+    sa.Column("request_id", sa.String, primary_key=True),
+    sa.Column("digest", sa.LargeBinary),
+    sa.Column("rejections", sa.LargeBinary),
+    sa.Column("create_time", _Utc),
 )
 
 DeadLetter = tuple[str, bytes | None, bytes, list[tuple[str, bytes]]]
@@ -195,29 +211,33 @@ class Store:
     def begin_version(self, pipeline: str, request_id: str, now: datetime) -> Version | None:
         """The version of a request: the one it has, the newest where nothing is new, else a new one, CUTTING.
 
-        A new version takes every shard that is in none yet. None where there is no record at all.
+        A new version takes every shard that is in none yet; a version that failed is no answer. None where there is
+        no record at all.
         """
         with self._database.unit_of_work() as work:
-            if known := _requested(work.connection, pipeline, request_id):
+            known = _requested(work.connection, pipeline, request_id)
+            if known is not None and known.state is not State.FAILED:
                 return known
             newest = _newest(work.connection, pipeline)
-            shard_count = _claim_shards(work, pipeline, newest.number + 1 if newest else 1)
-            if shard_count is not None:
-                number = newest.number + 1 if newest else 1
-                newest = Version(pipeline, number, State.CUTTING, request_id, now, shard_count)
-                work.connection.execute(versions.insert().values(_columns(newest)))
-            if newest is not None:
-                row = {"pipeline": pipeline, "request_id": request_id, "version": newest.number}
-                work.connection.execute(cut_requests.insert().values(row))
-            return newest
+            number = newest.number + 1 if newest else 1
+            shard_count = _claim_shards(work, pipeline, number)
+            if shard_count is None:
+                answer = _newest(work.connection, pipeline, versions.c.state != State.FAILED)
+            else:
+                answer = Version(pipeline, number, State.CUTTING, request_id, now, shard_count)
+                work.connection.execute(versions.insert().values(_columns(answer)))
+            if answer is not None:
+                key = {"pipeline": pipeline, "request_id": request_id}
+                row = {"version": answer.number, "create_time": now}
+                insert = _insert(work, cut_requests).values(key | row)
+                work.connection.execute(
+                    insert.on_conflict_do_update(index_elements=list(key), set_=row)
+                )
+            return answer
 
     def shards_of(self, version: Version) -> list[str]:
         """Objects that a version is cut from, in the order in which they were stored."""
-        chosen = (
-            (shards.c.pipeline == version.pipeline)
-            & (shards.c.first_version <= version.number)
-            & (shards.c.key != "")
-        )
+        chosen = _stored(version.pipeline) & (shards.c.first_version <= version.number)
         with self._database.read() as connection:
             return list(
                 connection.execute(
@@ -234,10 +254,31 @@ class Store:
             if work.connection.execute(update).rowcount == 1:
                 work.publish(event)
 
-    def cutting(self) -> list[Version]:
-        """Versions that a crash may have left behind, oldest first."""
-        query = sa.select(versions).where(versions.c.state == State.CUTTING)
-        return self._versions(query.order_by(versions.c.create_time, versions.c.number))
+    def fail(self, version: Version, lost: Sequence[str]) -> None:
+        """Ends a version, `error` says why, whose objects `lost` are not there any more.
+
+        Its other shards are new again, and so would be a lost one that somebody brings back and marks as not lost.
+        """
+        row = (versions.c.pipeline == version.pipeline) & (versions.c.number == version.number)
+        update = versions.update().where(row & (versions.c.state == State.CUTTING))
+        stored = _stored(version.pipeline)
+        with self._database.unit_of_work() as work:
+            failed = update.values(state=version.state, error=version.error)
+            if work.connection.execute(failed).rowcount != 1:
+                return
+            mark = shards.update().where(stored & (shards.c.key == sa.bindparam("gone")))
+            work.connection.execute(
+                mark.values(lost=True, first_version=None), [{"gone": key} for key in lost]
+            )
+            release = shards.update().where(stored & (shards.c.first_version == version.number))
+            work.connection.execute(release.values(first_version=None))
+
+    def cutting(self, pipeline: str) -> list[Version]:
+        """Versions of a pipeline that a crash or an outage may have left behind, oldest first."""
+        query = sa.select(versions).where(
+            versions.c.pipeline == pipeline, versions.c.state == State.CUTTING
+        )
+        return self._versions(query.order_by(versions.c.number))
 
     def version(self, pipeline: str, number: int) -> Version | None:
         """One version; 0 means the newest that is available."""
@@ -253,6 +294,37 @@ class Store:
         if before is not None:
             query = query.where(versions.c.number < before)
         return self._versions(query.order_by(versions.c.number.desc()).limit(limit))
+
+    def pushed(self, pipeline: str, request_id: str) -> Pushed | None:
+        """What a push request was answered."""
+        with self._database.read() as connection:
+            return _pushed(connection, pipeline, request_id)
+
+    def answer_push(self, pipeline: str, request_id: str, answer: Pushed, now: datetime) -> Pushed:
+        """Remembers the answer of a push request; returns the first one that was."""
+        row = {
+            "pipeline": pipeline,
+            "request_id": request_id,
+            "digest": answer.digest,
+            "rejections": orjson.dumps([astuple(item) for item in answer.rejections]),
+            "create_time": now,
+        }
+        with self._database.unit_of_work() as work:
+            insert = _insert(work, push_requests).values(row)
+            work.connection.execute(insert.on_conflict_do_nothing())
+            return _pushed(work.connection, pipeline, request_id) or answer
+
+    def forget_requests(self, before: datetime, limit: int) -> int:
+        """Deletes requests from before a moment, the oldest `limit` of each kind; returns how many it were."""
+        gone = 0
+        for table in (cut_requests, push_requests):
+            key = table.c.pipeline, table.c.request_id
+            old = sa.select(*key).where(table.c.create_time < before)
+            oldest = old.order_by(table.c.create_time).limit(limit)
+            with self._database.unit_of_work() as work:
+                delete = table.delete().where(sa.tuple_(*key).in_(oldest))
+                gone += work.connection.execute(delete).rowcount
+        return gone
 
     def _versions(self, query: sa.Select[tuple[object, ...]]) -> list[Version]:
         with self._database.read() as connection:
@@ -299,16 +371,19 @@ def _record(work: UnitOfWork, shard: Shard) -> None:
         )
 
 
+def _stored(pipeline: str) -> sa.ColumnElement[bool]:
+    """Shards whose object is there."""
+    return (shards.c.pipeline == pipeline) & (shards.c.key != "") & shards.c.lost.is_(False)
+
+
 def _new(pipeline: str) -> sa.ColumnElement[bool]:
-    return (
-        (shards.c.pipeline == pipeline) & shards.c.first_version.is_(None) & (shards.c.accepted > 0)
-    )
+    return _stored(pipeline) & shards.c.first_version.is_(None)
 
 
 def _claim_shards(work: UnitOfWork, pipeline: str, number: int) -> int | None:
     """Gives what is new to version `number`; the number of all its shards, None where nothing is new."""
     records = sa.select(sa.func.coalesce(sa.func.sum(shards.c.accepted - shards.c.actuals), 0))
-    stored = (shards.c.pipeline == pipeline) & (shards.c.accepted > 0)
+    stored = _stored(pipeline)
     if not work.connection.execute(records.where(stored)).scalar_one():
         return None  # labels alone make no version
     claim = shards.update().where(_new(pipeline)).values(first_version=number)
@@ -327,8 +402,19 @@ def _requested(connection: sa.Connection, pipeline: str, request_id: str) -> Ver
     return _version(row) if row else None
 
 
-def _newest(connection: sa.Connection, pipeline: str) -> Version | None:
-    query = sa.select(versions).where(versions.c.pipeline == pipeline)
+def _pushed(connection: sa.Connection, pipeline: str, request_id: str) -> Pushed | None:
+    chosen = (push_requests.c.pipeline == pipeline) & (push_requests.c.request_id == request_id)
+    row = connection.execute(sa.select(push_requests).where(chosen)).first()
+    if row is None:
+        return None
+    found = orjson.loads(row.rejections)
+    return Pushed(row.digest, [Rejection(item[0], Reason(item[1]), *item[2:]) for item in found])
+
+
+def _newest(
+    connection: sa.Connection, pipeline: str, *which: sa.ColumnElement[bool]
+) -> Version | None:
+    query = sa.select(versions).where(versions.c.pipeline == pipeline, *which)
     row = connection.execute(query.order_by(versions.c.number.desc()).limit(1)).first()
     return _version(row) if row else None
 
@@ -347,17 +433,8 @@ def _version(row: sa.Row[tuple[object, ...]]) -> Version:
     base = Version(
         row.pipeline, row.number, State(row.state), row.cause_id, row.create_time, row.shards
     )
-    if base.state is State.CUTTING:
-        return base
+    if base.state is not State.AVAILABLE:
+        return replace(base, error=row.error)
     rows = Rows(row.rows, row.labelled_rows, row.first_event_time, row.last_event_time)
     file = ObjectFile(row.path, row.uri, row.md5, row.size_bytes, row.tag, row.commit)
-    return Version(
-        base.pipeline,
-        base.number,
-        base.state,
-        base.cause_id,
-        base.create_time,
-        base.shards,
-        rows,
-        file,
-    )
+    return replace(base, rows=rows, file=file)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import tempfile
 from pathlib import Path
 
 from everloop_runtime.errors import EverloopError, Kind
+from everloop_runtime.mlflow_errors import translated
 
 __all__ = ["MlflowReferences"]
 
-_ARTIFACT = "everloop/reference.parquet"
+_FOLDER, _FILE = "everloop", "reference.parquet"
 
 
 class MlflowReferences:
@@ -22,33 +24,37 @@ class MlflowReferences:
         # MLflow reads these itself, at every call; its defaults would hold the worker for minutes.
         os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(timeout_seconds)
         os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "1"
+        os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"  # it would draw into the log
 
     def load(self, run_id: str) -> bytes:
         """See `References.load`."""
         # Importing MLflow takes seconds: on the worker's thread, not at the start of the service.
-        from mlflow import MlflowClient
-        from mlflow.exceptions import MlflowException
+        from mlflow import MlflowClient, artifacts
 
-        with tempfile.TemporaryDirectory(prefix="everloop-monitor-") as folder:
-            try:
-                path = MlflowClient(tracking_uri=self._uri).download_artifacts(
-                    run_id, _ARTIFACT, folder
-                )
-                return Path(path).read_bytes()
-            except MlflowException as error:
-                if error.get_http_status_code() == 404:
+        with translated():
+            run = MlflowClient(tracking_uri=self._uri).get_run(run_id)
+        folder = f"{run.info.artifact_uri}/{_FOLDER}"
+        try:
+            with (
+                tempfile.TemporaryDirectory(prefix="everloop-monitor-") as here,
+                translated(files=True),
+            ):
+                # A file that is not there and an object store that is away fail alike: the list tells them apart.
+                listed = artifacts.list_artifacts(folder, tracking_uri=self._uri)
+                if _FILE not in [posixpath.basename(item.path) for item in listed]:
                     raise EverloopError(
                         Kind.NOT_FOUND,
                         "REFERENCE_NOT_FOUND",
-                        f"run {run_id} has no {_ARTIFACT}: {error}",
+                        f"run {run_id} has no {_FOLDER}/{_FILE}",
                         run_id=run_id,
-                    ) from error
-                raise EverloopError(
-                    Kind.UNAVAILABLE, "MLFLOW_UNAVAILABLE", f"MLflow does not answer: {error}"
-                ) from error
-            except OSError as error:
-                raise EverloopError(
-                    Kind.UNAVAILABLE,
-                    "MLFLOW_UNAVAILABLE",
-                    f"{_ARTIFACT} of run {run_id} cannot be fetched: {error}",
-                ) from error
+                    )
+                path = artifacts.download_artifacts(
+                    f"{folder}/{_FILE}", dst_path=here, tracking_uri=self._uri
+                )
+                return Path(path).read_bytes()
+        except OSError as error:
+            raise EverloopError(
+                Kind.UNAVAILABLE,
+                "MLFLOW_UNAVAILABLE",
+                f"{_FOLDER}/{_FILE} of run {run_id} cannot be fetched: {error}",
+            ) from error

@@ -23,6 +23,7 @@ __all__ = ["NannymlDetectors"]
 log = logging.getLogger(__name__)
 
 _SCORE, _LABEL, _TARGET = "everloop_score", "everloop_label", "everloop_target"
+_NUMBERS, _TEXTS = (FieldType.INT, FieldType.FLOAT), (FieldType.STRING, FieldType.BOOL)
 _REFERENCE_PARTS = 10
 """Parts of the reference sample whose spread says what reconstruction error is normal."""
 _PROBLEMS = {Task.BINARY: "classification_binary", Task.REGRESSION: "regression"}
@@ -64,58 +65,72 @@ class NannymlDetectors:
 
 
 class _NannymlDetector:
-    """Calculators of one model version. Each takes a chunk as a whole, and only the columns it needs."""
+    """Calculators of one model version. Each takes a chunk as a whole, and only the columns it needs.
+
+    What the sample cannot teach is left out: drift of columns it lacks, performance where it holds too few labels.
+    """
 
     def __init__(self, pipeline: Pipeline, sample: pd.DataFrame) -> None:
         import nannyml as nml
 
         self._pipeline = pipeline
-        rule = pipeline.monitoring
+        self._whole = nml.CountBasedChunker(chunk_number=1)
         reference = _reference(pipeline, sample)
         self._numbers = [
             name
             for name, spec in pipeline.inputs.items()
-            if spec.type in (FieldType.INT, FieldType.FLOAT)
-            and reference.get(name, pd.Series(dtype=float)).notna().any()
+            if spec.type in _NUMBERS and name in reference and reference[name].notna().any()
         ]
         self._texts = [
             name
             for name, spec in pipeline.inputs.items()
-            if spec.type in (FieldType.STRING, FieldType.BOOL) and name in reference
+            if spec.type in _TEXTS and name in reference
         ]
-        self._whole = nml.CountBasedChunker(chunk_number=1)
-        self._univariate: Any = nml.UnivariateDriftCalculator(
-            column_names=[*self._numbers, *self._texts],
-            treat_as_numerical=self._numbers,
-            treat_as_categorical=self._texts,
-            continuous_methods=[rule.drift.method],
-            categorical_methods=[rule.drift.method],
-            # The pipeline's rule judges; NannyML's own thresholds would cost a pass over the sample.
-            thresholds={
-                rule.drift.method: nml.thresholds.ConstantThreshold(upper=rule.drift.threshold)
-            },
-            chunker=self._whole,
-        ).fit(reference[[*self._numbers, *self._texts]])
-        self._reconstruction: Any = None
-        if len(self._numbers) > 1:
-            self._reconstruction = nml.DataReconstructionDriftCalculator(
-                column_names=self._numbers, chunk_number=_REFERENCE_PARTS
-            ).fit(reference[self._numbers])
-            self._reconstruction.chunker = self._whole
+        self._univariate = self._fit_univariate(nml, reference)
+        self._reconstruction = self._fit_reconstruction(nml, reference)
         self.reference: float | None = None
         self._categories: dict[str, pd.Index[Any]] = {}
         self._performance: Any = None
         self._estimator: Any = None
-        metric, task = rule.performance.metric, pipeline.target.task
-        if metric in _METRICS.get(task, ()):
-            self._fit_performance(nml, reference, metric, task)
+        metric, task = pipeline.monitoring.performance.metric, pipeline.target.task
+        labelled = reference[reference[_TARGET].notna() & np.isfinite(reference[_SCORE])]
+        classes = labelled[_TARGET].nunique()
+        if metric not in _METRICS.get(task, ()):
+            self._unmeasured(f"{metric} is not measured for {task} targets")
+        elif classes < 2:
+            self._unmeasured(f"the labels of the reference sample hold {classes} different values")
         else:
-            log.warning(
-                "pipeline %s: %s is not measured for %s targets", pipeline.name, metric, task
-            )
+            self._fit_performance(nml, labelled, metric, task)
 
-    def _fit_performance(self, nml: Any, reference: pd.DataFrame, metric: str, task: Task) -> None:
-        labelled = reference[reference[_TARGET].notna()]
+    def _unmeasured(self, why: str) -> None:
+        log.warning("pipeline %s: performance is not watched: %s", self._pipeline.name, why)
+
+    def _fit_univariate(self, nml: Any, reference: pd.DataFrame) -> Any:
+        columns = [*self._numbers, *self._texts]
+        if not columns:
+            return None
+        rule = self._pipeline.monitoring.drift
+        return nml.UnivariateDriftCalculator(
+            column_names=columns,
+            treat_as_numerical=self._numbers,
+            treat_as_categorical=self._texts,
+            continuous_methods=[rule.method],
+            categorical_methods=[rule.method],
+            # The pipeline's rule judges; NannyML's own thresholds would cost a pass over the sample.
+            thresholds={rule.method: nml.thresholds.ConstantThreshold(upper=rule.threshold)},
+            chunker=self._whole,
+        ).fit(reference[columns])
+
+    def _fit_reconstruction(self, nml: Any, reference: pd.DataFrame) -> Any:
+        if len(self._numbers) < 2:
+            return None
+        calculator = nml.DataReconstructionDriftCalculator(
+            column_names=self._numbers, chunk_number=_REFERENCE_PARTS
+        ).fit(reference[self._numbers])
+        calculator.chunker = self._whole
+        return calculator
+
+    def _fit_performance(self, nml: Any, labelled: pd.DataFrame, metric: str, task: Task) -> None:
         columns = [_SCORE, _LABEL, _TARGET]
         options: dict[str, Any] = {"metrics": [metric], "y_true": _TARGET, "chunker": self._whole}
         classes = {"y_pred_proba": _SCORE, "y_pred": _LABEL}
@@ -125,7 +140,7 @@ class _NannymlDetector:
             )
         else:
             classes = {"y_pred": _SCORE}
-            self._categories = {name: pd.Index(reference[name].unique()) for name in self._texts}
+            self._categories = {name: pd.Index(labelled[name].unique()) for name in self._texts}
             inputs = [*self._numbers, *self._texts]
             self._estimator = nml.DLE(feature_column_names=inputs, **options, **classes).fit(
                 self._coded(labelled[[*inputs, *columns]])
@@ -141,41 +156,43 @@ class _NannymlDetector:
             {name: rows.numbers[name] for name in self._numbers}
             | {name: rows.texts[name] for name in self._texts}
         )
-        method, metric = (
-            self._pipeline.monitoring.drift.method,
-            self._pipeline.monitoring.performance.metric,
-        )
-        with np.errstate(invalid="ignore"):
-            drift = self._univariate.calculate(features).filter(period="analysis").data
-        distances = {
-            name: _distance(float(drift[name, method, "value"].iloc[0]), features[name])
-            for name in (*self._numbers, *self._texts)
-        }
         error = limit = None
         if self._reconstruction is not None:
             result = self._reconstruction.calculate(features[self._numbers])
             error = _value(result, "reconstruction_error", "analysis")
             limit = _value(result, "reconstruction_error", "analysis", "upper_threshold")
-        estimated = None
-        if self._estimator is not None:
-            outputs = self._outputs(rows)
-            binary = self._pipeline.target.task is Task.BINARY
-            data = outputs if binary else self._coded(features).join(outputs)
-            estimated = _value(self._estimator.estimate(data), metric, "analysis")
-        return Readings(distances, error, limit, estimated)
+        return Readings(self._distances(features), error, limit, self._estimate(rows, features))
+
+    def _distances(self, features: pd.DataFrame) -> dict[str, float]:
+        if self._univariate is None:
+            return {}
+        method = self._pipeline.monitoring.drift.method
+        with np.errstate(invalid="ignore"):
+            drift = self._univariate.calculate(features).filter(period="analysis").data
+        return {
+            name: _distance(float(drift[name, method, "value"].iloc[0]), features[name])
+            for name in (*self._numbers, *self._texts)
+        }
+
+    def _estimate(self, rows: Rows, features: pd.DataFrame) -> float | None:
+        outputs = self._outputs(rows)
+        if self._estimator is None or outputs.empty:
+            return None
+        if self._pipeline.target.task is not Task.BINARY:
+            outputs = self._coded(features).join(outputs, how="right")
+        metric = self._pipeline.monitoring.performance.metric
+        return _value(self._estimator.estimate(outputs), metric, "analysis")
 
     def realised(self, rows: Rows, actuals: Sequence[str | None]) -> float | None:
         """See `Detector.realised`."""
         if self._performance is None:
             return None
-        data = self._outputs(rows)
-        task = self._pipeline.target.task
-        data[_TARGET] = [None if label is None else _target(label, task) for label in actuals]
-        data = data[data[_TARGET].notna()].astype({_TARGET: float})
-        if data.empty or (task is Task.BINARY and data[_TARGET].nunique() < 2):
-            return None
-        metric = self._pipeline.monitoring.performance.metric
-        return _value(self._performance.calculate(data), metric, "analysis")
+        task, metric = self._pipeline.target.task, self._pipeline.monitoring.performance.metric
+        targets = [_target(label, task) for label in actuals]
+        data = self._outputs(rows).join(pd.Series(targets, name=_TARGET, dtype=np.float64))
+        data = data[data[_TARGET].notna()]
+        # NannyML finds no ROC curve and no F1 in a single class: NaN, which is None.
+        return None if data.empty else _value(self._performance.calculate(data), metric, "analysis")
 
     def _coded(self, features: pd.DataFrame) -> pd.DataFrame:
         """Texts as numbers, as DLE's own encoder would; it cannot read pandas 3's string columns."""
@@ -186,9 +203,11 @@ class _NannymlDetector:
         return features.assign(**codes)
 
     def _outputs(self, rows: Rows) -> pd.DataFrame:
-        return pd.DataFrame(
+        """Scores and labels by row number, without the rows for which the model gave no finite score."""
+        outputs = pd.DataFrame(
             {_SCORE: rows.scores, _LABEL: np.asarray(rows.labels == "true", dtype=np.float64)}
         )
+        return outputs[np.isfinite(rows.scores)]
 
 
 def _reference(pipeline: Pipeline, sample: pd.DataFrame) -> pd.DataFrame:
@@ -197,7 +216,7 @@ def _reference(pipeline: Pipeline, sample: pd.DataFrame) -> pd.DataFrame:
     for name, spec in pipeline.inputs.items():
         if name not in sample:
             continue  # the version learned before the pipeline had this field
-        if spec.type in (FieldType.INT, FieldType.FLOAT):
+        if spec.type in _NUMBERS:
             frame[name] = pd.to_numeric(sample[name]).astype("float64").to_numpy()
         elif spec.type is FieldType.BOOL:
             frame[name] = (
@@ -226,13 +245,18 @@ def _distance(value: float, column: pd.Series[Any]) -> float:
     return value
 
 
-def _target(label: str, task: Task) -> float:
-    if task is Task.REGRESSION:
-        return float(label)
-    return 1.0 if label == "true" else 0.0
+def _target(label: str | None, task: Task) -> float:
+    """The label as a number; NaN where there is none, or one that the task does not know."""
+    if label is None or task is not Task.REGRESSION:
+        return {"true": 1.0, "false": 0.0}.get(label or "", math.nan)
+    try:
+        value = float(label)
+    except ValueError:
+        return math.nan
+    return value if math.isfinite(value) else math.nan
 
 
 def _value(result: Any, measure: str, period: str, field: str = "value") -> float | None:
     """One number of a NannyML result with a single chunk; None where it is not defined."""
     value = result.filter(period=period).data[measure, field].iloc[0]
-    return None if value is None or math.isnan(value) else float(value)
+    return None if value is None or not math.isfinite(value) else float(value)

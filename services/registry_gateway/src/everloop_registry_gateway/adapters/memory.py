@@ -67,7 +67,7 @@ class MemoryRegistry:
         if version not in self.models.get(model, _Model()).versions:
             raise EverloopError(
                 Kind.NOT_FOUND,
-                "VERSION_NOT_IN_MLFLOW",
+                "NOT_IN_MLFLOW",
                 f"the registry holds no version {version} of {model}",
             )
 

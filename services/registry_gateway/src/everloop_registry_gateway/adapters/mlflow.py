@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 from everloop_runtime.errors import EverloopError, Kind
+from everloop_runtime.mlflow_errors import translated
 
 __all__ = ["MlflowRegistry"]
 
@@ -35,7 +35,7 @@ class MlflowRegistry:
         self, model: str, training_id: str, run_id: str, source: str, tags: Mapping[str, str]
     ) -> int:
         """Finds the version by its run and training, or makes it; sets no tags of one that is there."""
-        with _translated():
+        with translated():
             found = self._find(model, training_id, run_id)
             if found:
                 return found
@@ -54,7 +54,7 @@ class MlflowRegistry:
     def aliases(self, model: str) -> Mapping[str, int]:
         """Asks for the model itself: a search for versions returns them without aliases."""
         try:
-            with _translated():
+            with translated():
                 found = self._client.get_registered_model(model).aliases
         except EverloopError as error:
             if error.kind is Kind.NOT_FOUND:
@@ -64,29 +64,29 @@ class MlflowRegistry:
 
     def set_alias(self, model: str, alias: str, version: int) -> None:
         """Sets it, whatever it stood for."""
-        with _translated():
+        with translated():
             self._client.set_registered_model_alias(model, alias, str(version))
 
     def delete_alias(self, model: str, alias: str) -> None:
         """Deletes it."""
-        with _translated():
+        with translated():
             self._client.delete_registered_model_alias(model, alias)
 
     def set_tags(self, model: str, version: int, tags: Mapping[str, str]) -> None:
         """Sets one after the other."""
-        with _translated():
+        with translated():
             for key, value in tags.items():
                 self._client.set_model_version_tag(model, str(version), key, value)
 
     def tags(self, model: str, version: int) -> Mapping[str, str]:
         """Tags of a version."""
-        with _translated():
+        with translated():
             tags: dict[str, str] = self._client.get_model_version(model, str(version)).tags
             return tags
 
     def check_version(self, model: str, version: int) -> None:
         """Asks for the version."""
-        with _translated():
+        with translated():
             self._client.get_model_version(model, str(version))
 
     def _find(self, model: str, training_id: str, run_id: str) -> int:
@@ -125,25 +125,3 @@ class MlflowRegistry:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    """Turns MLflow's errors into ours."""
-    from mlflow.exceptions import MlflowException
-    from requests import exceptions as http
-
-    try:
-        yield
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            raise EverloopError(Kind.NOT_FOUND, "VERSION_NOT_IN_MLFLOW", error.message) from error
-        # MLflow's client says INTERNAL_ERROR for every failed request and keeps the reason as context.
-        origin = error.__cause__ or error.__context__
-        away = isinstance(origin, http.ConnectionError | http.Timeout | http.RetryError)
-        # A 500 may be this request's own fault: tried a finite number of times, not for ever.
-        if away and "too many 500 error responses" not in str(origin):
-            raise EverloopError(
-                Kind.UNAVAILABLE, "MLFLOW_UNAVAILABLE", "MLflow does not answer: try again"
-            ) from error
-        raise EverloopError(Kind.INTERNAL, "MLFLOW_FAILED", f"MLflow: {error.message}") from error

@@ -213,18 +213,18 @@ class Store:
         )
 
     def page_of_versions(
-        self, model: str, before: int, size: int
-    ) -> tuple[list[ModelVersion], int]:
-        """Versions, newest first, and where the next page begins (0 at the end)."""
+        self, model: str, before: int | None, size: int
+    ) -> tuple[list[ModelVersion], str]:
+        """Versions, newest first, and the token of the next page (empty at the end)."""
         query = (
             sa.select(versions.c.id, *_VERSION)
             .join(models)
-            .where(_of(versions, model), versions.c.id < before if before else sa.true())
+            .where(_of(versions, model), _below(versions.c.id, before))
             .order_by(versions.c.id.desc())
             .limit(size + 1)
         )
         rows = self._connection.execute(query).mappings().all()
-        following = rows[size - 1]["id"] if len(rows) > size else 0
+        following = str(rows[size - 1]["id"]) if len(rows) > size else ""
         return [_version(row) for row in rows[:size]], following
 
     def count_by_stage(self) -> dict[tuple[str, str], int]:
@@ -383,20 +383,26 @@ class Store:
         query = audit.select().where(audit.c.model == model, audit.c.version == version)
         return _entries(self._connection.execute(query.order_by(audit.c.id)).mappings())
 
-    def page_of_audit(self, model: str, before: int, size: int) -> tuple[list[AuditEntry], int]:
-        """Entries, newest first, and where the next page begins (0 at the end)."""
+    def page_of_audit(
+        self, model: str, before: int | None, size: int
+    ) -> tuple[list[AuditEntry], str]:
+        """Entries, newest first, and the token of the next page (empty at the end)."""
         query = (
             audit.select()
-            .where(_of(audit, model), audit.c.id < before if before else sa.true())
+            .where(_of(audit, model), _below(audit.c.id, before))
             .order_by(audit.c.id.desc())
             .limit(size + 1)
         )
         entries = _entries(self._connection.execute(query).mappings())
-        return entries[:size], entries[size - 1].id if len(entries) > size else 0
+        return entries[:size], str(entries[size - 1].id) if len(entries) > size else ""
 
 
 def _of(table: sa.Table, model: str) -> sa.ColumnElement[bool]:
     return table.c.model == model if model else sa.true()
+
+
+def _below(column: sa.Column[Any], position: int | None) -> sa.ColumnElement[bool]:
+    return sa.true() if position is None else column < position
 
 
 def _text(time: datetime) -> str:

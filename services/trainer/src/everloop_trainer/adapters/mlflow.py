@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import tempfile
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -20,6 +21,8 @@ from mlflow.utils.time import get_current_time_millis
 from onnx import TensorProto
 
 from everloop_contracts.pipeline import Pipeline
+from everloop_runtime.errors import EverloopError, Kind
+from everloop_runtime.mlflow_errors import translated
 from everloop_trainer.domain import Trained, Training
 from everloop_trainer.ports import Artifacts
 
@@ -39,7 +42,10 @@ class MlflowTracking:
     """Implements `Tracking` and the loading of earlier models."""
 
     def __init__(self, uri: str) -> None:
-        """Takes the address of the tracking server."""
+        """Takes the address of the tracking server; a call that gets no answer gives up after half a minute."""
+        # MLflow reads these itself, at every call. Its own patience is minutes, in which no other training could run.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
         mlflow.set_tracking_uri(uri)
         self._client = mlflow.MlflowClient(uri)
         # Inferring requirements loads the model in a process of its own, which takes most of the logging.
@@ -50,16 +56,21 @@ class MlflowTracking:
 
     def open_run(self, training: Training) -> str:
         """The run of a training, by its id: the same one after a crash."""
-        experiment = self._experiment(training.pipeline)
+        with translated():
+            experiment = self._client.get_experiment_by_name(training.pipeline)
+            number = (
+                experiment.experiment_id
+                if experiment
+                else self._client.create_experiment(training.pipeline)
+            )
+            run = self._find(number, training) or self._create(number, training)
+            return str(run.info.run_id)
+
+    def _find(self, experiment: str, training: Training) -> Run | None:
         found = self._client.search_runs(
             [experiment], f"tags.`{TRAINING_ID}` = '{training.id}'", max_results=1
         )
-        run: Run = found[0] if found else self._create(experiment, training)
-        return str(run.info.run_id)
-
-    def _experiment(self, name: str) -> str:
-        found = self._client.get_experiment_by_name(name)
-        return str(found.experiment_id if found else self._client.create_experiment(name))
+        return found[0] if found else None
 
     def _create(self, experiment: str, training: Training) -> Run:
         dataset = training.dataset
@@ -85,14 +96,15 @@ class MlflowTracking:
         failed: bool,
     ) -> None:
         """Writes one ended trial down as a child of the run, in three calls."""
-        parent = self._client.get_run(run_id)
-        run = self._client.create_run(
-            parent.info.experiment_id,
-            tags={"mlflow.parentRunId": run_id, "everloop.trial_id": trial_id},
-            run_name=f"{family} {trial_id}",
-        )
-        self._log(run.info.run_id, metrics, {"family": family, **params})
-        self._client.set_terminated(run.info.run_id, "FAILED" if failed else "FINISHED")
+        with translated():
+            parent = self._client.get_run(run_id)
+            run = self._client.create_run(
+                parent.info.experiment_id,
+                tags={"mlflow.parentRunId": run_id, "everloop.trial_id": trial_id},
+                run_name=f"{family} {trial_id}",
+            )
+            self._log(run.info.run_id, metrics, {"family": family, **params})
+            self._client.set_terminated(run.info.run_id, "FAILED" if failed else "FINISHED")
 
     def _log(self, run_id: str, metrics: Mapping[str, float], params: Mapping[str, Any]) -> None:
         now = get_current_time_millis()
@@ -103,9 +115,21 @@ class MlflowTracking:
         )
 
     def finished(self, run_id: str) -> Trained | None:
-        """What an earlier attempt logged completely, if one did."""
-        text = self._client.get_run(run_id).data.tags.get(TRAINED)
+        """What an earlier attempt logged completely, if one did; it may have died before it ended the run."""
+        with translated():
+            run = self._client.get_run(run_id)
+            text = run.data.tags.get(TRAINED)
+            if text and run.info.status != "FINISHED":
+                self._client.set_terminated(run_id, "FINISHED")
         return Trained(**json.loads(text)) if text else None
+
+    def fail(self, training: Training) -> None:
+        """Ends the run of a training as failed; nothing happens if it has none."""
+        with translated():
+            experiment = self._client.get_experiment_by_name(training.pipeline)
+            run = self._find(experiment.experiment_id, training) if experiment else None
+            if run:
+                self._client.set_terminated(run.info.run_id, "FAILED")
 
     def log_model(
         self,
@@ -121,17 +145,19 @@ class MlflowTracking:
         with tempfile.TemporaryDirectory() as folder:
             for name, content in artifacts.files.items():
                 (Path(folder) / name).write_bytes(content)
-            self._client.log_artifacts(run_id, folder, FILES)
-        with mlflow.start_run(run_id=run_id, log_system_metrics=False):
-            mlflow.onnx.log_model(
-                model,
-                name=MODEL,
-                signature=_signature(model),
-                pip_requirements=self._requirements,
-                onnx_execution_providers=["CPUExecutionProvider"],
-                # One file with everything in it: its SHA-256 is what the registry and inference verify.
-                save_as_external_data=False,
-            )
+            with translated(files=True):
+                self._client.log_artifacts(run_id, folder, FILES)
+        with translated(), mlflow.start_run(run_id=run_id, log_system_metrics=False):
+            with translated(files=True):
+                mlflow.onnx.log_model(
+                    model,
+                    name=MODEL,
+                    signature=_signature(model),
+                    pip_requirements=self._requirements,
+                    onnx_execution_providers=["CPUExecutionProvider"],
+                    # One file with everything in it: its SHA-256 is what the registry and inference verify.
+                    save_as_external_data=False,
+                )
             metrics = trained.metrics | {
                 f"baseline_{name}": value for name, value in trained.baseline_metrics.items()
             }
@@ -148,8 +174,20 @@ class MlflowTracking:
 
     def load(self, run_id: str) -> tuple[bytes, dict[str, Any]]:
         """The ONNX model of a run, and its manifest."""
-        model = mlflow.onnx.load_model(f"runs:/{run_id}/{MODEL}")
-        manifest = mlflow.artifacts.load_dict(f"runs:/{run_id}/{FILES}/manifest.json")
+        with translated():
+            info = self._client.get_run(run_id).info
+            logged = self._client.search_logged_models(
+                [info.experiment_id],
+                filter_string=f"name = '{MODEL}' AND source_run_id = '{run_id}'",
+                order_by=[{"field_name": "creation_timestamp", "ascending": False}],
+                max_results=1,
+            )
+        if not logged:
+            raise EverloopError(Kind.NOT_FOUND, "NOT_IN_MLFLOW", f"run {run_id} has no model")
+        # Not by `runs:/`: there MLflow calls every failure, an outage too, a file that does not exist.
+        with translated(files=True):
+            model = mlflow.onnx.load_model(logged[0].model_uri)
+            manifest = mlflow.artifacts.load_dict(f"{info.artifact_uri}/{FILES}/manifest.json")
         return model.SerializeToString(), manifest
 
 

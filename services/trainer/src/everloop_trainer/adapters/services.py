@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 from everloop_contracts.stubs.everloop.ingest.v1 import ingest_pb2, ingest_pb2_grpc
 from everloop_contracts.stubs.everloop.registry.v1 import registry_pb2, registry_pb2_grpc
 from everloop_runtime.clients import call, channel
-from everloop_runtime.errors import EverloopError, Kind
+from everloop_runtime.errors import EverloopError, Kind, waiting_mends
 from everloop_trainer.domain import Dataset
 from everloop_trainer.messages import dataset_of
 from everloop_trainer.ports import Incumbent
@@ -77,14 +77,14 @@ class RegistryProduction:
 
 
 def _patiently(ask: Callable[[], Answer], seconds: float) -> Answer:
-    """Asks again while the service is unavailable, for at most `seconds`; both questions may be repeated."""
+    """Asks again while waiting mends it, for at most `seconds`; all questions may be repeated."""
     deadline = time.monotonic() + seconds
     pause = 0.2
     while True:
         try:
             return ask()
         except EverloopError as error:
-            if error.kind is not Kind.UNAVAILABLE or time.monotonic() + pause > deadline:
+            if not waiting_mends(error) or time.monotonic() + pause > deadline:
                 raise
             log.warning("asking again in %.1f s: %s", pause, error)
         time.sleep(pause)

@@ -1,19 +1,22 @@
-"""The trainings table, and every statement that touches it."""
+"""The tables of trainings and of requests for them, and every statement that touches them."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
 from pydantic import TypeAdapter
+from sqlalchemy.dialects import postgresql, sqlite
 
 from everloop_trainer.domain import Cause, Dataset, Progress, State, Training
 
 __all__ = [
     "add",
+    "ask",
+    "asked",
     "by_cause",
     "by_id",
     "counts",
@@ -23,6 +26,7 @@ __all__ = [
     "set_run",
     "set_state",
     "start",
+    "take_back",
     "waiting",
 ]
 
@@ -51,6 +55,36 @@ _trainings = sa.Table(
     sa.Column("error", sa.Text),
 )
 _c = _trainings.c
+_requests = sa.Table(
+    "requests",
+    sa.MetaData(),
+    sa.Column("pipeline", sa.String(63), primary_key=True),
+    sa.Column("cause_id", sa.String(200), primary_key=True),
+    sa.Column("cause", sa.String(16)),
+    sa.Column("create_time", sa.DateTime),
+)
+
+
+def ask(
+    connection: sa.Connection, pipeline: str, cause_id: str, cause: Cause, keep: timedelta
+) -> None:
+    """Notes a request for a training; forgets those older than `keep`."""
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    values = {"pipeline": pipeline, "cause_id": cause_id, "cause": cause.value}
+    connection.execute(_requests.delete().where(_requests.c.create_time < _now() - keep))
+    connection.execute(
+        dialect.insert(_requests).values(create_time=_now(), **values).on_conflict_do_nothing()
+    )
+
+
+def asked(connection: sa.Connection, pipeline: str, cause_id: str) -> Cause | None:
+    """Why a training was asked for under this id; None if it was not."""
+    found = connection.scalar(
+        sa.select(_requests.c.cause).where(
+            _requests.c.pipeline == pipeline, _requests.c.cause_id == cause_id
+        )
+    )
+    return Cause(found) if found else None
 
 
 def add(
@@ -134,6 +168,13 @@ def start(connection: sa.Connection, training_id: str) -> None:
             attempts=_c.attempts + 1,
             start_time=sa.func.coalesce(_c.start_time, sa.literal(_now(), sa.DateTime)),
         )
+    )
+
+
+def take_back(connection: sa.Connection, training_id: str) -> None:
+    """Takes an attempt back that came to nothing through no fault of the training."""
+    connection.execute(
+        _trainings.update().where(_c.id == training_id).values(attempts=_c.attempts - 1)
     )
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from everloop.stack.endpoints import Endpoints
 from everloop.stack.home import Home
 from everloop.stack.part import Part
 from everloop.stack.parts import kafka, mlflow, ray, s3, services
 
-__all__ = ["INFRA", "SERVICES", "build"]
+__all__ = ["INFRA", "SERVICES", "Catalog", "build"]
 
 INFRA = ("kafka", "s3", "mlflow", "ray")
 SERVICES = ("ingest", "registry_gateway", "trainer", "inference", "monitor")
+
+Catalog = Callable[[Home, Endpoints], Sequence[Part]]
+"""Describes the parts of a stack; `build` is the real one, tests have their own."""
 
 
 def build(home: Home, endpoints: Endpoints) -> list[Part]:

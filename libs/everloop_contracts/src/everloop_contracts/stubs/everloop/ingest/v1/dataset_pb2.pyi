@@ -38,6 +38,8 @@ class DatasetVersion(_message.Message):
         """Being written; not readable yet."""
         STATE_AVAILABLE: DatasetVersion._State.ValueType  # 2
         """Complete, pushed and announced."""
+        STATE_FAILED: DatasetVersion._State.ValueType  # 3
+        """Given up, `error` says why; it has no rows and no tag. What is left of its data goes into the next version."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
         """Life of a dataset version."""
@@ -48,6 +50,8 @@ class DatasetVersion(_message.Message):
     """Being written; not readable yet."""
     STATE_AVAILABLE: DatasetVersion.State.ValueType  # 2
     """Complete, pushed and announced."""
+    STATE_FAILED: DatasetVersion.State.ValueType  # 3
+    """Given up, `error` says why; it has no rows and no tag. What is left of its data goes into the next version."""
 
     PIPELINE_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
@@ -63,6 +67,7 @@ class DatasetVersion(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     SHARDS_FIELD_NUMBER: _builtins.int
     CAUSE_ID_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
     pipeline: _builtins.str
     """Name of the pipeline the rows belong to."""
     version: _builtins.int
@@ -83,6 +88,8 @@ class DatasetVersion(_message.Message):
     """Shards the version was cut from."""
     cause_id: _builtins.str
     """Id of the event or request that caused the cut."""
+    error: _builtins.str
+    """Why the version failed, for a person; empty in every other state."""
     @_builtins.property
     def objects(self) -> _containers.RepeatedCompositeFieldContainer[Global___DatasetObject]:
         """Files of the version, in path order."""
@@ -116,10 +123,11 @@ class DatasetVersion(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         shards: _builtins.int = ...,
         cause_id: _builtins.str = ...,
+        error: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "first_event_time", b"first_event_time", "last_event_time", b"last_event_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause_id", b"cause_id", "create_time", b"create_time", "first_event_time", b"first_event_time", "git_commit", b"git_commit", "git_tag", b"git_tag", "git_url", b"git_url", "labelled_rows", b"labelled_rows", "last_event_time", b"last_event_time", "objects", b"objects", "pipeline", b"pipeline", "rows", b"rows", "shards", b"shards", "state", b"state", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause_id", b"cause_id", "create_time", b"create_time", "error", b"error", "first_event_time", b"first_event_time", "git_commit", b"git_commit", "git_tag", b"git_tag", "git_url", b"git_url", "labelled_rows", b"labelled_rows", "last_event_time", b"last_event_time", "objects", b"objects", "pipeline", b"pipeline", "rows", b"rows", "shards", b"shards", "state", b"state", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -27,8 +27,13 @@ class PushRecordsRequest(_message.Message):
 
     PIPELINE_FIELD_NUMBER: _builtins.int
     RECORDS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     pipeline: _builtins.str
     """Name of the pipeline."""
+    request_id: _builtins.str
+    """Idempotency key, at most 200 characters, remembered per pipeline for a time that ingest's settings name;
+    empty where a repeat may add messages.
+    """
     @_builtins.property
     def records(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Records, each one JSON object as bytes: the same body a Kafka producer would send."""
@@ -38,10 +43,11 @@ class PushRecordsRequest(_message.Message):
         *,
         pipeline: _builtins.str = ...,
         records: _abc.Iterable[_builtins.bytes] | None = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["pipeline", b"pipeline", "records", b"records"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pipeline", b"pipeline", "records", b"records", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

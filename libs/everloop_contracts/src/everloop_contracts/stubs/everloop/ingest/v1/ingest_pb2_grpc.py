@@ -68,7 +68,12 @@ class IngestServiceServicer:
 
     def PushRecords(self, request, context):
         """Validates records and puts them on the pipeline's topic. Answers one result per record, in order;
-        an accepted record is on the broker when the answer leaves.
+        an accepted record is on the broker when the answer leaves. A repeated `request_id` returns the first answer
+        and puts nothing on the topic; the same id with other records is ABORTED, reason REQUEST_ID_REUSED.
+
+        Only what was answered is remembered: where the first call ended without an answer, the repeat may put its
+        records on the topic a second time. That changes no dataset version, since the last event of a record id wins,
+        but the books count each message.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -76,7 +81,8 @@ class IngestServiceServicer:
 
     def CutVersion(self, request, context):
         """Cuts a dataset version from everything the writer has stored, after it has caught up with the topic.
-        A repeated `request_id` returns the version of the first call.
+        A repeated `request_id` returns the version of the first call; it is remembered for a time that ingest's settings
+        name. RESOURCE_EXHAUSTED, reason CUT_RUNNING, says that too many calls wait for their version: ask again later.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -35,11 +35,17 @@ class IngestServiceStub:
     def __new__(cls, channel: _aio.Channel) -> IngestServiceAsyncStub: ...
     PushRecords: _grpc.UnaryUnaryMultiCallable[_ingest_pb2.PushRecordsRequest, _ingest_pb2.PushRecordsResponse]
     """Validates records and puts them on the pipeline's topic. Answers one result per record, in order;
-    an accepted record is on the broker when the answer leaves.
+    an accepted record is on the broker when the answer leaves. A repeated `request_id` returns the first answer
+    and puts nothing on the topic; the same id with other records is ABORTED, reason REQUEST_ID_REUSED.
+
+    Only what was answered is remembered: where the first call ended without an answer, the repeat may put its
+    records on the topic a second time. That changes no dataset version, since the last event of a record id wins,
+    but the books count each message.
     """
     CutVersion: _grpc.UnaryUnaryMultiCallable[_ingest_pb2.CutVersionRequest, _ingest_pb2.CutVersionResponse]
     """Cuts a dataset version from everything the writer has stored, after it has caught up with the topic.
-    A repeated `request_id` returns the version of the first call.
+    A repeated `request_id` returns the version of the first call; it is remembered for a time that ingest's settings
+    name. RESOURCE_EXHAUSTED, reason CUT_RUNNING, says that too many calls wait for their version: ask again later.
     """
     GetDatasetVersion: _grpc.UnaryUnaryMultiCallable[_ingest_pb2.GetDatasetVersionRequest, _ingest_pb2.GetDatasetVersionResponse]
     """Returns one dataset version."""
@@ -55,11 +61,17 @@ class IngestServiceAsyncStub(IngestServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     PushRecords: _aio.UnaryUnaryMultiCallable[_ingest_pb2.PushRecordsRequest, _ingest_pb2.PushRecordsResponse]  # type: ignore[assignment]
     """Validates records and puts them on the pipeline's topic. Answers one result per record, in order;
-    an accepted record is on the broker when the answer leaves.
+    an accepted record is on the broker when the answer leaves. A repeated `request_id` returns the first answer
+    and puts nothing on the topic; the same id with other records is ABORTED, reason REQUEST_ID_REUSED.
+
+    Only what was answered is remembered: where the first call ended without an answer, the repeat may put its
+    records on the topic a second time. That changes no dataset version, since the last event of a record id wins,
+    but the books count each message.
     """
     CutVersion: _aio.UnaryUnaryMultiCallable[_ingest_pb2.CutVersionRequest, _ingest_pb2.CutVersionResponse]  # type: ignore[assignment]
     """Cuts a dataset version from everything the writer has stored, after it has caught up with the topic.
-    A repeated `request_id` returns the version of the first call.
+    A repeated `request_id` returns the version of the first call; it is remembered for a time that ingest's settings
+    name. RESOURCE_EXHAUSTED, reason CUT_RUNNING, says that too many calls wait for their version: ask again later.
     """
     GetDatasetVersion: _aio.UnaryUnaryMultiCallable[_ingest_pb2.GetDatasetVersionRequest, _ingest_pb2.GetDatasetVersionResponse]  # type: ignore[assignment]
     """Returns one dataset version."""
@@ -78,7 +90,12 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_ingest_pb2.PushRecordsResponse, _abc.Awaitable[_ingest_pb2.PushRecordsResponse]]:
         """Validates records and puts them on the pipeline's topic. Answers one result per record, in order;
-        an accepted record is on the broker when the answer leaves.
+        an accepted record is on the broker when the answer leaves. A repeated `request_id` returns the first answer
+        and puts nothing on the topic; the same id with other records is ABORTED, reason REQUEST_ID_REUSED.
+
+        Only what was answered is remembered: where the first call ended without an answer, the repeat may put its
+        records on the topic a second time. That changes no dataset version, since the last event of a record id wins,
+        but the books count each message.
         """
 
     @_abc_1.abstractmethod
@@ -88,7 +105,8 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_ingest_pb2.CutVersionResponse, _abc.Awaitable[_ingest_pb2.CutVersionResponse]]:
         """Cuts a dataset version from everything the writer has stored, after it has caught up with the topic.
-        A repeated `request_id` returns the version of the first call.
+        A repeated `request_id` returns the version of the first call; it is remembered for a time that ingest's settings
+        name. RESOURCE_EXHAUSTED, reason CUT_RUNNING, says that too many calls wait for their version: ask again later.
         """
 
     @_abc_1.abstractmethod

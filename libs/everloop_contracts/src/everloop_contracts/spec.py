@@ -1,0 +1,51 @@
+"""What the sections of a pipeline's specification are made of."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+__all__ = ["Duration", "KeyPath", "Misfit", "Misfits", "Spec"]
+
+KeyPath = tuple[str | int, ...]
+Misfit = tuple[KeyPath, str]
+"""Path of the key to look at, from the section that was checked, and what is wrong with it."""
+
+DURATION = re.compile(r"^(\d+(?:\.\d+)?)(s|m|h|d)$")
+UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+class Spec(BaseModel):
+    """A section: unknown keys are refused, and it does not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class Misfits(ValueError):
+    """What a check across several keys found.
+
+    Attributes:
+        found: One or more.
+    """
+
+    def __init__(self, found: Sequence[Misfit]) -> None:
+        super().__init__("; ".join(f"{'.'.join(map(str, path))}: {text}" for path, text in found))
+        self.found = found
+
+
+def _duration(value: object) -> object:
+    if isinstance(value, str) and (match := DURATION.match(value)):
+        try:
+            return timedelta(seconds=float(match[1]) * UNIT_SECONDS[match[2]])
+        except OverflowError as error:
+            raise ValueError("a duration is at most 999999999 days") from error
+    if isinstance(value, timedelta):
+        return value
+    raise ValueError("a duration is a number with a unit: 30s, 10m, 2h or 7d")
+
+
+Duration = Annotated[timedelta, BeforeValidator(_duration)]

@@ -1,0 +1,48 @@
+"""A database of an earlier version keeps what it holds."""
+
+from __future__ import annotations
+
+import shutil
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import sqlalchemy as sa
+
+import everloop_ingest
+from everloop_ingest.adapters.store import Store, metadata
+from everloop_ingest.domain import State
+from everloop_runtime.database import Database
+
+MIGRATIONS = Path(everloop_ingest.__file__).parent / "migrations"
+
+
+def test_a_database_of_the_first_version_is_brought_up(tmp_path: Path) -> None:
+    first = tmp_path / "migrations" / "versions"
+    first.mkdir(parents=True)
+    [path] = (MIGRATIONS / "versions").glob("0001_*.py")
+    shutil.copy(path, first)
+    database = Database(f"sqlite:///{tmp_path / 'ingest.db'}")
+    database.upgrade(first.parent)
+    with database.unit_of_work() as work:
+        for statement in (
+            "INSERT INTO shards VALUES (1, 'p', 't', 0, 0, 9, 'k', 10, 0, 0, 99, NULL, NULL, '2026-01-01', NULL)",
+            "INSERT INTO versions (pipeline, number, state, cause_id, create_time, shards)"
+            " VALUES ('p', 1, 'CUTTING', 'r1', '2026-01-01 00:00:00', 1)",
+            "INSERT INTO cut_requests VALUES ('p', 'r1', 1)",
+        ):
+            work.connection.execute(sa.text(statement))
+    database.upgrade(MIGRATIONS)
+
+    store = Store(database)
+    version = store.requested("p", "r1")
+    assert version is not None
+    assert (version.state, version.error) == (State.CUTTING, "")
+    assert store.unversioned("p").records == 10
+    # What was asked before counts from the upgrade.
+    assert store.forget_requests(datetime.now(UTC) - timedelta(days=1), 10) == 0
+    assert store.forget_requests(datetime.now(UTC) + timedelta(days=1), 10) == 1
+    inspector = sa.inspect(database.engine)
+    for table in metadata.tables.values():
+        there = {column["name"] for column in inspector.get_columns(table.name)}
+        assert there == {column.name for column in table.columns}
+    database.close()

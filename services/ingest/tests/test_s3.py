@@ -1,0 +1,31 @@
+"""The data bucket, on a folder; `test_service.py` has the same on a real object store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pyarrow import fs
+
+from everloop_ingest.adapters.s3 import ShardBucket
+from everloop_ingest.domain import ShardsLost
+from everloop_runtime.errors import EverloopError, Kind
+
+
+def test_what_is_lost_is_named_and_the_rest_is_there(tmp_path: Path) -> None:
+    bucket, target = tmp_path / "bucket", tmp_path / "target"
+    target.mkdir()
+    files = ShardBucket(fs.LocalFileSystem(), str(bucket))
+    bucket.mkdir()
+    (bucket / "a").write_bytes(b"one")
+    with pytest.raises(ShardsLost) as caught:
+        files.fetch(["b", "a", "c"], target)
+    assert caught.value.keys == ["b", "c"]
+    assert [path.read_bytes() for path in target.iterdir()] == [b"one"]
+
+
+def test_a_bucket_that_is_missing_is_an_outage(tmp_path: Path) -> None:
+    files = ShardBucket(fs.LocalFileSystem(), str(tmp_path / "bucket"))
+    with pytest.raises(EverloopError) as caught:
+        files.fetch(["a"], tmp_path)
+    assert caught.value.kind is Kind.UNAVAILABLE

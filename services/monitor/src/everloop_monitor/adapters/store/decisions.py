@@ -1,0 +1,141 @@
+"""Decisions of the retrain policy, and the requests that some of them made."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import sqlalchemy as sa
+
+from everloop_monitor.adapters.store.sql import BIG, METADATA, aware, delete_beyond, naive
+from everloop_monitor.domain import Chunk, Decision, RecordedDecision, Request
+
+__all__ = [
+    "add",
+    "add_request",
+    "drop_oldest",
+    "last_request",
+    "newest",
+    "request_ids",
+    "versions",
+]
+
+_decisions = sa.Table(
+    "decisions",
+    METADATA,
+    sa.Column("position", BIG, primary_key=True, autoincrement=True),
+    sa.Column("id", sa.String(36)),
+    sa.Column("pipeline", sa.String(63)),
+    sa.Column("version", sa.BigInteger),
+    sa.Column("chunk_id", sa.String(100)),
+    sa.Column("action", sa.String(20)),
+    sa.Column("reason", sa.Text),
+    sa.Column("made_at", sa.DateTime),
+)
+_requests = sa.Table(
+    "requests",
+    METADATA,
+    sa.Column("id", sa.String(36), primary_key=True),
+    sa.Column("pipeline", sa.String(63)),
+    sa.Column("version", sa.BigInteger),
+    sa.Column("chunk_id", sa.String(100)),
+    sa.Column("reason", sa.Text),
+    sa.Column("made_at", sa.DateTime),
+)
+
+
+def add(
+    connection: sa.Connection, chunk: Chunk, decision_id: str, decision: Decision, now: datetime
+) -> None:
+    """Records a decision."""
+    connection.execute(
+        _decisions.insert().values(
+            id=decision_id,
+            pipeline=chunk.pipeline,
+            version=chunk.version,
+            chunk_id=chunk.id,
+            action=decision.action,
+            reason=decision.reason,
+            made_at=naive(now),
+        )
+    )
+
+
+def newest(
+    connection: sa.Connection, pipeline: str, before: int | None, limit: int
+) -> list[RecordedDecision]:
+    """Decisions, newest first, from below position `before`; an empty pipeline means all."""
+    query = sa.select(_decisions)
+    if pipeline:
+        query = query.where(_decisions.c.pipeline == pipeline)
+    if before is not None:
+        query = query.where(_decisions.c.position < before)
+    rows = connection.execute(query.order_by(_decisions.c.position.desc()).limit(limit))
+    return [
+        RecordedDecision(
+            row.position,
+            row.id,
+            row.pipeline,
+            row.version,
+            row.chunk_id,
+            row.action,
+            row.reason,
+            aware(row.made_at),
+        )
+        for row in rows
+    ]
+
+
+def add_request(connection: sa.Connection, request: Request) -> None:
+    """Records a request."""
+    connection.execute(
+        _requests.insert().values(
+            id=request.id,
+            pipeline=request.pipeline,
+            version=request.version,
+            chunk_id=request.chunk_id,
+            reason=request.reason,
+            made_at=naive(request.made_at),
+        )
+    )
+
+
+def last_request(connection: sa.Connection, pipeline: str) -> Request | None:
+    """The newest request of a pipeline."""
+    row = connection.execute(
+        sa.select(_requests)
+        .where(_requests.c.pipeline == pipeline)
+        .order_by(_requests.c.made_at.desc())
+        .limit(1)
+    ).first()
+    if row is None:
+        return None
+    made_at = aware(row.made_at)
+    return Request(row.id, row.pipeline, row.version, row.chunk_id, row.reason, made_at)
+
+
+def request_ids(connection: sa.Connection, pipeline: str, version: int) -> set[str]:
+    """Ids of the requests that were made for a model version."""
+    return set(
+        connection.execute(
+            sa.select(_requests.c.id).where(
+                _requests.c.pipeline == pipeline, _requests.c.version == version
+            )
+        ).scalars()
+    )
+
+
+def versions(connection: sa.Connection, pipeline: str) -> set[int]:
+    """Model versions that decisions or requests are left of."""
+    found: set[int] = set()
+    for table in (_decisions, _requests):
+        left = sa.select(table.c.version).where(table.c.pipeline == pipeline)
+        found.update(connection.scalars(left.distinct()))
+    return found
+
+
+def drop_oldest(connection: sa.Connection, pipeline: str, keep: int, limit: int) -> int:
+    """Deletes decisions beyond the newest `keep`, at most `limit`, and likewise requests."""
+    return sum(
+        delete_beyond(connection, table.c.pipeline == pipeline, order, keep, limit)
+        for table, order in ((_decisions, _decisions.c.position), (_requests, _requests.c.made_at))
+    )

@@ -1,0 +1,55 @@
+"""What the tables have in common: their metadata, upserts, and moments in UTC."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+__all__ = ["BIG", "METADATA", "aware", "delete_beyond", "naive", "upsert"]
+
+METADATA = sa.MetaData()
+BIG = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+"""Type of a key that the database counts up; SQLite does so for INTEGER only."""
+
+
+def upsert(
+    connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, object]]
+) -> None:
+    """Inserts rows, or replaces those with the same primary key."""
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    insert = dialect.insert(table)
+    keys = [column.name for column in table.primary_key]
+    others = {c.name: insert.excluded[c.name] for c in table.columns if c.name not in keys}
+    connection.execute(
+        insert.on_conflict_do_update(index_elements=keys, set_=others), [dict(row) for row in rows]
+    )
+
+
+def delete_beyond(
+    connection: sa.Connection,
+    those: sa.ColumnElement[bool],
+    order: sa.Column[Any],
+    keep: int,
+    limit: int,
+) -> int:
+    """Deletes the lowest in `order` of those rows until `keep` are left, at most `limit`; returns how many."""
+    stored = connection.execute(sa.select(sa.func.count()).where(those)).scalar() or 0
+    if stored <= keep:
+        return 0
+    (key,) = order.table.primary_key
+    lowest = sa.select(key).where(those).order_by(order).limit(min(stored - keep, limit))
+    return connection.execute(order.table.delete().where(key.in_(lowest))).rowcount
+
+
+def naive(moment: datetime) -> datetime:
+    """A moment as it is stored: in UTC, without saying so."""
+    return moment.astimezone(UTC).replace(tzinfo=None)
+
+
+def aware(moment: datetime) -> datetime:
+    """A stored moment."""
+    return moment.replace(tzinfo=UTC)

@@ -1,0 +1,65 @@
+"""Model versions that were promoted, and the one in Production."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import datetime
+
+import sqlalchemy as sa
+
+from everloop_monitor.adapters.store.sql import METADATA, naive, upsert
+
+__all__ = ["VERSIONS", "forget", "known", "pipelines", "production", "set_production"]
+
+VERSIONS = sa.Table(
+    "versions",
+    METADATA,
+    sa.Column("pipeline", sa.String(63), primary_key=True),
+    sa.Column("version", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("run_id", sa.String(64)),
+    sa.Column("production", sa.Boolean),
+    sa.Column("promoted_at", sa.DateTime),
+)
+
+
+def set_production(
+    connection: sa.Connection, pipeline: str, version: int, run_id: str, now: datetime
+) -> None:
+    """Makes a version the one in Production."""
+    connection.execute(
+        VERSIONS.update().where(VERSIONS.c.pipeline == pipeline).values(production=False)
+    )
+    values = {"run_id": run_id, "production": True, "promoted_at": naive(now)}
+    upsert(connection, VERSIONS, [{"pipeline": pipeline, "version": version, **values}])
+
+
+def production(connection: sa.Connection, pipeline: str) -> int:
+    """The version in Production; 0 if none is known."""
+    return (
+        connection.execute(
+            sa.select(VERSIONS.c.version)
+            .where(VERSIONS.c.pipeline == pipeline, VERSIONS.c.production)
+            # One decision about a pipeline at a time, also with several replicas.
+            .with_for_update()
+        ).scalar()
+        or 0
+    )
+
+
+def pipelines(connection: sa.Connection) -> set[str]:
+    """Names of the pipelines that a version was promoted in."""
+    return set(connection.scalars(sa.select(VERSIONS.c.pipeline).distinct()))
+
+
+def known(connection: sa.Connection, pipeline: str) -> set[int]:
+    """Versions that were promoted."""
+    return set(
+        connection.scalars(sa.select(VERSIONS.c.version).where(VERSIONS.c.pipeline == pipeline))
+    )
+
+
+def forget(connection: sa.Connection, pipeline: str, versions: Collection[int]) -> None:
+    """Forgets versions."""
+    connection.execute(
+        VERSIONS.delete().where(VERSIONS.c.pipeline == pipeline, VERSIONS.c.version.in_(versions))
+    )

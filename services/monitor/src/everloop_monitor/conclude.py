@@ -1,0 +1,82 @@
+"""Commits what an evaluation found: chunk, alert, decision and request together, or nothing of it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from datetime import datetime
+
+from everloop_contracts.pipeline import Retrain
+from everloop_contracts.stubs.everloop.monitoring.v1 import events_pb2
+from everloop_monitor import messages, metrics
+from everloop_monitor.adapters.store import chunks, decisions, versions
+from everloop_monitor.decide import decide
+from everloop_monitor.domain import Chunk, Decision, Request, decision_id, drift_event_id
+from everloop_runtime.database import Database, UnitOfWork
+from everloop_runtime.events import new_event
+
+__all__ = ["conclude"]
+
+log = logging.getLogger(__name__)
+
+SOURCE = "monitor"
+
+
+def conclude(
+    database: Database, rule: Retrain, chunk: Chunk, *, before: str, after: str, now: datetime
+) -> bool:
+    """Stores an evaluated chunk, announces it once if it alerts, and decides whether to ask for a retrain.
+
+    Returns:
+        False if the chunk is no longer in state `before`: then this was concluded already, and nothing happens.
+    """
+    announce = chunk.alert and not chunk.announced
+    chunk = replace(chunk, announced=chunk.announced or announce)
+    with database.unit_of_work() as work:
+        if not chunks.save_evaluation(work.connection, chunk, before=before, after=after):
+            return False
+        if announce:
+            drifted = events_pb2.DriftDetected(chunk=messages.chunk(chunk))
+            event_id = drift_event_id(chunk.id)
+            work.publish(new_event(SOURCE, chunk.pipeline, drifted, cause=chunk.cause, id=event_id))
+        decision = _decide(work, rule, chunk, occasion=after, now=now)
+    metrics.DECISIONS.labels(chunk.pipeline, decision.action).inc()
+    log.info("chunk %s: %s: %s", chunk.id, decision.action, decision.reason)
+    return True
+
+
+def _decide(
+    work: UnitOfWork, rule: Retrain, chunk: Chunk, *, occasion: str, now: datetime
+) -> Decision:
+    """Asks the policy, and records its decision and the request that may follow."""
+    connection = work.connection
+    # Read first: it locks the pipeline for this decision.
+    production = versions.production(connection, chunk.pipeline)
+    decision = decide(
+        rule,
+        chunk,
+        {
+            condition: chunks.recent(connection, chunk, condition, rule.of)
+            for condition in rule.when
+        },
+        production=production,
+        last=decisions.last_request(connection, chunk.pipeline),
+        made=decisions.request_ids(connection, chunk.pipeline, chunk.version),
+        now=now,
+    )
+    decisions.add(connection, chunk, decision_id(chunk.id, occasion), decision, now)
+    if decision.action == "retrain":
+        request = Request(
+            decision.request_id, chunk.pipeline, chunk.version, chunk.id, decision.reason, now
+        )
+        decisions.add_request(connection, request)
+        work.publish(
+            new_event(
+                SOURCE,
+                chunk.pipeline,
+                messages.retrain_requested(request),
+                cause=drift_event_id(chunk.id) if chunk.announced else chunk.cause,
+                id=request.id,
+            )
+        )
+    return decision
