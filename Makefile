@@ -13,7 +13,7 @@ PYTEST := $(BIN)/python -m pytest
 
 help: ## Show this
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9<>-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  make bench-<name>   Run one benchmark of bench/; figures in .everloop/bench/<name>.json"
+	@echo "  make bench-<name>   Run one benchmark of bench/; figures in .everloop/bench/<name>.json (ARGS=--help)"
 	@echo
 	@echo "  New here? \`make demo\` needs only python3.11 and git, and shows the whole loop."
 
@@ -62,7 +62,7 @@ lock: setup ## Resolve requirements.lock again (UPGRADE=1: newest versions)
 	@tools/lock.sh
 
 bench-%: setup
-	@$(BIN)/python -m bench.$(subst -,_,$*)
+	@$(BIN)/python -m bench.$(subst -,_,$*) $(ARGS)
 
 clean: ## Stop the stack; remove what it and the tools wrote, but not .venv and downloads
 	@if [[ -e $(READY) ]]; then $(STACK) down; fi
