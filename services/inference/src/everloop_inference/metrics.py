@@ -1,4 +1,4 @@
-"""Every metric of the service, declared once."""
+"""Every metric of a replica, declared once; the service process has its own, in `watch_metrics`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from prometheus_client import Counter, Gauge, Histogram
 
 __all__ = [
     "BATCH_ROWS",
-    "DEPLOYS",
     "DROPPED",
     "ERRORS",
     "GRPC_CLOSED",
@@ -21,7 +20,6 @@ __all__ = [
     "SERVED_VERSION",
     "SLOW",
     "SWAPS",
-    "UP",
     "Door",
     "count_batch",
 ]
@@ -74,10 +72,6 @@ LOAD_FAILURES = Counter(
 )
 REGISTRY_UP = Gauge(
     "everloop_inference_registry_up", "1 if the registry gateway answered the last time."
-)
-UP = Gauge("everloop_inference_data_plane_up", "1 if the data plane answered the last time.")
-DEPLOYS = Counter(
-    "everloop_inference_deploys", "Attempts to place the replicas on Ray.", ["outcome"]
 )
 
 
