@@ -9,11 +9,11 @@ STACK := $(BIN)/python -m everloop.stack
 READY := .venv/.ready
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help setup up down status demo test test-unit test-clients test-e2e test-faults check format generate lock clean
+.PHONY: help setup up down status demo test test-unit test-e2e test-faults test-clients check format generate lock clean
 
 help: ## Show this
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9<>-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  make bench-<name>   Run one benchmark of bench/; figures in .everloop/bench/<name>.json"
+	@echo "  make bench-<name>   Run one benchmark of bench/; figures in .everloop/bench/<name>.json (ARGS=--help)"
 	@echo
 	@echo "  New here? \`make demo\` needs only python3.11 and git, and shows the whole loop."
 
@@ -35,19 +35,19 @@ down: setup ## Stop the embedded stack
 status: setup ## Show every part of the stack: state, endpoint, memory
 	@$(STACK) status
 
-test: test-unit test-clients test-e2e ## Run every test a fresh machine can run
+test: test-unit test-e2e ## Run every test a fresh machine can run
 
 test-unit: setup ## Run the tests that start no part of the stack
 	@$(PYTEST) -m "not e2e and not faults and not clients" -n 2
-
-test-clients: setup ## Run the stock clients of Triton, KServe and MLServer against a replica
-	@$(PYTEST) -m clients --timeout 900
 
 test-e2e: setup ## Run the tests that start the embedded stack
 	@$(PYTEST) -m "e2e and not faults" --timeout 900
 
 test-faults: setup ## Run the long tests that kill processes
 	@$(PYTEST) -m faults --timeout 1800
+
+test-clients: setup ## Run stock clients (Triton, KServe, MLServer; in Go and JavaScript where those are) against replicas
+	@$(PYTEST) -m clients --timeout 900
 
 check: setup ## Run linters, type checker and contract checks
 	@tools/check.sh
@@ -62,7 +62,7 @@ lock: setup ## Resolve requirements.lock again (UPGRADE=1: newest versions)
 	@tools/lock.sh
 
 bench-%: setup
-	@$(BIN)/python -m bench.$(subst -,_,$*)
+	@$(BIN)/python -m bench.$(subst -,_,$*) $(ARGS)
 
 clean: ## Stop the stack; remove what it and the tools wrote, but not .venv and downloads
 	@if [[ -e $(READY) ]]; then $(STACK) down; fi

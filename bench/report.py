@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -24,6 +24,8 @@ DOCS = ROOT / "docs" / "benchmarks.md"
 MEASURED = ("bench", "libs", "pipelines", "services", "requirements.lock")
 """What of the repository figures depend on."""
 
+Rows = Sequence[Mapping[str, float | str]]
+
 
 @dataclass(frozen=True)
 class Result:
@@ -36,14 +38,18 @@ class Result:
         ratios: what the benchmark is about: ours to a peer's or a limit's, from the same run.
         note: what a reader must know to judge the figures.
         load: what `load_before` said at the start; None if it was not asked.
+        tables: what the docs show in place of all figures and ratios, by caption.
+        more: further entries of the JSON.
     """
 
     name: str
     title: str
-    figures: Sequence[Mapping[str, float | str]]
+    figures: Rows
     ratios: Mapping[str, float]
     note: str = ""
     load: float | None = None
+    tables: Mapping[str, Rows] = field(default_factory=dict)
+    more: Mapping[str, object] = field(default_factory=dict)
 
 
 def load_before() -> float:
@@ -59,8 +65,8 @@ def medians(samples: Sequence[float]) -> float:
     return float(f"{median(samples):.4g}")
 
 
-def write(result: Result, figure: Figure) -> None:
-    """Writes `.everloop/bench/<name>.json`, its plot beside it and into docs/images, and the docs section."""
+def write(result: Result, figure: Figure, *, publish: bool = True) -> None:
+    """Writes `.everloop/bench/<name>.json` and its plot beside it; published, also into docs/."""
     document = {
         "name": result.name,
         "title": result.title,
@@ -73,15 +79,18 @@ def write(result: Result, figure: Figure) -> None:
         "ratios": dict(result.ratios),
         "note": result.note,
         "plot": f"{result.name}.svg",
+        **result.more,
     }
-    images = DOCS.parent / "images"
-    for folder in (OUT, images):
-        folder.mkdir(parents=True, exist_ok=True)
-    (OUT / f"{result.name}.json").write_text(json.dumps(document, indent=2) + "\n")
-    for plot in (OUT / f"{result.name}.svg", images / f"bench-{result.name}.svg"):
+    section = _section(document, result.tables)
+    plots = [OUT / f"{result.name}.svg"]
+    if publish:
+        plots.append(DOCS.parent / "images" / f"bench-{result.name}.svg")
+    for plot in plots:
+        plot.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(plot, bbox_inches="tight", metadata={"Date": None})
-    section = _section(document)
-    _put_into_docs(result.name, section)
+    if publish:
+        _put_into_docs(result.name, section)
+    (OUT / f"{result.name}.json").write_text(json.dumps(document, indent=2) + "\n")
     print(section)
 
 
@@ -125,30 +134,37 @@ def _put_into_docs(name: str, section: str) -> None:
     DOCS.write_text(text if found else f"{text.rstrip()}\n\n{marked}\n")
 
 
-def _section(document: Mapping[str, Any]) -> str:
-    facts, figures = document["machine"], document["figures"]
+def _section(document: Mapping[str, Any], tables: Mapping[str, Rows]) -> str:
+    facts = document["machine"]
     where = f"{facts['cores']} cores of {facts['cpu']}, {facts['memory_gib']} GiB, Python {facts['python']}"
     if document["load"] is not None:
         where += f"; load before the run {document['load']:.2f}"
-    columns = list(figures[0])
     lines = [
         f"## {document['title']}",
         "",
         f"`{document['command']}`, {document['time'][:10]}, commit {document['commit']}, {where}.",
         "",
         f"![{document['title']}](images/bench-{document['name']}.svg)",
-        "",
-        _row(columns),
-        "|" + "---|" * len(columns),
-        *(_row([_cell(row[column]) for column in columns]) for row in figures),
-        "",
-        "| ratio | value |",
-        "|---|---|",
-        *(_row([f"`{name}`", f"{value:.2f}"]) for name, value in document["ratios"].items()),
     ]
+    if tables:
+        for caption, rows in tables.items():
+            lines += ["", caption, "", *_table(rows)]
+    else:
+        ratios = document["ratios"].items()
+        lines += ["", *_table(document["figures"]), ""]
+        lines += _table([{"ratio": f"`{name}`", "value": f"{value:.2f}"} for name, value in ratios])
     if document["note"]:
         lines += ["", document["note"]]
     return "\n".join(lines)
+
+
+def _table(rows: Rows) -> list[str]:
+    columns = list(rows[0]) if rows else []
+    return [
+        _row(columns),
+        "|" + "---|" * len(columns),
+        *(_row([_cell(row[column]) for column in columns]) for row in rows),
+    ]
 
 
 def _row(cells: Sequence[str]) -> str:

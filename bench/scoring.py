@@ -5,30 +5,23 @@ Both start from the same raw columns and end at probabilities; features are part
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime
 from matplotlib.figure import Figure
 from threadpoolctl import threadpool_info, threadpool_limits  # type: ignore[import-untyped]
 
-from bench.report import ROOT, Result, load_before, medians, write
-from everloop.demo import flights
-from everloop_contracts.pipeline import Pipeline, Task, load_pipeline
-from everloop_features import Feeds, FittedFeatures, feeds_from_rows, fit, inputs_of
-from everloop_features.graph import compose_model, feature_graph
-from everloop_trainer.families import Problem, load_family
+from bench.flights_model import Taught, fitted, taught
+from bench.report import Result, load_before, medians, write
+from everloop_features import Feeds
 
 FAMILIES = ("logistic_regression", "hist_gradient_boosting", "random_forest", "mlp")
 SIZES = (1, 64)
 REPEATS = 5
 SECONDS = 0.4
-TAUGHT_ROWS = 20_000
-PROBLEM = Problem(Task.BINARY, 2)
 
 Ask = Callable[[Feeds], Any]
 
@@ -36,15 +29,13 @@ Ask = Callable[[Feeds], Any]
 def main() -> None:
     """Measures every family at every size, ours and the library's in turn."""
     load = load_before()
-    pipeline = load_pipeline(ROOT / "pipelines" / "flight-delays.yaml")
-    feeds, target = flights_of_the_year(pipeline)
-    features = fit(pipeline, feeds, target)
+    sample = taught()
     figures: list[dict[str, float | str]] = []
     ratios: dict[str, float] = {}
     for name in FAMILIES:
-        served, native = teach(name, features, feeds, target, pipeline.training.seed)
+        served, native = teach(sample, name)
         for size in SIZES:
-            rows = {key: value[:size] for key, value in feeds.items()}
+            rows = {key: value[:size] for key, value in sample.feeds.items()}
             assert np.allclose(served(rows), native(rows), atol=1e-4)
             pairs = measure(served, native, rows)
             ours, theirs = (medians([pair[side] * 1e6 for pair in pairs]) for side in (0, 1))
@@ -63,25 +54,9 @@ def main() -> None:
     )
 
 
-def flights_of_the_year(pipeline: Pipeline) -> tuple[Feeds, npt.NDArray[np.int64]]:
-    """Raw columns and labels of flights on the first three days of each month."""
-    year = flights.load(3)
-    late = np.array(year.late, dtype=float)
-    known = np.flatnonzero(~np.isnan(late))[:TAUGHT_ROWS]
-    rows = [json.loads(year.lines[row]) for row in known]
-    return feeds_from_rows(rows, inputs_of(pipeline)), late[known].astype(np.int64)
-
-
-def teach(
-    name: str, features: FittedFeatures, feeds: Feeds, target: npt.NDArray[np.int64], seed: int
-) -> tuple[Ask, Ask]:
+def teach(sample: Taught, name: str) -> tuple[Ask, Ask]:
     """Fits a family; returns how its graph and how the library itself are asked for probabilities."""
-    family = load_family(name)
-    matrix = features.transform(feeds, family.encoding)
-    params = {key: item.default for key, item in family.space.items()}
-    model = family.fit(PROBLEM, matrix, target, params, seed)
-    estimator = family.to_onnx(PROBLEM, model, matrix.shape[1])
-    graph = compose_model(feature_graph(features, family.encoding), estimator)
+    family, model, graph = fitted(sample, name)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(graph.SerializeToString(), options)
@@ -90,7 +65,8 @@ def teach(
         return session.run(None, rows)[0]
 
     def native(rows: Feeds) -> Any:
-        return family.predict(PROBLEM, model, features.transform(rows, family.encoding))
+        matrix = sample.features.transform(rows, family.encoding)
+        return family.predict(sample.problem, model, matrix)
 
     return served, native
 

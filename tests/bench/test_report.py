@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from bench import report, scoring
+from bench import flights_model, report, scoring
 from bench.report import Result
 from matplotlib.figure import Figure
 
@@ -59,6 +60,21 @@ def test_the_docs_show_the_latest_with_its_command_and_keep_the_rest(home):
     assert (docs.parent / link).exists()
 
 
+def test_a_partial_run_leaves_the_docs_alone(home):
+    report.write(result(), Figure(), publish=False)
+    assert (home / "out" / "speed.json").exists()
+    assert not (home / "docs").exists()
+
+
+def test_tables_take_the_place_of_figures_and_ratios(home):
+    tables = {"By hand": [{"what": "x", "how much": 1.5}]}
+    report.write(replace(result(), tables=tables, more={"seconds": 4}), Figure())
+    text = (home / "docs" / "benchmarks.md").read_text()
+    assert "By hand\n\n| what | how much |\n|---|---|\n| x | 1.5 |" in text
+    assert "a.vs_peer" not in text
+    assert json.loads((home / "out" / "speed.json").read_text())["seconds"] == 4
+
+
 def test_a_tree_without_git_has_no_commit(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
@@ -85,7 +101,7 @@ def test_every_benchmark_is_documented():
 @pytest.mark.slow
 def test_scoring_measures_both_sides_of_every_case(home, monkeypatch):
     monkeypatch.setattr(scoring, "FAMILIES", ("hist_gradient_boosting",))
-    monkeypatch.setattr(scoring, "TAUGHT_ROWS", 500)
+    monkeypatch.setattr(flights_model, "TAUGHT_ROWS", 500)
     monkeypatch.setattr(scoring, "SECONDS", 1e-4)
     monkeypatch.setattr(scoring, "REPEATS", 2)
     scoring.main()

@@ -288,6 +288,11 @@ def test_reflection_names_the_services(connection):
     (answer,) = reflection.ServerReflectionInfo(iter([request]), timeout=5)
     names = {service.name for service in answer.list_services_response.service}
     assert names >= {NAME, "grpc.health.v1.Health"}
+    for symbol in (NAME, f"{NAME}.GetTraining", f"{NAME}.Ghost", "ghost"):
+        request = reflection_pb2.ServerReflectionRequest(file_containing_symbol=symbol)
+        (answer,) = reflection.ServerReflectionInfo(iter([request]), timeout=5)
+        found = bool(answer.file_descriptor_response.file_descriptor_proto)
+        assert found == ("host" not in symbol), symbol
 
 
 def test_stopping_lets_running_calls_finish(server, servicer, stub):

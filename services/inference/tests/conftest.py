@@ -79,8 +79,11 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
+    """Its parameter, if it has one, names the gRPC server of the replicas."""
     world = World(tmp_path / "data")
+    server = getattr(request, "param", world.settings.predict_grpc_server)
+    world.settings = world.settings.model_copy(update={"predict_grpc_server": server})
     yield world
     for replica in list(world.replicas):
         world.stop(replica)

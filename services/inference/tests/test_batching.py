@@ -38,11 +38,13 @@ from everloop_inference.fakes import (
     MemoryArtifacts,
     request,
     sample_artifact,
+    told,
 )
 from everloop_inference.http_app import HttpApp
 from everloop_inference.load import Loader
 from everloop_inference.metrics import DROPPED
 from everloop_inference.predict import Predictor
+from everloop_inference.rpc import Abort
 from everloop_inference.servicer import NativeServicer, OipServicer
 from everloop_inference.swap import Models
 from everloop_inference.tensors import DTYPES, raw_values
@@ -200,13 +202,12 @@ class Doors:
     async def over_grpc(self, name: str, row: dict[str, Any]) -> list[float] | str:
         given = Struct()
         given.update(row)
-        caller = Caller()
         try:
             answer = await self.native.Predict(
-                native.PredictRequest(model=name, rows=[given]), caller
+                native.PredictRequest(model=name, rows=[given]), Caller()
             )
-        except grpc.aio.AbortError:
-            return reason(caller)
+        except Abort as refusal:
+            return reason(refusal)
         (prediction,) = answer.predictions
         return list(prediction.probabilities) or [prediction.score]
 
@@ -215,11 +216,10 @@ class Doors:
         for item in TENSORS:
             asked.inputs.add(name=item["name"], datatype=item["datatype"], shape=[1])
             asked.raw_input_contents.append(raw(item["datatype"], row[item["name"]]))
-        caller = Caller()
         try:
-            answer = await self.oip.ModelInfer(asked, caller)
-        except grpc.aio.AbortError:
-            return reason(caller)
+            answer = await self.oip.ModelInfer(asked, Caller())
+        except Abort as refusal:
+            return reason(refusal)
         found: list[float] = np.frombuffer(answer.raw_output_contents[0], np.float32).tolist()
         return found
 
@@ -238,10 +238,9 @@ def raw(datatype: str, value: Any) -> bytes:
     return np.array(value, DTYPES[datatype]).tobytes()
 
 
-def reason(caller: Caller) -> str:
-    assert caller.status is not None
+def reason(refusal: Abort) -> str:
     info = error_details_pb2.ErrorInfo()
-    assert caller.status.details[0].Unpack(info)
+    assert told(refusal).details[0].Unpack(info)
     return str(info.reason)
 
 
@@ -438,14 +437,13 @@ def test_the_doors_say_that_it_is_too_much_and_for_how_long(core: Callable[..., 
         assert headers["retry-after"] == "2"
         await waiting
         waiting = it.ask(1.0, rows=1)
-        caller, row = Caller(), Struct()
+        row = Struct()
         row.update(ROW)
-        with pytest.raises(grpc.aio.AbortError):
-            await doors.native.Predict(native.PredictRequest(model="flights", rows=[row]), caller)
-        assert caller.status is not None
-        assert caller.status.code == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
+        with pytest.raises(Abort) as refusal:
+            await doors.native.Predict(native.PredictRequest(model="flights", rows=[row]), Caller())
+        assert refusal.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
         delay = error_details_pb2.RetryInfo()
-        assert caller.status.details[1].Unpack(delay)
+        assert told(refusal.value).details[1].Unpack(delay)
         assert 1 < delay.retry_delay.ToTimedelta().total_seconds() < 2
         await waiting
 
@@ -480,10 +478,10 @@ def test_both_doors_honour_a_deadline(core: Callable[..., Core]) -> None:
             assert status == found, timeout
         row = Struct()
         row.update(ROW)
-        caller = Caller(seconds=0.0)
-        with pytest.raises(grpc.aio.AbortError):
-            await doors.native.Predict(native.PredictRequest(model="flights", rows=[row]), caller)
-        assert reason(caller) == "DEADLINE_EXCEEDED"
+        asked = native.PredictRequest(model="flights", rows=[row])
+        with pytest.raises(Abort) as refusal:
+            await doors.native.Predict(asked, Caller(seconds=0.0))
+        assert reason(refusal.value) == "DEADLINE_EXCEEDED"
         assert len(it.spies["flights"].runs) == 1
 
     asyncio.run(asking())

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import http.client
 import json
+import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator
@@ -48,6 +49,9 @@ TYPED = {
     "INT32": "int_contents",
     "INT64": "int64_contents",
 }
+
+
+both_servers = pytest.mark.parametrize("world", ["native", "grpcio"], indirect=True)
 
 
 class Doors:
@@ -148,6 +152,7 @@ ROWS = st.lists(
 )
 
 
+@both_servers
 @settings(
     max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -200,6 +205,7 @@ def test_prediction_ids_are_unique_over_doors_and_rows(doors: Doors) -> None:
     assert int(counter, 16) >= 0
 
 
+@both_servers
 @pytest.mark.parametrize(
     ("change", "reason", "field"),
     [
@@ -304,6 +310,7 @@ def test_timestamps_may_be_texts_and_a_record_id_may_come_along(doors: Doors) ->
     assert (status, answer["reason"]) == (422, "UNKNOWN_OUTPUT")
 
 
+@both_servers
 def test_what_is_not_there_is_not_found(doors: Doors) -> None:
     for method, path, reason in (
         ("POST", "/v1/models/ghost:predict", "MODEL_NOT_FOUND"),
@@ -347,6 +354,7 @@ def test_malformed_large_and_empty_requests_are_refused(doors: Doors) -> None:
     assert doors.http("POST", path, {"rows": [ROW]})[0] == 200
 
 
+@both_servers
 def test_an_unforeseen_error_is_internal_and_says_nothing(
     doors: Doors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -363,6 +371,7 @@ def test_an_unforeseen_error_is_internal_and_says_nothing(
     assert "secret" not in str(caught.value)
 
 
+@both_servers
 def test_metadata_health_and_reflection(doors: Doors) -> None:
     assert doors.http("GET", "/v2/health/live") == (200, {"live": True})
     assert doors.http("GET", "/v2/health/ready") == (200, {"ready": True})
@@ -420,6 +429,11 @@ def test_regression_and_multiclass_answer_in_their_own_shapes(world: Any) -> Non
 def test_metrics_are_exposed(doors: Doors) -> None:
     doors.http("POST", "/v1/models/flights:predict", {"rows": [ROW] * 3})
     doors.http("POST", "/v1/models/ghost:predict", {"rows": [ROW]})
+    host, _, port = doors.world.settings.predict_grpc_address.rpartition(":")
+    with socket.create_connection((host, int(port))) as garbage:
+        garbage.sendall(b"GET / HTTP/1.1\r\nHost: somebody who takes it for a web server\r\n\r\n")
+        while garbage.recv(4096):
+            pass
     with contextlib.closing(
         http.client.HTTPConnection(doors.world.settings.http_address)
     ) as connection:
@@ -430,6 +444,7 @@ def test_metrics_are_exposed(doors: Doors) -> None:
         'everloop_inference_rows_total{model="flights"}',
         'everloop_inference_errors_total{door="http",reason="MODEL_NOT_FOUND"}',
         'everloop_inference_duration_seconds_bucket{door="http",le="0.001"}',
+        'everloop_inference_grpc_closed_connections_total{reason="preface"}',
         'everloop_inference_served_version{model="flights"} 1.0',
         'everloop_inference_log_served_rows_total{model="flights"} 3.0',
     ):

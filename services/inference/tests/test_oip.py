@@ -25,10 +25,12 @@ from everloop_inference.fakes import (
     MemoryArtifacts,
     request,
     sample_artifact,
+    told,
 )
 from everloop_inference.http_app import HttpApp
 from everloop_inference.load import Loader
 from everloop_inference.predict import Predictor
+from everloop_inference.rpc import Abort
 from everloop_inference.servicer import OipServicer
 from everloop_inference.swap import Models
 from everloop_inference.tensors import raw_values
@@ -87,18 +89,11 @@ class Server:
         return asyncio.run(asking())
 
     def infer_refusal(self, asked: oip.ModelInferRequest) -> tuple[grpc.StatusCode, str]:
-        async def asking() -> Caller:
-            caller = Caller()
-            with pytest.raises(grpc.aio.AbortError):
-                await self.servicer.ModelInfer(asked, caller)
-            return caller
-
-        status = asyncio.run(asking()).status
-        assert status is not None
+        with pytest.raises(Abort) as refusal:
+            self.infer(asked)
         info = error_details_pb2.ErrorInfo()
-        assert status.details[0].Unpack(info)
-        (code,) = (code for code in grpc.StatusCode if code.value[0] == status.code)
-        return code, info.reason
+        assert told(refusal.value).details[0].Unpack(info)
+        return refusal.value.code, info.reason
 
 
 @pytest.fixture(scope="module")

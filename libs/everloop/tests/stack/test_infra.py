@@ -158,6 +158,7 @@ def test_mlflow_answers_its_health_check(there: Endpoints) -> None:
         assert answer.read() == b"OK"
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("part", USES)
 def test_a_killed_part_comes_back_and_works(there: Endpoints, part: str) -> None:
     home = Path(there.home)
@@ -168,6 +169,7 @@ def test_a_killed_part_comes_back_and_works(there: Endpoints, part: str) -> None
     USES[part](there)
 
 
+@pytest.mark.faults
 def test_a_ray_server_that_dies_takes_the_head_down_and_up_again(there: Endpoints) -> None:
     home = Path(there.home)
     head = next(line.pid for line in stack.status(home) if line.part == "ray")

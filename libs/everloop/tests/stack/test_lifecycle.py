@@ -2,6 +2,7 @@
 
 import functools
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -122,6 +123,33 @@ def test_a_killed_supervisor_leaves_nothing_that_down_or_up_cannot_clear(home: P
     os.kill(int((Home.at(home).run / "supervisord.pid").read_text()), signal.SIGKILL)
     stack.down(home, catalog=_two)
     assert processes.marked(home) == []
+
+
+@pytest.mark.parametrize("folder_is_back", [False, True])
+def test_down_finds_the_processes_of_a_stack_whose_home_was_deleted(
+    home: Path, folder_is_back: bool
+) -> None:
+    stack.up(home, catalog=_two)
+    shutil.rmtree(home)
+    if folder_is_back:
+        home.mkdir()
+    events: list[stack.Event] = []
+    stack.down(home, events.append, catalog=_two)
+    assert processes.marked(home) == []
+    assert [(event.part, event.phase) for event in events] == [
+        ("stack", "stopping"),
+        ("stack", "stopped"),
+    ]
+
+
+def test_up_starts_anew_where_the_home_of_a_running_stack_was_deleted(home: Path) -> None:
+    stack.up(home, catalog=_two)
+    left = {line.pid for line in stack.status(home, catalog=_two)}
+    shutil.rmtree(home)
+    stack.up(home, catalog=_two)
+    lines = stack.status(home, catalog=_two)
+    assert {line.state for line in lines} == {"healthy"}
+    assert not left & {line.pid for line in lines}
 
 
 def test_an_interrupt_during_up_stops_what_was_started(home: Path) -> None:

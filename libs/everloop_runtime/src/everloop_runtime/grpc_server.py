@@ -17,6 +17,7 @@ from grpc_status import rpc_status
 from prometheus_client import Counter, Histogram
 
 from everloop_runtime.errors import GRPC_CODES, EverloopError, Kind, rich_status
+from everloop_runtime.reflection import Descriptors
 from everloop_runtime.service import Component, Stopper
 from everloop_runtime.settings import ServiceSettings
 from everloop_runtime.telemetry import span
@@ -144,7 +145,9 @@ class GrpcServer(Component):
         names = ("", *services)
         self._names = names
         reflection.enable_server_reflection(
-            (*services, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
+            (*services, health.SERVICE_NAME, reflection.SERVICE_NAME),
+            self._server,
+            pool=Descriptors(),  # type: ignore[arg-type]  # as much of a pool as reflection uses
         )
         self.ready(False)
 

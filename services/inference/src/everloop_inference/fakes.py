@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import grpc
 import numpy as np
 import onnx
 import onnxruntime
@@ -26,6 +25,7 @@ from everloop_inference.domain import Answer, Call, Wanted
 from everloop_inference.http_app import HttpApp
 from everloop_inference.ports import Message, Outcome
 from everloop_inference.predict import Predictor
+from everloop_inference.rpc import Abort
 from everloop_runtime.errors import EverloopError, Kind
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "ask",
     "request",
     "sample_artifact",
+    "told",
 ]
 
 INPUTS = (
@@ -201,15 +202,10 @@ async def request(
 
 
 class Caller:
-    """The context of a gRPC call without a channel: somebody who waits for so many seconds.
-
-    Attributes:
-        status: how the call was ended, if it was.
-    """
+    """The context of a gRPC call without a channel: somebody who waits for so many seconds."""
 
     def __init__(self, seconds: float | None = None) -> None:
         """Takes the time until the deadline."""
-        self.status: status_pb2.Status | None = None
         self._seconds = seconds
 
     def invocation_metadata(self) -> Sequence[tuple[str, str]]:
@@ -220,11 +216,10 @@ class Caller:
         """Time until the deadline."""
         return self._seconds
 
-    async def abort_with_status(self, status: Any) -> None:
-        """Ends the call."""
-        details = dict(status.trailing_metadata)["grpc-status-details-bin"]
-        self.status = status_pb2.Status.FromString(details)
-        raise grpc.aio.AbortError
+
+def told(refusal: Abort) -> status_pb2.Status:
+    """What a refused caller is told, with its details."""
+    return status_pb2.Status.FromString(dict(refusal.trailing_metadata)["grpc-status-details-bin"])
 
 
 class MemoryRegistry:

@@ -5,22 +5,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import socket
 import threading
 from collections.abc import Callable
+from typing import Any
 
-import grpc
 import uvicorn
 import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2_grpc as native_grpc
 from everloop_contracts.stubs.inference import grpc_service_pb2_grpc as oip_grpc
+from everloop_inference.addresses import bound
 from everloop_inference.http_app import HttpApp
+from everloop_inference.metrics import GRPC_CLOSED
 from everloop_inference.predict import Predictor
+from everloop_inference.rpc import GrpcioServer, Limits, Methods, NativeServer, RpcServer
 from everloop_inference.servicer import NativeServicer, OipServicer
 from everloop_inference.settings import InferenceSettings
+from everloop_runtime.reflection import Descriptors
 
 __all__ = ["SERVICES", "Listeners"]
 
@@ -86,11 +89,10 @@ class Listeners:
 
     async def _serve(self) -> None:
         http = _http_server(self._settings, self._app)
-        rpc, health_servicer = await _grpc_server(
-            self._settings, self._predictor, lambda: not self._app.draining
-        )
-        await rpc.start()
-        with _bound(self._settings.http_address) as listening:
+        methods, health_servicer = await _methods(self._predictor, lambda: not self._app.draining)
+        rpc = _grpc_server(self._settings, methods)
+        await rpc.start(self._settings.predict_grpc_address)
+        with bound(self._settings.http_address) as listening:
             serving = asyncio.ensure_future(http.serve(sockets=[listening]))
             while not http.started and not serving.done():
                 await asyncio.sleep(0.01)
@@ -133,40 +135,33 @@ def _http_server(settings: InferenceSettings, app: HttpApp) -> uvicorn.Server:
     )
 
 
-async def _grpc_server(
-    settings: InferenceSettings, predictor: Predictor, ready: Callable[[], bool]
-) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
-    limit = settings.grpc_max_message_bytes
-    server = grpc.aio.server(
-        maximum_concurrent_rpcs=settings.predict_grpc_max_concurrent_calls,
-        options=[
-            ("grpc.so_reuseport", 1),
-            ("grpc.max_receive_message_length", limit),
-            ("grpc.max_send_message_length", limit),
-        ],
-    )
-    native_grpc.add_InferenceServiceServicer_to_server(NativeServicer(predictor), server)
-    oip_grpc.add_GRPCInferenceServiceServicer_to_server(OipServicer(predictor, ready), server)
+async def _methods(
+    predictor: Predictor, ready: Callable[[], bool]
+) -> tuple[Methods, health.aio.HealthServicer]:
+    methods: Any = Methods()
+    native_grpc.add_InferenceServiceServicer_to_server(NativeServicer(predictor), methods)
+    oip_grpc.add_GRPCInferenceServiceServicer_to_server(OipServicer(predictor, ready), methods)
     servicer = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, methods)
     for name in ("", *SERVICES):
         await servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
-    reflection.enable_server_reflection(
-        (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server
+    untyped: Any = reflection_pb2_grpc
+    untyped.add_ServerReflectionServicer_to_server(
+        reflection.aio.ReflectionServicer(
+            (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME),
+            pool=Descriptors(),
+        ),
+        methods,
     )
-    server.add_insecure_port(settings.predict_grpc_address)
-    return server, servicer
+    return methods, servicer
 
 
-def _bound(address: str) -> socket.socket:
-    host, _, port = address.rpartition(":")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    try:
-        listening.bind((host.strip("[]"), int(port)))
-    except OSError:
-        listening.close()
-        raise
-    return listening
+def _grpc_server(settings: InferenceSettings, methods: Methods) -> RpcServer:
+    limits = Limits(
+        message_bytes=settings.grpc_max_message_bytes,
+        concurrent_calls=settings.predict_grpc_max_concurrent_calls,
+        connections=settings.predict_grpc_max_connections,
+    )
+    if settings.predict_grpc_server == "grpcio":
+        return GrpcioServer(methods, limits)
+    return NativeServer(methods, limits, lambda reason: GRPC_CLOSED.labels(reason).inc())

@@ -1,4 +1,4 @@
-"""Every metric of the service, declared once."""
+"""Every metric of a replica, declared once; the service process has its own, in `watch_metrics`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from prometheus_client import Counter, Gauge, Histogram
 
 __all__ = [
     "BATCH_ROWS",
-    "DEPLOYS",
     "DROPPED",
     "ERRORS",
     "EXPLAINED",
+    "GRPC_CLOSED",
     "LATENCY",
     "LOAD_FAILURES",
     "REGISTRY_UP",
@@ -21,7 +21,6 @@ __all__ = [
     "SERVED_VERSION",
     "SLOW",
     "SWAPS",
-    "UP",
     "Door",
     "count_batch",
 ]
@@ -54,6 +53,11 @@ LATENCY = Histogram(
     buckets=BUCKETS,
 )
 EXPLAINED = Counter("everloop_inference_explained_rows", "Rows that were explained.", ["model"])
+GRPC_CLOSED = Counter(
+    "everloop_inference_grpc_closed_connections",
+    "gRPC connections that were closed on their callers.",
+    ["reason"],
+)
 SERVED_VERSION = Gauge(
     "everloop_inference_served_version", "Version of a model that serves here.", ["model"]
 )
@@ -70,10 +74,6 @@ LOAD_FAILURES = Counter(
 )
 REGISTRY_UP = Gauge(
     "everloop_inference_registry_up", "1 if the registry gateway answered the last time."
-)
-UP = Gauge("everloop_inference_data_plane_up", "1 if the data plane answered the last time.")
-DEPLOYS = Counter(
-    "everloop_inference_deploys", "Attempts to place the replicas on Ray.", ["outcome"]
 )
 
 

@@ -1,4 +1,4 @@
-"""Predictions over gRPC: the Open Inference Protocol and the native API, on one asyncio server."""
+"""Predictions over gRPC: the Open Inference Protocol and the native API."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from everloop_inference import native_proto, oip_json, oip_proto
 from everloop_inference.domain import Answer, Call
 from everloop_inference.metrics import Door
 from everloop_inference.predict import Predictor
+from everloop_inference.rpc import Abort
 from everloop_runtime.errors import EverloopError, Kind, rich_status
 from everloop_runtime.telemetry import span
 
@@ -65,8 +66,8 @@ def _answers(door: Door) -> Callable[[Method], Method]:
                 log.exception("%s failed", method.__name__)
                 refused = _INTERNAL
             door.refused(refused.reason)
-            await context.abort_with_status(rpc_status.to_status(rich_status(refused)))
-            raise AssertionError("abort_with_status raises")
+            status = rpc_status.to_status(rich_status(refused))
+            raise Abort(status.code, status.details, status.trailing_metadata)
 
         return handler
 

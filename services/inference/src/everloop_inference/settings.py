@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, field_validator
 
 from everloop_runtime.settings import ServiceSettings, host_and_port
@@ -33,6 +35,10 @@ class InferenceSettings(ServiceSettings):
     """HTTP connections that a replica serves at once; beyond it the answer is 503."""
     http_keep_alive_seconds: int = Field(default=75, ge=1)
     """Time after which an idle HTTP connection is closed, in seconds."""
+    predict_grpc_server: Literal["native", "grpcio"] = "native"
+    """Who answers gRPC predictions: the native listener, or grpcio's asyncio server."""
+    predict_grpc_max_connections: int = Field(default=4096, ge=1)
+    """gRPC connections that a replica serves at once; beyond it a new one is closed."""
     predict_grpc_max_concurrent_calls: int = Field(default=1024, ge=1)
     """gRPC predictions that a replica holds at once; beyond it the answer is RESOURCE_EXHAUSTED."""
 

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from everloop_inference.metrics import DEPLOYS, UP
+from everloop_inference.watch_metrics import DEPLOYS, UP
 from everloop_runtime.service import Component, Stopper
 
 __all__ = ["DataPlane", "answering", "listens"]

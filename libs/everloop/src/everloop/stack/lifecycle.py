@@ -79,7 +79,8 @@ def up(
     """Start a stack, or what is missing of a running one, and wait until all of it is healthy.
 
     Parts that do not depend on each other start at the same time. Whatever ends this call early, Ctrl-C included,
-    stops what it started. A call for a running stack changes no settings of parts that run.
+    stops what it started. A call for a running stack changes no settings of parts that run; one whose home was deleted
+    under it is stopped and started anew.
 
     Args:
         home: Folder for all data, logs and `stack.json`; default `EVERLOOP_HOME` or `.everloop` in the checkout.
@@ -100,6 +101,9 @@ def up(
     place.create()
     with locked(place.root / "stack.lock"):
         supervisor = Supervisor(place)
+        if supervisor.alive() and not place.endpoints.exists():
+            _clear(place, report)
+            place.create()
         fresh = not supervisor.alive()
         parts: list[Part] = []
         running = {name for name, state in supervisor.states().items() if state.pid}
@@ -128,16 +132,21 @@ def down(
 ) -> None:
     """Stop a stack in reverse order of its start and leave no process of it behind. Data stay.
 
-    Works as well where supervisord or any part was killed. Nothing happens where nothing runs.
+    Works as well where supervisord or any part was killed, and where the home was deleted while the stack ran. Nothing
+    happens where nothing runs.
     """
     place = Home.at(home or default_home())
+    report = _Reporter(on_event)
     if not place.root.exists():
+        _clear(place, report)
         return
     with locked(place.root / "stack.lock"):
-        parts: list[Part] = []
-        with contextlib.suppress(StackError):
+        try:
             parts = list(catalog(place, endpoints.load(place)))
-        _take_down(place, parts, _Reporter(on_event))
+        except StackError:
+            _clear(place, report)
+        else:
+            _take_down(place, parts, report)
 
 
 def kill(home: Path, part: str) -> int:
@@ -302,6 +311,18 @@ def _take_down(place: Home, parts: Sequence[Part], report: _Reporter) -> None:
     ports.release(place)
     # Ray's session is in the run folder; its logs are all that anybody could want of it later.
     shutil.rmtree(place.run, ignore_errors=True)
+
+
+def _clear(place: Home, report: _Reporter) -> None:
+    """Stop whatever bears the mark of a stack of which nothing is written down any more."""
+    count = len(processes.marked(place.root))
+    if count:
+        report(
+            "stack", "stopping", f"{count} processes of a stack that {place.root} knows no more of"
+        )
+    _take_down(place, [], report)
+    if count:
+        report("stack", "stopped")
 
 
 @contextlib.contextmanager

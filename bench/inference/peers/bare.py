@@ -1,0 +1,71 @@
+"""Our listeners with the model behind them and nothing else: no checks, ids, labels, log, metrics or swaps.
+
+Usage: python bare.py <http port> <grpc port>
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import grpc
+import orjson
+import uvicorn
+import uvloop
+
+from bench.inference.peers import tensors
+from bench.inference.peers.flights import Flights
+from everloop_contracts.stubs.inference import grpc_service_pb2 as oip
+from everloop_contracts.stubs.inference import grpc_service_pb2_grpc as oip_grpc
+
+FLIGHTS = Flights()
+HEADERS = [(b"content-type", b"application/json")]
+
+
+async def app(scope: Any, receive: Any, send: Any) -> None:
+    """Answers rows at any path."""
+    message = await receive()
+    body = message["body"]
+    while message.get("more_body"):
+        message = await receive()
+        body += message["body"]
+    answer = FLIGHTS.predict(orjson.loads(body)["rows"]).tolist()
+    content = orjson.dumps({"predictions": answer})
+    headers = [*HEADERS, (b"content-length", b"%d" % len(content))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": content})
+
+
+class Servicer(oip_grpc.GRPCInferenceServiceServicer):
+    """Answers ModelInfer."""
+
+    async def ModelInfer(self, request: oip.ModelInferRequest, context: Any) -> Any:
+        """Answers raw contents."""
+        return tensors.fill(oip.ModelInferResponse(), FLIGHTS.run(tensors.feeds(request)))
+
+
+async def main(http_port: int, grpc_port: int) -> None:
+    """Serves until it is ended."""
+    rpc = grpc.aio.server()
+    oip_grpc.add_GRPCInferenceServiceServicer_to_server(Servicer(), rpc)  # type: ignore[abstract]
+    rpc.add_insecure_port(f"127.0.0.1:{grpc_port}")
+    await rpc.start()
+    config = uvicorn.Config(
+        app,
+        port=http_port,
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        interface="asgi3",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        proxy_headers=False,
+    )
+    await uvicorn.Server(config).serve()
+    await rpc.stop(0)
+
+
+if __name__ == "__main__":
+    uvloop.run(main(int(sys.argv[1]), int(sys.argv[2])))
