@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -27,10 +28,11 @@ class World:
         self.artifacts = MemoryArtifacts()
         self.sink = MemorySink()
         self.policies = {"flights": ServingPolicy(id_field="flight_id", max_rows=100)}
+        http, rpc = free_ports(2)
         self.settings = InferenceSettings(
             data_dir=folder,
-            http_address=f"127.0.0.1:{free_port()}",
-            predict_grpc_address=f"127.0.0.1:{free_port()}",
+            http_address=f"127.0.0.1:{http}",
+            predict_grpc_address=f"127.0.0.1:{rpc}",
             reconcile_seconds=0.02,
             load_retry_max_seconds=0.05,
             log_batch_seconds=0.02,
@@ -73,9 +75,17 @@ class World:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    (port,) = free_ports(1)
+    return port
+
+
+def free_ports(count: int) -> list[int]:
+    """Different ones: listeners that share a port would share their callers."""
+    with contextlib.ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 @pytest.fixture

@@ -14,9 +14,12 @@ import numpy as np
 import orjson
 import pytest
 from google.rpc import error_details_pb2
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from everloop_contracts.stubs.inference import grpc_service_pb2 as oip
 from everloop_features.inputs import feeds_from_rows
+from everloop_inference import oip_json, oip_proto
 from everloop_inference.domain import ServingPolicy, Wanted
 from everloop_inference.fakes import (
     INPUTS,
@@ -294,6 +297,102 @@ def test_contents_that_are_there_and_empty_are_no_contents(server: Server) -> No
     assert server.infer(asked).raw_output_contents
     asked.inputs[0].contents.bytes_contents.append(b"AA")
     assert server.infer_refusal(asked)[1] == "MALFORMED_REQUEST"
+
+
+VALUES = {
+    "BYTES": st.sampled_from(["AA", "zürich", "", "2013-07-01T10:30:00Z", "nonsense"]),
+    "BOOL": st.booleans(),
+    "INT32": st.integers(-2, 5),
+    "INT64": st.integers(-(1 << 63), (1 << 63) - 1) | st.integers(-2, 5),
+    "UINT32": st.integers(0, 5),
+    "UINT64": st.integers(0, (1 << 64) - 1),
+    "FP32": st.floats(width=32) | st.sampled_from([0.0, 1.0, 0.5, 1400]),
+    "FP64": st.floats() | st.sampled_from([0.0, 1.0, 0.5, 1400]),
+    "FP16": st.sampled_from([0.0, 1.0]),
+}
+USUAL = {item["name"]: item for item in tensors()}
+
+
+@st.composite
+def single_rows(draw: st.DrawFn) -> list[dict[str, Any]]:
+    """One row, mostly as it should be, with some tensors missing, odd, null, nested, unknown or twice."""
+    row = []
+    for name, usual in USUAL.items():
+        fate = draw(st.sampled_from(["usual"] * 6 + ["odd", "absent", "null", "nested"]))
+        item = dict(usual)
+        if fate == "odd":
+            item["datatype"] = draw(st.sampled_from(list(VALUES)))
+            item["data"] = [draw(VALUES[item["datatype"]])]
+        elif fate == "null":
+            item["data"] = [None]
+        elif fate == "nested":
+            item |= {"shape": [1, 1], "data": [item["data"]]}
+        if fate != "absent":
+            row.append(item)
+        assert name == item["name"]
+    row += draw(st.sampled_from([[], [], [], [], [{**USUAL["age"], "name": "more"}], row[:1]]))
+    record = {"name": "flight_id", "datatype": "BYTES", "shape": [1], "data": ["f-9"]}
+    return row + draw(
+        st.sampled_from([[], [record], [{**record, "datatype": "INT64", "data": [9]}]])
+    )
+
+
+@settings(max_examples=150, deadline=None)
+@given(row=single_rows())
+def test_the_short_way_for_a_single_row_says_what_the_long_way_says(
+    server: Server, row: list[dict[str, Any]]
+) -> None:
+    """Over JSON, raw and typed: the same answer, or the same refusal."""
+
+    def everywhere() -> list[Any]:
+        found: list[Any] = []
+        status, _, content = server.http(orjson.dumps({"inputs": row}))
+        answer = orjson.loads(content)
+        found.append((status, answer.get("reason"), answer.get("field")))
+        if status == 200:
+            found.append(answer["outputs"][0]["data"])
+        flat = [{**item, "data": list(np.ravel(item["data"]).tolist())} for item in row]
+        sendable = [item for item in flat if item["data"] != [None]]
+        for is_raw in (True, False):
+            if not is_raw and any(item["datatype"] == "FP16" for item in sendable):
+                continue
+            asked = message(sendable, is_raw)
+            try:
+                response = server.infer(asked)
+            except Abort as error:
+                found.append(told(error).message)
+                continue
+            values = (
+                np.frombuffer(response.raw_output_contents[0], np.float32)
+                if is_raw
+                else response.outputs[0].contents.fp32_contents
+            )
+            found.append(list(values))
+        return found
+
+    short = everywhere()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(oip_json, "plain", lambda _: None)
+        patch.setattr(oip_proto, "plain", lambda _: None)
+        long = everywhere()
+    np.testing.assert_equal(short, long)
+
+
+def test_a_usual_single_row_goes_the_short_way(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("that was the long way")
+
+    monkeypatch.setattr(oip_json, "tensors", refuse)
+    monkeypatch.setattr(oip_proto, "tensors", refuse)
+    seconds = {"name": "departs", "datatype": "INT64", "shape": [1], "data": [1372674600]}
+    others = [item for item in tensors() if item["name"] != "departs"]
+    for usual in (tensors(), [*others, seconds], [{**item, "shape": [1, 1]} for item in tensors()]):
+        status, _, content = server.http(orjson.dumps({"inputs": usual}))
+        assert status == 200, content
+        for is_raw in (True, False):
+            assert server.infer(message(usual, is_raw)).outputs
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "identity"])

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import lru_cache
-from math import nan
+from math import isnan, nan
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
@@ -273,6 +273,47 @@ class Layout:
             return self._converted(rows)
         except (_Doubtful, TypeError, OverflowError):
             return self._converted_one_by_one(rows)
+
+    def from_plain(self, row: Mapping[str, Any]) -> Block | None:
+        """Converts one row whose timestamps may be whole seconds of wall-clock time as well.
+
+        Returns:
+            None where a value is not of the very type that the model takes, or is NaN, missing or unknown: it needs a
+            closer look than this one.
+        """
+        names, required = self._floats
+        floats: list[Any] = [row.get(name) for name in names]
+        if kinds := set(map(type, floats)) - _NUMBERS:
+            if kinds != _NONE or None in floats[:required]:
+                return None
+            floats = [nan if value is None else value for value in floats]
+        if isnan(sum(floats[:required])):
+            return None
+        for spec in self._rest:
+            value = row.get(spec.name)
+            wanted = bool if spec.type is FieldType.BOOL else int
+            if type(value) is not wanted:
+                if value is not None or not spec.nullable:
+                    return None
+                value = nan
+            floats.append(value)
+        names, required = self._texts
+        texts: list[Any] = [row.get(name) for name in names]
+        if kinds := set(map(type, texts)) - _STRINGS:
+            if kinds != _NONE or None in texts[:required]:
+                return None
+            texts = ["" if value is None else value for value in texts]
+        if not row.keys() <= self._places.keys():
+            return None
+        try:
+            times = [self._moment(row, spec, zone) for spec, zone in self._times]
+            return self._filled(1, floats, texts, times)
+        except (InputError, OverflowError):
+            return None
+
+    def _moment(self, row: Mapping[str, Any], spec: InputSpec, zone: ZoneInfo) -> int:
+        value = row.get(spec.name)
+        return value if type(value) is int else _time((row,), row, spec, zone)
 
     def _converted(self, rows: Sequence[Mapping[str, object]]) -> Block:
         """Checks the exact types that a JSON parser gives for all values of a kind at once.

@@ -12,7 +12,7 @@ import time
 import zlib
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 from typing import Any, Final, NamedTuple
 
@@ -233,9 +233,10 @@ class HttpApp:
     async def _infer(self, request: _Request, name: str, version: str) -> _Reply:
         text, binary = oip_json.split(request.body, request.headers.get(_JSON_LENGTH))
         asked = oip_json.request(_parsed(text), binary)
-        answer = await self._awaited(
-            request, self._predictor.tensors(name, version, asked.tensors, request.call())
+        waiting = self._predictor.tensors(
+            name, version, oip_json.plain(asked), partial(oip_json.tensors, asked), request.call()
         )
+        answer = await self._awaited(request, waiting)
         document, binaries = oip_json.response(answer, asked)
         content = orjson.dumps(document)
         _OIP.answered(answer.model.name, request.began)

@@ -37,11 +37,13 @@ __all__ = [
     "VERSION",
     "Request",
     "model_metadata",
+    "plain",
     "repository",
     "request",
     "response",
     "server_metadata",
     "split",
+    "tensors",
 ]
 
 SERVER: Final = "everloop-inference"
@@ -50,6 +52,16 @@ PLATFORM: Final = {"onnx": "onnxruntime_onnx", "mlflow": "mlflow_pyfunc"}
 """What runs a model, by kind of engine."""
 EXTENSIONS: Final = ("binary_tensor_data",)
 
+_SINGLE: Final = ([1], [1, 1])
+_NUMBER: Final = frozenset({int, float})
+_PLAIN: Final[dict[str, frozenset[type]]] = {
+    "BYTES": frozenset({str}),
+    "BOOL": frozenset({bool}),
+    "INT64": frozenset({int}),
+    "FP32": _NUMBER,
+    "FP64": _NUMBER,
+}
+"""Python's types of the data types whose single value needs no look at its range."""
 _PYTHON: Final[dict[str, set[type]]] = {"b": {bool}, "i": {int}, "u": {int}, "f": {float, int}}
 
 
@@ -59,14 +71,16 @@ class Request:
 
     Attributes:
         id: what the response echoes; None where the caller gave none.
-        tensors: its inputs.
+        inputs: name, data type, shape, data and parameters of each input, as they were given.
+        raw: values of the inputs that are not in the JSON.
         outputs: names of the outputs it wants; all where empty.
         binary: whether it wants outputs in binary where it does not say so by name.
         binaries: outputs that it wants, or does not want, in binary.
     """
 
     id: str | None
-    tensors: Sequence[Tensor]
+    inputs: Sequence[tuple[Any, Any, Any, Any, Any]]
+    raw: memoryview
     outputs: Sequence[str]
     binary: bool
     binaries: Mapping[str, bool]
@@ -90,7 +104,7 @@ def request(document: Mapping[str, Any], binary: memoryview) -> Request:
     """Reads a request.
 
     Raises:
-        EverloopError: kind invalid: it is not of the protocol's shape, or a tensor does not hold what it says.
+        EverloopError: kind invalid: it is not of the protocol's shape.
     """
     try:
         given = document.get("id")
@@ -119,22 +133,49 @@ def request(document: Mapping[str, Any], binary: memoryview) -> Request:
         raise EverloopError(Kind.INVALID, "MALFORMED_REQUEST", message) from error
     if given is not None and type(given) is not str:
         raise EverloopError(Kind.INVALID, "MALFORMED_REQUEST", "'id' must be a string", field="id")
-    tensors = []
+    return Request(given, parts, binary, wanted, wants_binary, binaries)
+
+
+def plain(asked: Request) -> dict[str, Any] | None:
+    """The inputs as one row of plain values; None where they are more than that, or need a closer look."""
+    row: dict[str, Any] = {}
+    for name, datatype, shape, data, options in asked.inputs:
+        if options or type(name) is not str or type(data) is not list or len(data) != 1:
+            return None
+        (value,) = data
+        if shape == [1, 1] and type(value) is list and len(value) == 1:
+            (value,) = value
+        types = _PLAIN.get(datatype) if type(datatype) is str else None
+        if types is None or shape not in _SINGLE:
+            return None
+        if value is not None and type(value) not in types:
+            return None
+        row[name] = value
+    return row if len(row) == len(asked.inputs) and not asked.raw else None
+
+
+def tensors(asked: Request) -> list[Tensor]:
+    """The inputs.
+
+    Raises:
+        EverloopError: kind invalid: one does not hold what it says.
+    """
+    found = []
     position = 0
     with np.errstate(over="ignore"):  # beyond FP32 is infinite
-        for name, datatype, shape, data, options in parts:
+        for name, datatype, shape, data, options in asked.inputs:
             size = _binary_size(name, datatype, data, options)
             if size is None:
-                tensors.append(_tensor(name, datatype, shape, data))
+                found.append(_tensor(name, datatype, shape, data))
                 continue
-            raw = bytes(binary[position : position + size])
+            raw = bytes(asked.raw[position : position + size])
             position += size
             rows = rows_of(name, _shape(name, shape))
-            tensors.append(Tensor(name, datatype, rows, values_from_raw(name, datatype, rows, raw)))
-    if position != len(binary):
-        message = f"{len(binary)} bytes follow the JSON, its tensors name {position}"
+            found.append(Tensor(name, datatype, rows, values_from_raw(name, datatype, rows, raw)))
+    if position != len(asked.raw):
+        message = f"{len(asked.raw)} bytes follow the JSON, its tensors name {position}"
         raise EverloopError(Kind.INVALID, "MALFORMED_REQUEST", message)
-    return Request(given, tensors, wanted, wants_binary, binaries)
+    return found
 
 
 def _binary_size(name: object, datatype: object, data: object, options: object) -> int | None:

@@ -19,6 +19,7 @@ from everloop_inference.tensors import (
     invalid,
     output_signature,
     outputs,
+    plain_from_raw,
     raw_values,
     rows_of,
     text,
@@ -26,7 +27,7 @@ from everloop_inference.tensors import (
 )
 from everloop_runtime.errors import EverloopError, Kind
 
-__all__ = ["described", "response", "tensors"]
+__all__ = ["check_outputs", "described", "plain", "response", "tensors"]
 
 _CONTENTS: Final = {
     "BOOL": "bool_contents",
@@ -41,6 +42,44 @@ _CONTENTS: Final = {
     "FP32": "fp32_contents",
     "FP64": "fp64_contents",
 }
+_SINGLE: Final = {"BYTES": "bytes_contents"} | {
+    name: _CONTENTS[name] for name in ("BOOL", "INT32", "INT64", "FP32", "FP64")
+}
+"""Types whose single value needs no look at its range."""
+
+
+def check_outputs(request: oip.ModelInferRequest) -> None:
+    """Refuses parameters of outputs that would change their meaning.
+
+    Raises:
+        EverloopError: kind invalid: there is one.
+    """
+    for wanted in request.outputs:
+        if wanted.parameters:
+            check_parameters(wanted.name, wanted.parameters)
+
+
+def plain(request: oip.ModelInferRequest) -> dict[str, Any] | None:
+    """The inputs as one row of plain values; None where they are more than that, or need a closer look."""
+    row: dict[str, Any] = {}
+    inputs, raws = request.inputs, request.raw_input_contents
+    if raws and len(raws) != len(inputs):
+        return None
+    try:
+        for index, item in enumerate(inputs):
+            name, datatype, shape = item.name, item.datatype, item.shape
+            if shape[0] != 1 or shape[-1] != 1 or len(shape) > 2 or item.parameters:
+                return None
+            if raws:
+                if item.HasField("contents"):
+                    return None
+                row[name] = plain_from_raw(datatype, raws[index])
+            else:
+                (value,) = getattr(item.contents, _SINGLE[datatype])
+                row[name] = value.decode() if datatype == "BYTES" else value
+    except (ValueError, IndexError, KeyError):
+        return None
+    return row if len(row) == len(inputs) else None
 
 
 def tensors(request: oip.ModelInferRequest) -> list[Tensor]:
@@ -49,9 +88,6 @@ def tensors(request: oip.ModelInferRequest) -> list[Tensor]:
     Raises:
         EverloopError: kind invalid: a tensor does not hold what it says, or raw and typed contents are mixed.
     """
-    for wanted in request.outputs:
-        if wanted.parameters:
-            check_parameters(wanted.name, wanted.parameters)
     raws = request.raw_input_contents
     if not raws:
         return [_typed(item) for item in request.inputs]
@@ -95,10 +131,11 @@ def _typed(item: oip.ModelInferRequest.InferInputTensor) -> Tensor:
 def response(answer: Answer, request: oip.ModelInferRequest) -> oip.ModelInferResponse:
     """The response to a request: raw where it was asked with raw contents."""
     raw = bool(request.raw_input_contents)
+    wanted = [item.name for item in request.outputs]
     response = oip.ModelInferResponse(
         model_name=answer.model.name, model_version=str(answer.model.version), id=request.id
     )
-    for name, datatype, shape, values in outputs(answer, [item.name for item in request.outputs]):
+    for name, datatype, shape, values in outputs(answer, wanted):
         item = response.outputs.add(name=name, datatype=datatype, shape=shape)
         if raw:
             response.raw_output_contents.append(raw_values(values))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any, Protocol
 
@@ -80,24 +80,36 @@ class Predictor:
         return self._queued(model, block, _record_ids(model, rows), call)
 
     def tensors(
-        self, name: str, version: str, tensors: Sequence[Tensor], call: Call
+        self,
+        name: str,
+        version: str,
+        plain: dict[str, Any] | None,
+        tensors: Callable[[], Sequence[Tensor]],
+        call: Call,
     ) -> asyncio.Future[Answer]:
         """Predicts columns; as `rows` otherwise.
 
         Args:
             name: name of the model.
             version: version that the caller insists on; empty for whichever serves.
-            tensors: one per input, and one with record ids if the caller has them.
+            plain: the tensors as one row of plain values, if they are; an array for each of them would cost more than
+                the prediction.
+            tensors: reads the tensors: one per input, and one with record ids if the caller has them.
             call: what else is known about the request.
 
         Raises:
             EverloopError: as `rows`; kind not_found also where another version serves.
         """
         model = self._assigned(name, version)
-        if tensors:
-            _check_count(model, tensors[0].rows, model.policy.max_rows)
+        if plain is not None:
+            record_id = plain.pop(model.policy.id_field, "")
+            if type(record_id) is str and (block := model.layout.from_plain(plain)) is not None:
+                return self._queued(model, block, (record_id,), call)
+        given = tensors()
+        if given:
+            _check_count(model, given[0].rows, model.policy.max_rows)
         try:
-            block, record_ids = block_from_tensors(tensors, model.layout, model.policy.id_field)
+            block, record_ids = block_from_tensors(given, model.layout, model.policy.id_field)
         except InputError as error:
             raise refusal(model, error) from error
         return self._queued(model, block, record_ids, call)

@@ -144,9 +144,13 @@ class OipServicer(oip_grpc.GRPCInferenceServiceServicer):
     ) -> oip.ModelInferResponse:
         """Predicts; answers with raw contents where it was asked with them."""
         call = _call(request, context)
-        tensors = oip_proto.tensors(request)
+        oip_proto.check_outputs(request)
         answer = await self._predictor.tensors(
-            request.model_name, request.model_version, tensors, call
+            request.model_name,
+            request.model_version,
+            oip_proto.plain(request),
+            functools.partial(oip_proto.tensors, request),
+            call,
         )
         response = oip_proto.response(answer, request)
         _OIP.answered(answer.model.name, call.began)

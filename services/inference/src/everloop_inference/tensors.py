@@ -33,6 +33,7 @@ __all__ = [
     "invalid",
     "output_signature",
     "outputs",
+    "plain_from_raw",
     "raw_values",
     "rows_of",
     "text",
@@ -58,6 +59,12 @@ DTYPES: Final[dict[str, np.dtype[Any]]] = {
 }
 """Data types of numbers; BYTES is the one of texts."""
 
+_LENGTH: Final = struct.Struct("<I")
+_SINGLE: Final = {
+    name: struct.Struct(code)
+    for name, code in {"INT32": "<i", "INT64": "<q", "FP32": "<f", "FP64": "<d"}.items()
+}
+
 _DATATYPES: Final = {
     FieldType.STRING: "BYTES",
     FieldType.BOOL: "BOOL",
@@ -65,7 +72,6 @@ _DATATYPES: Final = {
     FieldType.FLOAT: "FP32",
     FieldType.TIMESTAMP: "INT64",
 }
-_LENGTH: Final = struct.Struct("<I")
 
 
 @dataclass(slots=True)
@@ -144,6 +150,22 @@ def values_from_raw(
         raise invalid("WRONG_TYPE", "a BOOL is a byte of 0 or 1", name)
     # BF16 is the upper half of FP32.
     return (values.astype("<u4") << 16).view("<f4") if datatype == "BF16" else values
+
+
+def plain_from_raw(datatype: str, raw: bytes) -> object:
+    """Reads one value.
+
+    Raises:
+        ValueError: the bytes are not one value, or one of a type that is seldom sent for single rows.
+    """
+    reader = _SINGLE.get(datatype)
+    if reader is not None and len(raw) == reader.size:
+        return reader.unpack(raw)[0]
+    if datatype == "BYTES" and len(raw) >= 4 and _LENGTH.unpack_from(raw)[0] == len(raw) - 4:
+        return raw[4:].decode()
+    if datatype == "BOOL" and raw in (b"\0", b"\1"):
+        return raw == b"\1"
+    raise ValueError(f"{len(raw)} bytes are no {datatype}")
 
 
 def raw_values(values: npt.NDArray[Any] | Sequence[str]) -> bytes:
