@@ -8,23 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import hashlib
-import json
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import uvloop
 from matplotlib.figure import Figure
 
-from bench.report import ROOT, Result, load_before, medians, write
-from everloop.demo import flights
-from everloop_contracts.pipeline import Task, load_pipeline
-from everloop_features import feeds_from_rows, fit, inputs_of
-from everloop_features.graph import compose_model, feature_graph
+from bench.flights_model import fitted, taught
+from bench.report import Result, load_before, medians, write
+from everloop_features import inputs_of
 from everloop_inference.domain import Call, ServingPolicy, Wanted
 from everloop_inference.fakes import Artifact, MemoryArtifacts
 from everloop_inference.load import Loader
@@ -33,14 +28,14 @@ from everloop_inference.predict import Predictor
 from everloop_inference.prediction_log import PredictionLog
 from everloop_inference.spill import Spill
 from everloop_inference.swap import Models
-from everloop_trainer.families import Problem, load_family
 
 FAMILY = "hist_gradient_boosting"
 ROWS = (1, 64)
 CALLERS = (1, 8, 32, 128)
 REPEATS = 7
 SECONDS = 0.3
-TAUGHT_ROWS = 20_000
+GOLDEN_ROWS = 32
+ASKED_ROWS = 4096
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -59,7 +54,7 @@ class Broker:
 def main() -> None:
     """Measures every number of callers and rows, together and alone in turn."""
     load = load_before()
-    artifact, rows = taught()
+    artifact, rows = subject()
     figures: list[dict[str, float | str]] = []
     ratios: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -92,31 +87,22 @@ def main() -> None:
     write(Result("batching", title, figures, ratios, note, load), plot(figures))
 
 
-def taught() -> tuple[Artifact, Rows]:
+def subject() -> tuple[Artifact, Rows]:
     """The flights' model as the trainer logs it, and rows to ask about."""
-    pipeline = load_pipeline(ROOT / "pipelines" / "flight-delays.yaml")
-    year = flights.load(3)
-    late = np.array(year.late, dtype=float)
-    known = np.flatnonzero(~np.isnan(late))[:TAUGHT_ROWS]
-    rows = [json.loads(year.lines[row]) for row in known]
-    inputs, problem, family = inputs_of(pipeline), Problem(Task.BINARY, 2), load_family(FAMILY)
-    feeds, target = feeds_from_rows(rows, inputs), late[known].astype(np.int64)
-    features = fit(pipeline, feeds, target)
-    matrix = features.transform(feeds, family.encoding)
-    params = {key: item.default for key, item in family.space.items()}
-    model = family.fit(problem, matrix, target, params, pipeline.training.seed)
-    estimator = family.to_onnx(problem, model, matrix.shape[1])
-    graph = compose_model(feature_graph(features, family.encoding), estimator).SerializeToString()
+    sample = taught()
+    family, model, graph = fitted(sample, FAMILY)
+    matrix = sample.features.transform(sample.feeds, family.encoding)[:GOLDEN_ROWS]
     manifest: dict[str, object] = {
         "task": "binary",
         "classes": ["false", "true"],
-        "inputs": [spec.to_json() for spec in inputs],
+        "inputs": [spec.to_json() for spec in inputs_of(sample.pipeline)],
     }
     golden: dict[str, object] = {
-        "rows": rows[:32],
-        "probabilities": family.predict(problem, model, matrix[:32]).tolist(),
+        "rows": sample.rows[:GOLDEN_ROWS],
+        "probabilities": family.predict(sample.problem, model, matrix).tolist(),
     }
-    return Artifact(graph, manifest, golden), rows[32:4096]
+    content = graph.SerializeToString()
+    return Artifact(content, manifest, golden), sample.rows[GOLDEN_ROWS:ASKED_ROWS]
 
 
 def core(
@@ -125,7 +111,7 @@ def core(
     """A serving core with its log."""
     artifacts, models = MemoryArtifacts(), Models()
     artifacts.runs["run"] = artifact
-    wanted = Wanted("flights", 1, "run", hashlib.sha256(artifact.graph).hexdigest())
+    wanted = Wanted("flights", 1, "run", artifact.sha256)
     policy = dataclasses.replace(policy, id_field="flight_id")
     models.swap(Loader(artifacts, folder / "cache").load(wanted, policy))
     log = PredictionLog(
