@@ -27,6 +27,7 @@ from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2_grpc as
 from everloop_contracts.stubs.inference import grpc_service_pb2 as oip
 from everloop_contracts.stubs.inference import grpc_service_pb2_grpc as oip_grpc
 from everloop_features.inputs import feeds_from_rows
+from everloop_inference.domain import ServingPolicy
 from everloop_inference.fakes import INPUTS, ROW, sample_artifact
 
 DATATYPES = {
@@ -224,6 +225,58 @@ def test_a_bad_row_is_refused_with_its_field(
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     info = error_info(caught.value)
     assert (info.reason, info.domain, info.metadata["field"]) == (reason, "everloop", field)
+
+
+@both_servers
+@pytest.mark.parametrize("value", [1e300, -1e39])
+def test_a_number_that_the_model_cannot_hold_is_refused(doors: Doors, value: float) -> None:
+    bad = {**ROW, "distance": value}
+    inputs = tensor("distance", data=[1.0, value])
+    for path, body in (
+        ("/v1/models/flights:predict", {"rows": [ROW, bad]}),
+        ("/v2/models/flights/infer", {"inputs": inputs}),
+    ):
+        status, answer = doors.http("POST", path, body)
+        found = (status, answer["reason"], answer["field"], answer["row"])
+        assert found == (422, "OUT_OF_RANGE", "distance", "1"), path
+    calls: list[tuple[Callable[[Any], Any], Any]] = [
+        (doors.native.Predict, native.PredictRequest(model="flights", rows=struct_rows([bad]))),
+    ]
+    for raw in (False, True):
+        request = infer_request([ROW], raw)
+        if raw:
+            request.raw_input_contents[1] = np.float64(value).tobytes()
+        else:
+            request.inputs[1].contents.fp64_contents[0] = value
+        calls.append((doors.oip.ModelInfer, request))
+    for call, request in calls:
+        with pytest.raises(grpc.RpcError) as caught:
+            call(request)
+        info = error_info(caught.value)
+        assert (info.reason, info.metadata["field"]) == ("OUT_OF_RANGE", "distance")
+
+
+@both_servers
+def test_a_row_with_a_field_that_the_pipeline_lacks_is_refused(world: Any) -> None:
+    world.policies["flights"] = ServingPolicy(
+        id_field="flight_id", fields=("flight_id", "carrier", "late")
+    )
+    world.publish(1)
+    world.publish(1, name="stranger")
+    doors = Doors(world)
+    good, bad = {**ROW, "late": True}, {**ROW, "aeg": 3.0}
+    path = "/v1/models/flights:predict"
+    status, answer = doors.http("POST", path, {"rows": [good, bad]})
+    found = (status, answer["reason"], answer["field"], answer["row"])
+    assert found == (422, "UNKNOWN_FIELD", "aeg", "1")
+    with pytest.raises(grpc.RpcError) as caught:
+        doors.native.Predict(native.PredictRequest(model="flights", rows=struct_rows([bad])))
+    info = error_info(caught.value)
+    assert (info.reason, info.metadata["field"]) == ("UNKNOWN_FIELD", "aeg")
+    # Fields of the schema that are no input, inputs that the schema has dropped, and a model without a pipeline.
+    assert doors.http("POST", path, {"rows": [good]})[0] == 200
+    assert doors.http("POST", "/v1/models/stranger:predict", {"rows": [bad]})[0] == 200
+    doors.channel.close()
 
 
 def error_info(error: grpc.RpcError) -> error_details_pb2.ErrorInfo:

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any, Protocol
 
+import numpy as np
+
 from everloop_contracts.pipeline import Task
 from everloop_features.inputs import Block, InputError
 from everloop_inference.batching import Batcher, Capacity, Job, Output
@@ -98,6 +100,7 @@ class Predictor:
             _check_count(model, tensors[0].rows, model.policy.max_rows)
         try:
             block, record_ids = block_from_tensors(tensors, model.layout, model.policy.id_field)
+            _check_finite(model, block)
         except InputError as error:
             raise refusal(model, error) from error
         return self._queued(model, block, record_ids, call)
@@ -185,9 +188,32 @@ def refusal(model: ServedModel, error: InputError) -> EverloopError:
 
 def _converted(model: ServedModel, rows: Sequence[Mapping[str, Any]]) -> Block:
     try:
-        return model.layout.from_rows(rows)
+        if known := model.fields:
+            for number, row in enumerate(rows):
+                if not row.keys() <= known:
+                    name = min(row.keys() - known)
+                    text = "the pipeline has no such field"
+                    raise InputError(number, name, "UNKNOWN_FIELD", text)
+        block = model.layout.from_rows(rows)
+        _check_finite(model, block)
     except InputError as error:
         raise refusal(model, error) from error
+    return block
+
+
+def _check_finite(model: ServedModel, block: Block) -> None:
+    """Refuses what is infinite, or became so in the 32 bits that the model takes.
+
+    Raises:
+        InputError: the first such value, by field and then by row.
+    """
+    if not np.count_nonzero(np.isinf(block.numbers)):
+        return
+    for spec in model.inputs:
+        column = model.layout.column(block, spec.name)
+        if column.dtype == np.float32 and len(rows := np.flatnonzero(np.isinf(column))):
+            text = "the number does not fit 32 bits"
+            raise InputError(int(rows[0]), spec.name, "OUT_OF_RANGE", text)
 
 
 def _check_count(model: ServedModel, count: int, most: int) -> None:
