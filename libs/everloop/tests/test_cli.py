@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,7 +16,10 @@ from typer.testing import CliRunner
 
 from everloop.cli import app, output
 from everloop.cli.output import sparkline
-from everloop.stack.home import repository_root
+from everloop.stack import endpoints
+from everloop.stack.credentials import Credentials
+from everloop.stack.home import Home, repository_root
+from everloop.stack.ports import DEFAULTS
 
 MODEL = "flight-delays"
 PIPELINES = repository_root() / "pipelines"
@@ -252,6 +256,50 @@ def test_status_tells_where_each_pipeline_stands(run):
             "decision": "retrain: 2 of 3 chunks alert",
         }
     ]
+
+
+@pytest.fixture
+def edited(tmp_path: Path) -> Path:
+    """A pipelines folder, to be edited; the stack of `run` has it from now on."""
+    folder = tmp_path / "pipelines"
+    shutil.copytree(PIPELINES, folder)
+    file = tmp_path / "stack.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"pipelines_dir": str(folder)}))
+    return folder
+
+
+def test_status_shows_what_runs_while_a_pipeline_file_is_half_edited(run, edited: Path):
+    (edited / f"{MODEL}.yaml").write_text("pipeline: flight-delays\nschema:\n  fields: [\n")
+    (edited / "new.yaml").write_text("pipeline: new\n")
+    done = run("status")
+    assert done.exit_code == 0, done.output
+    assert "2 of 3 chunks alert" in done.output
+    told = [line for line in done.output.splitlines() if "cannot be used as it is" in line]
+    assert [line.split()[0] for line in told] == [MODEL, "new"]
+    assert f"{edited}/new.yaml:1: " in told[1]
+    answer = json.loads(run("status", "--json").stdout)
+    assert [line["pipeline"] for line in answer["pipelines"]] == [MODEL]
+    assert sorted(answer["problems"]) == [MODEL, "new"]
+
+
+def test_status_lists_every_endpoint(run, tmp_path: Path, monkeypatch):
+    place = Home.at(tmp_path)
+    there = endpoints.plan(
+        place,
+        {name: 20000 + number for number, name in enumerate(DEFAULTS)},
+        Credentials("key", "secret", "token"),
+        PIPELINES,
+        None,
+    )
+    (tmp_path / "stack.json").write_text(json.dumps(dataclasses.asdict(there)))
+    monkeypatch.setattr("everloop.stack.health.status", lambda home: [])
+    listed = json.loads(run("status", "--json").stdout)["endpoints"]
+    assert listed["inference_grpc"] == f"127.0.0.1:{there.ports['inference_grpc']}"
+    for service in ("ingest", "trainer", "registry", "monitor", "inference"):
+        port = there.ports[f"{service}_metrics"]
+        assert listed[f"{service}_metrics"] == f"http://127.0.0.1:{port}/metrics"
+    text = run("status").output
+    assert all(address in text for address in listed.values())
 
 
 def test_check_names_file_line_and_field(tmp_path: Path):
