@@ -20,6 +20,7 @@ from everloop.stack import endpoints
 from everloop.stack.credentials import Credentials
 from everloop.stack.home import Home, repository_root
 from everloop.stack.ports import DEFAULTS
+from everloop_contracts.stubs.everloop.training.v1 import training_pb2
 
 MODEL = "flight-delays"
 PIPELINES = repository_root() / "pipelines"
@@ -115,6 +116,7 @@ def test_predict_takes_rows_from_options_and_files(run, tmp_path: Path, door):
         (["push", __file__, "-p", MODEL], "UNKNOWN_FORMAT"),
         (["push", "{rows}", "-p", "nothing"], "PIPELINE_NOT_FOUND"),
         (["cut", "nothing"], "PIPELINE_NOT_FOUND"),
+        (["train", "nothing"], "PIPELINE_NOT_FOUND"),
         (["datasets", "nothing"], "PIPELINE_NOT_FOUND"),
         (["models", "nothing"], "there is no 'nothing'; there are: flight-delays"),
         (["trainings", "nothing"], "there is no 'nothing'; there are: flight-delays"),
@@ -145,6 +147,7 @@ ARGUMENTS = {
     "promote": [MODEL, "2"],
     "trace": ["p-1"],
     "cut": [MODEL],
+    "train": [MODEL],
     "datasets": [MODEL],
     "rollback": [MODEL],
     "drift": [MODEL],
@@ -222,6 +225,51 @@ def test_rollback_says_what_serves_again(run):
 def test_trainings_lists_state_and_best(run):
     done = run("trainings", MODEL)
     assert "succeeded" in done.output and "6/6" in done.output and "0.7100" in done.output
+
+
+def test_train_shows_each_step_once_until_the_training_has_ended(run, fake, monkeypatch):
+    monkeypatch.setattr("everloop.cli.models.POLL_SECONDS", 0.0)
+    done = run("train", MODEL, "--request-id", "mine")
+    assert done.exit_code == 0, done.output
+    assert fake.asked_to_train == ["mine"]
+    assert done.stderr.splitlines() == [
+        "flight-delays v1: queued, 0 of 6 trials ended",
+        "flight-delays v1: running, 3 of 6 trials ended, best 0.7100 (mlp)",
+    ]
+    assert "succeeded, 6 of 6 trials ended, best 0.7100 (mlp)" in done.stdout
+    assert "everloop models flight-delays" in done.stdout
+
+
+def test_train_without_waiting_returns_what_was_queued(run, fake):
+    answer = json.loads(run("train", MODEL, "--no-wait", "--json").stdout)
+    assert (answer["id"], answer["state"]) == ("training-1", "queued")
+
+
+def test_train_that_fails_says_why_and_exits_with_1(run, fake):
+    fake.progress = [fake.training(training_pb2.Training.STATE_FAILED, 0)]
+    fake.progress[0].error = "one class only [late]"
+    done = run("train", MODEL)
+    assert done.exit_code == 1
+    assert "one class only [late]" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("trained", "min_rows", "said"),
+    [
+        (False, 20000, "no training follows: the first one waits for 20,000 rows with a label"),
+        (False, 100, "the first training follows: `everloop trainings flight-delays`"),
+        (True, 20000, "training follows by the pipeline's triggers; `everloop train"),
+    ],
+)
+def test_cut_says_whether_a_training_follows(run, fake, edited, trained, min_rows, said):
+    file = edited / f"{MODEL}.yaml"
+    file.write_text(file.read_text().replace("min_rows: 20000", f"min_rows: {min_rows}"))
+    if not trained:
+        fake.trainings = [fake.training(training_pb2.Training.STATE_FAILED, 0)]
+    done = run("cut", MODEL)
+    assert done.exit_code == 0, done.output
+    assert said in done.stdout
+    assert "everloop train" in done.stdout
 
 
 def test_drift_draws_time_from_left_to_right(run):

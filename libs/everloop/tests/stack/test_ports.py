@@ -81,7 +81,7 @@ def test_what_was_replaced_is_told_with_its_default() -> None:
 
 def test_up_says_in_one_line_which_ports_were_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     there = SimpleNamespace(home="/here", ports={**ports.DEFAULTS, "mlflow": 20001, "s3": 20002})
-    monkeypatch.setattr(commands.lifecycle, "up", lambda *args, **kwargs: there)
+    monkeypatch.setattr("everloop.stack.lifecycle.up", lambda *args, **kwargs: there)
     before = signal.getsignal(signal.SIGTERM)
     try:
         done = CliRunner().invoke(commands.app, ["up"])
