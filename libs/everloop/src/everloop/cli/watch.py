@@ -64,7 +64,7 @@ def drift(
                 "  ".join(
                     f"{item.feature} {_coloured(item.measurement)}" for item in chunk.features[:3]
                 )
-                or escape(chunk.failure),
+                or (chunk.failure and f"[red]not evaluated:[/] {escape(chunk.failure)}"),
             )
             for chunk in chunks
         ),
