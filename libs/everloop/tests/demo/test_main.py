@@ -133,14 +133,20 @@ def test_keep_leaves_the_stack_up_after_a_good_run_only(
     assert len(downs) == 3
 
 
-def test_a_run_starts_from_nothing(tmp_path: Path, monkeypatch, screen, downs):
+def test_a_run_starts_from_nothing_but_the_last_results(tmp_path: Path, monkeypatch, screen, downs):
     home = tmp_path / "demo"
-    home.mkdir()
-    (home / "summary.json").write_text("{}")
-    seen: list[bool] = []
-    step = Step("Look", None, lambda run: seen.append((run.home / "summary.json").exists()))
-    play(monkeypatch, home, screen, step)
-    assert seen == [False]
+    (home / "data" / "kafka").mkdir(parents=True)
+    for name in ("summary.json", "report.html", "stack.json"):
+        (home / name).write_text("the last run's")
+    seen: list[str] = []
+
+    def interrupt(run: Run) -> None:
+        seen.extend(sorted(entry.name for entry in run.home.iterdir()))
+        raise KeyboardInterrupt
+
+    assert play(monkeypatch, home, screen, Step("Look", None, interrupt)) == 130
+    assert seen == ["report.html", "summary.json"]
+    assert (home / "report.html").read_text() == "the last run's"
 
 
 def test_two_demos_cannot_share_a_home(tmp_path: Path):
