@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from everloop.stack import endpoints
 from everloop.stack.credentials import Credentials
 from everloop.stack.home import Home, repository_root
 from everloop.stack.ports import DEFAULTS
+from everloop_contracts.stubs.everloop.registry.v1 import registry_pb2
 from everloop_contracts.stubs.everloop.training.v1 import training_pb2
 
 MODEL = "flight-delays"
@@ -209,6 +211,25 @@ def test_models_as_json_says_enums_and_numbers_plainly(run):
     assert newest["promote_time"] is None
     assert newest["metrics"] == {"roc_auc": 0.7}
     assert newest["gates"][0]["passed"] is True
+
+
+def test_models_says_why_a_gate_failed_and_null_for_what_is_no_number(run, fake, monkeypatch):
+    def failed(version: int) -> registry_pb2.ModelVersion:
+        gate = registry_pb2.GateResult(
+            gate="metric_floor", passed=False, message="roc_auc is not [a] number"
+        )
+        return registry_pb2.ModelVersion(
+            model=MODEL, version=version, metrics={"roc_auc": math.nan}, gates=[gate]
+        )
+
+    monkeypatch.setattr(fake, "model", failed)
+    assert "v2 ✗ metric_floor: roc_auc is not [a] number" in run("models", MODEL).output
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    answer = json.loads(run("models", "--json").stdout, parse_constant=refuse)
+    assert answer[0]["metrics"] == {"roc_auc": None}
 
 
 def test_promote_goes_by_the_etag_as_seen_and_names_who_asked(run, fake):

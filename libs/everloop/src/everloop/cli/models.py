@@ -32,7 +32,9 @@ def models(
     \b
     everloop models flight-delays
     """  # noqa: D301 - the backspace keeps the lines apart
-    from everloop.cli.output import enum_name, print_json, table, when
+    from rich.markup import escape
+
+    from everloop.cli.output import console, enum_name, print_json, table, when
 
     with connected(ctx) as everloop:
         found = everloop.models(model, limit=limit)
@@ -68,6 +70,13 @@ def models(
         ),
         empty="no model yet: push data and cut a dataset version; training follows",
     )
+    for item in found:
+        for gate in item.gates:
+            if not gate.passed:
+                console.print(
+                    f"{item.model} v{item.version} [red]✗ {gate.gate}[/]: {escape(gate.message)}",
+                    soft_wrap=True,
+                )
 
 
 def promote(

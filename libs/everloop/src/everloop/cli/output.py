@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -22,7 +23,15 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 
 def plain(value: Any) -> Any:
-    """Turns an answer into what JSON holds: enums by their short name, times in RFC 3339, int64 as numbers."""
+    """Turns an answer into what JSON holds: enums by their short name, times in RFC 3339, int64 as numbers.
+
+    JSON has no word for a number that is none: NaN and infinity are null.
+
+    >>> plain({"roc_auc": float("nan"), "rows": [1, 0.5]})
+    {'roc_auc': None, 'rows': [1, 0.5]}
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     if isinstance(value, Timestamp):
         return value.ToJsonString() if value.seconds or value.nanos else None
     if isinstance(value, Message):
@@ -43,7 +52,7 @@ def plain(value: Any) -> Any:
 def _field(message: Message, field: Any) -> Any:
     value = getattr(message, field.name)
     if field.message_type is not None and field.message_type.GetOptions().map_entry:
-        return dict(sorted(value.items()))
+        return {key: plain(item) for key, item in sorted(value.items())}
     if field.is_repeated:
         return [plain(item) for item in value]
     if field.has_presence and not message.HasField(field.name):
@@ -62,7 +71,7 @@ def enum_name(field: Any, value: int) -> str:
 
 def print_json(value: Any) -> None:
     """Prints an answer as JSON."""
-    json.dump(plain(value), sys.stdout, indent=2, ensure_ascii=False)
+    json.dump(plain(value), sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
     print()
 
 
