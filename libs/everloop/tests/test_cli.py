@@ -55,7 +55,7 @@ def test_help_teaches_without_waiting_for_anything_heavy():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "everloop push flights.csv" in done.stdout
+    assert "everloop push flights.csv -p flight-delays" in done.stdout
 
 
 def test_push_summarises_what_was_rejected_and_exits_with_1(run, tmp_path: Path):
