@@ -146,9 +146,10 @@ def cost(predictor: Predictor, rows: Rows, size: int, callers: int) -> float:
 
     async def caller(number: int, end: float) -> None:
         nonlocal count
-        first = number * size
-        while (now := time.perf_counter()) < end:
+        first, now = number * size, 0.0
+        while now < end:
             first = (first + size) % (len(rows) - size)
+            now = time.perf_counter()
             await predictor.rows("flights", rows[first : first + size], Call(now, 300 * size))
             count += 1
 

@@ -324,17 +324,56 @@ def test_what_comes_in_one_turn_runs_as_one_batch_and_a_lone_row_at_once(
     assert all(0 <= micros < 10_000_000 for micros in it.log.latencies)
 
 
+@given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=40), limit=st.integers(1, 64))
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_requests_of_any_size_get_their_own_rows_back(
+    core: Callable[..., Core], sizes: list[int], limit: int
+) -> None:
+    it = core(batch_rows=limit)
+    numbers = itertools.count()
+    asked = [
+        [{**ROW, "distance": float(next(numbers)), "flight_id": str(size)} for _ in range(size)]
+        for size in sizes
+    ]
+
+    async def asking() -> list[Answer]:
+        call = Call(time.perf_counter(), 1)
+        return await asyncio.gather(*(it.predictor.rows("flights", rows, call) for rows in asked))
+
+    layout = it.model().layout
+    for rows, answer in zip(asked, asyncio.run(asking()), strict=True):
+        expected = it.spies["flights"]._inner.run(layout.feeds(layout.from_rows(rows)))
+        np.testing.assert_allclose(answer.probabilities, expected, atol=1e-6)
+        np.testing.assert_allclose(answer.scores, expected[:, 1], atol=1e-6)
+        assert len(answer.labels) == len(answer.prediction_ids) == len(rows)
+    assert it.log.records == [row["flight_id"] for rows in asked for row in rows]
+    assert all(len(run) <= max(limit, *sizes) for run in it.spies["flights"].runs)
+
+
 def test_the_latency_target_and_the_row_limit_bound_a_batch(core: Callable[..., Core]) -> None:
     async def asking(it: Core, count: int) -> list[int]:
         await asyncio.gather(*(it.ask(float(number), rows=2) for number in range(count)))
         return [len(run) for run in it.spies["flights"].runs]
 
-    # A run of 10 rows is expected to take exactly as long as a batch may.
+    # Ten rows are expected to add exactly as much time to a run as they may.
     it = core(batch_seconds=1e-3)
-    it.model().cost.fixed, it.model().cost.row = 1e-4, 9e-5
+    it.model().cost.fixed, it.model().cost.row = 1e-4, 1e-4
     first, *_ = asyncio.run(asking(it, 20))
     assert first == 10
     assert asyncio.run(asking(core(batch_rows=6), 9)) == [6, 6, 6]
+
+
+def test_a_run_that_is_slow_by_itself_is_shared_all_the_more(core: Callable[..., Core]) -> None:
+    it = core(kind=EngineKind.MLFLOW, batch_seconds=1e-3)
+    it.model().cost.fixed, it.model().cost.row = 1.0, 1e-5
+
+    async def asking() -> None:
+        await asyncio.gather(*(it.ask(float(number)) for number in range(150)))
+
+    asyncio.run(asking())
+    assert len(it.spies["flights"].runs[0]) == 100
 
 
 def test_the_models_take_turns(core: Callable[..., Core]) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import http.client
 import json
 import socket
 import struct
+import threading
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any
@@ -26,9 +28,11 @@ from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2 as nati
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2_grpc as native_grpc
 from everloop_contracts.stubs.inference import grpc_service_pb2 as oip
 from everloop_contracts.stubs.inference import grpc_service_pb2_grpc as oip_grpc
-from everloop_features.inputs import feeds_from_rows
-from everloop_inference.domain import ServingPolicy
+from everloop_features.inputs import Feeds, feeds_from_rows
+from everloop_inference.batching import Batcher
+from everloop_inference.domain import Engine, EngineKind, ServingPolicy
 from everloop_inference.fakes import INPUTS, ROW, sample_artifact
+from everloop_inference.metrics import DROPPED
 
 DATATYPES = {
     "carrier": "BYTES",
@@ -497,3 +501,53 @@ def test_metrics_are_exposed(doors: Doors) -> None:
         'everloop_inference_log_served_rows_total{model="flights"} 3.0',
     ):
         assert line in text, line
+
+
+class Gate:
+    """An engine that holds its runs until it is let go."""
+
+    kind = EngineKind.MLFLOW
+
+    def __init__(self, inner: Engine) -> None:
+        self.go, self.runs = threading.Event(), 0
+        self._inner = inner
+
+    def run(self, feeds: Feeds) -> Any:
+        self.runs += 1
+        assert self.go.wait(10)
+        return self._inner.run(feeds)
+
+
+@pytest.mark.parametrize("door", ["http", "grpc"])
+def test_a_caller_who_hangs_up_while_waiting_is_dropped(
+    doors: Doors, until: Callable[..., None], door: str
+) -> None:
+    models = doors.replica.models
+    gate = Gate(models.get("flights").engine)
+    models.swap(dataclasses.replace(models.get("flights"), engine=gate))
+    waiting = doors.replica.predictor.batcher
+    gone = DROPPED.labels("flights", "gone")._value
+    before = gone.get()
+    request = native.PredictRequest(model="flights", rows=struct_rows([ROW]))
+    first = doors.native.Predict.future(request)
+    until(lambda: gate.runs == 1)
+    if door == "grpc":
+        second = doors.native.Predict.future(request)
+        until(lambda: waiting.waiting == 1)
+        second.cancel()
+    else:
+        connection = http.client.HTTPConnection(doors.world.settings.http_address)
+        connection.request("POST", "/v1/models/flights:predict", json.dumps({"rows": [ROW]}))
+        until(lambda: waiting.waiting == 1)
+        connection.close()
+    third = doors.native.Predict.future(request)
+    until(lambda: waiting.waiting == 2)
+    until(lambda: any(job.answer.cancelled() for job in jobs_of(waiting)))
+    gate.go.set()
+    assert len(first.result(10).predictions) == len(third.result(10).predictions) == 1
+    until(lambda: gone.get() == before + 1)
+    assert gate.runs == 2
+
+
+def jobs_of(batcher: Batcher) -> list[Any]:
+    return [job for queue in batcher._queues.values() for job in tuple(queue.jobs)]

@@ -173,7 +173,7 @@ class Batching(Spec):
     """How rows of several requests run together; nobody waits for a batch to fill."""
 
     target: Duration = Field(default=timedelta(milliseconds=5), gt=timedelta(0))
-    """Time that a batch may take to run, which is what a request may wait for its neighbours."""
+    """Time that the rows of a batch may add to a run: what a request may wait for its neighbours."""
     max_rows: int = Field(default=1024, ge=1, le=65536)
     """Rows that a batch may hold, unless one request brings more."""
 

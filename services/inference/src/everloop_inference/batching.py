@@ -2,11 +2,12 @@
 
 Nobody waits for a batch to fill. A lone request runs at once; under load the requests that arrived while the last
 batch ran are the next one, so that the size follows the load by itself. What runs of the model have cost bounds it: a
-batch stays within the pipeline's latency target, and ends where more rows would only keep the first ones waiting. One
-batch runs per turn and the models take turns, so that answers leave, and new requests are read, between two batches.
+request waits for its neighbours no longer than the pipeline's latency target says, and not at all where more rows
+would save nothing. One batch runs per turn and the models take turns, so that answers leave, and new requests are
+read, between two batches.
 
-What is expected to take longer than the target by itself, and everything of an engine that is slow, runs in a thread;
-its model's other requests wait, those of other models do not.
+What is expected to take longer than the target whoever shares it, and everything of an engine that is slow, runs in a
+thread; its model's other requests wait, those of other models do not.
 
 Everything here happens on one event loop; only a slow run itself leaves it.
 """
@@ -208,8 +209,8 @@ class Batcher:
         return jobs, rows
 
     def _is_slow(self, model: ServedModel, rows: int) -> bool:
-        slow = model.engine.kind is not EngineKind.ONNX
-        return slow or model.cost.seconds(rows) > model.policy.batch_seconds
+        is_quick = model.engine.kind is EngineKind.ONNX
+        return not is_quick or not model.cost.is_within(rows, model.policy.batch_seconds)
 
     def _run(self, model: ServedModel, jobs: list[Job]) -> None:
         began = time.perf_counter()

@@ -23,7 +23,7 @@ class Cost:
     >>> cost = Cost(fixed=50e-6, row=2e-6)
     >>> round(cost.seconds(100) * 1e6)
     250
-    >>> cost.rows_within(250e-6), cost.rows_within(1.0)
+    >>> cost.rows_within(200e-6), cost.rows_within(1.0)
     (100, 500)
     """
 
@@ -39,8 +39,12 @@ class Cost:
         return self.fixed + rows * self.row
 
     def rows_within(self, seconds: float) -> int:
-        """Rows that a batch shall have to stay within a time, or less where more would save nothing; at least one."""
-        return max(1, round(min(seconds - self.fixed, _WORTH * self.fixed) / self.row))
+        """Rows that a batch shall have to add at most so much time to a run; fewer where more would save nothing."""
+        return max(1, round(min(seconds, _WORTH * self.fixed) / self.row))
+
+    def is_within(self, rows: int, seconds: float) -> bool:
+        """Whether neither the run itself nor its rows are expected to take longer."""
+        return max(self.fixed, rows * self.row) <= seconds
 
     def learn(self, rows: int, seconds: float) -> None:
         """Takes what a run took."""

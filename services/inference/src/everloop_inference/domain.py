@@ -25,7 +25,7 @@ class ServingPolicy:
     Attributes:
         id_field: field of a record that holds its id; empty where the pipeline is not known here.
         max_rows: rows that one request may hold.
-        batch_seconds: time that a batch across requests may take to run.
+        batch_seconds: time that a request may wait for those that share its batch.
         batch_rows: rows that such a batch may hold.
         log_sample: share of predictions that are logged.
         log_redact: inputs whose values are not logged.
@@ -110,7 +110,7 @@ class Engine(Protocol):
 
 
 # Compared by identity: the queue of a version finds it in a dictionary with every request.
-@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class ServedModel:
     """One version, loaded, verified and warm; never changes, but for what it has learned about its cost.
 
@@ -126,7 +126,6 @@ class ServedModel:
         cost: what running it takes.
         background: its golden rows, which explanations compare a row with.
         background_output: what it says about them.
-        input_bytes: memory that one batch's arrays take besides its values, in bytes.
         since: when it began to serve in this replica.
         previous_version: version that it replaced; 0 if none.
     """
@@ -142,7 +141,6 @@ class ServedModel:
     cost: Cost
     background: Block
     background_output: npt.NDArray[np.float32]
-    input_bytes: int
     since: datetime
     previous_version: int = 0
 

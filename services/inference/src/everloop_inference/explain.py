@@ -25,7 +25,7 @@ import numpy.typing as npt
 from everloop_contracts.pipeline import Task
 from everloop_features.inputs import Block
 from everloop_inference.domain import Call, ServedModel
-from everloop_inference.metrics import DROPPED
+from everloop_inference.metrics import DROPPED, EXPLAINED
 from everloop_runtime.errors import EverloopError, Kind
 
 __all__ = ["Explainer", "Explanation"]
@@ -104,6 +104,7 @@ class Explainer:
                 explanations.append(
                     await loop.run_in_executor(self._slow, _explained, model, one, label)
                 )
+            EXPLAINED.labels(model.name).inc(block.rows)
             return explanations
         finally:
             self._waiting -= 1

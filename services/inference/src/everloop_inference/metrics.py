@@ -11,6 +11,7 @@ __all__ = [
     "BATCH_ROWS",
     "DROPPED",
     "ERRORS",
+    "EXPLAINED",
     "GRPC_CLOSED",
     "LATENCY",
     "LOAD_FAILURES",
@@ -51,6 +52,7 @@ LATENCY = Histogram(
     ["door"],
     buckets=BUCKETS,
 )
+EXPLAINED = Counter("everloop_inference_explained_rows", "Rows that were explained.", ["model"])
 GRPC_CLOSED = Counter(
     "everloop_inference_grpc_closed_connections",
     "gRPC connections that were closed on their callers.",

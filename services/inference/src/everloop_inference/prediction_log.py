@@ -24,6 +24,11 @@ __all__ = ["PredictionLog"]
 
 log = logging.getLogger(__name__)
 
+BATCH_BYTES = 2048
+"""Memory that a batch takes besides its rows: arrays, lists, and what holds them."""
+ROW_BYTES = 512
+"""Memory that a row takes besides its values: ids, scores, and Python's share."""
+
 
 class PredictionLog:
     """Buffers, batches, sends, spills and replays; counts every row in `books`."""
@@ -89,7 +94,7 @@ class PredictionLog:
             block: what it was said about; not changed by anybody afterwards.
             record_ids: one per row, empty where there is none.
             latency_micros: one per row.
-            size: memory that the values take, in bytes.
+            size: bytes that the values took in their requests.
         """
         model = answer.model
         count = len(answer.scores)
@@ -104,7 +109,7 @@ class PredictionLog:
         if not count:
             return
         now = time.time_ns() // 1000
-        size += model.input_bytes
+        size += BATCH_BYTES + ROW_BYTES * count
         entry = Entry(answer, block, record_ids, latency_micros, now, rows, size)
         with self._lock:
             held = self._bytes.get(model.name, 0) + entry.size
