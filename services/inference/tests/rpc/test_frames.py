@@ -11,6 +11,7 @@ import json
 import random
 import select
 import threading
+import time
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -267,6 +268,17 @@ def test_a_broken_call_ends_with_a_status(served: Served, broken: str) -> None:
 
 
 @native_only
+def test_a_deadline_is_kept_to_the_moment(served: Served) -> None:
+    began = time.monotonic()
+    with Polite(served.port) as client:
+        for _ in range(5):
+            answer = client.call(path("Wait"), message(b"a"), ("grpc-timeout", "20m"))
+            assert (answer.status, answer.text) == ("4", "Deadline Exceeded")
+    # What looks after the time of everything else comes by once a second.
+    assert time.monotonic() - began < 2.5
+
+
+@native_only
 def test_what_is_no_grpc_gets_an_http_status(served: Served) -> None:
     with Polite(served.port) as client:
         for kind in ("text/plain", "", "application/grpcx", "application/json"):
@@ -438,8 +450,8 @@ def test_a_rapid_reset_is_survived(served: Served, name: str) -> None:
             alive = client.send(burst)
         if served.kind == "native":
             assert client.goodbye() is None or not alive or served.closed
-            # What was cancelled before it was looked at never ran.
-            assert served.probe.started < 5000
+            # What was cancelled before it was looked at did not run.
+            assert served.probe.started < 100
         assert served.answers()
 
 
