@@ -71,14 +71,7 @@ def _answers(door: str) -> Callable[[Callable[[Any, Any], Any]], Callable[..., A
     def wrap(method: Callable[[Any, Any], Any]) -> Callable[..., Any]:
         @functools.wraps(method)
         def handler(self: Any, request: Any, context: Context) -> Any:
-            trace = next(
-                (
-                    str(value)
-                    for key, value in context.invocation_metadata() or ()
-                    if key == "traceparent"
-                ),
-                None,
-            )
+            trace = _trace(context)
             try:
                 if trace is None:
                     return method(self, request)
@@ -96,6 +89,13 @@ def _answers(door: str) -> Callable[[Callable[[Any, Any], Any]], Callable[..., A
         return handler
 
     return wrap
+
+
+def _trace(context: Context) -> str | None:
+    for key, value in context.invocation_metadata() or ():
+        if key == "traceparent":
+            return str(value)
+    return None
 
 
 class OipServicer(oip_grpc.GRPCInferenceServiceServicer):
