@@ -50,7 +50,9 @@ DATATYPES = {
 class NoLog:
     """What a listener costs does not depend on it."""
 
-    def offer(self, answer: Answer, feeds: Any, record_ids: Any, size: int) -> None:
+    def offer(
+        self, answer: Answer, block: Any, record_ids: Any, latency_micros: Any, size: int
+    ) -> None:
         """Forgets."""
 
 
