@@ -8,6 +8,7 @@ import signal
 import threading
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from rich.console import Console
@@ -15,7 +16,7 @@ from rich.console import Console
 from everloop import stack
 from everloop.demo import __main__ as demo
 from everloop.demo.run import Run, StepFailed
-from everloop.demo.screen import Screen
+from everloop.demo.screen import Bar, Screen
 from everloop.demo.slices import SLICES
 from everloop.demo.steps import Step, _show_training
 from everloop.errors import EverloopError
@@ -220,7 +221,7 @@ def test_what_a_training_does_is_said_of_the_training_and_not_of_its_trials(run,
     run.client = SimpleNamespace(trainings=lambda name, limit: [training])
     told: list[tuple[int, str, int]] = []
     bar = SimpleNamespace(to=lambda at, note, total: told.append((at, note, total)))
-    _show_training(run, bar)
+    _show_training(run, cast(Bar, bar))
     assert told == [(done, said, 6)]
 
 
