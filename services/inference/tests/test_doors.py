@@ -511,6 +511,11 @@ def test_regression_and_multiclass_answer_in_their_own_shapes(world: Any) -> Non
     (prediction,) = answer["predictions"]
     best = int(np.argmax(prediction["probabilities"]))
     assert prediction["label"] == ["a", "b", "c"][best]
+    assert prediction["score"] == prediction["probabilities"][best] > 0
+    (answered,) = doors.native.Predict(
+        native.PredictRequest(model="kind", rows=struct_rows([ROW]))
+    ).predictions
+    assert answered.score == answered.probabilities[best]
     doors.channel.close()
 
 
