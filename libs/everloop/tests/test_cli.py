@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
 import shutil
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import pytest
 import typer
+from rich.console import Console
+from rich.text import Text
 from typer.testing import CliRunner
 
 from everloop.cli import app, output
@@ -176,7 +179,8 @@ def test_a_service_that_is_down_is_one_line_and_what_to_do(command, tmp_path, mo
         arguments = [a.replace(str(PIPELINES), str(tmp_path)) for a in ARGUMENTS.get(command, [])]
         done = CliRunner().invoke(app, ["--home", str(tmp_path), command, *arguments])
     assert done.exit_code == 1
-    assert "does not answer" in done.stderr and "everloop up" in done.stderr
+    assert f"the service at {nowhere} does not answer [" in done.stderr
+    assert "everloop up" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 2
     assert "Traceback" not in done.output
 
@@ -380,6 +384,39 @@ def test_check_names_file_line_and_field(tmp_path: Path):
     assert "flight-delays" in done.stdout
     assert "training.search.trials" in done.stderr
     assert f"{bad}:" in done.stderr
+
+
+@pytest.fixture
+def narrow(monkeypatch) -> io.StringIO:
+    """What a terminal of 40 columns shows."""
+    shown = io.StringIO()
+    screen = Console(file=shown, width=40, force_terminal=True, no_color=True, highlight=False)
+    monkeypatch.setattr(output, "console", screen)
+    return shown
+
+
+def words(shown: io.StringIO) -> list[str]:
+    return [line.rstrip() for line in Text.from_ansi(shown.getvalue()).plain.splitlines()]
+
+
+def test_a_table_folds_its_widest_column_where_that_is_enough(narrow):
+    output.table(("state", "reason"), [("training", "one long reason " * 3)], empty="")
+    assert all("training" in line or line.startswith("  ") for line in words(narrow)[1:])
+    assert max(map(len, words(narrow))) <= 40
+
+
+def test_a_table_that_is_far_too_wide_is_a_block_a_row(narrow):
+    row = ("training-1", "superseded", "flight-delays/v12", "")
+    output.table(("training", "state", "git tag", "error"), [row, row], empty="")
+    block = ["training  training-1", "state     superseded", "git tag   flight-delays/v12", ""]
+    assert words(narrow) == block * 2
+
+
+def test_a_table_for_a_file_has_a_line_a_row(monkeypatch):
+    shown = io.StringIO()
+    monkeypatch.setattr(output, "console", Console(file=shown, width=40, highlight=False))
+    output.table(("a", "b"), [("x" * 60, "y" * 60)], empty="")
+    assert shown.getvalue().splitlines()[1].split() == ["x" * 60, "y" * 60]
 
 
 @pytest.mark.parametrize(

@@ -406,6 +406,46 @@ def test_malformed_large_and_empty_requests_are_refused(doors: Doors) -> None:
     assert doors.http("POST", path, {"rows": [ROW]})[0] == 200
 
 
+@pytest.mark.parametrize(
+    ("inputs", "said"),
+    [
+        ([{"name": "age", "datatype": "FP32", "shape": [1]}], "tensor 'age': 'data' is missing"),
+        ([{"name": "age", "data": [1.0], "shape": [1]}], "'datatype' is missing"),
+        (7, "'inputs' and 'outputs' are lists of objects"),
+        ([7], "'inputs' and 'outputs' are lists of objects"),
+    ],
+)
+def test_a_request_of_another_shape_is_told_what_it_lacks(
+    doors: Doors, inputs: object, said: str
+) -> None:
+    status, answer = doors.http("POST", "/v2/models/flights/infer", {"inputs": inputs})
+    assert (status, answer["reason"]) == (422, "MALFORMED_REQUEST")
+    assert said in answer["error"]
+    assert "Error(" not in answer["error"]
+
+
+def test_another_method_is_told_the_one_to_use(doors: Doors) -> None:
+    for method, path, allowed in (
+        ("GET", "/v1/models/flights:predict", "POST"),
+        ("GET", "/v1/models/flights:explain", "POST"),
+        ("GET", "/v2/models/flights/infer", "POST"),
+        ("GET", "/v2/models/flights/versions/1/infer", "POST"),
+        ("PUT", "/v1/models/flights:predict", "POST"),
+        ("PUT", "/v1/models", "GET"),
+    ):
+        with contextlib.closing(
+            http.client.HTTPConnection(doors.world.settings.http_address, timeout=10)
+        ) as connection:
+            connection.request(method, path)
+            answer = connection.getresponse()
+            found = json.loads(answer.read())["reason"]
+        assert (answer.status, found, answer.headers["allow"]) == (
+            405,
+            "METHOD_NOT_ALLOWED",
+            allowed,
+        ), path
+
+
 @both_servers
 def test_an_unforeseen_error_is_internal_and_says_nothing(
     doors: Doors, monkeypatch: pytest.MonkeyPatch
@@ -475,6 +515,11 @@ def test_regression_and_multiclass_answer_in_their_own_shapes(world: Any) -> Non
     (prediction,) = answer["predictions"]
     best = int(np.argmax(prediction["probabilities"]))
     assert prediction["label"] == ["a", "b", "c"][best]
+    assert prediction["score"] == prediction["probabilities"][best] > 0
+    (answered,) = doors.native.Predict(
+        native.PredictRequest(model="kind", rows=struct_rows([ROW]))
+    ).predictions
+    assert answered.score == answered.probabilities[best]
     doors.channel.close()
 
 

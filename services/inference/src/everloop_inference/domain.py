@@ -179,7 +179,8 @@ class Answer:
         model: the version that answered.
         prediction_ids: one per row, unique for ever.
         labels: one class label per row; empty for regression.
-        scores: per row the predicted number, or the probability of the positive class; zeros for multiclass.
+        scores: per row the predicted number, the probability of a binary model's positive class, or that of the
+            label of one with more classes.
         probabilities: `[rows, classes]`; `[rows, 0]` for regression.
     """
 

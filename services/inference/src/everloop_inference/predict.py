@@ -165,7 +165,7 @@ class Predictor:
             labels = [classes[1] if score >= threshold else classes[0] for score in scores]
         elif model.task is Task.MULTICLASS:
             labels = [classes[index] for index in output.argmax(axis=1).tolist()]
-            scores = [0.0] * len(output)
+            scores = output.max(axis=1).tolist()
         else:
             scores = output[:, 0].tolist()
             output = output[:, :0]

@@ -137,8 +137,12 @@ class Validator:
                 text = f"{len(message)} bytes, at most {self._max_bytes} are accepted"
                 rejections[position] = Rejection(position, Reason.RECORD_TOO_LARGE, "", text)
                 continue
+            if not message:
+                text = "the message has no value; a tombstone deletes nothing here"
+                rejections[position] = Rejection(position, Reason.MALFORMED_JSON, "", text)
+                continue
             try:
-                record = orjson.loads(message or b"")
+                record = orjson.loads(message)
             except orjson.JSONDecodeError as error:
                 rejections[position] = Rejection(position, Reason.MALFORMED_JSON, "", str(error))
                 continue
