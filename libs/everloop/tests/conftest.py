@@ -52,6 +52,9 @@ class FakeEverloop:
         asked: Rows of each prediction request, and by which door.
         pushes: Request id of each push, also of those that were not answered.
         away: Pushes that are still not to be answered.
+        trainings: What is listed.
+        progress: States of the training that is started, one for each time that it is asked after.
+        asked_to_train: Request id of each training that was asked for.
     """
 
     def __init__(self) -> None:
@@ -65,6 +68,14 @@ class FakeEverloop:
         self.pushes: list[str] = []
         self.away = 0
         self.lock = threading.Lock()
+        self.trainings = [self.training(training_pb2.Training.STATE_SUCCEEDED, 6)]
+        self.progress = [
+            self.training(training_pb2.Training.STATE_QUEUED, 0),
+            self.training(training_pb2.Training.STATE_RUNNING, 3),
+            self.training(training_pb2.Training.STATE_RUNNING, 3),
+            self.training(training_pb2.Training.STATE_SUCCEEDED, 6),
+        ]
+        self.asked_to_train: list[str] = []
 
     def admit(self, door: str, ids: list[str]) -> bool:
         """Notes a prediction request; False if it is to fail."""
@@ -84,6 +95,21 @@ class FakeEverloop:
             labelled_rows=900,
             cause_id="the-cause",
             objects=[dataset_pb2.DatasetObject(path="rows.parquet", md5="d41d8", size_bytes=7)],
+        )
+
+    def training(
+        self, state: training_pb2.Training.State.ValueType, trials: int
+    ) -> training_pb2.Training:
+        return training_pb2.Training(
+            id="training-1",
+            pipeline=MODEL,
+            dataset_version=1,
+            state=state,
+            cause=training_pb2.CAUSE_DRIFT,
+            trials_done=trials,
+            trials_total=6,
+            best_metric=0.71 if trials else 0.0,
+            best_family="mlp" if trials else "",
         )
 
     def model(self, version: int) -> registry_pb2.ModelVersion:
@@ -156,21 +182,23 @@ class Ingest(ingest_pb2_grpc.IngestServiceServicer):
 
 
 class Training(training_pb2_grpc.TrainingServiceServicer):
+    def __init__(self, fake: FakeEverloop) -> None:
+        self.fake = fake
+
+    def StartTraining(self, request: Any, context: Any) -> Any:
+        known(context, request.pipeline)
+        self.fake.asked_to_train.append(request.request_id)
+        return training_pb2.StartTrainingResponse(training=self.fake.progress[0])
+
+    def GetTraining(self, request: Any, context: Any) -> Any:
+        if len(self.fake.progress) > 1:
+            self.fake.progress.pop(0)
+        return training_pb2.GetTrainingResponse(training=self.fake.progress[0])
+
     def ListTrainings(self, request: Any, context: Any) -> Any:
         if request.pipeline not in ("", MODEL):
             return training_pb2.ListTrainingsResponse()
-        training = training_pb2.Training(
-            id="training-1",
-            pipeline=MODEL,
-            dataset_version=1,
-            state=training_pb2.Training.STATE_SUCCEEDED,
-            cause=training_pb2.CAUSE_DRIFT,
-            trials_done=6,
-            trials_total=6,
-            best_metric=0.71,
-            best_family="mlp",
-        )
-        return training_pb2.ListTrainingsResponse(trainings=[training])
+        return training_pb2.ListTrainingsResponse(trainings=self.fake.trainings)
 
 
 class Registry(registry_pb2_grpc.RegistryServiceServicer):
@@ -362,7 +390,7 @@ def fake() -> FakeEverloop:
 def addresses(fake: FakeEverloop) -> Iterator[Addresses]:
     server = grpc.server(ThreadPoolExecutor(8))
     ingest_pb2_grpc.add_IngestServiceServicer_to_server(Ingest(fake), server)
-    training_pb2_grpc.add_TrainingServiceServicer_to_server(Training(), server)  # type: ignore[abstract]
+    training_pb2_grpc.add_TrainingServiceServicer_to_server(Training(fake), server)  # type: ignore[abstract]
     registry_pb2_grpc.add_RegistryServiceServicer_to_server(Registry(fake), server)  # type: ignore[abstract]
     monitoring_pb2_grpc.add_MonitoringServiceServicer_to_server(Monitoring(), server)
     inference_pb2_grpc.add_InferenceServiceServicer_to_server(Inference(fake), server)  # type: ignore[abstract]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
+import math
+import shutil
 import socket
 import subprocess
 import sys
@@ -11,11 +14,18 @@ from pathlib import Path
 
 import pytest
 import typer
+from rich.console import Console
+from rich.text import Text
 from typer.testing import CliRunner
 
 from everloop.cli import app, output
 from everloop.cli.output import sparkline
-from everloop.stack.home import repository_root
+from everloop.stack import endpoints
+from everloop.stack.credentials import Credentials
+from everloop.stack.home import Home, repository_root
+from everloop.stack.ports import DEFAULTS
+from everloop_contracts.stubs.everloop.registry.v1 import registry_pb2
+from everloop_contracts.stubs.everloop.training.v1 import training_pb2
 
 MODEL = "flight-delays"
 PIPELINES = repository_root() / "pipelines"
@@ -48,7 +58,7 @@ def test_help_teaches_without_waiting_for_anything_heavy():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "everloop push flights.csv" in done.stdout
+    assert "everloop push flights.csv -p flight-delays" in done.stdout
 
 
 def test_push_summarises_what_was_rejected_and_exits_with_1(run, tmp_path: Path):
@@ -111,6 +121,7 @@ def test_predict_takes_rows_from_options_and_files(run, tmp_path: Path, door):
         (["push", __file__, "-p", MODEL], "UNKNOWN_FORMAT"),
         (["push", "{rows}", "-p", "nothing"], "PIPELINE_NOT_FOUND"),
         (["cut", "nothing"], "PIPELINE_NOT_FOUND"),
+        (["train", "nothing"], "PIPELINE_NOT_FOUND"),
         (["datasets", "nothing"], "PIPELINE_NOT_FOUND"),
         (["models", "nothing"], "there is no 'nothing'; there are: flight-delays"),
         (["trainings", "nothing"], "there is no 'nothing'; there are: flight-delays"),
@@ -141,6 +152,7 @@ ARGUMENTS = {
     "promote": [MODEL, "2"],
     "trace": ["p-1"],
     "cut": [MODEL],
+    "train": [MODEL],
     "datasets": [MODEL],
     "rollback": [MODEL],
     "drift": [MODEL],
@@ -167,7 +179,8 @@ def test_a_service_that_is_down_is_one_line_and_what_to_do(command, tmp_path, mo
         arguments = [a.replace(str(PIPELINES), str(tmp_path)) for a in ARGUMENTS.get(command, [])]
         done = CliRunner().invoke(app, ["--home", str(tmp_path), command, *arguments])
     assert done.exit_code == 1
-    assert "does not answer" in done.stderr and "everloop up" in done.stderr
+    assert f"the service at {nowhere} does not answer [" in done.stderr
+    assert "everloop up" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 2
     assert "Traceback" not in done.output
 
@@ -204,6 +217,25 @@ def test_models_as_json_says_enums_and_numbers_plainly(run):
     assert newest["gates"][0]["passed"] is True
 
 
+def test_models_says_why_a_gate_failed_and_null_for_what_is_no_number(run, fake, monkeypatch):
+    def failed(version: int) -> registry_pb2.ModelVersion:
+        gate = registry_pb2.GateResult(
+            gate="metric_floor", passed=False, message="roc_auc is not [a] number"
+        )
+        return registry_pb2.ModelVersion(
+            model=MODEL, version=version, metrics={"roc_auc": math.nan}, gates=[gate]
+        )
+
+    monkeypatch.setattr(fake, "model", failed)
+    assert "v2 ✗ metric_floor: roc_auc is not [a] number" in run("models", MODEL).output
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    answer = json.loads(run("models", "--json").stdout, parse_constant=refuse)
+    assert answer[0]["metrics"] == {"roc_auc": None}
+
+
 def test_promote_goes_by_the_etag_as_seen_and_names_who_asked(run, fake):
     assert run("promote", MODEL, "1", "-m", "because").exit_code == 0
     request = fake.promoted[0]
@@ -218,6 +250,51 @@ def test_rollback_says_what_serves_again(run):
 def test_trainings_lists_state_and_best(run):
     done = run("trainings", MODEL)
     assert "succeeded" in done.output and "6/6" in done.output and "0.7100" in done.output
+
+
+def test_train_shows_each_step_once_until_the_training_has_ended(run, fake, monkeypatch):
+    monkeypatch.setattr("everloop.cli.models.POLL_SECONDS", 0.0)
+    done = run("train", MODEL, "--request-id", "mine")
+    assert done.exit_code == 0, done.output
+    assert fake.asked_to_train == ["mine"]
+    assert done.stderr.splitlines() == [
+        "flight-delays v1: queued, 0 of 6 trials ended",
+        "flight-delays v1: running, 3 of 6 trials ended, best 0.7100 (mlp)",
+    ]
+    assert "succeeded, 6 of 6 trials ended, best 0.7100 (mlp)" in done.stdout
+    assert "everloop models flight-delays" in done.stdout
+
+
+def test_train_without_waiting_returns_what_was_queued(run, fake):
+    answer = json.loads(run("train", MODEL, "--no-wait", "--json").stdout)
+    assert (answer["id"], answer["state"]) == ("training-1", "queued")
+
+
+def test_train_that_fails_says_why_and_exits_with_1(run, fake):
+    fake.progress = [fake.training(training_pb2.Training.STATE_FAILED, 0)]
+    fake.progress[0].error = "one class only [late]"
+    done = run("train", MODEL)
+    assert done.exit_code == 1
+    assert "one class only [late]" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("trained", "min_rows", "said"),
+    [
+        (False, 20000, "no training follows: the first one waits for 20,000 rows with a label"),
+        (False, 100, "the first training follows: `everloop trainings flight-delays`"),
+        (True, 20000, "training follows by the pipeline's triggers; `everloop train"),
+    ],
+)
+def test_cut_says_whether_a_training_follows(run, fake, edited, trained, min_rows, said):
+    file = edited / f"{MODEL}.yaml"
+    file.write_text(file.read_text().replace("min_rows: 20000", f"min_rows: {min_rows}"))
+    if not trained:
+        fake.trainings = [fake.training(training_pb2.Training.STATE_FAILED, 0)]
+    done = run("cut", MODEL)
+    assert done.exit_code == 0, done.output
+    assert said in done.stdout
+    assert "everloop train" in done.stdout
 
 
 def test_drift_draws_time_from_left_to_right(run):
@@ -254,6 +331,50 @@ def test_status_tells_where_each_pipeline_stands(run):
     ]
 
 
+@pytest.fixture
+def edited(tmp_path: Path) -> Path:
+    """A pipelines folder, to be edited; the stack of `run` has it from now on."""
+    folder = tmp_path / "pipelines"
+    shutil.copytree(PIPELINES, folder)
+    file = tmp_path / "stack.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"pipelines_dir": str(folder)}))
+    return folder
+
+
+def test_status_shows_what_runs_while_a_pipeline_file_is_half_edited(run, edited: Path):
+    (edited / f"{MODEL}.yaml").write_text("pipeline: flight-delays\nschema:\n  fields: [\n")
+    (edited / "new.yaml").write_text("pipeline: new\n")
+    done = run("status")
+    assert done.exit_code == 0, done.output
+    assert "2 of 3 chunks alert" in done.output
+    told = [line for line in done.output.splitlines() if "cannot be used as it is" in line]
+    assert [line.split()[0] for line in told] == [MODEL, "new"]
+    assert f"{edited}/new.yaml:1: " in told[1]
+    answer = json.loads(run("status", "--json").stdout)
+    assert [line["pipeline"] for line in answer["pipelines"]] == [MODEL]
+    assert sorted(answer["problems"]) == [MODEL, "new"]
+
+
+def test_status_lists_every_endpoint(run, tmp_path: Path, monkeypatch):
+    place = Home.at(tmp_path)
+    there = endpoints.plan(
+        place,
+        {name: 20000 + number for number, name in enumerate(DEFAULTS)},
+        Credentials("key", "secret", "token"),
+        PIPELINES,
+        None,
+    )
+    (tmp_path / "stack.json").write_text(json.dumps(dataclasses.asdict(there)))
+    monkeypatch.setattr("everloop.stack.health.status", lambda home: [])
+    listed = json.loads(run("status", "--json").stdout)["endpoints"]
+    assert listed["inference_grpc"] == f"127.0.0.1:{there.ports['inference_grpc']}"
+    for service in ("ingest", "trainer", "registry", "monitor", "inference"):
+        port = there.ports[f"{service}_metrics"]
+        assert listed[f"{service}_metrics"] == f"http://127.0.0.1:{port}/metrics"
+    text = run("status").output
+    assert all(address in text for address in listed.values())
+
+
 def test_check_names_file_line_and_field(tmp_path: Path):
     good = PIPELINES / "flight-delays.yaml"
     bad = tmp_path / "bad.yaml"
@@ -263,6 +384,39 @@ def test_check_names_file_line_and_field(tmp_path: Path):
     assert "flight-delays" in done.stdout
     assert "training.search.trials" in done.stderr
     assert f"{bad}:" in done.stderr
+
+
+@pytest.fixture
+def narrow(monkeypatch) -> io.StringIO:
+    """What a terminal of 40 columns shows."""
+    shown = io.StringIO()
+    screen = Console(file=shown, width=40, force_terminal=True, no_color=True, highlight=False)
+    monkeypatch.setattr(output, "console", screen)
+    return shown
+
+
+def words(shown: io.StringIO) -> list[str]:
+    return [line.rstrip() for line in Text.from_ansi(shown.getvalue()).plain.splitlines()]
+
+
+def test_a_table_folds_its_widest_column_where_that_is_enough(narrow):
+    output.table(("state", "reason"), [("training", "one long reason " * 3)], empty="")
+    assert all("training" in line or line.startswith("  ") for line in words(narrow)[1:])
+    assert max(map(len, words(narrow))) <= 40
+
+
+def test_a_table_that_is_far_too_wide_is_a_block_a_row(narrow):
+    row = ("training-1", "superseded", "flight-delays/v12", "")
+    output.table(("training", "state", "git tag", "error"), [row, row], empty="")
+    block = ["training  training-1", "state     superseded", "git tag   flight-delays/v12", ""]
+    assert words(narrow) == block * 2
+
+
+def test_a_table_for_a_file_has_a_line_a_row(monkeypatch):
+    shown = io.StringIO()
+    monkeypatch.setattr(output, "console", Console(file=shown, width=40, highlight=False))
+    output.table(("a", "b"), [("x" * 60, "y" * 60)], empty="")
+    assert shown.getvalue().splitlines()[1].split() == ["x" * 60, "y" * 60]
 
 
 @pytest.mark.parametrize(

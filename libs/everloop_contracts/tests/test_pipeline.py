@@ -173,8 +173,26 @@ def test_words_that_older_yaml_takes_for_truth_values_are_words(load):
         (
             "kind: number",
             "kind: numbre",
-            "15: features.size: Input tag 'numbre' found using 'kind'",
+            "15: features.size: there is no 'kind' 'numbre'; there are: 'number', ",
         ),
+        # What would be words of a library.
+        ("kind: number, ", "", "15: features.size: 'kind' is missing"),
+        (
+            "window: 30d",
+            "window: some",
+            "20: training.window: 'all' or a duration is wanted; a duration is a number with a unit",
+        ),
+        (
+            "{type: string}",
+            "text",
+            "6: schema.fields.id: must be keys with values",
+        ),
+        (
+            "{type: string}",
+            "{type: int, min: 2, max: 1}",
+            "6: schema.fields.id: min (2) cannot exceed max (1)",
+        ),
+        ("families: [mlp]", "families: mlp", "19: training.families: must be a list"),
         # Metrics that do not fit the task.
         (
             "families: [mlp]",
@@ -284,8 +302,8 @@ def test_a_bound_fits_the_direction_of_its_metric(load, gate):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "1: pipeline: Input should be a valid dictionary"),
-        ("- a\n- b\n", "1: pipeline: Input should be a valid dictionary"),
+        ("", "1: pipeline: must be keys with values"),
+        ("- a\n- b\n", "1: pipeline: must be keys with values"),
         ("a: [1,\nb: 2", "2: not YAML: "),
         ("a: 1\n\tb: 2", "2: not YAML: "),
         ("a: \x07", "1: not YAML: "),

@@ -30,7 +30,7 @@ from everloop_contracts.stubs.inference import grpc_service_pb2 as oip
 from everloop_contracts.stubs.inference import grpc_service_pb2_grpc as oip_grpc
 from everloop_features.inputs import Feeds, feeds_from_rows
 from everloop_inference.batching import Batcher
-from everloop_inference.domain import Engine, EngineKind
+from everloop_inference.domain import Engine, EngineKind, ServingPolicy
 from everloop_inference.fakes import INPUTS, ROW, sample_artifact
 from everloop_inference.metrics import DROPPED
 
@@ -231,6 +231,58 @@ def test_a_bad_row_is_refused_with_its_field(
     assert (info.reason, info.domain, info.metadata["field"]) == (reason, "everloop", field)
 
 
+@both_servers
+@pytest.mark.parametrize("value", [1e300, -1e39])
+def test_a_number_that_the_model_cannot_hold_is_refused(doors: Doors, value: float) -> None:
+    bad = {**ROW, "distance": value}
+    inputs = tensor("distance", data=[1.0, value])
+    for path, body in (
+        ("/v1/models/flights:predict", {"rows": [ROW, bad]}),
+        ("/v2/models/flights/infer", {"inputs": inputs}),
+    ):
+        status, answer = doors.http("POST", path, body)
+        found = (status, answer["reason"], answer["field"], answer["row"])
+        assert found == (422, "OUT_OF_RANGE", "distance", "1"), path
+    calls: list[tuple[Callable[[Any], Any], Any]] = [
+        (doors.native.Predict, native.PredictRequest(model="flights", rows=struct_rows([bad]))),
+    ]
+    for raw in (False, True):
+        request = infer_request([ROW], raw)
+        if raw:
+            request.raw_input_contents[1] = np.float64(value).tobytes()
+        else:
+            request.inputs[1].contents.fp64_contents[0] = value
+        calls.append((doors.oip.ModelInfer, request))
+    for call, request in calls:
+        with pytest.raises(grpc.RpcError) as caught:
+            call(request)
+        info = error_info(caught.value)
+        assert (info.reason, info.metadata["field"]) == ("OUT_OF_RANGE", "distance")
+
+
+@both_servers
+def test_a_row_with_a_field_that_the_pipeline_lacks_is_refused(world: Any) -> None:
+    world.policies["flights"] = ServingPolicy(
+        id_field="flight_id", fields=("flight_id", "carrier", "late")
+    )
+    world.publish(1)
+    world.publish(1, name="stranger")
+    doors = Doors(world)
+    good, bad = {**ROW, "late": True}, {**ROW, "aeg": 3.0}
+    path = "/v1/models/flights:predict"
+    status, answer = doors.http("POST", path, {"rows": [good, bad]})
+    found = (status, answer["reason"], answer["field"], answer["row"])
+    assert found == (422, "UNKNOWN_FIELD", "aeg", "1")
+    with pytest.raises(grpc.RpcError) as caught:
+        doors.native.Predict(native.PredictRequest(model="flights", rows=struct_rows([bad])))
+    info = error_info(caught.value)
+    assert (info.reason, info.metadata["field"]) == ("UNKNOWN_FIELD", "aeg")
+    # Fields of the schema that are no input, inputs that the schema has dropped, and a model without a pipeline.
+    assert doors.http("POST", path, {"rows": [good]})[0] == 200
+    assert doors.http("POST", "/v1/models/stranger:predict", {"rows": [bad]})[0] == 200
+    doors.channel.close()
+
+
 def error_info(error: grpc.RpcError) -> error_details_pb2.ErrorInfo:
     status = rpc_status.from_call(error)  # type: ignore[arg-type]  # it is a grpc.Call too
     assert status is not None
@@ -354,6 +406,46 @@ def test_malformed_large_and_empty_requests_are_refused(doors: Doors) -> None:
     assert doors.http("POST", path, {"rows": [ROW]})[0] == 200
 
 
+@pytest.mark.parametrize(
+    ("inputs", "said"),
+    [
+        ([{"name": "age", "datatype": "FP32", "shape": [1]}], "tensor 'age': 'data' is missing"),
+        ([{"name": "age", "data": [1.0], "shape": [1]}], "'datatype' is missing"),
+        (7, "'inputs' and 'outputs' are lists of objects"),
+        ([7], "'inputs' and 'outputs' are lists of objects"),
+    ],
+)
+def test_a_request_of_another_shape_is_told_what_it_lacks(
+    doors: Doors, inputs: object, said: str
+) -> None:
+    status, answer = doors.http("POST", "/v2/models/flights/infer", {"inputs": inputs})
+    assert (status, answer["reason"]) == (422, "MALFORMED_REQUEST")
+    assert said in answer["error"]
+    assert "Error(" not in answer["error"]
+
+
+def test_another_method_is_told_the_one_to_use(doors: Doors) -> None:
+    for method, path, allowed in (
+        ("GET", "/v1/models/flights:predict", "POST"),
+        ("GET", "/v1/models/flights:explain", "POST"),
+        ("GET", "/v2/models/flights/infer", "POST"),
+        ("GET", "/v2/models/flights/versions/1/infer", "POST"),
+        ("PUT", "/v1/models/flights:predict", "POST"),
+        ("PUT", "/v1/models", "GET"),
+    ):
+        with contextlib.closing(
+            http.client.HTTPConnection(doors.world.settings.http_address, timeout=10)
+        ) as connection:
+            connection.request(method, path)
+            answer = connection.getresponse()
+            found = json.loads(answer.read())["reason"]
+        assert (answer.status, found, answer.headers["allow"]) == (
+            405,
+            "METHOD_NOT_ALLOWED",
+            allowed,
+        ), path
+
+
 @both_servers
 def test_an_unforeseen_error_is_internal_and_says_nothing(
     doors: Doors, monkeypatch: pytest.MonkeyPatch
@@ -423,6 +515,11 @@ def test_regression_and_multiclass_answer_in_their_own_shapes(world: Any) -> Non
     (prediction,) = answer["predictions"]
     best = int(np.argmax(prediction["probabilities"]))
     assert prediction["label"] == ["a", "b", "c"][best]
+    assert prediction["score"] == prediction["probabilities"][best] > 0
+    (answered,) = doors.native.Predict(
+        native.PredictRequest(model="kind", rows=struct_rows([ROW]))
+    ).predictions
+    assert answered.score == answered.probabilities[best]
     doors.channel.close()
 
 

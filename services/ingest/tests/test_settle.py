@@ -75,6 +75,16 @@ def test_a_batch_of_nothing_but_rejections_has_no_object(world: Any) -> None:
     assert world.store.positions("everloop.records.parcels")[0] == 2
 
 
+def test_a_tombstone_is_counted_and_leaves_a_dead_letter(world: Any) -> None:
+    world.send(0, None)
+    world.settle_all()
+    assert world.store.books("parcels").rejected == 1
+    [(value, headers)] = world.dead_letters()
+    assert value == b""
+    assert headers["everloop-reason"] == "MALFORMED_JSON"
+    assert headers["everloop-message"].startswith("the message has no value")
+
+
 def test_labels_leave_in_events_of_bounded_size(
     world: Any, make_record: Callable[..., bytes]
 ) -> None:

@@ -30,6 +30,7 @@ SPEC: dict[str, Any] = {
             "fragile": {"type": "bool"},
             "note": {"type": "string", "nullable": True},
             "seal": {"type": "int", "nullable": True},
+            "length": {"type": "float", "nullable": True, "min": -1e300},
             "lost": {"type": "bool", "nullable": True},
         },
     },
@@ -48,6 +49,7 @@ GOOD: dict[str, Any] = {
     "fragile": False,
     "note": None,
     "seal": 9,
+    "length": 3e38,
     "lost": None,
 }
 
@@ -99,6 +101,9 @@ BREAKS: list[tuple[dict[str, Any], Reason, str]] = [
     ({"weight": -0.001}, Reason.OUT_OF_RANGE, "weight"),
     ({"weight": 51}, Reason.OUT_OF_RANGE, "weight"),
     ({"weight": [1]}, Reason.WRONG_TYPE, "weight"),
+    ({"length": 1e300}, Reason.OUT_OF_RANGE, "length"),
+    ({"length": 1e39}, Reason.OUT_OF_RANGE, "length"),
+    ({"length": -1e39}, Reason.OUT_OF_RANGE, "length"),
     ({"pieces": 1.0}, Reason.WRONG_TYPE, "pieces"),
     ({"pieces": True}, Reason.WRONG_TYPE, "pieces"),
     ({"pieces": 0}, Reason.OUT_OF_RANGE, "pieces"),
@@ -164,6 +169,13 @@ def test_a_broken_field_is_named(change: dict[str, Any], reason: Reason, field: 
 def test_what_is_no_object_is_refused_as_a_whole(raw: bytes | None, reason: Reason) -> None:
     [rejection] = VALIDATOR([raw]).rejections
     assert (rejection.reason, rejection.field) == (reason, "")
+
+
+def test_a_day_at_the_end_of_the_calendar_is_told_what_is_allowed() -> None:
+    [rejection] = VALIDATOR([broken({"sent": "9999-12-31T23:59:59Z"})]).rejections
+    assert rejection.message == (
+        '"9999-12-31T23:59:59Z" is not between 0001-01-02 and 9999-12-30 in UTC'
+    )
 
 
 def test_a_year_too_early_is_named_alike_beside_a_day_that_never_was() -> None:

@@ -15,6 +15,7 @@ from everloop_monitor.adapters.store import predictions
 from everloop_monitor.domain import drift_event_id
 from everloop_monitor.evaluate import Evaluator
 from everloop_monitor.fakes import FakeDetector, FakeDetectors
+from everloop_monitor.messages import chunk as message
 from everloop_runtime.errors import EverloopError, Kind
 
 NOW = datetime(2013, 5, 1, tzinfo=UTC)
@@ -154,10 +155,15 @@ def test_a_chunk_that_cannot_be_evaluated_does_not_hold_up_those_behind_it(monit
     monitor.predict(100, score=-1.0)
     monitor.predict(100, score=GOOD)
     assert monitor.label(100, 300) >= 3, "it is tried more than once"
-    assert [(chunk.index, chunk.report.realised is not None) for chunk in monitor.chunks] == [
-        (1, False),
-        (2, True),
+    assert [
+        (chunk.index, chunk.report and chunk.report.realised is not None, chunk.failure)
+        for chunk in monitor.chunks
+    ] == [
+        (0, None, "ZeroDivisionError: cannot digest this"),
+        (1, False, "ValueError: cannot digest this"),
+        (2, True, ""),
     ]
+    assert message(monitor.chunks[0]).failure == "ZeroDivisionError: cannot digest this"
     monitor.restart()
     assert monitor.run() == 0
 
@@ -190,7 +196,9 @@ def test_an_outage_is_waited_for_and_a_sample_that_is_not_there_is_not(monitor):
     monitor.detectors = Sampleless(Kind.NOT_FOUND)
     monitor.restart(retry_seconds=0)
     assert monitor.run() == 3, "as many as there are attempts"
-    assert monitor.chunks == []
+    (chunk,) = monitor.chunks
+    assert (chunk.report, chunk.alert) == (None, False)
+    assert "told to fail" in chunk.failure
 
 
 def test_a_chunk_without_its_rows_does_not_hold_up_those_behind_it(monitor):
@@ -200,7 +208,10 @@ def test_a_chunk_without_its_rows_does_not_hold_up_those_behind_it(monitor):
     monitor.predict(100, score=GOOD)
     monitor.restart(retry_seconds=0)
     monitor.run()
-    assert [chunk.index for chunk in monitor.chunks] == [1]
+    assert [(chunk.index, bool(chunk.failure)) for chunk in monitor.chunks] == [
+        (0, True),
+        (1, False),
+    ]
 
 
 def test_a_label_counts_for_every_prediction_of_its_record(monitor):

@@ -342,6 +342,21 @@ def fitted(pipeline: Pipeline, frame: pd.DataFrame) -> Detector:
     )
 
 
+def test_numbers_beyond_the_model_s_are_missing_in_the_sample(rng):
+    pipeline = declare("binary", FIELDS, BINARY)
+    frame = sample(rng, 10_000)
+    frame.loc[:3, "a"] = [1e300, 1e39, -1e39, np.inf]
+    detector = NannymlDetectors(FakeReferences({"run": parquet(frame)}), keep=1).fitted(
+        pipeline, 1, "run"
+    )
+    readings = detector.read(rows_of(sample(rng, ROWS)))
+    assert readings.distances["a"] < 0.1
+    assert readings.reconstruction_error is not None
+    assert readings.reconstruction_limit is not None
+    assert readings.reconstruction_error < readings.reconstruction_limit
+    assert detector.reference is not None
+
+
 def test_a_score_that_is_no_number_spoils_only_its_own_row(rng):
     detector = fitted(declare("binary", FIELDS, BINARY), sample(rng, 5_000))
     frame = sample(rng, ROWS)

@@ -151,7 +151,14 @@ def test_parity_holds_within_the_tolerance_and_never_for_nan(difference, toleran
         (
             BetterThanProductionGate(kind="better_than_production", metric="f1", margin=0.01),
             {"metrics": {"f1": 0.7}, "baseline_version": 2, "baseline_metrics": {"f1": 0.695}},
-            "f1 0.7 does not beat version 2's 0.695 on the same rows by more than 0.01",
+            "f1 0.7 against version 2's 0.695 on the same rows: not good enough,"
+            " it is to be better by more than 0.01",
+        ),
+        (
+            BetterThanProductionGate(kind="better_than_production", metric="f1", margin=-0.01),
+            {"metrics": {"f1": 0.68}, "baseline_version": 2, "baseline_metrics": {"f1": 0.695}},
+            "f1 0.68 against version 2's 0.695 on the same rows: not good enough,"
+            " it may be worse by less than 0.01",
         ),
         (
             BetterThanProductionGate(kind="better_than_production", metric="f1"),

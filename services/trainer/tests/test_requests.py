@@ -175,6 +175,19 @@ def test_a_version_cut_for_somebody_else_trains_by_the_triggers(
     assert [(t.cause, t.cause_id) for t in trainings(database)] == [(Cause.FIRST_DATA, "a")]
 
 
+def test_a_version_that_starts_nothing_leaves_the_reason(
+    requests: Requests, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    handle = Handler(requests)
+    for version, rows in ((1, 99), (2, 120), (3, 130)):
+        handle(created(version, rows, f"event-{version}"))
+    why = [text for text in caplog.messages if "starts no training" in text]
+    assert len(why) == 2
+    assert why[0].endswith("99 labelled rows, the first training takes 100 (min_rows)")
+    assert why[1].endswith("10 new labelled rows, another training takes 50 (new_rows)")
+
+
 def test_requests_are_forgotten_in_time(database: Database) -> None:
     def noted(number: int) -> Cause | None:
         with database.read() as connection:

@@ -49,7 +49,7 @@ def test_a_version_trains_first_data_and_enough_new_rows_and_nothing_else(
     rows: int,
 ) -> None:
     known = [training(make_dataset, i, *item) for i, item in enumerate(history)]
-    cause = trigger.trigger_of(TRIGGERS, make_dataset(version, rows), known)
+    cause, why = trigger.trigger_of(TRIGGERS, make_dataset(version, rows), known)
     useful = [item for item in known if item.state not in (State.FAILED, State.SUPERSEDED)]
     if any(item.dataset.version >= version for item in known):
         assert cause is None
@@ -58,6 +58,7 @@ def test_a_version_trains_first_data_and_enough_new_rows_and_nothing_else(
     else:
         enough = all(rows >= item.dataset.labelled_rows + 50 for item in useful)
         assert cause is (Cause.NEW_ROWS if enough else None)
+    assert bool(why) is (cause is None)
 
 
 @given(history=HISTORY)
@@ -83,4 +84,4 @@ def test_a_pipeline_rests_as_a_whole(make_dataset: Callable[..., Dataset]) -> No
 
 def test_without_new_rows_only_the_first_data_trains(make_dataset: Callable[..., Dataset]) -> None:
     known = [training(make_dataset, 0, State.SUCCEEDED, 1, 100)]
-    assert trigger.trigger_of(Triggers(), make_dataset(2, 10**9), known) is None
+    assert trigger.trigger_of(Triggers(), make_dataset(2, 10**9), known)[0] is None

@@ -332,12 +332,19 @@ class Everloop:
 
     # Trainings
 
-    def train(self, pipeline: str, *, request_id: str = "") -> training_pb2.Training:
-        """Asks for a training on the newest data; answers once it is queued."""
+    def train(
+        self, pipeline: str, *, request_id: str = "", timeout: float = 300.0
+    ) -> training_pb2.Training:
+        """Asks for a training on the newest data, cut for it; a repeated `request_id` returns the first answer."""
         request = training_pb2.StartTrainingRequest(
             pipeline=pipeline, request_id=request_id or str(uuid.uuid4())
         )
-        return call(self._training().StartTraining, request, self.timeout).training
+        return call(self._training().StartTraining, request, timeout).training
+
+    def training(self, training_id: str, *, patience: float = 0.0) -> training_pb2.Training:
+        """Returns one training; for `patience` seconds a trainer that is away is asked again."""
+        request = training_pb2.GetTrainingRequest(id=training_id)
+        return call(self._training().GetTraining, request, self.timeout, patience).training
 
     def trainings(self, pipeline: str = "", *, limit: int = 50) -> list[training_pb2.Training]:
         """Lists trainings of a pipeline, or of all, newest first."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -60,7 +61,13 @@ def _from_grpc(error: Any) -> EverloopError:
     reason, metadata = error_info(error)
     message = (error.details() or reason).splitlines()[0]
     if reason == "UNAVAILABLE":
-        message = f"the service does not answer ({message})"
+        # gRPC's own text repeats itself at length; the address is what helps.
+        tried = re.search(r"ipv[46]:(\S+:\d+)", message)
+        message = (
+            f"the service at {tried[1]} does not answer"
+            if tried
+            else f"the service does not answer ({message})"
+        )
     return EverloopError(reason, message, _ADVICE.get(reason, ""), metadata)
 
 

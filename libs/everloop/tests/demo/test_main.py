@@ -7,6 +7,8 @@ import json
 import signal
 import threading
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from rich.console import Console
@@ -14,10 +16,11 @@ from rich.console import Console
 from everloop import stack
 from everloop.demo import __main__ as demo
 from everloop.demo.run import Run, StepFailed
-from everloop.demo.screen import Screen
+from everloop.demo.screen import Bar, Screen
 from everloop.demo.slices import SLICES
-from everloop.demo.steps import Step
+from everloop.demo.steps import Step, _show_training
 from everloop.errors import EverloopError
+from everloop_contracts.stubs.everloop.training.v1 import training_pb2
 
 
 @pytest.fixture
@@ -133,14 +136,20 @@ def test_keep_leaves_the_stack_up_after_a_good_run_only(
     assert len(downs) == 3
 
 
-def test_a_run_starts_from_nothing(tmp_path: Path, monkeypatch, screen, downs):
+def test_a_run_starts_from_nothing_but_the_last_results(tmp_path: Path, monkeypatch, screen, downs):
     home = tmp_path / "demo"
-    home.mkdir()
-    (home / "summary.json").write_text("{}")
-    seen: list[bool] = []
-    step = Step("Look", None, lambda run: seen.append((run.home / "summary.json").exists()))
-    play(monkeypatch, home, screen, step)
-    assert seen == [False]
+    (home / "data" / "kafka").mkdir(parents=True)
+    for name in ("summary.json", "report.html", "stack.json"):
+        (home / name).write_text("the last run's")
+    seen: list[str] = []
+
+    def interrupt(run: Run) -> None:
+        seen.extend(sorted(entry.name for entry in run.home.iterdir()))
+        raise KeyboardInterrupt
+
+    assert play(monkeypatch, home, screen, Step("Look", None, interrupt)) == 130
+    assert seen == ["report.html", "summary.json"]
+    assert (home / "report.html").read_text() == "the last run's"
 
 
 def test_two_demos_cannot_share_a_home(tmp_path: Path):
@@ -194,6 +203,26 @@ def test_bars_print_plain_lines_where_there_is_no_terminal(screen, shown, monkey
         bar.to(250, "March, v1")
     assert "flights: 250 of 1,000 March, v1" in shown.getvalue()
     assert "\x1b" not in shown.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("done", "said"),
+    [(3, "searching, best mlp 0.7100"), (6, "evaluating and logging the best, best mlp 0.7100")],
+)
+def test_what_a_training_does_is_said_of_the_training_and_not_of_its_trials(run, done, said):
+    training = training_pb2.Training(
+        state=training_pb2.Training.STATE_RUNNING,
+        trials_done=done,
+        trials_total=6,
+        best_family="mlp",
+        best_metric=0.71,
+    )
+    run.pipeline = SimpleNamespace(name="flight-delays")
+    run.client = SimpleNamespace(trainings=lambda name, limit: [training])
+    told: list[tuple[int, str, int]] = []
+    bar = SimpleNamespace(to=lambda at, note, total: told.append((at, note, total)))
+    _show_training(run, cast(Bar, bar))
+    assert told == [(done, said, 6)]
 
 
 def test_lines_from_several_threads_stay_whole(screen, shown):

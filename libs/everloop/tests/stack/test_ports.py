@@ -1,11 +1,14 @@
 """Ports: defaults first, never one that is taken or claimed."""
 
+import signal
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from typer.testing import CliRunner
 
-from everloop.stack import ports
+from everloop.stack import commands, ports
 from everloop.stack.home import Home
 
 
@@ -68,3 +71,23 @@ def test_a_claim_of_a_process_that_is_gone_does_not_count(home: Home, tmp_path: 
 
 def test_defaults_do_not_collide() -> None:
     assert len(set(ports.DEFAULTS.values())) == len(ports.DEFAULTS)
+
+
+def test_what_was_replaced_is_told_with_its_default() -> None:
+    chosen = {**ports.DEFAULTS, "mlflow": 20001}
+    assert ports.replaced(chosen) == {"mlflow": (5000, 20001)}
+    assert ports.replaced(ports.DEFAULTS) == {}
+
+
+def test_up_says_in_one_line_which_ports_were_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = SimpleNamespace(home="/here", ports={**ports.DEFAULTS, "mlflow": 20001, "s3": 20002})
+    monkeypatch.setattr("everloop.stack.lifecycle.up", lambda *args, **kwargs: there)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        done = CliRunner().invoke(commands.app, ["up"])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    told = [line for line in done.stdout.splitlines() if "taken" in line]
+    assert told == [
+        "ports that were taken, and what is used instead: s3 8333 → 20002, mlflow 5000 → 20001"
+    ]

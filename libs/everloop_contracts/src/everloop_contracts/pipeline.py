@@ -28,7 +28,7 @@ from everloop_contracts.features import (
 )
 from everloop_contracts.metrics import LOWER_IS_BETTER, TASK_METRICS, Metric, WatchedMetric
 from everloop_contracts.schema import NUMERIC, FieldSpec, FieldType, Schema, Target, Task
-from everloop_contracts.spec import Duration, KeyPath, Misfit, Misfits, Spec
+from everloop_contracts.spec import Duration, KeyPath, Misfit, Misfits, Spec, Window
 from everloop_contracts.yaml_file import PipelineError
 
 __all__ = [
@@ -107,7 +107,7 @@ class Training(Spec):
     families: tuple[str, ...] = Field(min_length=1)
     search: Search = Search()
     holdout: Holdout = Holdout()
-    window: Literal["all"] | Duration = "all"
+    window: Window = "all"
     """Rows to learn from: all so far, or the newest by event time."""
     triggers: Triggers = Triggers()
     seed: int = 7

@@ -52,6 +52,8 @@ class FieldSpec(Spec):
     def _constraints_fit_the_type(self) -> Self:
         if self.type not in NUMERIC and (self.min is not None or self.max is not None):
             raise ValueError("min and max are for int and float fields")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min ({self.min:g}) cannot exceed max ({self.max:g})")
         if self.categories is not None and self.type is not FieldType.STRING:
             raise ValueError("categories are for string fields")
         return self

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-__all__ = ["Duration", "KeyPath", "Misfit", "Misfits", "Spec"]
+__all__ = ["Duration", "KeyPath", "Misfit", "Misfits", "Spec", "Window"]
 
 KeyPath = tuple[str | int, ...]
 Misfit = tuple[KeyPath, str]
@@ -48,4 +48,14 @@ def _duration(value: object) -> object:
     raise ValueError("a duration is a number with a unit: 30s, 10m, 2h or 7d")
 
 
+def _window(value: object) -> object:
+    if value == "all":
+        return value
+    try:
+        return _duration(value)
+    except ValueError as error:
+        raise ValueError(f"'all' or a duration is wanted; {error}") from error
+
+
 Duration = Annotated[timedelta, BeforeValidator(_duration)]
+Window = Annotated[Literal["all"] | timedelta, BeforeValidator(_window)]

@@ -16,7 +16,19 @@ from everloop_contracts.spec import KeyPath, Misfits
 __all__ = ["PipelineError", "load"]
 
 BOOL = "tag:yaml.org,2002:bool"
-MESSAGES = {"extra_forbidden": "there is no such key", "missing": "is missing"}
+_MAPPING = "must be keys with values"
+MESSAGES = {
+    "extra_forbidden": "there is no such key",
+    "missing": "is missing",
+    "model_type": _MAPPING,
+    "dict_type": _MAPPING,
+    "model_attributes_type": _MAPPING,
+    "tuple_type": "must be a list",
+    "string_type": "must be a text",
+    "union_tag_not_found": "{discriminator} is missing",
+    "union_tag_invalid": "there is no {discriminator} '{tag}'; there are: {expected_tags}",
+}
+"""What is said instead of the words of the library, by its name of the finding."""
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -89,7 +101,12 @@ def _problems(item: ErrorDetails, node: yaml.Node | None) -> Iterator[str]:
     if isinstance(cause, Misfits):
         found = [((*item["loc"], *path), text) for path, text in cause.found]
     else:
-        text = MESSAGES.get(item["type"], item["msg"].removeprefix("Value error, "))
+        said = MESSAGES.get(item["type"])
+        text = (
+            said.format(**item.get("ctx", {}))
+            if said
+            else item["msg"].removeprefix("Value error, ")
+        )
         found = [(item["loc"], text)]
     for path, text in found:
         line, name = _locate(node, path)

@@ -29,6 +29,8 @@ class ServingPolicy:
         batch_rows: rows that such a batch may hold.
         log_sample: share of predictions that are logged.
         log_redact: inputs whose values are not logged.
+        fields: fields of the pipeline's schema, the only ones that a row may hold besides the model's inputs; empty
+            where the pipeline is not known here, and then a row may hold anything.
     """
 
     id_field: str = ""
@@ -37,6 +39,7 @@ class ServingPolicy:
     batch_rows: int = 1024
     log_sample: float = 1.0
     log_redact: tuple[str, ...] = ()
+    fields: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, pipeline: Pipeline) -> ServingPolicy:
@@ -49,6 +52,7 @@ class ServingPolicy:
             batch_rows=serving.batch.max_rows,
             log_sample=serving.log.sample,
             log_redact=serving.log.redact,
+            fields=tuple(pipeline.schema_.fields),
         )
 
 
@@ -117,6 +121,7 @@ class ServedModel:
         layout: raw columns that it takes.
         threshold: probability from which a binary answer is the positive class.
         policy: what its pipeline says about serving.
+        fields: what a row may hold; anything where empty.
         engine: what runs it.
         cost: what running it takes.
         background: its golden rows, which explanations compare a row with.
@@ -131,6 +136,7 @@ class ServedModel:
     layout: Layout
     threshold: float
     policy: ServingPolicy
+    fields: frozenset[str]
     engine: Engine
     cost: Cost
     background: Block
@@ -173,7 +179,8 @@ class Answer:
         model: the version that answered.
         prediction_ids: one per row, unique for ever.
         labels: one class label per row; empty for regression.
-        scores: per row the predicted number, or the probability of the positive class; zeros for multiclass.
+        scores: per row the predicted number, the probability of a binary model's positive class, or that of the
+            label of one with more classes.
         probabilities: `[rows, classes]`; `[rows, 0]` for regression.
     """
 

@@ -145,9 +145,8 @@ class HttpApp:
             if method == "POST":
                 return await self._post(request)
             if method == "GET":
-                return self._get(path)
-            message = f"{method} is not a method of this path"
-            return _refused(405, EverloopError(Kind.INVALID, "METHOD_NOT_ALLOWED", message))
+                return _not_allowed(method, b"POST") if _is_posted(path) else self._get(path)
+            return _not_allowed(method, b"POST" if _is_posted(path) else b"GET")
         except _TooLarge:
             message = f"the body is larger than {self._max_body} bytes"
             error = EverloopError(Kind.INVALID, "REQUEST_TOO_LARGE", message)
@@ -328,6 +327,23 @@ def _parsed(body: bytes) -> dict[str, Any]:
 
 def _no_path(path: str) -> EverloopError:
     return EverloopError(Kind.NOT_FOUND, "PATH_NOT_FOUND", f"there is nothing at {path}")
+
+
+def _is_posted(path: str) -> bool:
+    """Whether a path is one of those that rows or tensors are sent to."""
+    match path.split("/"):
+        case ["", "v1", "models", target]:
+            return target.endswith((":predict", ":explain"))
+        case ["", "v2", "models", _, "infer"] | ["", "v2", "models", _, "versions", _, "infer"]:
+            return True
+        case _:
+            return path == "/v2/repository/index"
+
+
+def _not_allowed(method: str, allowed: bytes) -> _Reply:
+    message = f"{method} is not a method of this path, {allowed.decode()} is"
+    reply = _refused(405, EverloopError(Kind.INVALID, "METHOD_NOT_ALLOWED", message))
+    return reply._replace(headers=(*reply.headers, (b"allow", allowed)))
 
 
 def _refused(status: int, error: EverloopError) -> _Reply:

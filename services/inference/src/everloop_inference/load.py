@@ -155,6 +155,7 @@ class Loader:
             layout=layout,
             threshold=float(manifest.get("threshold", 0.5)),
             policy=policy,
+            fields=_fields(policy, layout),
             engine=engine,
             cost=_warm(engine, layout, block),
             background=block,
@@ -192,6 +193,13 @@ def _export(wanted: Wanted, folder: Path, layout: Layout) -> OnnxEngine:
         what = f"its export takes {engine.inputs}, its manifest names other inputs"
         raise _refused(wanted, "BROKEN_EXPORT", what)
     return engine
+
+
+def _fields(policy: ServingPolicy, layout: Layout) -> frozenset[str]:
+    """What a row may hold: an older version may take inputs that its pipeline has dropped since."""
+    if not policy.fields:
+        return frozenset()
+    return frozenset(policy.fields).union(spec.name for spec in layout.inputs)
 
 
 def _warm(engine: Engine, layout: Layout, many: Block) -> Cost:

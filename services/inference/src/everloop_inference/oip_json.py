@@ -128,8 +128,14 @@ def request(document: Mapping[str, Any], binary: memoryview) -> Request:
             )
             for item in document["inputs"]
         ]
-    except (KeyError, TypeError, AttributeError) as error:
-        message = f"not a request of the Open Inference Protocol: {error!r}"
+    except KeyError as error:
+        message = f"not a request of the Open Inference Protocol: {error} is missing"
+        raise EverloopError(Kind.INVALID, "MALFORMED_REQUEST", message) from error
+    except (TypeError, AttributeError) as error:
+        message = (
+            "not a request of the Open Inference Protocol: 'inputs' and 'outputs' are lists of objects, "
+            "'parameters' is an object"
+        )
         raise EverloopError(Kind.INVALID, "MALFORMED_REQUEST", message) from error
     if given is not None and type(given) is not str:
         raise EverloopError(Kind.INVALID, "MALFORMED_REQUEST", "'id' must be a string", field="id")
@@ -205,6 +211,9 @@ def _shape(name: str, shape: object) -> list[int]:
 
 
 def _tensor(name: object, datatype: object, shape: object, data: object) -> Tensor:
+    if data is None and isinstance(name, str):
+        message = f"tensor '{name}': 'data' is missing"
+        raise EverloopError(Kind.INVALID, "MALFORMED_REQUEST", message, field=name)
     if not isinstance(name, str) or not isinstance(datatype, str) or not isinstance(data, list):
         message = "each input has a 'name', a 'datatype' and a list as 'data'"
         raise EverloopError(Kind.INVALID, "MALFORMED_REQUEST", message, field=str(name))

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any, Protocol
 
+import numpy as np
+
 from everloop_contracts.pipeline import Task
 from everloop_features.inputs import Block, InputError
 from everloop_inference.batching import Batcher, Capacity, Job, Output
@@ -103,13 +105,15 @@ class Predictor:
         model = self._assigned(name, version)
         if plain is not None:
             record_id = plain.pop(model.policy.id_field, "")
-            if type(record_id) is str and (block := model.layout.from_plain(plain)) is not None:
-                return self._queued(model, block, (record_id,), call)
+            single = model.layout.from_plain(plain) if type(record_id) is str else None
+            if single is not None and not _holds_infinity(single):
+                return self._queued(model, single, (record_id,), call)
         given = tensors()
         if given:
             _check_count(model, given[0].rows, model.policy.max_rows)
         try:
             block, record_ids = block_from_tensors(given, model.layout, model.policy.id_field)
+            _check_finite(model, block)
         except InputError as error:
             raise refusal(model, error) from error
         return self._queued(model, block, record_ids, call)
@@ -174,7 +178,7 @@ class Predictor:
             labels = [classes[1] if score >= threshold else classes[0] for score in scores]
         elif model.task is Task.MULTICLASS:
             labels = [classes[index] for index in output.argmax(axis=1).tolist()]
-            scores = [0.0] * len(output)
+            scores = output.max(axis=1).tolist()
         else:
             scores = output[:, 0].tolist()
             output = output[:, :0]
@@ -197,9 +201,36 @@ def refusal(model: ServedModel, error: InputError) -> EverloopError:
 
 def _converted(model: ServedModel, rows: Sequence[Mapping[str, Any]]) -> Block:
     try:
-        return model.layout.from_rows(rows)
+        if known := model.fields:
+            for number, row in enumerate(rows):
+                if not row.keys() <= known:
+                    name = min(row.keys() - known)
+                    text = "the pipeline has no such field"
+                    raise InputError(number, name, "UNKNOWN_FIELD", text)
+        block = model.layout.from_rows(rows)
+        _check_finite(model, block)
     except InputError as error:
         raise refusal(model, error) from error
+    return block
+
+
+def _holds_infinity(block: Block) -> bool:
+    return bool(np.count_nonzero(np.isinf(block.numbers)))
+
+
+def _check_finite(model: ServedModel, block: Block) -> None:
+    """Refuses what is infinite, or became so in the 32 bits that the model takes.
+
+    Raises:
+        InputError: the first such value, by field and then by row.
+    """
+    if not _holds_infinity(block):
+        return
+    for spec in model.inputs:
+        column = model.layout.column(block, spec.name)
+        if column.dtype == np.float32 and len(rows := np.flatnonzero(np.isinf(column))):
+            text = "the number does not fit 32 bits"
+            raise InputError(int(rows[0]), spec.name, "OUT_OF_RANGE", text)
 
 
 def _check_count(model: ServedModel, count: int, most: int) -> None:

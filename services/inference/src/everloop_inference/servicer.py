@@ -47,14 +47,7 @@ def _answers(door: Door) -> Callable[[Method], Method]:
     def wrap(method: Method) -> Method:
         @functools.wraps(method)
         async def handler(self: Any, request: Any, context: Context) -> Any:
-            trace = next(
-                (
-                    str(value)
-                    for key, value in context.invocation_metadata() or ()
-                    if key == "traceparent"
-                ),
-                None,
-            )
+            trace = _trace(context)
             try:
                 if trace is None:
                     return await method(self, request, context)
@@ -80,6 +73,13 @@ def _call(request: Message, context: Context) -> Call:
     remaining = context.time_remaining()
     deadline = math.inf if remaining is None else began + remaining
     return Call(began, request.ByteSize(), deadline)
+
+
+def _trace(context: Context) -> str | None:
+    for key, value in context.invocation_metadata() or ():
+        if key == "traceparent":
+            return str(value)
+    return None
 
 
 class OipServicer(oip_grpc.GRPCInferenceServiceServicer):

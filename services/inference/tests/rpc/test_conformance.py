@@ -24,6 +24,7 @@ from services.inference.tests.rpc.wire import Polite, message
 
 from everloop_contracts.stubs.inference import grpc_service_pb2 as oip
 from everloop_contracts.stubs.inference import grpc_service_pb2_grpc as oip_grpc
+from everloop_inference.rpc import Methods
 
 MIB = 1024 * 1024
 CODE = grpc.StatusCode
@@ -322,12 +323,10 @@ def test_every_status_arrives(channel: Any, code: grpc.StatusCode) -> None:
         assert ("x-why", "because") in [tuple(pair) for pair in error.trailing_metadata()]
 
 
-def test_an_endless_status_message_is_cut(serve: Callable[..., Served]) -> None:
-    served = serve()
-    with closing(served.channel(("grpc.max_metadata_size", 64 * 1024))) as channel:
-        asked = json.dumps({"code": "NOT_FOUND", "details": "n" * 100_000}).encode()
-        code, _ = code_of(lambda: unary(channel, "Refuse")(asked, timeout=10))
-    # grpcio sends it all, and its own client refuses that.
+def test_an_endless_status_message_is_cut(served: Served, channel: Any) -> None:
+    asked = json.dumps({"code": "NOT_FOUND", "details": "n" * 100_000}).encode()
+    code, _ = code_of(lambda: unary(channel, "Refuse")(asked, timeout=10))
+    # grpcio sends it all, which its own client refuses.
     assert code is (CODE.NOT_FOUND if served.kind == "native" else CODE.RESOURCE_EXHAUSTED)
 
 
@@ -366,6 +365,14 @@ def test_what_is_not_there_is_unimplemented(channel: Any) -> None:
         stub.ServerLive(oip.ServerLiveRequest(), timeout=10)
     stream = channel.stream_stream("/no.Service/Chat")(iter([b"a"]), timeout=10)
     assert code_of(lambda: list(stream))[0] is CODE.UNIMPLEMENTED
+
+
+def test_a_service_without_named_methods_is_not_taken() -> None:
+    generic = grpc.method_handlers_generic_handler("old.Service", {})
+    methods = Methods()
+    methods.add_generic_rpc_handlers((generic,))
+    with pytest.raises(ValueError, match="newer"):
+        methods.by_path()
 
 
 def test_a_request_that_cannot_be_parsed_is_refused(channel: Any) -> None:

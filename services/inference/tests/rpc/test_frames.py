@@ -11,6 +11,7 @@ import json
 import random
 import select
 import threading
+import time
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -55,13 +56,13 @@ def path(name: str) -> str:
 
 
 @pytest.fixture
-def memory(served: Served) -> Any:
-    """Fails if the process has grown by more than a caller may cost it."""
+def memory(served: Served, kind: str) -> Any:
+    """Fails if the process has grown by more than a caller may cost it; what grpcio keeps is not in our hands."""
     assert served.answers()
     before = psutil.Process().memory_info().rss
     yield
     grown = psutil.Process().memory_info().rss - before
-    assert grown < 128 * MIB, f"grown by {grown / MIB:.0f} MiB"
+    assert grown < (128 if kind == "native" else 512) * MIB, f"grown by {grown / MIB:.0f} MiB"
 
 
 # Broken beyond HTTP/2.
@@ -133,6 +134,7 @@ def test_the_last_frame_says_why(served: Served, name: str, code: int) -> None:
     with Raw(served.port, greet=False) as client:
         client.send(BROKEN[name])
         assert client.goodbye() == code
+    assert served.closed == ["protocol"]
 
 
 # Broken streams: the connection goes on.
@@ -266,6 +268,17 @@ def test_a_broken_call_ends_with_a_status(served: Served, broken: str) -> None:
 
 
 @native_only
+def test_a_deadline_is_kept_to_the_moment(served: Served) -> None:
+    began = time.monotonic()
+    with Polite(served.port) as client:
+        for _ in range(5):
+            answer = client.call(path("Wait"), message(b"a"), ("grpc-timeout", "20m"))
+            assert (answer.status, answer.text) == ("4", "Deadline Exceeded")
+    # What looks after the time of everything else comes by once a second.
+    assert time.monotonic() - began < 2.5
+
+
+@native_only
 def test_what_is_no_grpc_gets_an_http_status(served: Served) -> None:
     with Polite(served.port) as client:
         for kind in ("text/plain", "", "application/grpcx", "application/json"):
@@ -316,17 +329,34 @@ def test_trailers_of_a_request_end_it(served: Served) -> None:
 
 
 @native_only
-def test_an_end_is_not_cut_off_by_a_closed_window(served: Served) -> None:
+@pytest.mark.parametrize("window", [0, 5, 12])
+def test_an_end_is_not_cut_off_by_a_closed_window(
+    served: Served, until: Callable[..., None], window: int
+) -> None:
     """The answer to a request that goes on is complete, though its window opens late."""
-    with Polite(served.port, {4: 0}) as client:
-        stream = client.request(path("Chat"), message(b"stop me") + message(b"stop"), end=False)
-        for _ in range(20):
-            assert client.call(path("Nothing")).status == "12"
-        assert client.answers[stream].data == b""
-        client.session.update_settings({4: 1000})
-        client.flush()
-        answer = client.answer(stream)
-        assert (answer.data, answer.status, answer.reset) == (message(b"stop me"), "0", NO_ERROR)
+    with Raw(served.port) as client:
+        client.send(frame(SETTINGS, 0, 0, b"\0\4" + window.to_bytes(4)))
+        client.send(frame(HEADERS, END_HEADERS, 1, block(path("Chat"))))
+        client.send(frame(DATA, 0, 1, message(b"stop me") + message(b"stop")))
+        until(lambda: served.probe.seen == [b"stop me", b"stop"])
+        answer = b""
+        for number in range(20):
+            client.send(frame(PING, 0, 0, bytes([number] * 8)))
+            kind = None
+            while kind != PING:
+                kind, flags, _, payload = client.until(DATA, HEADERS, RST_STREAM, PING)
+                assert kind != RST_STREAM
+                assert kind != HEADERS or not flags & END_STREAM
+                answer += payload if kind == DATA else b""
+        assert answer == message(b"stop me")[:window]
+        client.send(frame(WINDOW_UPDATE, 0, 1, (1000).to_bytes(4)))
+        while (found := client.until(DATA, HEADERS, RST_STREAM))[0] != RST_STREAM:
+            answer += found[3] if found[0] == DATA else b""
+            last = found
+        assert answer == message(b"stop me")
+        assert last[0] == HEADERS
+        assert last[1] & END_STREAM
+        assert found[3] == NO_ERROR.to_bytes(4)
 
 
 # Floods. Whether the server closes the connection or bears it: others are answered, and memory is bounded.
@@ -420,8 +450,8 @@ def test_a_rapid_reset_is_survived(served: Served, name: str) -> None:
             alive = client.send(burst)
         if served.kind == "native":
             assert client.goodbye() is None or not alive or served.closed
-            # What was cancelled before it was looked at never ran.
-            assert served.probe.started < 5000
+            # What was cancelled before it was looked at did not run.
+            assert served.probe.started < 100
         assert served.answers()
 
 

@@ -37,6 +37,8 @@ _PYTHON: dict[FieldType, frozenset[type]] = {
 }
 _NONE = type(None)
 _INT64 = range(-(2**63), 2**63)
+_FLOAT32 = (2.0 - 2.0**-23) * 2.0**127
+"""The largest number that a model can take."""
 
 # RFC 3339, and the same without an offset. A leap second is refused: no clock here has one.
 _TIME = (
@@ -135,8 +137,12 @@ class Validator:
                 text = f"{len(message)} bytes, at most {self._max_bytes} are accepted"
                 rejections[position] = Rejection(position, Reason.RECORD_TOO_LARGE, "", text)
                 continue
+            if not message:
+                text = "the message has no value; a tombstone deletes nothing here"
+                rejections[position] = Rejection(position, Reason.MALFORMED_JSON, "", text)
+                continue
             try:
-                record = orjson.loads(message or b"")
+                record = orjson.loads(message)
             except orjson.JSONDecodeError as error:
                 rejections[position] = Rejection(position, Reason.MALFORMED_JSON, "", str(error))
                 continue
@@ -244,7 +250,7 @@ def _outside(spec: FieldSpec, array: pa.Array) -> _Broken:
         known = pc.is_in(array, pa.array(spec.categories, pa.string()))
         wrong = pc.and_(pc.is_valid(array), pc.invert(known))
         reason, rule = Reason.UNKNOWN_CATEGORY, f"one of {', '.join(spec.categories)}"
-    elif spec.min is not None or spec.max is not None:
+    elif spec.type is FieldType.FLOAT or spec.min is not None or spec.max is not None:
         low, high = _bounds(spec)
         wrong = pc.fill_null(pc.or_(pc.less(array, low), pc.greater(array, high)), False)
         reason, rule = Reason.OUT_OF_RANGE, f"between {low} and {high}"
@@ -257,11 +263,14 @@ def _outside(spec: FieldSpec, array: pa.Array) -> _Broken:
 
 
 def _bounds(spec: FieldSpec) -> tuple[float, float]:
-    """Smallest and largest value; whole for integers, which a float comparison would round."""
+    """Smallest and largest value; whole for integers, which a float comparison would round.
+
+    Floats that a model could take only as infinite are outside of every range.
+    """
     low = float("-inf") if spec.min is None else spec.min
     high = float("inf") if spec.max is None else spec.max
     if spec.type is FieldType.FLOAT:
-        return low, high
+        return max(low, -_FLOAT32), min(high, _FLOAT32)
     return (
         math.ceil(low) if low > _INT64[0] else _INT64[0],
         math.floor(high) if high < _INT64[-1] else _INT64[-1],
@@ -302,7 +311,7 @@ def _timestamps(values: Sequence[str | None], spec: FieldSpec) -> tuple[pa.Array
     for row in pc.indices_nonzero(outside).to_pylist():
         broken[row] = (
             Reason.OUT_OF_RANGE,
-            f"{_show(values[row])} is outside of the years 1 to 9999",
+            f"{_show(values[row])} is not between 0001-01-02 and 9999-12-30 in UTC",
         )
     return array, broken
 

@@ -168,11 +168,11 @@ def _parts(
 
 
 def _numbers(column: Column | None, cut: slice) -> NDArray[np.float64]:
-    """Values of the rows; NaN where null and where infinite, which no distance is defined for."""
+    """Values of the rows; NaN where null, and where infinite for the model, which no distance is defined for."""
     if column is None or not column.numbers:
         return np.full(cut.stop - cut.start, np.nan)
     values = np.array(column.numbers[cut], dtype=np.float64)
-    return np.where(np.isfinite(values), values, np.nan)
+    return np.where(np.abs(values) <= np.finfo(np.float32).max, values, np.nan)
 
 
 def _bools(column: Column | None, cut: slice) -> NDArray[np.object_]:

@@ -205,6 +205,7 @@ class Chunk:
         labelled_rows: rows whose label is known, as last counted.
         announced: True once its DriftDetected is out.
         report: None until evaluated.
+        failure: why it was given up; empty where it was not.
     """
 
     position: int
@@ -222,6 +223,7 @@ class Chunk:
     last_event: datetime | None = None
     evaluated_at: datetime | None = None
     report: Report | None = None
+    failure: str = ""
 
     @property
     def id(self) -> str:

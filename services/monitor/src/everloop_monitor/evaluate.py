@@ -106,14 +106,14 @@ class Evaluator:
         except Exception as error:
             metrics.FAILURES.labels(chunk.pipeline).inc()
             passing = waiting_mends(error)
-            if not passing and self._give_up(chunk):
+            if not passing and self._give_up(chunk, error):
                 return
             log.warning("chunk %s is tried again: %s", chunk.id, error, exc_info=not passing)
             self._retry_at[chunk.pipeline, chunk.version] = time.monotonic() + self._retry_seconds
         else:
             self._failures.pop(chunk.position, None)
 
-    def _give_up(self, chunk: Chunk) -> bool:
+    def _give_up(self, chunk: Chunk, error: Exception) -> bool:
         """Counts a failure that waiting does not mend; closes the chunk after the last, for those behind it."""
         failures = self._failures.pop(chunk.position, 0) + 1
         if failures < self._attempts:
@@ -121,7 +121,7 @@ class Evaluator:
             return False
         log.exception("chunk %s cannot be evaluated and is closed", chunk.id)
         with self._database.unit_of_work() as work:
-            chunks.close(work.connection, chunk)
+            chunks.give_up(work.connection, chunk, f"{type(error).__name__}: {error}"[:500])
         if chunk.report is None:
             metrics.UNEVALUATED.labels(chunk.pipeline).inc()
         return True

@@ -35,7 +35,7 @@ def _measurement(value: domain.Measurement | None) -> monitoring_pb2.Measurement
 
 
 def chunk(value: domain.Chunk) -> monitoring_pb2.Chunk:
-    """An evaluated chunk."""
+    """A chunk that was evaluated or given up."""
     report = value.report
     return monitoring_pb2.Chunk(
         id=value.id,
@@ -57,6 +57,7 @@ def chunk(value: domain.Chunk) -> monitoring_pb2.Chunk:
         labelled_rows=value.labelled_rows,
         alert=value.alert,
         evaluate_time=_timestamp(value.evaluated_at),
+        failure=value.failure,
     )
 
 

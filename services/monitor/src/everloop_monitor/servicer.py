@@ -29,7 +29,7 @@ class MonitoringServicer(monitoring_pb2_grpc.MonitoringServiceServicer):
     def ListChunks(
         self, request: monitoring_pb2.ListChunksRequest, context: grpc.ServicerContext
     ) -> monitoring_pb2.ListChunksResponse:
-        """Lists evaluated chunks, newest first."""
+        """Lists chunks that were evaluated or given up, newest first."""
         self._check(request.pipeline)
         before, size = page(request.page_token, request.page_size)
         with self._database.read() as connection:

@@ -105,10 +105,14 @@ def _better_than_production(
     if problem:
         return GateResult(gate.kind, False, problem, evidence)
     passed = gain > gate.margin
-    verdict = "beats" if passed else "does not beat"
+    asked = (
+        f"may be worse by less than {-gate.margin:.4g}"
+        if gate.margin < 0
+        else f"is to be better by more than {gate.margin:.4g}"
+    )
     message = (
-        f"{gate.metric} {value:.4g} {verdict} version {production}'s {baseline:.4g} on the same rows "
-        f"by more than {gate.margin:.4g}"
+        f"{gate.metric} {value:.4g} against version {production}'s {baseline:.4g} on the same rows: "
+        f"{'good enough' if passed else 'not good enough'}, it {asked}"
     )
     return GateResult(gate.kind, passed, message, evidence)
 

@@ -60,8 +60,10 @@ class Requests:
             # The announcement may overtake ingest's answer to the request: one version, one training, one cause.
             cause, cause_id = store.asked(work.connection, dataset.pipeline, request_id), request_id
             if cause is None:
-                cause = trigger_of(pipeline.training.triggers, dataset, history)
+                cause, why = trigger_of(pipeline.training.triggers, dataset, history)
                 cause_id = event_id
+                if cause is None:
+                    log.info("%s starts no training: %s", dataset.git_tag, why)
             if cause and not store.by_cause(work.connection, dataset.pipeline, cause_id):
                 self._queue(work.connection, history, dataset, cause, cause_id)
         self._queued()

@@ -14,8 +14,10 @@ from everloop_trainer.domain import Cause, Dataset, State, Training
 __all__ = ["next_to_run", "superseded_by", "trigger_of"]
 
 
-def trigger_of(triggers: Triggers, dataset: Dataset, history: Sequence[Training]) -> Cause | None:
-    """Why a new dataset version starts a training by itself; None if it does not.
+def trigger_of(
+    triggers: Triggers, dataset: Dataset, history: Sequence[Training]
+) -> tuple[Cause | None, str]:
+    """Why a new dataset version starts a training by itself, or None and, for a person, why it does not.
 
     Args:
         triggers: the pipeline's rules.
@@ -24,20 +26,25 @@ def trigger_of(triggers: Triggers, dataset: Dataset, history: Sequence[Training]
 
     Example:
         >>> version = Dataset("p", 1, "p/v1", "", rows=900, labelled_rows=800, files=())
-        >>> trigger_of(Triggers(min_rows=800), version, [])
+        >>> trigger_of(Triggers(min_rows=800), version, [])[0]
         <Cause.FIRST_DATA: 'first_data'>
-        >>> trigger_of(Triggers(min_rows=801), version, []) is None
-        True
+        >>> trigger_of(Triggers(min_rows=801), version, [])
+        (None, '800 labelled rows, the first training takes 801 (min_rows)')
     """
     known = [item for item in history if item.state not in (State.FAILED, State.SUPERSEDED)]
     if any(item.dataset.version >= dataset.version for item in history):
-        return None  # the version was cut for a training, or is older than one
+        return None, "a training was asked for with this version, or a newer one"
+    rows, least = dataset.labelled_rows, triggers.min_rows
     if not known:
-        return Cause.FIRST_DATA if dataset.labelled_rows >= triggers.min_rows else None
-    taught = max(item.dataset.labelled_rows for item in known)
-    if triggers.new_rows is not None and dataset.labelled_rows - taught >= triggers.new_rows:
-        return Cause.NEW_ROWS
-    return None
+        if rows >= least:
+            return Cause.FIRST_DATA, ""
+        return None, f"{rows} labelled rows, the first training takes {least} (min_rows)"
+    if triggers.new_rows is None:
+        return None, "there was a training already, and the pipeline's triggers name no new_rows"
+    new = rows - max(item.dataset.labelled_rows for item in known)
+    if new >= triggers.new_rows:
+        return Cause.NEW_ROWS, ""
+    return None, f"{new} new labelled rows, another training takes {triggers.new_rows} (new_rows)"
 
 
 def superseded_by(dataset: Dataset, history: Sequence[Training]) -> list[Training]:

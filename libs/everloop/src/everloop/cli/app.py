@@ -17,14 +17,15 @@ _EXAMPLES = """A closed loop for tabular models: push data, predict, and let dri
 [bold]A first walk[/]
 
 \b
-everloop up                             start everything here
-everloop push flights.csv -p flights    data in, bad records listed
-everloop cut flights                    a dataset version; training follows
-everloop models flights                 what was trained, what serves
-everloop predict flights --file x.jsonl ask it
-everloop drift flights                  how inputs and quality move
-everloop trace PREDICTION_ID            from an answer back to its data
-everloop down                           stop; the data stay
+everloop up                                   start everything here
+everloop push flights.csv -p flight-delays    data in, bad records listed
+everloop cut flight-delays                    a dataset version
+everloop train flight-delays                  a model from all data so far
+everloop models flight-delays                 what was trained, what serves
+everloop predict flight-delays --file x.jsonl ask it
+everloop drift flight-delays                  how inputs and quality move
+everloop trace PREDICTION_ID                  from an answer back to its data
+everloop down                                 stop; the data stay
 """
 
 app = typer.Typer(

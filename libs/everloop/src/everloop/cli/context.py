@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,9 +20,10 @@ if TYPE_CHECKING:
 __all__ = [
     "Commands",
     "JsonOption",
+    "Pipelines",
     "connected",
     "home_of",
-    "pipeline_names",
+    "pipelines_of",
     "require_known",
     "say",
 ]
@@ -66,20 +68,33 @@ def connected(ctx: typer.Context, timeout: float = 30.0) -> Iterator[Everloop]:
         yield everloop
 
 
-def pipeline_names(everloop: Everloop) -> list[str]:
-    """Returns the pipelines: those with a file where the files are here, else those with a model.
+@dataclass(frozen=True)
+class Pipelines:
+    """The pipelines that there are.
 
-    Raises:
-        EverloopError: reason BROKEN_PIPELINE.
+    Attributes:
+        names: Those with a file where the files are here, else those with a model.
+        problems: What is wrong, by the name of a file that cannot be used; its pipeline may run nevertheless.
     """
-    from everloop_contracts.pipeline import PipelineError, load_pipelines
 
-    if everloop.addresses.pipelines_dir:
+    names: list[str]
+    problems: dict[str, str] = field(default_factory=dict)
+
+
+def pipelines_of(everloop: Everloop) -> Pipelines:
+    """Finds the pipelines."""
+    from everloop_contracts.pipeline import PipelineError, load_pipeline
+
+    if not everloop.addresses.pipelines_dir:
+        return Pipelines(sorted({version.model for version in everloop.models(limit=500)}))
+    names: set[str] = set()
+    problems: dict[str, str] = {}
+    for path in sorted(Path(everloop.addresses.pipelines_dir).glob("*.yaml")):
         try:
-            return sorted(load_pipelines(Path(everloop.addresses.pipelines_dir)))
+            names.add(load_pipeline(path).name)
         except PipelineError as error:
-            raise EverloopError("BROKEN_PIPELINE", str(error), "repair the file") from error
-    return sorted({version.model for version in everloop.models(limit=500)})
+            problems[path.stem] = str(error)
+    return Pipelines(sorted(names), problems)
 
 
 def require_known(everloop: Everloop, name: str) -> None:
@@ -88,7 +103,7 @@ def require_known(everloop: Everloop, name: str) -> None:
     Raises:
         EverloopError: reason PIPELINE_NOT_FOUND.
     """
-    names = pipeline_names(everloop)
+    names = pipelines_of(everloop).names
     if name not in names:
         known = ", ".join(names) or "none yet"
         raise EverloopError("PIPELINE_NOT_FOUND", f"there is no '{name}'; there are: {known}")

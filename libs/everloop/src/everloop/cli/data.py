@@ -12,7 +12,8 @@ from everloop.cli.context import JsonOption, connected, say
 from everloop.errors import EverloopError
 
 if TYPE_CHECKING:
-    from everloop.client import Pushed
+    from everloop.client import Everloop, Pushed
+    from everloop_contracts.stubs.everloop.ingest.v1.dataset_pb2 import DatasetVersion
 
 __all__ = ["add_to"]
 
@@ -103,6 +104,7 @@ def cut(
 
     with connected(ctx) as everloop:
         dataset = everloop.cut(pipeline)
+        follows = "" if as_json else _what_follows(everloop, dataset)
     if as_json:
         print_json(dataset)
         return
@@ -114,6 +116,29 @@ def cut(
         console.print(
             f"[dim]dvc get {dataset.git_url} {item.path} --rev {dataset.git_tag}[/]", soft_wrap=True
         )
+    console.print(follows, soft_wrap=True)
+
+
+def _what_follows(everloop: Everloop, dataset: DatasetVersion) -> str:
+    """Says whether a training follows, as far as that is known here: of the first one it is."""
+    from everloop_contracts.pipeline import PipelineError, load_pipelines
+    from everloop_contracts.stubs.everloop.training.v1.training_pb2 import Training
+
+    name = dataset.pipeline
+    start = f"`everloop train {name}` starts one now"
+    later = f"training follows by the pipeline's triggers; {start}"
+    try:
+        found = load_pipelines(Path(everloop.addresses.pipelines_dir or "none"))
+        trainings = everloop.trainings(name, limit=500)
+    except (EverloopError, PipelineError):
+        return later
+    without_model = (Training.STATE_FAILED, Training.STATE_SUPERSEDED)
+    if name not in found or any(item.state not in without_model for item in trainings):
+        return later
+    least = found[name].training.triggers.min_rows
+    if dataset.labelled_rows < least:
+        return f"no training follows: the first one waits for {least:,} rows with a label; {start}"
+    return f"the first training follows: `everloop trainings {name}` shows it"
 
 
 def datasets(

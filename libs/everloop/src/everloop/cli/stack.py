@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from everloop.cli.context import JsonOption, connected, home_of, pipeline_names
+from everloop.cli.context import JsonOption, connected, home_of, pipelines_of
 from everloop.errors import EverloopError
 
 if TYPE_CHECKING:
@@ -68,21 +68,36 @@ def down(ctx: typer.Context) -> None:
 
 
 def status(ctx: typer.Context, as_json: JsonOption = False) -> None:
-    """Show what is up, and where each pipeline stands. Exit code 1 unless all is healthy.
+    """Show what is up and where, and how each pipeline stands. Exit code 1 unless all is healthy.
+
+    A pipeline file that is half-edited is told, and changes nothing of what runs.
 
     \b
     everloop status
     everloop status --json
     """  # noqa: D301 - the backspace keeps the lines apart
+    from rich.markup import escape
+
     from everloop.cli.output import console, print_json, table
 
     with connected(ctx, timeout=5.0) as everloop:
-        parts = _parts(everloop.addresses)
-        pipelines = [_pipeline(everloop, name) for name in pipeline_names(everloop)]
+        parts, endpoints = _parts(everloop.addresses), _endpoints(everloop.addresses)
+        found = pipelines_of(everloop)
+        pipelines = [_pipeline(everloop, name) for name in found.names]
+        # What was valid at the start still runs; what never was is known to no service.
+        edited = [_pipeline(everloop, name) for name in found.problems if name not in found.names]
+        pipelines += [line for line in edited if line.get("reason") != "PIPELINE_NOT_FOUND"]
     healthy = all(part["state"] in ("healthy", "external") for part in parts)
     healthy = healthy and not any("error" in line for line in pipelines)
     if as_json:
-        print_json({"parts": parts, "pipelines": pipelines})
+        print_json(
+            {
+                "parts": parts,
+                "endpoints": endpoints,
+                "pipelines": pipelines,
+                "problems": found.problems,
+            }
+        )
         raise typer.Exit(0 if healthy else 1)
     colours = {"healthy": "green", "external": "green", "starting": "cyan", "failed": "red"}
     table(
@@ -98,6 +113,17 @@ def status(ctx: typer.Context, as_json: JsonOption = False) -> None:
         ),
         empty="the parts are not of this machine: only what the services answer is shown",
     )
+    if endpoints:
+        console.print()
+        table(
+            ("endpoint", "address", "metrics"),
+            (
+                (name.replace("_", " "), address, endpoints.get(f"{name}_metrics", ""))
+                for name, address in endpoints.items()
+                if not name.endswith("_metrics")
+            ),
+            empty="",
+        )
     console.print()
     table(
         ("pipeline", "dataset", "Production", "answers", "lag#", "last decision"),
@@ -116,7 +142,24 @@ def status(ctx: typer.Context, as_json: JsonOption = False) -> None:
         ),
         empty="no pipeline yet: put a YAML file into the pipelines folder and start the stack again",
     )
+    for name, problem in found.problems.items():
+        first, *more = problem.splitlines()
+        count = f" (and {len(more)} more: `everloop check`)" if more else ""
+        console.print(f"[yellow]{name} cannot be used as it is:[/] {escape(first)}{count}")
     raise typer.Exit(0 if healthy else 1)
+
+
+def _endpoints(addresses: Addresses) -> dict[str, str]:
+    """Returns where everything listens, where this machine runs it."""
+    if addresses.home is None or find_spec("psutil") is None:
+        return {}
+    from everloop.stack.endpoints import load
+    from everloop.stack.errors import StackError
+
+    try:
+        return load(addresses.home).listening()
+    except StackError:
+        return {}
 
 
 def _parts(addresses: Addresses) -> list[dict[str, Any]]:
@@ -140,7 +183,7 @@ def _pipeline(everloop: Everloop, name: str) -> dict[str, Any]:
         line["lag"] = everloop.stats(name).lag
         line["serving"] = everloop.served(name).version if production else None
     except EverloopError as error:
-        return line | {"error": error.message}
+        return line | {"error": error.message, "reason": error.reason}
     return line | {
         "dataset": datasets[0].version if datasets else None,
         "rows": datasets[0].rows if datasets else 0,

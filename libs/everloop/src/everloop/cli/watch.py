@@ -30,6 +30,8 @@ def drift(
     everloop drift flight-delays
     everloop drift flight-delays --version 2 --json
     """  # noqa: D301 - the backspace keeps the lines apart
+    from rich.markup import escape
+
     from everloop.cli.output import console, print_json, table, when
 
     with connected(ctx) as everloop:
@@ -61,7 +63,8 @@ def drift(
                 _number(chunk, "multivariate"),
                 "  ".join(
                     f"{item.feature} {_coloured(item.measurement)}" for item in chunk.features[:3]
-                ),
+                )
+                or (chunk.failure and f"[red]not evaluated:[/] {escape(chunk.failure)}"),
             )
             for chunk in chunks
         ),

@@ -17,6 +17,7 @@ from rich.markup import escape
 
 from everloop import stack
 from everloop.demo.flights import MissingData
+from everloop.demo.results import RESULTS
 from everloop.demo.run import Run, StepFailed
 from everloop.demo.screen import Screen
 from everloop.demo.slices import SLICES, Slice
@@ -42,7 +43,8 @@ def main(
 ) -> None:
     """Send a year of flights once round the whole loop: push, train, serve, watch, retrain, swap.
 
-    Everything it makes is in `.everloop/demo`, which is wiped at the start; your own stack is not touched.
+    Everything it makes is in `.everloop/demo`, which is wiped at the start, but for the last results;
+    your own stack is not touched.
     """
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
@@ -65,8 +67,7 @@ def _run(home: Path, screen: Screen, part: Slice, rate: float, keep: bool) -> in
         with screen:
             screen.line(f"[bold]Everloop demo[/]  everything is in {home}")
             stack.down(home)  # what an earlier demo left running
-            shutil.rmtree(home, ignore_errors=True)
-            home.mkdir(parents=True)
+            _wipe(home)
             run = Run(home, _pipelines(), part, rate, screen)
             for number, step in enumerate(STEPS, start=1):
                 screen.step(number, len(STEPS), step.title)
@@ -86,6 +87,18 @@ def _run(home: Path, screen: Screen, part: Slice, rate: float, keep: bool) -> in
             screen.line(f"\nThe stack is up. Stop it: everloop --home {home} down")
         else:
             stack.down(home)
+
+
+def _wipe(home: Path) -> None:
+    """Removes what an earlier demo left, but for its results: they stay until this one has its own."""
+    home.mkdir(parents=True, exist_ok=True)
+    for entry in home.iterdir():
+        if entry.name in RESULTS:
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
 
 
 def _pipelines() -> Path:

@@ -15,7 +15,9 @@ from everloop.demo import report, summary
 from everloop.demo.evaluate import metrics_of
 from everloop.demo.run import Run, StepFailed
 
-__all__ = ["collect", "write"]
+__all__ = ["RESULTS", "collect", "write"]
+
+SUMMARY, REPORT = RESULTS = ("summary.json", "report.html")
 
 LIMIT = 500
 
@@ -29,9 +31,12 @@ def write(run: Run) -> None:
     found = collect(run)
     problems = summary.problems(found)
     found["problems"] = problems
-    (run.home / "summary.json").write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(found, indent=2, ensure_ascii=False) + "\n"
     seconds = {name: door.seconds for name, door in run.traffic.tally.doors.items()}
-    (run.home / "report.html").write_text(report.render(found, seconds, problems))
+    page = report.render(found, seconds, problems)
+    # Both at the end: an earlier run's two files are of one run until here.
+    (run.home / SUMMARY).write_text(text)
+    (run.home / REPORT).write_text(page)
     _print(run, found)
     if problems:
         raise StepFailed("the run did not show everything: " + "; ".join(problems))
@@ -159,8 +164,8 @@ def _print(run: Run, found: dict[str, Any]) -> None:
     for row in rows:
         grid.add_row(*row)
     run.screen.console.print(grid)
-    run.screen.line(f"\n  [bold]summary[/] {run.home / 'summary.json'}")
-    run.screen.line(f"  [bold]report[/]  {(run.home / 'report.html').as_uri()}")
+    run.screen.line(f"\n  [bold]summary[/] {run.home / SUMMARY}")
+    run.screen.line(f"  [bold]report[/]  {(run.home / REPORT).as_uri()}")
 
 
 def _auc(metrics: dict[str, Any]) -> str:

@@ -146,7 +146,7 @@ def _settled(run: Run, sent: int, bar: Bar) -> None:
 def train_first_model(run: Run) -> None:
     """A dataset version is cut, the trainer searches, the gates speak, and the first model serves."""
     run.client.cut(run.name, request_id="demo-first-months")
-    with run.screen.bar("trials", 1) as bar:
+    with run.screen.bar("trials ended", 1) as bar:
         promoted = run.wait(
             "the first model's promotion",
             300,
@@ -185,6 +185,9 @@ def _promotion(run: Run, after: int) -> Seen | None:
 def _show_training(run: Run, bar: Bar) -> None:
     for training in run.client.trainings(run.name, limit=1):
         state = training_pb2.Training.State.Name(training.state).removeprefix("STATE_").lower()
+        if training.state == training_pb2.Training.STATE_RUNNING:
+            searches = training.trials_done < training.trials_total
+            state = "searching" if searches else "evaluating and logging the best"
         best = (
             f", best {training.best_family} {training.best_metric:.4f}"
             if training.best_family
@@ -220,7 +223,7 @@ def meet_drift(run: Run) -> None:
 
 def retrain_under_traffic(run: Run) -> None:
     """The trainer trains on all data so far; the new version passes the gates and takes over while clients ask."""
-    with _replay(run) as tick, run.screen.bar("trials", 1) as bar:
+    with _replay(run) as tick, run.screen.bar("trials ended", 1) as bar:
         shown = 0.0
 
         def both() -> None:

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from everloop.stack import health, lifecycle
+from everloop.stack import health, lifecycle, ports
 from everloop.stack.errors import StackError
 from everloop.stack.home import default_home
 from everloop.stack.lifecycle import Event
@@ -68,6 +68,9 @@ def up(
     except StackError as error:
         errors.print(f"[red]failed[/] {error}", soft_wrap=True)
         raise typer.Exit(1) from None
+    if instead := ports.replaced(there.ports):
+        told = ", ".join(f"{name} {default} → {port}" for name, (default, port) in instead.items())
+        console.print(f"ports that were taken, and what is used instead: {told}", soft_wrap=True)
     console.print(f"up. Addresses and keys: {Path(there.home) / 'stack.json'}", soft_wrap=True)
 
 

@@ -87,6 +87,23 @@ class Endpoints:
             **self.ray_environment(),
         }
 
+    def listening(self) -> dict[str, str]:
+        """Return every address that a user may want, by name; `<service>_metrics` is what Prometheus scrapes."""
+        return {
+            "kafka": self.kafka_bootstrap,
+            "s3": self.s3_url,
+            "mlflow": self.mlflow_uri,
+            "ray": self.ray_address,
+            "inference_http": self.inference_http_url,
+            "inference_grpc": self.inference_grpc,
+            "inference": self.inference,
+            "ingest": self.ingest,
+            "trainer": self.trainer,
+            "registry": self.registry,
+            "monitor": self.monitor,
+            **{f"{name}_metrics": f"http://{at}/metrics" for name, at in self.metrics.items()},
+        }
+
     def ray_environment(self) -> dict[str, str]:
         """Return what Ray's head and everything that joins it must agree on."""
         return {

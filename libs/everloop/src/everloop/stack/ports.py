@@ -20,7 +20,7 @@ import psutil
 from everloop.stack.errors import StackError
 from everloop.stack.home import Home, locked
 
-__all__ = ["DEFAULTS", "choose", "is_free", "release"]
+__all__ = ["DEFAULTS", "choose", "is_free", "release", "replaced"]
 
 DEFAULTS: Mapping[str, int] = {
     "kafka": 9092,
@@ -90,6 +90,15 @@ def choose(home: Home, defaults: Mapping[str, int] = DEFAULTS) -> dict[str, int]
             chosen[name] = port
         _claim(home).write_text(json.dumps({"pid": os.getpid(), "ports": sorted(chosen.values())}))
     return chosen
+
+
+def replaced(chosen: Mapping[str, int]) -> dict[str, tuple[int, int]]:
+    """Return the names whose default was taken: the default and the port that was chosen instead."""
+    return {
+        name: (DEFAULTS[name], port)
+        for name, port in chosen.items()
+        if DEFAULTS.get(name, port) != port
+    }
 
 
 def release(home: Home) -> None:

@@ -67,7 +67,6 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
     _cancelled = False
     _code: grpc.StatusCode | None = None
     _details = ""
-    _initial: Metadata = ()
     _trailing: Metadata = ()
     _encoding: bytes | None = None
     _plain_next = False
@@ -331,10 +330,9 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         return frame(message, encoding)
 
     def _head(self) -> Fields:
-        if self._encoding is None and not self._initial:
+        if self._encoding is None:
             return _PLAIN
-        encoding = [(b"grpc-encoding", self._encoding)] if self._encoding is not None else []
-        return [*_PLAIN, *encoding, *encode(self._initial)]
+        return [*_PLAIN, (b"grpc-encoding", self._encoding)]
 
     def _status(self, code: grpc.StatusCode, details: str, metadata: Metadata) -> Fields:
         try:
@@ -343,11 +341,9 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
             log.error("trailing metadata cannot be sent: %s", error)
             return trailers(grpc.StatusCode.INTERNAL, str(error), ())
 
-    def _open(self) -> None:
-        if not self.started:
-            head = self._head()
-            self.started = True
-            self._connection.open(self.stream_id, head)
+    def _open(self, initial: Fields) -> None:
+        self.started = True
+        self._connection.open(self.stream_id, [*self._head(), *initial])
 
     async def write(self, message: Any) -> None:
         """Sends a message; waits while the caller does not take what it has."""
@@ -356,7 +352,8 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         if self._connection.crowded(self.stream_id):
             raise grpc.aio.UsageError("the call is being written already")
         data = self._framed(message)
-        self._open()
+        if not self.started:
+            self._open([])
         self._connection.send(self.stream_id, data)
         self._connection.soon()
         await self._connection.room(self.stream_id)
@@ -392,8 +389,7 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         """See the base class; raises ValueError for metadata that cannot be sent."""
         if self.started:
             raise grpc.aio.UsageError("the initial metadata are sent already")
-        self._initial = tuple(initial_metadata)
-        self._open()
+        self._open(encode(tuple(initial_metadata)))
         self._connection.soon()
 
     async def abort(

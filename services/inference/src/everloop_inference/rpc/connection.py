@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections import deque
 from contextlib import suppress
 from itertools import chain
@@ -58,9 +59,11 @@ class Connection(asyncio.Protocol):
         self._greeted = False
         self._probed = False
         self._drained: float | None = None
-        self._gone = False
+        self._gone = self._parting = False
         self._left: float | None = None
         self._opened = self._heard = self._busy = server.loop.time()
+        # Not all that came together are told to go together.
+        self._age = server.limits.age_seconds * random.uniform(0.9, 1.1)
         # When the socket, and when the caller, last took something.
         self._moved = self._taken = self._opened
         self._transport: asyncio.Transport
@@ -87,7 +90,10 @@ class Connection(asyncio.Protocol):
         try:
             self._session.receive_data(data)
         except ngh2.NGH2Error as error:
-            self._break("protocol" if self._greeted else "preface", str(error))
+            flood = isinstance(error, ngh2.DenialOfServiceError)
+            self._break(
+                "flood" if flood else "protocol" if self._greeted else "preface", str(error)
+            )
             return
         events = self._session.events()
         if ngh2.StreamReset in map(type, events):
@@ -207,8 +213,10 @@ class Connection(asyncio.Protocol):
         elif isinstance(event, ngh2.PingAcknowledged):
             if event.opaque_data == _DRAINING:
                 self._go()
+        elif isinstance(event, ngh2.GoAwayReceived):
+            self._parting = True
         elif isinstance(event, ngh2.ConnectionClosed):
-            self._leave()
+            self._closed(event)
 
     def _count(self) -> None:
         self._control += 1
@@ -334,20 +342,20 @@ class Connection(asyncio.Protocol):
         except ngh2.NGH2Error as error:
             self._break("protocol", str(error))
             return
-        closed = False
+        closed: ngh2.ConnectionClosed | None = None
         for event in session.events():
             if type(event) is ngh2.StreamClosed:
                 if call := self._calls.get(event.stream_id):
                     call.cancel()
             elif type(event) is ngh2.ConnectionClosed:
-                closed = True
+                closed = event
         unsent = session.queued_body_size()
         if unsent or self._unsent:
             self._account(unsent)
         if self._rooms:
             self._admit()
-        if closed:
-            self._leave()
+        if closed is not None:
+            self._closed(closed)
 
     def _cut(self) -> None:
         """Resets what the callers of streams that have ended would go on sending."""
@@ -430,6 +438,10 @@ class Connection(asyncio.Protocol):
             self._transport.write(self._session.data_to_send())
         self._leave(reason)
 
+    def _closed(self, event: ngh2.ConnectionClosed) -> None:
+        """The engine has said its last word, or the caller has."""
+        self._leave("protocol" if event.error_code and not self._parting else "")
+
     def _break(self, reason: str, text: str) -> None:
         """Closes without a word: there is no common language."""
         log.info("%s: %s", self.peer, text)
@@ -470,7 +482,7 @@ class Connection(asyncio.Protocol):
             self._terminate(ngh2.ErrorCode.NO_ERROR, "silent")
         else:
             self._check_calls(now)
-            if now - self._opened > limits.age_seconds or (
+            if now - self._opened > self._age or (
                 not self._calls and not self._unsent and now - self._busy > limits.idle_seconds
             ):
                 self.drain()

@@ -40,11 +40,18 @@ class GrpcioServer:
                 ("grpc.keepalive_timeout_ms", int(limits.keepalive_timeout_seconds * 1000)),
             ],
         )
-        for service, handlers in methods.services.items():
-            wrapped = {name: _waiting(handler) for name, handler in handlers.items()}
-            self._server.add_registered_method_handlers(service, wrapped)
-            generic = grpc.method_handlers_generic_handler(service, wrapped)
+        for service, handlers in self.handlers(methods).items():
+            self._server.add_registered_method_handlers(service, handlers)
+            generic = grpc.method_handlers_generic_handler(service, handlers)
             self._server.add_generic_rpc_handlers((generic,))
+
+    @staticmethod
+    def handlers(methods: Methods) -> dict[str, dict[str, Handler]]:
+        """The methods by service, as a server of grpcio's kind takes them."""
+        return {
+            service: {name: _waiting(handler) for name, handler in handlers.items()}
+            for service, handlers in methods.services.items()
+        }
 
     async def start(self, address: str) -> None:
         """See `RpcServer`."""

@@ -42,6 +42,7 @@ class Methods:
     def __init__(self) -> None:
         """Holds nothing."""
         self.services: dict[str, dict[str, Handler]] = {}
+        self._generic = 0
 
     def add_registered_method_handlers(
         self, service_name: str, method_handlers: Mapping[str, Handler]
@@ -53,9 +54,18 @@ class Methods:
         self, generic_rpc_handlers: Iterable[grpc.GenericRpcHandler]
     ) -> None:
         """Called by generated code too, with handlers that it registers under their names as well."""
+        self._generic += len(tuple(generic_rpc_handlers))
 
     def by_path(self) -> dict[bytes, Method]:
-        """Every method by the path of its requests."""
+        """Every method by the path of its requests.
+
+        Raises:
+            ValueError: a service was added by code that is too old to name its methods.
+        """
+        if self._generic > len(self.services):
+            raise ValueError(
+                "a service has no named methods: generate its code with grpcio-tools 1.64 or newer"
+            )
         return {
             f"/{service}/{name}".encode(): _method(handler)
             for service, handlers in self.services.items()

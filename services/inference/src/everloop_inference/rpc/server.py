@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
@@ -14,6 +15,8 @@ from everloop_inference.rpc.limits import METADATA_EXCESS, Limits
 from everloop_inference.rpc.methods import Methods
 
 __all__ = ["NativeServer", "RpcServer"]
+
+log = logging.getLogger(__name__)
 
 _BACKLOG = 1024
 _CHECK_SECONDS = 1.0
@@ -155,4 +158,8 @@ class NativeServer:
         self._timer = self.loop.call_later(_CHECK_SECONDS, self._check)
         now = self.loop.time()
         for connection in tuple(self._connections):
-            connection.check(now)
+            try:
+                connection.check(now)
+            except Exception:
+                log.exception("a connection failed")
+                connection.kill()

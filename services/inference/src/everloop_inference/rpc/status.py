@@ -14,8 +14,8 @@ __all__ = ["Abort", "trailers"]
 _PRINTABLE: Final = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
 _CODES: Final = {code: (b"grpc-status", b"%d" % code.value[0]) for code in grpc.StatusCode}
 _DONE: Final = [_CODES[grpc.StatusCode.OK]]
-# A peer refuses more than it announced, which is seldom less than 8 KiB; HTTP/2 counts 32 more for each field.
-_MAX_BYTES: Final = 32 * 1024
+# What every client takes, unless told otherwise.
+_MAX_BYTES: Final = 8 * 1024
 _MAX_MESSAGE: Final = 1024
 
 
@@ -36,7 +36,7 @@ class Abort(grpc.aio.AbortError):
 
 
 def trailers(code: grpc.StatusCode, details: str, metadata: Metadata) -> Fields:
-    """The fields that end a call; what is too large for any client is cut off.
+    """The fields that end a call; of what is too large for a client the code and some of the text are left.
 
     Raises:
         ValueError: the metadata cannot be sent.

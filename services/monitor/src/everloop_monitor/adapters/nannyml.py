@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from everloop_contracts.pipeline import FieldType, Pipeline, Task
 from everloop_monitor.domain import Readings, Rows
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 
 _SCORE, _LABEL, _TARGET = "everloop_score", "everloop_label", "everloop_target"
 _NUMBERS, _TEXTS = (FieldType.INT, FieldType.FLOAT), (FieldType.STRING, FieldType.BOOL)
+_LARGEST = float(np.finfo(np.float32).max)
 _REFERENCE_PARTS = 10
 """Parts of the reference sample whose spread says what reconstruction error is normal."""
 _PROBLEMS = {Task.BINARY: "classification_binary", Task.REGRESSION: "regression"}
@@ -218,22 +220,28 @@ def _reference(pipeline: Pipeline, sample: pd.DataFrame) -> pd.DataFrame:
         if name not in sample or name in pipeline.serving.log.redact:
             continue
         if spec.type in _NUMBERS:
-            frame[name] = pd.to_numeric(sample[name]).astype("float64").to_numpy()
+            frame[name] = _floats(sample[name])
         elif spec.type is FieldType.BOOL:
             frame[name] = (
                 sample[name].map({True: "true", False: "false"}).fillna("").to_numpy(dtype=object)
             )
         elif spec.type is FieldType.STRING:
             frame[name] = sample[name].astype(object).fillna("").to_numpy(dtype=object)
-    frame[_SCORE] = sample[_SCORE].astype("float64").to_numpy()
+    frame[_SCORE] = _floats(sample[_SCORE])
     target = sample[pipeline.target.field]
     if pipeline.target.task is Task.REGRESSION:
         frame[_LABEL] = 0.0
-        frame[_TARGET] = pd.to_numeric(target).astype("float64").to_numpy()
+        frame[_TARGET] = _floats(target)
     else:
         frame[_LABEL] = (sample[_LABEL].astype(object) == "true").astype("float64").to_numpy()
         frame[_TARGET] = target.map({True: 1.0, False: 0.0}).astype("float64").to_numpy()
     return pd.DataFrame(frame)
+
+
+def _floats(values: pd.Series[Any]) -> NDArray[np.float64]:
+    """Numbers; NaN where null and beyond 32 bits, which the model takes for missing and no square of exists."""
+    numbers = pd.to_numeric(values).astype("float64").to_numpy()
+    return np.where(np.abs(numbers) <= _LARGEST, numbers, np.nan)
 
 
 def _distance(value: float, column: pd.Series[Any]) -> float:
@@ -254,7 +262,7 @@ def _target(label: str | None, task: Task) -> float:
         value = float(label)
     except ValueError:
         return math.nan
-    return value if math.isfinite(value) else math.nan
+    return value if abs(value) <= _LARGEST else math.nan
 
 
 def _value(result: Any, measure: str, period: str, field: str = "value") -> float | None:

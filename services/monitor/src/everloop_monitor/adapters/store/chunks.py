@@ -19,10 +19,10 @@ __all__ = [
     "FULL",
     "add",
     "backlog",
-    "close",
     "close_before",
     "close_beyond",
     "drop_oldest",
+    "give_up",
     "newest_evaluated",
     "newest_with",
     "next_full",
@@ -62,6 +62,7 @@ _chunks = sa.Table(
     sa.Column("last_event", sa.DateTime),
     sa.Column("evaluated_at", sa.DateTime),
     sa.Column("report", sa.Text),
+    sa.Column("failure", sa.Text),
 )
 
 
@@ -123,6 +124,7 @@ def _chunk(row: Any) -> Chunk:
         last_event=aware(row.last_event) if row.last_event else None,
         evaluated_at=aware(row.evaluated_at) if row.evaluated_at else None,
         report=_REPORT.validate_json(row.report) if row.report else None,
+        failure=row.failure or "",
     )
 
 
@@ -201,8 +203,11 @@ def newest_with(connection: sa.Connection, pipeline: str, condition: Condition) 
 def newest_evaluated(
     connection: sa.Connection, pipeline: str, version: int, before: int | None, limit: int
 ) -> list[Chunk]:
-    """Evaluated chunks, newest first, from below position `before`; version 0 and an empty pipeline mean all."""
-    query = _CHUNK.where(_chunks.c.report.is_not(None))
+    """Chunks that were evaluated or given up, newest first, from below position `before`.
+
+    Version 0 and an empty pipeline mean all.
+    """
+    query = _CHUNK.where(_chunks.c.report.is_not(None) | _chunks.c.failure.is_not(None))
     if pipeline:
         query = query.where(_chunks.c.pipeline == pipeline)
     if version:
@@ -264,10 +269,12 @@ def set_checked(
         connection.execute(_chunks.update().where(_chunks.c.position == position).values(**values))
 
 
-def close(connection: sa.Connection, chunk: Chunk) -> None:
-    """Closes a chunk, whatever it waits for."""
+def give_up(connection: sa.Connection, chunk: Chunk, failure: str) -> None:
+    """Closes a chunk, whatever it waits for, and notes why it cannot be evaluated."""
     connection.execute(
-        _chunks.update().where(_chunks.c.position == chunk.position).values(state=CLOSED)
+        _chunks.update()
+        .where(_chunks.c.position == chunk.position)
+        .values(state=CLOSED, failure=failure)
     )
 
 

@@ -121,7 +121,9 @@ class Prediction(_message.Message):
     label: _builtins.str
     """Predicted class label; empty for regression."""
     score: _builtins.float
-    """Predicted number for regression; probability of the positive class for binary classification."""
+    """Predicted number for regression; probability of the positive class for binary classification, of the label where
+    there are more classes.
+    """
     @_builtins.property
     def probabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Probability per class, in the order of `Model.classes`; empty for regression."""

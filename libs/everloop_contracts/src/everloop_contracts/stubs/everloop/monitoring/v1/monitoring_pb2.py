@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'everloop/monitoring/v1/monitoring.proto\x12\x16\x65verloop.monitoring.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc5\x05\n\x05\x43hunk\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n\x08pipeline\x18\x02 \x01(\tR\x08pipeline\x12#\n\rmodel_version\x18\x03 \x01(\x03R\x0cmodelVersion\x12\x14\n\x05index\x18\x04 \x01(\x03R\x05index\x12\x12\n\x04rows\x18\x05 \x01(\x03R\x04rows\x12\x44\n\x10\x66irst_event_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x0e\x66irstEventTime\x12\x42\n\x0flast_event_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\rlastEventTime\x12@\n\x08\x66\x65\x61tures\x18\x08 \x03(\x0b\x32$.everloop.monitoring.v1.FeatureDriftR\x08\x66\x65\x61tures\x12G\n\x0cmultivariate\x18\t \x01(\x0b\x32#.everloop.monitoring.v1.MeasurementR\x0cmultivariate\x12X\n\x15\x65stimated_performance\x18\n \x01(\x0b\x32#.everloop.monitoring.v1.MeasurementR\x14\x65stimatedPerformance\x12V\n\x14realised_performance\x18\x0b \x01(\x0b\x32#.everloop.monitoring.v1.MeasurementR\x13realisedPerformance\x12#\n\rlabelled_rows\x18\x0c \x01(\x03R\x0clabelledRows\x12\x14\n\x05\x61lert\x18\r \x01(\x08R\x05\x61lert\x12?\n\revaluate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x0c\x65valuateTime\"\x9d\x01\n\x0bMeasurement\x12\x18\n\x07measure\x18\x01 \x01(\tR\x07measure\x12\x14\n\x05value\x18\x02 \x01(\x01R\x05value\x12\x19\n\x05lower\x18\x03 \x01(\x01H\x00R\x05lower\x88\x01\x01\x12\x19\n\x05upper\x18\x04 \x01(\x01H\x01R\x05upper\x88\x01\x01\x12\x14\n\x05\x61lert\x18\x05 \x01(\x08R\x05\x61lertB\x08\n\x06_lowerB\x08\n\x06_upper\"o\n\x0c\x46\x65\x61tureDrift\x12\x18\n\x07\x66\x65\x61ture\x18\x01 \x01(\tR\x07\x66\x65\x61ture\x12\x45\n\x0bmeasurement\x18\x02 \x01(\x0b\x32#.everloop.monitoring.v1.MeasurementR\x0bmeasurement\"\xd6\x01\n\x08\x44\x65\x63ision\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n\x08pipeline\x18\x02 \x01(\tR\x08pipeline\x12#\n\rmodel_version\x18\x03 \x01(\x03R\x0cmodelVersion\x12\x19\n\x08\x63hunk_id\x18\x04 \x01(\tR\x07\x63hunkId\x12\x16\n\x06\x61\x63tion\x18\x05 \x01(\tR\x06\x61\x63tion\x12\x16\n\x06reason\x18\x06 \x01(\tR\x06reason\x12.\n\x04time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x04time\"\x90\x01\n\x11ListChunksRequest\x12\x1a\n\x08pipeline\x18\x01 \x01(\tR\x08pipeline\x12#\n\rmodel_version\x18\x02 \x01(\x03R\x0cmodelVersion\x12\x1b\n\tpage_size\x18\x03 \x01(\x05R\x08pageSize\x12\x1d\n\npage_token\x18\x04 \x01(\tR\tpageToken\"s\n\x12ListChunksResponse\x12\x35\n\x06\x63hunks\x18\x01 \x03(\x0b\x32\x1d.everloop.monitoring.v1.ChunkR\x06\x63hunks\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"n\n\x14ListDecisionsRequest\x12\x1a\n\x08pipeline\x18\x01 \x01(\tR\x08pipeline\x12\x1b\n\tpage_size\x18\x02 \x01(\x05R\x08pageSize\x12\x1d\n\npage_token\x18\x03 \x01(\tR\tpageToken\"\x7f\n\x15ListDecisionsResponse\x12>\n\tdecisions\x18\x01 \x03(\x0b\x32 .everloop.monitoring.v1.DecisionR\tdecisions\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\";\n\x14GetPredictionRequest\x12#\n\rprediction_id\x18\x01 \x01(\tR\x0cpredictionId\"\xa9\x02\n\x15GetPredictionResponse\x12#\n\rprediction_id\x18\x01 \x01(\tR\x0cpredictionId\x12\x1a\n\x08pipeline\x18\x02 \x01(\tR\x08pipeline\x12#\n\rmodel_version\x18\x03 \x01(\x03R\x0cmodelVersion\x12\x1b\n\trecord_id\x18\x04 \x01(\tR\x08recordId\x12.\n\x04time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x04time\x12\x14\n\x05label\x18\x06 \x01(\tR\x05label\x12\x14\n\x05score\x18\x07 \x01(\x01R\x05score\x12\x16\n\x06\x61\x63tual\x18\x08 \x01(\tR\x06\x61\x63tual\x12\x19\n\x08\x65vent_id\x18\t \x01(\tR\x07\x65ventId2\xd4\x02\n\x11MonitoringService\x12\x63\n\nListChunks\x12).everloop.monitoring.v1.ListChunksRequest\x1a*.everloop.monitoring.v1.ListChunksResponse\x12l\n\rListDecisions\x12,.everloop.monitoring.v1.ListDecisionsRequest\x1a-.everloop.monitoring.v1.ListDecisionsResponse\x12l\n\rGetPrediction\x12,.everloop.monitoring.v1.GetPredictionRequest\x1a-.everloop.monitoring.v1.GetPredictionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'everloop/monitoring/v1/monitoring.proto\x12\x16\x65verloop.monitoring.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdf\x05\n\x05\x43hunk\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n\x08pipeline\x18\x02 \x01(\tR\x08pipeline\x12#\n\rmodel_version\x18\x03 \x01(\x03R\x0cmodelVersion\x12\x14\n\x05index\x18\x04 \x01(\x03R\x05index\x12\x12\n\x04rows\x18\x05 \x01(\x03R\x04rows\x12\x44\n\x10\x66irst_event_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x0e\x66irstEventTime\x12\x42\n\x0flast_event_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\rlastEventTime\x12@\n\x08\x66\x65\x61tures\x18\x08 \x03(\x0b\x32$.everloop.monitoring.v1.FeatureDriftR\x08\x66\x65\x61tures\x12G\n\x0cmultivariate\x18\t \x01(\x0b\x32#.everloop.monitoring.v1.MeasurementR\x0cmultivariate\x12X\n\x15\x65stimated_performance\x18\n \x01(\x0b\x32#.everloop.monitoring.v1.MeasurementR\x14\x65stimatedPerformance\x12V\n\x14realised_performance\x18\x0b \x01(\x0b\x32#.everloop.monitoring.v1.MeasurementR\x13realisedPerformance\x12#\n\rlabelled_rows\x18\x0c \x01(\x03R\x0clabelledRows\x12\x14\n\x05\x61lert\x18\r \x01(\x08R\x05\x61lert\x12?\n\revaluate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x0c\x65valuateTime\x12\x18\n\x07\x66\x61ilure\x18\x0f \x01(\tR\x07\x66\x61ilure\"\x9d\x01\n\x0bMeasurement\x12\x18\n\x07measure\x18\x01 \x01(\tR\x07measure\x12\x14\n\x05value\x18\x02 \x01(\x01R\x05value\x12\x19\n\x05lower\x18\x03 \x01(\x01H\x00R\x05lower\x88\x01\x01\x12\x19\n\x05upper\x18\x04 \x01(\x01H\x01R\x05upper\x88\x01\x01\x12\x14\n\x05\x61lert\x18\x05 \x01(\x08R\x05\x61lertB\x08\n\x06_lowerB\x08\n\x06_upper\"o\n\x0c\x46\x65\x61tureDrift\x12\x18\n\x07\x66\x65\x61ture\x18\x01 \x01(\tR\x07\x66\x65\x61ture\x12\x45\n\x0bmeasurement\x18\x02 \x01(\x0b\x32#.everloop.monitoring.v1.MeasurementR\x0bmeasurement\"\xd6\x01\n\x08\x44\x65\x63ision\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n\x08pipeline\x18\x02 \x01(\tR\x08pipeline\x12#\n\rmodel_version\x18\x03 \x01(\x03R\x0cmodelVersion\x12\x19\n\x08\x63hunk_id\x18\x04 \x01(\tR\x07\x63hunkId\x12\x16\n\x06\x61\x63tion\x18\x05 \x01(\tR\x06\x61\x63tion\x12\x16\n\x06reason\x18\x06 \x01(\tR\x06reason\x12.\n\x04time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x04time\"\x90\x01\n\x11ListChunksRequest\x12\x1a\n\x08pipeline\x18\x01 \x01(\tR\x08pipeline\x12#\n\rmodel_version\x18\x02 \x01(\x03R\x0cmodelVersion\x12\x1b\n\tpage_size\x18\x03 \x01(\x05R\x08pageSize\x12\x1d\n\npage_token\x18\x04 \x01(\tR\tpageToken\"s\n\x12ListChunksResponse\x12\x35\n\x06\x63hunks\x18\x01 \x03(\x0b\x32\x1d.everloop.monitoring.v1.ChunkR\x06\x63hunks\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"n\n\x14ListDecisionsRequest\x12\x1a\n\x08pipeline\x18\x01 \x01(\tR\x08pipeline\x12\x1b\n\tpage_size\x18\x02 \x01(\x05R\x08pageSize\x12\x1d\n\npage_token\x18\x03 \x01(\tR\tpageToken\"\x7f\n\x15ListDecisionsResponse\x12>\n\tdecisions\x18\x01 \x03(\x0b\x32 .everloop.monitoring.v1.DecisionR\tdecisions\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\";\n\x14GetPredictionRequest\x12#\n\rprediction_id\x18\x01 \x01(\tR\x0cpredictionId\"\xa9\x02\n\x15GetPredictionResponse\x12#\n\rprediction_id\x18\x01 \x01(\tR\x0cpredictionId\x12\x1a\n\x08pipeline\x18\x02 \x01(\tR\x08pipeline\x12#\n\rmodel_version\x18\x03 \x01(\x03R\x0cmodelVersion\x12\x1b\n\trecord_id\x18\x04 \x01(\tR\x08recordId\x12.\n\x04time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x04time\x12\x14\n\x05label\x18\x06 \x01(\tR\x05label\x12\x14\n\x05score\x18\x07 \x01(\x01R\x05score\x12\x16\n\x06\x61\x63tual\x18\x08 \x01(\tR\x06\x61\x63tual\x12\x19\n\x08\x65vent_id\x18\t \x01(\tR\x07\x65ventId2\xd4\x02\n\x11MonitoringService\x12\x63\n\nListChunks\x12).everloop.monitoring.v1.ListChunksRequest\x1a*.everloop.monitoring.v1.ListChunksResponse\x12l\n\rListDecisions\x12,.everloop.monitoring.v1.ListDecisionsRequest\x1a-.everloop.monitoring.v1.ListDecisionsResponse\x12l\n\rGetPrediction\x12,.everloop.monitoring.v1.GetPredictionRequest\x1a-.everloop.monitoring.v1.GetPredictionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,25 +33,25 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'everloop.monitoring.v1.moni
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CHUNK']._serialized_start=101
-  _globals['_CHUNK']._serialized_end=810
-  _globals['_MEASUREMENT']._serialized_start=813
-  _globals['_MEASUREMENT']._serialized_end=970
-  _globals['_FEATUREDRIFT']._serialized_start=972
-  _globals['_FEATUREDRIFT']._serialized_end=1083
-  _globals['_DECISION']._serialized_start=1086
-  _globals['_DECISION']._serialized_end=1300
-  _globals['_LISTCHUNKSREQUEST']._serialized_start=1303
-  _globals['_LISTCHUNKSREQUEST']._serialized_end=1447
-  _globals['_LISTCHUNKSRESPONSE']._serialized_start=1449
-  _globals['_LISTCHUNKSRESPONSE']._serialized_end=1564
-  _globals['_LISTDECISIONSREQUEST']._serialized_start=1566
-  _globals['_LISTDECISIONSREQUEST']._serialized_end=1676
-  _globals['_LISTDECISIONSRESPONSE']._serialized_start=1678
-  _globals['_LISTDECISIONSRESPONSE']._serialized_end=1805
-  _globals['_GETPREDICTIONREQUEST']._serialized_start=1807
-  _globals['_GETPREDICTIONREQUEST']._serialized_end=1866
-  _globals['_GETPREDICTIONRESPONSE']._serialized_start=1869
-  _globals['_GETPREDICTIONRESPONSE']._serialized_end=2166
-  _globals['_MONITORINGSERVICE']._serialized_start=2169
-  _globals['_MONITORINGSERVICE']._serialized_end=2509
+  _globals['_CHUNK']._serialized_end=836
+  _globals['_MEASUREMENT']._serialized_start=839
+  _globals['_MEASUREMENT']._serialized_end=996
+  _globals['_FEATUREDRIFT']._serialized_start=998
+  _globals['_FEATUREDRIFT']._serialized_end=1109
+  _globals['_DECISION']._serialized_start=1112
+  _globals['_DECISION']._serialized_end=1326
+  _globals['_LISTCHUNKSREQUEST']._serialized_start=1329
+  _globals['_LISTCHUNKSREQUEST']._serialized_end=1473
+  _globals['_LISTCHUNKSRESPONSE']._serialized_start=1475
+  _globals['_LISTCHUNKSRESPONSE']._serialized_end=1590
+  _globals['_LISTDECISIONSREQUEST']._serialized_start=1592
+  _globals['_LISTDECISIONSREQUEST']._serialized_end=1702
+  _globals['_LISTDECISIONSRESPONSE']._serialized_start=1704
+  _globals['_LISTDECISIONSRESPONSE']._serialized_end=1831
+  _globals['_GETPREDICTIONREQUEST']._serialized_start=1833
+  _globals['_GETPREDICTIONREQUEST']._serialized_end=1892
+  _globals['_GETPREDICTIONRESPONSE']._serialized_start=1895
+  _globals['_GETPREDICTIONRESPONSE']._serialized_end=2192
+  _globals['_MONITORINGSERVICE']._serialized_start=2195
+  _globals['_MONITORINGSERVICE']._serialized_end=2535
 # @@protoc_insertion_point(module_scope)

@@ -39,6 +39,7 @@ class Chunk(_message.Message):
     LABELLED_ROWS_FIELD_NUMBER: _builtins.int
     ALERT_FIELD_NUMBER: _builtins.int
     EVALUATE_TIME_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id of the chunk, `<pipeline>/<model version>/<index>`."""
     pipeline: _builtins.str
@@ -53,6 +54,8 @@ class Chunk(_message.Message):
     """Labels that have arrived for the chunk's rows."""
     alert: _builtins.bool
     """True if the chunk as a whole raises an alert."""
+    failure: _builtins.str
+    """Why the chunk cannot be evaluated and was given up; empty where it was not."""
     @_builtins.property
     def first_event_time(self) -> _timestamp_pb2.Timestamp:
         """Earliest event time of a row."""
@@ -98,10 +101,11 @@ class Chunk(_message.Message):
         labelled_rows: _builtins.int = ...,
         alert: _builtins.bool = ...,
         evaluate_time: _timestamp_pb2.Timestamp | None = ...,
+        failure: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["estimated_performance", b"estimated_performance", "evaluate_time", b"evaluate_time", "first_event_time", b"first_event_time", "last_event_time", b"last_event_time", "multivariate", b"multivariate", "realised_performance", b"realised_performance"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert", "estimated_performance", b"estimated_performance", "evaluate_time", b"evaluate_time", "features", b"features", "first_event_time", b"first_event_time", "id", b"id", "index", b"index", "labelled_rows", b"labelled_rows", "last_event_time", b"last_event_time", "model_version", b"model_version", "multivariate", b"multivariate", "pipeline", b"pipeline", "realised_performance", b"realised_performance", "rows", b"rows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert", "estimated_performance", b"estimated_performance", "evaluate_time", b"evaluate_time", "failure", b"failure", "features", b"features", "first_event_time", b"first_event_time", "id", b"id", "index", b"index", "labelled_rows", b"labelled_rows", "last_event_time", b"last_event_time", "model_version", b"model_version", "multivariate", b"multivariate", "pipeline", b"pipeline", "realised_performance", b"realised_performance", "rows", b"rows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -57,7 +57,7 @@ class MonitoringServiceServicer:
     """
 
     def ListChunks(self, request, context):
-        """Lists evaluated chunks of predictions, newest first.
+        """Lists chunks of predictions that were evaluated or given up, newest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

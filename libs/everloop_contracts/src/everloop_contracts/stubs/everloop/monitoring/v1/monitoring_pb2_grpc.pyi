@@ -34,7 +34,7 @@ class MonitoringServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> MonitoringServiceAsyncStub: ...
     ListChunks: _grpc.UnaryUnaryMultiCallable[_monitoring_pb2.ListChunksRequest, _monitoring_pb2.ListChunksResponse]
-    """Lists evaluated chunks of predictions, newest first."""
+    """Lists chunks of predictions that were evaluated or given up, newest first."""
     ListDecisions: _grpc.UnaryUnaryMultiCallable[_monitoring_pb2.ListDecisionsRequest, _monitoring_pb2.ListDecisionsResponse]
     """Lists decisions, also those not to act, newest first."""
     GetPrediction: _grpc.UnaryUnaryMultiCallable[_monitoring_pb2.GetPredictionRequest, _monitoring_pb2.GetPredictionResponse]
@@ -46,7 +46,7 @@ class MonitoringServiceAsyncStub(MonitoringServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListChunks: _aio.UnaryUnaryMultiCallable[_monitoring_pb2.ListChunksRequest, _monitoring_pb2.ListChunksResponse]  # type: ignore[assignment]
-    """Lists evaluated chunks of predictions, newest first."""
+    """Lists chunks of predictions that were evaluated or given up, newest first."""
     ListDecisions: _aio.UnaryUnaryMultiCallable[_monitoring_pb2.ListDecisionsRequest, _monitoring_pb2.ListDecisionsResponse]  # type: ignore[assignment]
     """Lists decisions, also those not to act, newest first."""
     GetPrediction: _aio.UnaryUnaryMultiCallable[_monitoring_pb2.GetPredictionRequest, _monitoring_pb2.GetPredictionResponse]  # type: ignore[assignment]
@@ -61,7 +61,7 @@ class MonitoringServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _monitoring_pb2.ListChunksRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_monitoring_pb2.ListChunksResponse, _abc.Awaitable[_monitoring_pb2.ListChunksResponse]]:
-        """Lists evaluated chunks of predictions, newest first."""
+        """Lists chunks of predictions that were evaluated or given up, newest first."""
 
     @_abc_1.abstractmethod
     def ListDecisions(
