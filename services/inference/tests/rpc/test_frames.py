@@ -6,6 +6,7 @@ the native one: grpcio is lenient with much of it.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import random
@@ -48,7 +49,7 @@ from services.inference.tests.rpc.wire import (
 MIB = 1024 * 1024
 native_only = pytest.mark.parametrize("kind", ["native"])
 NO_ERROR, PROTOCOL_ERROR, _, FLOW_CONTROL, _, STREAM_CLOSED, FRAME_SIZE = range(7)
-REFUSED_STREAM, COMPRESSION, CALM = 7, 9, 11
+REFUSED_STREAM, COMPRESSION = 7, 9
 
 
 def path(name: str) -> str:
@@ -400,6 +401,19 @@ def test_a_flood_of_frames_is_survived(served: Served, name: str, read: bool) ->
         if name in {"ping", "settings", "empty settings"}:
             wait_for_the_end(served, client)
         assert served.answers()
+
+
+@native_only
+@pytest.mark.parametrize("name", ["ping", "empty settings"])
+def test_a_patient_flood_is_ended_too(served: Served, name: str) -> None:
+    """Never more at once than the engine minds, and every answer is taken."""
+    with Raw(served.port) as client:
+        with contextlib.suppress(ConnectionError):
+            for _ in range(50):
+                client.socket.sendall(FLOODS[name] * 200)
+                client.socket.recv(1 << 20)
+        client.goodbye()
+    assert served.closed == ["flood"]
 
 
 @pytest.mark.usefixtures("memory")
