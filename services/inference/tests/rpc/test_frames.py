@@ -319,6 +319,25 @@ def test_an_answer_before_the_end_of_the_request_stops_it(
 
 
 @native_only
+@pytest.mark.parametrize("name", ["Nothing", "Late"])
+def test_what_nobody_reads_does_not_use_up_the_window(
+    serve: Callable[..., Served], until: Callable[..., None], name: str
+) -> None:
+    served = serve(connection_window=65_535)
+    with Polite(served.port) as client:
+        for number in range(10):
+            stream = client.request(path(name), message(bytes(30_000)), end=False)
+            if name == "Nothing":
+                assert client.answer(stream).status == "12"
+            else:
+                until(lambda number=number: served.probe.started > number)
+                client.session.reset_stream(stream)
+                client.flush()
+        large = message(bytes(200_000))
+        assert client.call(body=large).data == large
+
+
+@native_only
 def test_trailers_of_a_request_end_it(served: Served) -> None:
     with Raw(served.port) as client:
         client.send(
