@@ -272,6 +272,8 @@ def test_an_answer_is_compressed_where_its_handler_wants_it(served: Served, chan
         assert answer.headers["grpc-encoding"] == "gzip"
         assert answer.data[0] == 1
         assert len(answer.data) < 1000
+        excepted = client.call(path("Packed"), message(b"as it is" + content), accepts)
+        assert excepted.data == message(b"as it is" + content)
         plain = client.call(path("Packed"), message(content))
         assert plain.data == message(content)
 

@@ -6,6 +6,7 @@ the native one: grpcio is lenient with much of it.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import random
@@ -48,7 +49,7 @@ from services.inference.tests.rpc.wire import (
 MIB = 1024 * 1024
 native_only = pytest.mark.parametrize("kind", ["native"])
 NO_ERROR, PROTOCOL_ERROR, _, FLOW_CONTROL, _, STREAM_CLOSED, FRAME_SIZE = range(7)
-REFUSED_STREAM, COMPRESSION, CALM = 7, 9, 11
+REFUSED_STREAM, COMPRESSION = 7, 9
 
 
 def path(name: str) -> str:
@@ -318,6 +319,25 @@ def test_an_answer_before_the_end_of_the_request_stops_it(
 
 
 @native_only
+@pytest.mark.parametrize("name", ["Nothing", "Late"])
+def test_what_nobody_reads_does_not_use_up_the_window(
+    serve: Callable[..., Served], until: Callable[..., None], name: str
+) -> None:
+    served = serve(connection_window=65_535)
+    with Polite(served.port) as client:
+        for number in range(10):
+            stream = client.request(path(name), message(bytes(30_000)), end=False)
+            if name == "Nothing":
+                assert client.answer(stream).status == "12"
+            else:
+                until(lambda number=number: served.probe.started > number)
+                client.session.reset_stream(stream)
+                client.flush()
+        large = message(bytes(200_000))
+        assert client.call(body=large).data == large
+
+
+@native_only
 def test_trailers_of_a_request_end_it(served: Served) -> None:
     with Raw(served.port) as client:
         client.send(
@@ -400,6 +420,19 @@ def test_a_flood_of_frames_is_survived(served: Served, name: str, read: bool) ->
         if name in {"ping", "settings", "empty settings"}:
             wait_for_the_end(served, client)
         assert served.answers()
+
+
+@native_only
+@pytest.mark.parametrize("name", ["ping", "empty settings"])
+def test_a_patient_flood_is_ended_too(served: Served, name: str) -> None:
+    """Never more at once than the engine minds, and every answer is taken."""
+    with Raw(served.port) as client:
+        with contextlib.suppress(ConnectionError):
+            for _ in range(50):
+                client.socket.sendall(FLOODS[name] * 200)
+                client.socket.recv(1 << 20)
+        client.goodbye()
+    assert served.closed == ["flood"]
 
 
 @pytest.mark.usefixtures("memory")
