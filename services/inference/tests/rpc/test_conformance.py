@@ -128,13 +128,13 @@ def test_a_deadline_ends_the_call_and_its_handler(
     served: Served, channel: Any, until: Callable[..., None]
 ) -> None:
     began = time.monotonic()
-    code, _ = code_of(lambda: unary(channel, "Wait")(b"", timeout=0.3))
+    code, _ = code_of(lambda: unary(channel, "Wait")(b"", timeout=1.0))
     assert code is CODE.DEADLINE_EXCEEDED
-    assert 0.25 < time.monotonic() - began < 5
+    assert 0.9 < time.monotonic() - began < 10
     until(lambda: served.probe.cancelled == 1)
     (remaining,) = served.probe.remaining
     assert remaining is not None
-    assert 0.05 < remaining <= 0.3
+    assert 0 < remaining < 1.1  # the client rounds up
     until(lambda: len(served.probe.done) == 1)
 
 

@@ -272,11 +272,11 @@ def test_a_broken_call_ends_with_a_status(served: Served, broken: str) -> None:
 def test_a_deadline_is_kept_to_the_moment(served: Served) -> None:
     began = time.monotonic()
     with Polite(served.port) as client:
-        for _ in range(5):
+        for _ in range(10):
             answer = client.call(path("Wait"), message(b"a"), ("grpc-timeout", "20m"))
             assert (answer.status, answer.text) == ("4", "Deadline Exceeded")
     # What looks after the time of everything else comes by once a second.
-    assert time.monotonic() - began < 2.5
+    assert time.monotonic() - began < 8
 
 
 @native_only
