@@ -26,6 +26,11 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def test_no_default_can_be_the_source_port_of_a_connection() -> None:
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    assert max(ports.DEFAULTS.values()) < min(lowest, 32768)
+
+
 def test_a_free_default_is_taken(home: Home) -> None:
     port = _free_port()
     assert ports.choose(home, {"kafka": port}) == {"kafka": port}

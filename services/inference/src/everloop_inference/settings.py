@@ -20,7 +20,7 @@ class InferenceSettings(ServiceSettings):
 
     database_url: str = ""
     """Not used: what a replica must remember is a file in `data_dir`."""
-    grpc_address: str = "127.0.0.1:50055"
+    grpc_address: str = "127.0.0.1:15055"
     """Where the service process answers `grpc.health.v1`, `host:port`."""
     metrics_address: str = "127.0.0.1:9405"
     """Where the service process serves its own `/metrics`; the replicas' are on `http_address`."""
@@ -59,7 +59,7 @@ class InferenceSettings(ServiceSettings):
     slow_threads: int = Field(default=1, ge=1)
     """Threads of a replica for runs that take longer than a batch may: large requests, explanations, slow models."""
 
-    registry_address: str = "127.0.0.1:50053"
+    registry_address: str = "127.0.0.1:15053"
     """Registry gateway, `host:port`."""
     registry_timeout_seconds: float = Field(default=2.0, gt=0)
     """Time that the registry gateway has to answer, in seconds."""

@@ -18,7 +18,7 @@ class MonitorSettings(ServiceSettings):
     """Folder that this service may write to."""
     database_url: str = "sqlite:///.everloop/data/monitor/monitor.db"
     """SQLAlchemy address of this service's database."""
-    grpc_address: str = "127.0.0.1:50054"
+    grpc_address: str = "127.0.0.1:15054"
     """Where the gRPC server listens, `host:port`."""
     metrics_address: str = "127.0.0.1:9404"
     """Where `/metrics` listens, `host:port`."""

@@ -16,7 +16,7 @@ class RegistrySettings(ServiceSettings):
 
     data_dir: Path = Path(".everloop/data/registry_gateway")
     database_url: str = "sqlite:///.everloop/data/registry_gateway/registry_gateway.db"
-    grpc_address: str = "127.0.0.1:50053"
+    grpc_address: str = "127.0.0.1:15053"
     metrics_address: str = "127.0.0.1:9403"
     mlflow_timeout_seconds: int = Field(default=10, ge=1)
     """Time that MLflow gets for one answer, and a call for its turn at a model, in seconds."""

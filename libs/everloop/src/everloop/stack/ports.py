@@ -22,6 +22,8 @@ from everloop.stack.home import Home, locked
 
 __all__ = ["DEFAULTS", "choose", "is_free", "release", "replaced"]
 
+# Both the defaults and what stands in for them lie below the range from which the kernel takes the source ports of
+# outgoing connections (from 32768), else a connection of anybody's could hold the port when a part (re)starts.
 DEFAULTS: Mapping[str, int] = {
     "kafka": 9092,
     "kafka_controller": 9093,
@@ -41,11 +43,11 @@ DEFAULTS: Mapping[str, int] = {
     "ray_agent_grpc": 6383,
     "ray_runtime_env": 6384,
     "ray_metrics": 6385,
-    "ingest": 50051,
-    "trainer": 50052,
-    "registry": 50053,
-    "monitor": 50054,
-    "inference": 50055,
+    "ingest": 15051,
+    "trainer": 15052,
+    "registry": 15053,
+    "monitor": 15054,
+    "inference": 15055,
     "inference_http": 8080,
     "inference_grpc": 8081,
     "ingest_metrics": 9401,
@@ -55,8 +57,6 @@ DEFAULTS: Mapping[str, int] = {
     "inference_metrics": 9405,
 }
 
-# Below the range from which the kernel takes the source ports of outgoing connections, else a connection of
-# anybody's could hold the port in the moment a killed part comes back.
 _FALLBACK = range(20000, 32000)
 
 
