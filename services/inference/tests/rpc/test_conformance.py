@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import queue
+import resource
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -108,6 +109,18 @@ def test_calls_share_a_connection(channel: Any) -> None:
     assert answers == [b"%d" % number for number in range(1000)]
 
 
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    """Both ends of every connection are in this process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= hard < 3000:
+        pytest.skip(f"this user may open {hard} files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 3000), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.usefixtures("many_files")
 def test_a_thousand_connections_are_served(served: Served) -> None:
     clients = [Polite(served.port) for _ in range(1000)]
     try:
