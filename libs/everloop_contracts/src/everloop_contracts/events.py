@@ -31,6 +31,8 @@ TOPICS = {
     "everloop.training.v1.TrainingFailed": TRAININGS,
     "everloop.registry.v1.ModelRegistered": MODELS,
     "everloop.registry.v1.ModelPromoted": MODELS,
+    "everloop.registry.v1.RolloutStarted": MODELS,
+    "everloop.registry.v1.RolloutEnded": MODELS,
     "everloop.inference.v1.PredictionsLogged": PREDICTIONS,
     "everloop.monitoring.v1.DriftDetected": DRIFT,
     "everloop.monitoring.v1.RetrainRequested": DRIFT,

@@ -34,6 +34,7 @@ from everloop_contracts.yaml_file import PipelineError
 __all__ = [
     "LOWER_IS_BETTER",
     "TASK_METRICS",
+    "Abort",
     "BetterThanProductionGate",
     "BinsFeature",
     "CategoryFeature",
@@ -54,6 +55,7 @@ __all__ = [
     "PipelineError",
     "RatioFeature",
     "Retrain",
+    "Rollout",
     "TargetMeanFeature",
     "Task",
     "Triggers",
@@ -153,11 +155,41 @@ Gate = Annotated[
 ]
 
 
+class Abort(Spec):
+    """What takes a version on trial back."""
+
+    error_rate: float = Field(default=0.01, ge=0, le=1)
+    """Share of its requests that may fail."""
+    latency_ratio: float | None = Field(default=2.0, ge=1)
+    """How many times the Production version's p99 latency its own may be; no bound where null."""
+    performance: bool = True
+    """Whether an alert of the monitor about its performance, estimated or realised, takes it back."""
+
+
+class Rollout(Spec):
+    """A trial on real requests, beside the version in Production."""
+
+    strategy: Literal["canary", "shadow", "ab"]
+    """`canary` answers a share of the requests, `shadow` predicts them unseen: both are promoted when they have baked.
+    `ab` answers its share until a person decides."""
+    percent: float = Field(default=10.0, gt=0, le=100)
+    """Share of the requests that the new version gets."""
+    key: str = ""
+    """Field whose value decides: equal values always get the same version. Default: the record id."""
+    bake: Duration = timedelta(minutes=30)
+    """Time that a trial takes at least."""
+    min_requests: int = Field(default=1_000, ge=1)
+    """Requests that the new version must have seen before it is judged."""
+    abort: Abort = Abort()
+
+
 class Promotion(Spec):
     """What a model must show before it serves."""
 
     approval: Literal["automatic", "manual"] = "automatic"
     gates: tuple[Gate, ...] = ()
+    rollout: Rollout | None = None
+    """How a version that passed its gates comes into Production where another one serves; at once where not given."""
 
 
 class PredictionLog(Spec):
@@ -285,6 +317,7 @@ class Pipeline(Spec):
             *self._feature_misfits(),
             *self._metric_misfits(),
             *self._redaction_misfits(),
+            *self._rollout_misfits(),
         ]:
             raise Misfits(found)
         return self
@@ -353,6 +386,11 @@ class Pipeline(Spec):
         for number, name in enumerate(self.serving.log.redact):
             if name not in inputs:
                 yield ("serving", "log", "redact", number), f"'{name}' is no input of the model"
+
+    def _rollout_misfits(self) -> Iterator[Misfit]:
+        rollout = self.promotion.rollout
+        if rollout and rollout.key and rollout.key not in self.schema_.fields:
+            yield ("promotion", "rollout", "key"), f"there is no field '{rollout.key}'"
 
     @property
     def inputs(self) -> dict[str, FieldSpec]:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"everloop/inference/v1/events.proto\x12\x15\x65verloop.inference.v1\"\xf1\x02\n\x11PredictionsLogged\x12\x1a\n\x08pipeline\x18\x01 \x01(\tR\x08pipeline\x12#\n\rmodel_version\x18\x02 \x01(\x03R\x0cmodelVersion\x12%\n\x0eprediction_ids\x18\x03 \x03(\tR\rpredictionIds\x12\x1d\n\nrecord_ids\x18\x04 \x03(\tR\trecordIds\x12\x1f\n\x0btime_micros\x18\x05 \x03(\x03R\ntimeMicros\x12\x37\n\x07\x63olumns\x18\x06 \x03(\x0b\x32\x1d.everloop.inference.v1.ColumnR\x07\x63olumns\x12\x16\n\x06labels\x18\x07 \x03(\tR\x06labels\x12\x16\n\x06scores\x18\x08 \x03(\x01R\x06scores\x12$\n\rprobabilities\x18\t \x03(\x01R\rprobabilities\x12%\n\x0elatency_micros\x18\n \x03(\x03R\rlatencyMicros\"\x85\x01\n\x06\x43olumn\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07numbers\x18\x02 \x03(\x01R\x07numbers\x12\x14\n\x05texts\x18\x03 \x03(\tR\x05texts\x12\x1b\n\tnull_rows\x18\x04 \x03(\rR\x08nullRows\x12\x1a\n\x08redacted\x18\x05 \x01(\x08R\x08redactedb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"everloop/inference/v1/events.proto\x12\x15\x65verloop.inference.v1\"\x89\x03\n\x11PredictionsLogged\x12\x1a\n\x08pipeline\x18\x01 \x01(\tR\x08pipeline\x12#\n\rmodel_version\x18\x02 \x01(\x03R\x0cmodelVersion\x12%\n\x0eprediction_ids\x18\x03 \x03(\tR\rpredictionIds\x12\x1d\n\nrecord_ids\x18\x04 \x03(\tR\trecordIds\x12\x1f\n\x0btime_micros\x18\x05 \x03(\x03R\ntimeMicros\x12\x37\n\x07\x63olumns\x18\x06 \x03(\x0b\x32\x1d.everloop.inference.v1.ColumnR\x07\x63olumns\x12\x16\n\x06labels\x18\x07 \x03(\tR\x06labels\x12\x16\n\x06scores\x18\x08 \x03(\x01R\x06scores\x12$\n\rprobabilities\x18\t \x03(\x01R\rprobabilities\x12%\n\x0elatency_micros\x18\n \x03(\x03R\rlatencyMicros\x12\x16\n\x06shadow\x18\x0b \x01(\x08R\x06shadow\"\x85\x01\n\x06\x43olumn\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07numbers\x18\x02 \x03(\x01R\x07numbers\x12\x14\n\x05texts\x18\x03 \x03(\tR\x05texts\x12\x1b\n\tnull_rows\x18\x04 \x03(\rR\x08nullRows\x12\x1a\n\x08redacted\x18\x05 \x01(\x08R\x08redactedb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,7 +32,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'everloop.inference.v1.event
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PREDICTIONSLOGGED']._serialized_start=62
-  _globals['_PREDICTIONSLOGGED']._serialized_end=431
-  _globals['_COLUMN']._serialized_start=434
-  _globals['_COLUMN']._serialized_end=567
+  _globals['_PREDICTIONSLOGGED']._serialized_end=455
+  _globals['_COLUMN']._serialized_start=458
+  _globals['_COLUMN']._serialized_end=591
 # @@protoc_insertion_point(module_scope)

@@ -34,10 +34,15 @@ class PredictionsLogged(_message.Message):
     SCORES_FIELD_NUMBER: _builtins.int
     PROBABILITIES_FIELD_NUMBER: _builtins.int
     LATENCY_MICROS_FIELD_NUMBER: _builtins.int
+    SHADOW_FIELD_NUMBER: _builtins.int
     pipeline: _builtins.str
     """Name of the pipeline."""
     model_version: _builtins.int
     """Version that answered."""
+    shadow: _builtins.bool
+    """True if these predictions answered nobody: a version on trial made them beside the one that answered. Latencies are
+    then those of its own runs.
+    """
     @_builtins.property
     def prediction_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Ids of predictions, one per row."""
@@ -83,10 +88,11 @@ class PredictionsLogged(_message.Message):
         scores: _abc.Iterable[_builtins.float] | None = ...,
         probabilities: _abc.Iterable[_builtins.float] | None = ...,
         latency_micros: _abc.Iterable[_builtins.int] | None = ...,
+        shadow: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "labels", b"labels", "latency_micros", b"latency_micros", "model_version", b"model_version", "pipeline", b"pipeline", "prediction_ids", b"prediction_ids", "probabilities", b"probabilities", "record_ids", b"record_ids", "scores", b"scores", "time_micros", b"time_micros"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "labels", b"labels", "latency_micros", b"latency_micros", "model_version", b"model_version", "pipeline", b"pipeline", "prediction_ids", b"prediction_ids", "probabilities", b"probabilities", "record_ids", b"record_ids", "scores", b"scores", "shadow", b"shadow", "time_micros", b"time_micros"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

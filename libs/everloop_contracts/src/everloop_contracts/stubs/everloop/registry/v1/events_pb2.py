@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from everloop_contracts.stubs.everloop.registry.v1 import registry_pb2 as everloop_dot_registry_dot_v1_dot_registry__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!everloop/registry/v1/events.proto\x12\x14\x65verloop.registry.v1\x1a#everloop/registry/v1/registry.proto\"O\n\x0fModelRegistered\x12<\n\x07version\x18\x01 \x01(\x0b\x32\".everloop.registry.v1.ModelVersionR\x07version\"\x94\x01\n\rModelPromoted\x12<\n\x07version\x18\x01 \x01(\x0b\x32\".everloop.registry.v1.ModelVersionR\x07version\x12)\n\x10previous_version\x18\x02 \x01(\x03R\x0fpreviousVersion\x12\x1a\n\x08rollback\x18\x03 \x01(\x08R\x08rollbackb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!everloop/registry/v1/events.proto\x12\x14\x65verloop.registry.v1\x1a#everloop/registry/v1/registry.proto\"O\n\x0fModelRegistered\x12<\n\x07version\x18\x01 \x01(\x0b\x32\".everloop.registry.v1.ModelVersionR\x07version\"\x94\x01\n\rModelPromoted\x12<\n\x07version\x18\x01 \x01(\x0b\x32\".everloop.registry.v1.ModelVersionR\x07version\x12)\n\x10previous_version\x18\x02 \x01(\x03R\x0fpreviousVersion\x12\x1a\n\x08rollback\x18\x03 \x01(\x08R\x08rollback\"I\n\x0eRolloutStarted\x12\x37\n\x07rollout\x18\x01 \x01(\x0b\x32\x1d.everloop.registry.v1.RolloutR\x07rollout\"G\n\x0cRolloutEnded\x12\x37\n\x07rollout\x18\x01 \x01(\x0b\x32\x1d.everloop.registry.v1.RolloutR\x07rolloutb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,4 +36,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODELREGISTERED']._serialized_end=175
   _globals['_MODELPROMOTED']._serialized_start=178
   _globals['_MODELPROMOTED']._serialized_end=326
+  _globals['_ROLLOUTSTARTED']._serialized_start=328
+  _globals['_ROLLOUTSTARTED']._serialized_end=401
+  _globals['_ROLLOUTENDED']._serialized_start=403
+  _globals['_ROLLOUTENDED']._serialized_end=474
 # @@protoc_insertion_point(module_scope)

@@ -72,3 +72,51 @@ class ModelPromoted(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ModelPromoted: _TypeAlias = ModelPromoted  # noqa: Y015
+
+@_typing.final
+class RolloutStarted(_message.Message):
+    """A version is on trial beside the Production version from now on. Topic `everloop.models`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLLOUT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def rollout(self) -> _registry_pb2.Rollout:
+        """The rollout."""
+
+    def __init__(
+        self,
+        *,
+        rollout: _registry_pb2.Rollout | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rollout", b"rollout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rollout", b"rollout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RolloutStarted: _TypeAlias = RolloutStarted  # noqa: Y015
+
+@_typing.final
+class RolloutEnded(_message.Message):
+    """A trial is over: its candidate was promoted, which `ModelPromoted` also says, or taken back. Topic `everloop.models`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLLOUT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def rollout(self) -> _registry_pb2.Rollout:
+        """The rollout with its outcome and what both versions did."""
+
+    def __init__(
+        self,
+        *,
+        rollout: _registry_pb2.Rollout | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rollout", b"rollout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rollout", b"rollout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RolloutEnded: _TypeAlias = RolloutEnded  # noqa: Y015

@@ -23,10 +23,11 @@ _sym_db = _symbol_database.Default()
 
 
 from everloop_contracts.stubs.everloop.training.v1 import training_pb2 as everloop_dot_training_dot_v1_dot_training__pb2
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#everloop/registry/v1/registry.proto\x12\x14\x65verloop.registry.v1\x1a#everloop/training/v1/training.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xcb\x05\n\x0cModelVersion\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\x18\n\x07version\x18\x02 \x01(\x03R\x07version\x12\x31\n\x05stage\x18\x03 \x01(\x0e\x32\x1b.everloop.registry.v1.StageR\x05stage\x12\x15\n\x06run_id\x18\x04 \x01(\tR\x05runId\x12\x1b\n\tmodel_uri\x18\x05 \x01(\tR\x08modelUri\x12\x1f\n\x0bonnx_sha256\x18\x06 \x01(\tR\nonnxSha256\x12\x16\n\x06\x66\x61mily\x18\x07 \x01(\tR\x06\x66\x61mily\x12I\n\x07metrics\x18\x08 \x03(\x0b\x32/.everloop.registry.v1.ModelVersion.MetricsEntryR\x07metrics\x12\'\n\x0f\x64\x61taset_version\x18\t \x01(\x03R\x0e\x64\x61tasetVersion\x12\x1f\n\x0b\x64\x61taset_tag\x18\n \x01(\tR\ndatasetTag\x12\x31\n\x05\x63\x61use\x18\x0b \x01(\x0e\x32\x1b.everloop.training.v1.CauseR\x05\x63\x61use\x12\x36\n\x05gates\x18\x0c \x03(\x0b\x32 .everloop.registry.v1.GateResultR\x05gates\x12;\n\x0b\x63reate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncreateTime\x12=\n\x0cpromote_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x0bpromoteTime\x12\x12\n\x04\x65tag\x18\x0f \x01(\tR\x04\x65tag\x12\x1f\n\x0btraining_id\x18\x10 \x01(\tR\ntrainingId\x1a:\n\x0cMetricsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x01R\x05value:\x02\x38\x01\"\xdb\x01\n\nGateResult\x12\x12\n\x04gate\x18\x01 \x01(\tR\x04gate\x12\x16\n\x06passed\x18\x02 \x01(\x08R\x06passed\x12J\n\x08\x65vidence\x18\x03 \x03(\x0b\x32..everloop.registry.v1.GateResult.EvidenceEntryR\x08\x65vidence\x12\x18\n\x07message\x18\x04 \x01(\tR\x07message\x1a;\n\rEvidenceEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x01R\x05value:\x02\x38\x01\"l\n\x18ListModelVersionsRequest\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\x1b\n\tpage_size\x18\x02 \x01(\x05R\x08pageSize\x12\x1d\n\npage_token\x18\x03 \x01(\tR\tpageToken\"\x83\x01\n\x19ListModelVersionsResponse\x12>\n\x08versions\x18\x01 \x03(\x0b\x32\".everloop.registry.v1.ModelVersionR\x08versions\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"H\n\x16GetModelVersionRequest\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\x18\n\x07version\x18\x02 \x01(\x03R\x07version\"W\n\x17GetModelVersionResponse\x12<\n\x07version\x18\x01 \x01(\x0b\x32\".everloop.registry.v1.ModelVersionR\x07version\"-\n\x15ListProductionRequest\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\"X\n\x16ListProductionResponse\x12>\n\x08versions\x18\x01 \x03(\x0b\x32\".everloop.registry.v1.ModelVersionR\x08versions\"\xad\x01\n\x1aPromoteModelVersionRequest\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\x18\n\x07version\x18\x02 \x01(\x03R\x07version\x12\x12\n\x04\x65tag\x18\x03 \x01(\tR\x04\x65tag\x12\x1d\n\nrequest_id\x18\x04 \x01(\tR\trequestId\x12\x14\n\x05\x61\x63tor\x18\x05 \x01(\tR\x05\x61\x63tor\x12\x16\n\x06reason\x18\x06 \x01(\tR\x06reason\"[\n\x1bPromoteModelVersionResponse\x12<\n\x07version\x18\x01 \x01(\x0b\x32\".everloop.registry.v1.ModelVersionR\x07version\"y\n\x14RollbackModelRequest\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\x1d\n\nrequest_id\x18\x02 \x01(\tR\trequestId\x12\x14\n\x05\x61\x63tor\x18\x03 \x01(\tR\x05\x61\x63tor\x12\x16\n\x06reason\x18\x04 \x01(\tR\x06reason\"U\n\x15RollbackModelResponse\x12<\n\x07version\x18\x01 \x01(\x0b\x32\".everloop.registry.v1.ModelVersionR\x07version\"C\n\x11GetLineageRequest\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\x18\n\x07version\x18\x02 \x01(\x03R\x07version\"\xe0\x01\n\x12GetLineageResponse\x12<\n\x07version\x18\x01 \x01(\x0b\x32\".everloop.registry.v1.ModelVersionR\x07version\x12(\n\x10trained_event_id\x18\x02 \x01(\tR\x0etrainedEventId\x12*\n\x11training_cause_id\x18\x03 \x01(\tR\x0ftrainingCauseId\x12\x36\n\x05\x61udit\x18\x04 \x03(\x0b\x32 .everloop.registry.v1.AuditEntryR\x05\x61udit\"k\n\x17ListAuditEntriesRequest\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\x1b\n\tpage_size\x18\x02 \x01(\x05R\x08pageSize\x12\x1d\n\npage_token\x18\x03 \x01(\tR\tpageToken\"~\n\x18ListAuditEntriesResponse\x12:\n\x07\x65ntries\x18\x01 \x03(\x0b\x32 .everloop.registry.v1.AuditEntryR\x07\x65ntries\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xdd\x01\n\nAuditEntry\x12\x0e\n\x02id\x18\x01 \x01(\x03R\x02id\x12\x14\n\x05model\x18\x02 \x01(\tR\x05model\x12\x18\n\x07version\x18\x03 \x01(\x03R\x07version\x12\x16\n\x06\x61\x63tion\x18\x04 \x01(\tR\x06\x61\x63tion\x12\x14\n\x05\x61\x63tor\x18\x05 \x01(\tR\x05\x61\x63tor\x12\x16\n\x06reason\x18\x06 \x01(\tR\x06reason\x12\x19\n\x08\x63\x61use_id\x18\x07 \x01(\tR\x07\x63\x61useId\x12.\n\x04time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x04time*\x7f\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x0e\n\nSTAGE_NONE\x10\x01\x12\x11\n\rSTAGE_STAGING\x10\x02\x12\x14\n\x10STAGE_PRODUCTION\x10\x03\x12\x12\n\x0eSTAGE_ARCHIVED\x10\x04\x12\x12\n\x0eSTAGE_REJECTED\x10\x05\x32\x9e\x06\n\x0fRegistryService\x12t\n\x11ListModelVersions\x12..everloop.registry.v1.ListModelVersionsRequest\x1a/.everloop.registry.v1.ListModelVersionsResponse\x12n\n\x0fGetModelVersion\x12,.everloop.registry.v1.GetModelVersionRequest\x1a-.everloop.registry.v1.GetModelVersionResponse\x12k\n\x0eListProduction\x12+.everloop.registry.v1.ListProductionRequest\x1a,.everloop.registry.v1.ListProductionResponse\x12z\n\x13PromoteModelVersion\x12\x30.everloop.registry.v1.PromoteModelVersionRequest\x1a\x31.everloop.registry.v1.PromoteModelVersionResponse\x12h\n\rRollbackModel\x12*.everloop.registry.v1.RollbackModelRequest\x1a+.everloop.registry.v1.RollbackModelResponse\x12_\n\nGetLineage\x12\'.everloop.registry.v1.GetLineageRequest\x1a(.everloop.registry.v1.GetLineageResponse\x12q\n\x10ListAuditEntries\x12-.everloop.registry.v1.ListAuditEntriesRequest\x1a..everloop.registry.v1.ListAuditEntriesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#everloop/registry/v1/registry.proto\x12\x14\x65verloop.registry.v1\x1a#everloop/training/v1/training.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xcb\x05\n\x0cModelVersion\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\x18\n\x07version\x18\x02 \x01(\x03R\x07version\x12\x31\n\x05stage\x18\x03 \x01(\x0e\x32\x1b.everloop.registry.v1.StageR\x05stage\x12\x15\n\x06run_id\x18\x04 \x01(\tR\x05runId\x12\x1b\n\tmodel_uri\x18\x05 \x01(\tR\x08modelUri\x12\x1f\n\x0bonnx_sha256\x18\x06 \x01(\tR\nonnxSha256\x12\x16\n\x06\x66\x61mily\x18\x07 \x01(\tR\x06\x66\x61mily\x12I\n\x07metrics\x18\x08 \x03(\x0b\x32/.everloop.registry.v1.ModelVersion.MetricsEntryR\x07metrics\x12\'\n\x0f\x64\x61taset_version\x18\t \x01(\x03R\x0e\x64\x61tasetVersion\x12\x1f\n\x0b\x64\x61taset_tag\x18\n \x01(\tR\ndatasetTag\x12\x31\n\x05\x63\x61use\x18\x0b \x01(\x0e\x32\x1b.everloop.training.v1.CauseR\x05\x63\x61use\x12\x36\n\x05gates\x18\x0c \x03(\x0b\x32 .everloop.registry.v1.GateResultR\x05gates\x12;\n\x0b\x63reate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncreateTime\x12=\n\x0cpromote_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x0bpromoteTime\x12\x12\n\x04\x65tag\x18\x0f \x01(\tR\x04\x65tag\x12\x1f\n\x0btraining_id\x18\x10 \x01(\tR\ntrainingId\x1a:\n\x0cMetricsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x01R\x05value:\x02\x38\x01\"\xdb\x01\n\nGateResult\x12\x12\n\x04gate\x18\x01 \x01(\tR\x04gate\x12\x16\n\x06passed\x18\x02 \x01(\x08R\x06passed\x12J\n\x08\x65vidence\x18\x03 \x03(\x0b\x32..everloop.registry.v1.GateResult.EvidenceEntryR\x08\x65vidence\x12\x18\n\x07message\x18\x04 \x01(\tR\x07message\x1a;\n\rEvidenceEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x01R\x05value:\x02\x38\x01\"l\n\x18ListModelVersionsRequest\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\x1b\n\tpage_size\x18\x02 \x01(\x05R\x08pageSize\x12\x1d\n\npage_token\x18\x03 \x01(\tR\tpageToken\"\x83\x01\n\x19ListModelVersionsResponse\x12>\n\x08versions\x18\x01 \x03(\x0b\x32\".everloop.registry.v1.ModelVersionR\x08versions\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"H\n\x16GetModelVersionRequest\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\x18\n\x07version\x18\x02 \x01(\x03R\x07version\"W\n\x17GetModelVersionResponse\x12<\n\x07version\x18\x01 \x01(\x0b\x32\".everloop.registry.v1.ModelVersionR\x07version\"-\n\x15ListProductionRequest\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\"\x8d\x01\n\x16ListProductionResponse\x12>\n\x08versions\x18\x01 \x03(\x0b\x32\".everloop.registry.v1.ModelVersionR\x08versions\x12\x33\n\x06trials\x18\x02 \x03(\x0b\x32\x1b.everloop.registry.v1.TrialR\x06trials\"~\n\x05Trial\x12<\n\x07version\x18\x01 \x01(\x0b\x32\".everloop.registry.v1.ModelVersionR\x07version\x12\x37\n\x07rollout\x18\x02 \x01(\x0b\x32\x1d.everloop.registry.v1.RolloutR\x07rollout\"\xad\x01\n\x1aPromoteModelVersionRequest\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\x18\n\x07version\x18\x02 \x01(\x03R\x07version\x12\x12\n\x04\x65tag\x18\x03 \x01(\tR\x04\x65tag\x12\x1d\n\nrequest_id\x18\x04 \x01(\tR\trequestId\x12\x14\n\x05\x61\x63tor\x18\x05 \x01(\tR\x05\x61\x63tor\x12\x16\n\x06reason\x18\x06 \x01(\tR\x06reason\"[\n\x1bPromoteModelVersionResponse\x12<\n\x07version\x18\x01 \x01(\x0b\x32\".everloop.registry.v1.ModelVersionR\x07version\"y\n\x14RollbackModelRequest\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\x1d\n\nrequest_id\x18\x02 \x01(\tR\trequestId\x12\x14\n\x05\x61\x63tor\x18\x03 \x01(\tR\x05\x61\x63tor\x12\x16\n\x06reason\x18\x04 \x01(\tR\x06reason\"U\n\x15RollbackModelResponse\x12<\n\x07version\x18\x01 \x01(\x0b\x32\".everloop.registry.v1.ModelVersionR\x07version\"C\n\x11GetLineageRequest\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\x18\n\x07version\x18\x02 \x01(\x03R\x07version\"\xe0\x01\n\x12GetLineageResponse\x12<\n\x07version\x18\x01 \x01(\x0b\x32\".everloop.registry.v1.ModelVersionR\x07version\x12(\n\x10trained_event_id\x18\x02 \x01(\tR\x0etrainedEventId\x12*\n\x11training_cause_id\x18\x03 \x01(\tR\x0ftrainingCauseId\x12\x36\n\x05\x61udit\x18\x04 \x03(\x0b\x32 .everloop.registry.v1.AuditEntryR\x05\x61udit\"k\n\x17ListAuditEntriesRequest\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\x1b\n\tpage_size\x18\x02 \x01(\x05R\x08pageSize\x12\x1d\n\npage_token\x18\x03 \x01(\tR\tpageToken\"~\n\x18ListAuditEntriesResponse\x12:\n\x07\x65ntries\x18\x01 \x03(\x0b\x32 .everloop.registry.v1.AuditEntryR\x07\x65ntries\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xdd\x01\n\nAuditEntry\x12\x0e\n\x02id\x18\x01 \x01(\x03R\x02id\x12\x14\n\x05model\x18\x02 \x01(\tR\x05model\x12\x18\n\x07version\x18\x03 \x01(\x03R\x07version\x12\x16\n\x06\x61\x63tion\x18\x04 \x01(\tR\x06\x61\x63tion\x12\x14\n\x05\x61\x63tor\x18\x05 \x01(\tR\x05\x61\x63tor\x12\x16\n\x06reason\x18\x06 \x01(\tR\x06reason\x12\x19\n\x08\x63\x61use_id\x18\x07 \x01(\tR\x07\x63\x61useId\x12.\n\x04time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x04time\"\xfc\x03\n\x07Rollout\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n\x05model\x18\x02 \x01(\tR\x05model\x12+\n\x11\x63\x61ndidate_version\x18\x03 \x01(\x03R\x10\x63\x61ndidateVersion\x12)\n\x10\x62\x61seline_version\x18\x04 \x01(\x03R\x0f\x62\x61selineVersion\x12\x35\n\x04plan\x18\x05 \x01(\x0b\x32!.everloop.registry.v1.RolloutPlanR\x04plan\x12\x38\n\x05state\x18\x06 \x01(\x0e\x32\".everloop.registry.v1.RolloutStateR\x05state\x12\x16\n\x06reason\x18\x07 \x01(\tR\x06reason\x12<\n\tcandidate\x18\x08 \x01(\x0b\x32\x1e.everloop.registry.v1.ArmStatsR\tcandidate\x12:\n\x08\x62\x61seline\x18\t \x01(\x0b\x32\x1e.everloop.registry.v1.ArmStatsR\x08\x62\x61seline\x12\x39\n\nstart_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tstartTime\x12\x35\n\x08\x65nd_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x07\x65ndTime\"\xd2\x02\n\x0bRolloutPlan\x12\x41\n\x08strategy\x18\x01 \x01(\x0e\x32%.everloop.registry.v1.RolloutStrategyR\x08strategy\x12\x18\n\x07percent\x18\x02 \x01(\x01R\x07percent\x12\x10\n\x03key\x18\x03 \x01(\tR\x03key\x12-\n\x04\x62\x61ke\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationR\x04\x62\x61ke\x12!\n\x0cmin_requests\x18\x05 \x01(\x03R\x0bminRequests\x12$\n\x0emax_error_rate\x18\x06 \x01(\x01R\x0cmaxErrorRate\x12*\n\x11max_latency_ratio\x18\x07 \x01(\x01R\x0fmaxLatencyRatio\x12\x30\n\x14\x61\x62ort_on_performance\x18\x08 \x01(\x08R\x12\x61\x62ortOnPerformance\"y\n\x08\x41rmStats\x12\x1a\n\x08requests\x18\x01 \x01(\x03R\x08requests\x12\x16\n\x06\x65rrors\x18\x02 \x01(\x03R\x06\x65rrors\x12\x12\n\x04rows\x18\x03 \x01(\x03R\x04rows\x12%\n\x0elatency_counts\x18\x04 \x03(\x03R\rlatencyCounts\"\xc9\x01\n\x13StartRolloutRequest\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\x18\n\x07version\x18\x02 \x01(\x03R\x07version\x12\x35\n\x04plan\x18\x03 \x01(\x0b\x32!.everloop.registry.v1.RolloutPlanR\x04plan\x12\x1d\n\nrequest_id\x18\x04 \x01(\tR\trequestId\x12\x14\n\x05\x61\x63tor\x18\x05 \x01(\tR\x05\x61\x63tor\x12\x16\n\x06reason\x18\x06 \x01(\tR\x06reason\"O\n\x14StartRolloutResponse\x12\x37\n\x07rollout\x18\x01 \x01(\x0b\x32\x1d.everloop.registry.v1.RolloutR\x07rollout\"#\n\x11GetRolloutRequest\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\"M\n\x12GetRolloutResponse\x12\x37\n\x07rollout\x18\x01 \x01(\x0b\x32\x1d.everloop.registry.v1.RolloutR\x07rollout\"g\n\x13ListRolloutsRequest\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\x1b\n\tpage_size\x18\x02 \x01(\x05R\x08pageSize\x12\x1d\n\npage_token\x18\x03 \x01(\tR\tpageToken\"y\n\x14ListRolloutsResponse\x12\x39\n\x08rollouts\x18\x01 \x03(\x0b\x32\x1d.everloop.registry.v1.RolloutR\x08rollouts\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x8a\x01\n\x11\x45ndRolloutRequest\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n\x07promote\x18\x02 \x01(\x08R\x07promote\x12\x1d\n\nrequest_id\x18\x03 \x01(\tR\trequestId\x12\x14\n\x05\x61\x63tor\x18\x04 \x01(\tR\x05\x61\x63tor\x12\x16\n\x06reason\x18\x05 \x01(\tR\x06reason\"M\n\x12\x45ndRolloutResponse\x12\x37\n\x07rollout\x18\x01 \x01(\x0b\x32\x1d.everloop.registry.v1.RolloutR\x07rollout\"\xf0\x01\n\x14ReportRolloutRequest\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n\x07replica\x18\x02 \x01(\tR\x07replica\x12\x1a\n\x08sequence\x18\x03 \x01(\x03R\x08sequence\x12<\n\tcandidate\x18\x04 \x01(\x0b\x32\x1e.everloop.registry.v1.ArmStatsR\tcandidate\x12:\n\x08\x62\x61seline\x18\x05 \x01(\x0b\x32\x1e.everloop.registry.v1.ArmStatsR\x08\x62\x61seline\x12\x18\n\x07\x66\x61ilure\x18\x06 \x01(\tR\x07\x66\x61ilure\"Q\n\x15ReportRolloutResponse\x12\x38\n\x05state\x18\x01 \x01(\x0e\x32\".everloop.registry.v1.RolloutStateR\x05state*\x7f\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x0e\n\nSTAGE_NONE\x10\x01\x12\x11\n\rSTAGE_STAGING\x10\x02\x12\x14\n\x10STAGE_PRODUCTION\x10\x03\x12\x12\n\x0eSTAGE_ARCHIVED\x10\x04\x12\x12\n\x0eSTAGE_REJECTED\x10\x05*\x86\x01\n\x0fRolloutStrategy\x12 \n\x1cROLLOUT_STRATEGY_UNSPECIFIED\x10\x00\x12\x1b\n\x17ROLLOUT_STRATEGY_CANARY\x10\x01\x12\x1b\n\x17ROLLOUT_STRATEGY_SHADOW\x10\x02\x12\x17\n\x13ROLLOUT_STRATEGY_AB\x10\x03*\x7f\n\x0cRolloutState\x12\x1d\n\x19ROLLOUT_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15ROLLOUT_STATE_RUNNING\x10\x01\x12\x1a\n\x16ROLLOUT_STATE_PROMOTED\x10\x02\x12\x19\n\x15ROLLOUT_STATE_ABORTED\x10\x03\x32\x98\n\n\x0fRegistryService\x12t\n\x11ListModelVersions\x12..everloop.registry.v1.ListModelVersionsRequest\x1a/.everloop.registry.v1.ListModelVersionsResponse\x12n\n\x0fGetModelVersion\x12,.everloop.registry.v1.GetModelVersionRequest\x1a-.everloop.registry.v1.GetModelVersionResponse\x12k\n\x0eListProduction\x12+.everloop.registry.v1.ListProductionRequest\x1a,.everloop.registry.v1.ListProductionResponse\x12z\n\x13PromoteModelVersion\x12\x30.everloop.registry.v1.PromoteModelVersionRequest\x1a\x31.everloop.registry.v1.PromoteModelVersionResponse\x12h\n\rRollbackModel\x12*.everloop.registry.v1.RollbackModelRequest\x1a+.everloop.registry.v1.RollbackModelResponse\x12_\n\nGetLineage\x12\'.everloop.registry.v1.GetLineageRequest\x1a(.everloop.registry.v1.GetLineageResponse\x12q\n\x10ListAuditEntries\x12-.everloop.registry.v1.ListAuditEntriesRequest\x1a..everloop.registry.v1.ListAuditEntriesResponse\x12\x65\n\x0cStartRollout\x12).everloop.registry.v1.StartRolloutRequest\x1a*.everloop.registry.v1.StartRolloutResponse\x12_\n\nGetRollout\x12\'.everloop.registry.v1.GetRolloutRequest\x1a(.everloop.registry.v1.GetRolloutResponse\x12\x65\n\x0cListRollouts\x12).everloop.registry.v1.ListRolloutsRequest\x1a*.everloop.registry.v1.ListRolloutsResponse\x12_\n\nEndRollout\x12\'.everloop.registry.v1.EndRolloutRequest\x1a(.everloop.registry.v1.EndRolloutResponse\x12h\n\rReportRollout\x12*.everloop.registry.v1.ReportRolloutRequest\x1a+.everloop.registry.v1.ReportRolloutResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,46 +38,78 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODELVERSION_METRICSENTRY']._serialized_options = b'8\001'
   _globals['_GATERESULT_EVIDENCEENTRY']._loaded_options = None
   _globals['_GATERESULT_EVIDENCEENTRY']._serialized_options = b'8\001'
-  _globals['_STAGE']._serialized_start=2851
-  _globals['_STAGE']._serialized_end=2978
-  _globals['_MODELVERSION']._serialized_start=132
-  _globals['_MODELVERSION']._serialized_end=847
-  _globals['_MODELVERSION_METRICSENTRY']._serialized_start=789
-  _globals['_MODELVERSION_METRICSENTRY']._serialized_end=847
-  _globals['_GATERESULT']._serialized_start=850
-  _globals['_GATERESULT']._serialized_end=1069
-  _globals['_GATERESULT_EVIDENCEENTRY']._serialized_start=1010
-  _globals['_GATERESULT_EVIDENCEENTRY']._serialized_end=1069
-  _globals['_LISTMODELVERSIONSREQUEST']._serialized_start=1071
-  _globals['_LISTMODELVERSIONSREQUEST']._serialized_end=1179
-  _globals['_LISTMODELVERSIONSRESPONSE']._serialized_start=1182
-  _globals['_LISTMODELVERSIONSRESPONSE']._serialized_end=1313
-  _globals['_GETMODELVERSIONREQUEST']._serialized_start=1315
-  _globals['_GETMODELVERSIONREQUEST']._serialized_end=1387
-  _globals['_GETMODELVERSIONRESPONSE']._serialized_start=1389
-  _globals['_GETMODELVERSIONRESPONSE']._serialized_end=1476
-  _globals['_LISTPRODUCTIONREQUEST']._serialized_start=1478
-  _globals['_LISTPRODUCTIONREQUEST']._serialized_end=1523
-  _globals['_LISTPRODUCTIONRESPONSE']._serialized_start=1525
-  _globals['_LISTPRODUCTIONRESPONSE']._serialized_end=1613
-  _globals['_PROMOTEMODELVERSIONREQUEST']._serialized_start=1616
-  _globals['_PROMOTEMODELVERSIONREQUEST']._serialized_end=1789
-  _globals['_PROMOTEMODELVERSIONRESPONSE']._serialized_start=1791
-  _globals['_PROMOTEMODELVERSIONRESPONSE']._serialized_end=1882
-  _globals['_ROLLBACKMODELREQUEST']._serialized_start=1884
-  _globals['_ROLLBACKMODELREQUEST']._serialized_end=2005
-  _globals['_ROLLBACKMODELRESPONSE']._serialized_start=2007
-  _globals['_ROLLBACKMODELRESPONSE']._serialized_end=2092
-  _globals['_GETLINEAGEREQUEST']._serialized_start=2094
-  _globals['_GETLINEAGEREQUEST']._serialized_end=2161
-  _globals['_GETLINEAGERESPONSE']._serialized_start=2164
-  _globals['_GETLINEAGERESPONSE']._serialized_end=2388
-  _globals['_LISTAUDITENTRIESREQUEST']._serialized_start=2390
-  _globals['_LISTAUDITENTRIESREQUEST']._serialized_end=2497
-  _globals['_LISTAUDITENTRIESRESPONSE']._serialized_start=2499
-  _globals['_LISTAUDITENTRIESRESPONSE']._serialized_end=2625
-  _globals['_AUDITENTRY']._serialized_start=2628
-  _globals['_AUDITENTRY']._serialized_end=2849
-  _globals['_REGISTRYSERVICE']._serialized_start=2981
-  _globals['_REGISTRYSERVICE']._serialized_end=3779
+  _globals['_STAGE']._serialized_start=5215
+  _globals['_STAGE']._serialized_end=5342
+  _globals['_ROLLOUTSTRATEGY']._serialized_start=5345
+  _globals['_ROLLOUTSTRATEGY']._serialized_end=5479
+  _globals['_ROLLOUTSTATE']._serialized_start=5481
+  _globals['_ROLLOUTSTATE']._serialized_end=5608
+  _globals['_MODELVERSION']._serialized_start=164
+  _globals['_MODELVERSION']._serialized_end=879
+  _globals['_MODELVERSION_METRICSENTRY']._serialized_start=821
+  _globals['_MODELVERSION_METRICSENTRY']._serialized_end=879
+  _globals['_GATERESULT']._serialized_start=882
+  _globals['_GATERESULT']._serialized_end=1101
+  _globals['_GATERESULT_EVIDENCEENTRY']._serialized_start=1042
+  _globals['_GATERESULT_EVIDENCEENTRY']._serialized_end=1101
+  _globals['_LISTMODELVERSIONSREQUEST']._serialized_start=1103
+  _globals['_LISTMODELVERSIONSREQUEST']._serialized_end=1211
+  _globals['_LISTMODELVERSIONSRESPONSE']._serialized_start=1214
+  _globals['_LISTMODELVERSIONSRESPONSE']._serialized_end=1345
+  _globals['_GETMODELVERSIONREQUEST']._serialized_start=1347
+  _globals['_GETMODELVERSIONREQUEST']._serialized_end=1419
+  _globals['_GETMODELVERSIONRESPONSE']._serialized_start=1421
+  _globals['_GETMODELVERSIONRESPONSE']._serialized_end=1508
+  _globals['_LISTPRODUCTIONREQUEST']._serialized_start=1510
+  _globals['_LISTPRODUCTIONREQUEST']._serialized_end=1555
+  _globals['_LISTPRODUCTIONRESPONSE']._serialized_start=1558
+  _globals['_LISTPRODUCTIONRESPONSE']._serialized_end=1699
+  _globals['_TRIAL']._serialized_start=1701
+  _globals['_TRIAL']._serialized_end=1827
+  _globals['_PROMOTEMODELVERSIONREQUEST']._serialized_start=1830
+  _globals['_PROMOTEMODELVERSIONREQUEST']._serialized_end=2003
+  _globals['_PROMOTEMODELVERSIONRESPONSE']._serialized_start=2005
+  _globals['_PROMOTEMODELVERSIONRESPONSE']._serialized_end=2096
+  _globals['_ROLLBACKMODELREQUEST']._serialized_start=2098
+  _globals['_ROLLBACKMODELREQUEST']._serialized_end=2219
+  _globals['_ROLLBACKMODELRESPONSE']._serialized_start=2221
+  _globals['_ROLLBACKMODELRESPONSE']._serialized_end=2306
+  _globals['_GETLINEAGEREQUEST']._serialized_start=2308
+  _globals['_GETLINEAGEREQUEST']._serialized_end=2375
+  _globals['_GETLINEAGERESPONSE']._serialized_start=2378
+  _globals['_GETLINEAGERESPONSE']._serialized_end=2602
+  _globals['_LISTAUDITENTRIESREQUEST']._serialized_start=2604
+  _globals['_LISTAUDITENTRIESREQUEST']._serialized_end=2711
+  _globals['_LISTAUDITENTRIESRESPONSE']._serialized_start=2713
+  _globals['_LISTAUDITENTRIESRESPONSE']._serialized_end=2839
+  _globals['_AUDITENTRY']._serialized_start=2842
+  _globals['_AUDITENTRY']._serialized_end=3063
+  _globals['_ROLLOUT']._serialized_start=3066
+  _globals['_ROLLOUT']._serialized_end=3574
+  _globals['_ROLLOUTPLAN']._serialized_start=3577
+  _globals['_ROLLOUTPLAN']._serialized_end=3915
+  _globals['_ARMSTATS']._serialized_start=3917
+  _globals['_ARMSTATS']._serialized_end=4038
+  _globals['_STARTROLLOUTREQUEST']._serialized_start=4041
+  _globals['_STARTROLLOUTREQUEST']._serialized_end=4242
+  _globals['_STARTROLLOUTRESPONSE']._serialized_start=4244
+  _globals['_STARTROLLOUTRESPONSE']._serialized_end=4323
+  _globals['_GETROLLOUTREQUEST']._serialized_start=4325
+  _globals['_GETROLLOUTREQUEST']._serialized_end=4360
+  _globals['_GETROLLOUTRESPONSE']._serialized_start=4362
+  _globals['_GETROLLOUTRESPONSE']._serialized_end=4439
+  _globals['_LISTROLLOUTSREQUEST']._serialized_start=4441
+  _globals['_LISTROLLOUTSREQUEST']._serialized_end=4544
+  _globals['_LISTROLLOUTSRESPONSE']._serialized_start=4546
+  _globals['_LISTROLLOUTSRESPONSE']._serialized_end=4667
+  _globals['_ENDROLLOUTREQUEST']._serialized_start=4670
+  _globals['_ENDROLLOUTREQUEST']._serialized_end=4808
+  _globals['_ENDROLLOUTRESPONSE']._serialized_start=4810
+  _globals['_ENDROLLOUTRESPONSE']._serialized_end=4887
+  _globals['_REPORTROLLOUTREQUEST']._serialized_start=4890
+  _globals['_REPORTROLLOUTREQUEST']._serialized_end=5130
+  _globals['_REPORTROLLOUTRESPONSE']._serialized_start=5132
+  _globals['_REPORTROLLOUTRESPONSE']._serialized_end=5213
+  _globals['_REGISTRYSERVICE']._serialized_start=5611
+  _globals['_REGISTRYSERVICE']._serialized_end=6915
 # @@protoc_insertion_point(module_scope)

@@ -6,6 +6,7 @@ isort:skip_file
 from collections import abc as _abc
 from everloop_contracts.stubs.everloop.training.v1 import training_pb2 as _training_pb2
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -56,6 +57,62 @@ STAGE_ARCHIVED: Stage.ValueType  # 4
 STAGE_REJECTED: Stage.ValueType  # 5
 """A gate refused it."""
 Global___Stage: _TypeAlias = Stage  # noqa: Y015
+
+class _RolloutStrategy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RolloutStrategyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RolloutStrategy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ROLLOUT_STRATEGY_UNSPECIFIED: _RolloutStrategy.ValueType  # 0
+    """Not set."""
+    ROLLOUT_STRATEGY_CANARY: _RolloutStrategy.ValueType  # 1
+    """Answers its share; is promoted when it has baked."""
+    ROLLOUT_STRATEGY_SHADOW: _RolloutStrategy.ValueType  # 2
+    """Predicts its share after somebody else has answered, and never answers; is promoted when it has baked."""
+    ROLLOUT_STRATEGY_AB: _RolloutStrategy.ValueType  # 3
+    """Answers its share until a person ends the rollout, or what aborts a canary aborts it."""
+
+class RolloutStrategy(_RolloutStrategy, metaclass=_RolloutStrategyEnumTypeWrapper):
+    """What the candidate of a rollout does with requests."""
+
+ROLLOUT_STRATEGY_UNSPECIFIED: RolloutStrategy.ValueType  # 0
+"""Not set."""
+ROLLOUT_STRATEGY_CANARY: RolloutStrategy.ValueType  # 1
+"""Answers its share; is promoted when it has baked."""
+ROLLOUT_STRATEGY_SHADOW: RolloutStrategy.ValueType  # 2
+"""Predicts its share after somebody else has answered, and never answers; is promoted when it has baked."""
+ROLLOUT_STRATEGY_AB: RolloutStrategy.ValueType  # 3
+"""Answers its share until a person ends the rollout, or what aborts a canary aborts it."""
+Global___RolloutStrategy: _TypeAlias = RolloutStrategy  # noqa: Y015
+
+class _RolloutState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RolloutStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RolloutState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ROLLOUT_STATE_UNSPECIFIED: _RolloutState.ValueType  # 0
+    """Not set."""
+    ROLLOUT_STATE_RUNNING: _RolloutState.ValueType  # 1
+    """Both versions serve."""
+    ROLLOUT_STATE_PROMOTED: _RolloutState.ValueType  # 2
+    """The candidate was promoted."""
+    ROLLOUT_STATE_ABORTED: _RolloutState.ValueType  # 3
+    """The candidate was taken back; the Production version never stopped serving."""
+
+class RolloutState(_RolloutState, metaclass=_RolloutStateEnumTypeWrapper):
+    """Life of a rollout."""
+
+ROLLOUT_STATE_UNSPECIFIED: RolloutState.ValueType  # 0
+"""Not set."""
+ROLLOUT_STATE_RUNNING: RolloutState.ValueType  # 1
+"""Both versions serve."""
+ROLLOUT_STATE_PROMOTED: RolloutState.ValueType  # 2
+"""The candidate was promoted."""
+ROLLOUT_STATE_ABORTED: RolloutState.ValueType  # 3
+"""The candidate was taken back; the Production version never stopped serving."""
+Global___RolloutState: _TypeAlias = RolloutState  # noqa: Y015
 
 @_typing.final
 class ModelVersion(_message.Message):
@@ -360,22 +417,58 @@ class ListProductionResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     VERSIONS_FIELD_NUMBER: _builtins.int
+    TRIALS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelVersion]:
         """Production versions, by model name."""
+
+    @_builtins.property
+    def trials(self) -> _containers.RepeatedCompositeFieldContainer[Global___Trial]:
+        """Versions on trial beside them, by model name; at most one for each model."""
 
     def __init__(
         self,
         *,
         versions: _abc.Iterable[Global___ModelVersion] | None = ...,
+        trials: _abc.Iterable[Global___Trial] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["versions", b"versions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["trials", b"trials", "versions", b"versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListProductionResponse: _TypeAlias = ListProductionResponse  # noqa: Y015
+
+@_typing.final
+class Trial(_message.Message):
+    """A version on trial: what a replica needs to serve it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    ROLLOUT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def version(self) -> Global___ModelVersion:
+        """The candidate."""
+
+    @_builtins.property
+    def rollout(self) -> Global___Rollout:
+        """The rollout, without what its versions have done."""
+
+    def __init__(
+        self,
+        *,
+        version: Global___ModelVersion | None = ...,
+        rollout: Global___Rollout | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rollout", b"rollout", "version", b"version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rollout", b"rollout", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Trial: _TypeAlias = Trial  # noqa: Y015
 
 @_typing.final
 class PromoteModelVersionRequest(_message.Message):
@@ -644,7 +737,9 @@ class AuditEntry(_message.Message):
     version: _builtins.int
     """Version it concerns."""
     action: _builtins.str
-    """What was done: registered, staged, rejected, promoted, archived, rolled_back, abandoned."""
+    """What was done: registered, staged, rejected, rollout_started, rollout_aborted, promoted, archived, rolled_back,
+    abandoned.
+    """
     actor: _builtins.str
     """Who did it."""
     reason: _builtins.str
@@ -674,3 +769,469 @@ class AuditEntry(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AuditEntry: _TypeAlias = AuditEntry  # noqa: Y015
+
+@_typing.final
+class Rollout(_message.Message):
+    """A trial of a version beside the Production version of its model, on real requests."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    CANDIDATE_VERSION_FIELD_NUMBER: _builtins.int
+    BASELINE_VERSION_FIELD_NUMBER: _builtins.int
+    PLAN_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    CANDIDATE_FIELD_NUMBER: _builtins.int
+    BASELINE_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Id of the rollout."""
+    model: _builtins.str
+    """Name of the model."""
+    candidate_version: _builtins.int
+    """Version on trial."""
+    baseline_version: _builtins.int
+    """Production version that it is compared with."""
+    state: Global___RolloutState.ValueType
+    """Where it stands."""
+    reason: _builtins.str
+    """Why it ended, with the numbers; empty while it runs."""
+    @_builtins.property
+    def plan(self) -> Global___RolloutPlan:
+        """How the trial runs."""
+
+    @_builtins.property
+    def candidate(self) -> Global___ArmStats:
+        """What the candidate has done, over all replicas."""
+
+    @_builtins.property
+    def baseline(self) -> Global___ArmStats:
+        """What the Production version has done meanwhile, over all replicas."""
+
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """When it began."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """When it ended; unset while it runs."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        model: _builtins.str = ...,
+        candidate_version: _builtins.int = ...,
+        baseline_version: _builtins.int = ...,
+        plan: Global___RolloutPlan | None = ...,
+        state: Global___RolloutState.ValueType = ...,
+        reason: _builtins.str = ...,
+        candidate: Global___ArmStats | None = ...,
+        baseline: Global___ArmStats | None = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["baseline", b"baseline", "candidate", b"candidate", "end_time", b"end_time", "plan", b"plan", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline", b"baseline", "baseline_version", b"baseline_version", "candidate", b"candidate", "candidate_version", b"candidate_version", "end_time", b"end_time", "id", b"id", "model", b"model", "plan", b"plan", "reason", b"reason", "start_time", b"start_time", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Rollout: _TypeAlias = Rollout  # noqa: Y015
+
+@_typing.final
+class RolloutPlan(_message.Message):
+    """How a trial runs and what ends it; `promotion.rollout` of the pipeline."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STRATEGY_FIELD_NUMBER: _builtins.int
+    PERCENT_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    BAKE_FIELD_NUMBER: _builtins.int
+    MIN_REQUESTS_FIELD_NUMBER: _builtins.int
+    MAX_ERROR_RATE_FIELD_NUMBER: _builtins.int
+    MAX_LATENCY_RATIO_FIELD_NUMBER: _builtins.int
+    ABORT_ON_PERFORMANCE_FIELD_NUMBER: _builtins.int
+    strategy: Global___RolloutStrategy.ValueType
+    """What the candidate does with requests."""
+    percent: _builtins.float
+    """Share of the requests that the candidate gets, 0 to 100."""
+    key: _builtins.str
+    """Field whose value decides who gets a request, so that equal values always get the same version; empty for the
+    record id. A request with several rows goes by its first row, one without the field by chance.
+    """
+    min_requests: _builtins.int
+    """Requests that the candidate must have answered or mirrored before it is judged."""
+    max_error_rate: _builtins.float
+    """Share of the candidate's requests that may fail, 0 to 1."""
+    max_latency_ratio: _builtins.float
+    """How many times the baseline's p99 latency the candidate's may be; 0 for no bound."""
+    abort_on_performance: _builtins.bool
+    """True if an alert of the monitor about the candidate's performance, estimated or realised, aborts the trial."""
+    @_builtins.property
+    def bake(self) -> _duration_pb2.Duration:
+        """Time that a trial takes at least."""
+
+    def __init__(
+        self,
+        *,
+        strategy: Global___RolloutStrategy.ValueType = ...,
+        percent: _builtins.float = ...,
+        key: _builtins.str = ...,
+        bake: _duration_pb2.Duration | None = ...,
+        min_requests: _builtins.int = ...,
+        max_error_rate: _builtins.float = ...,
+        max_latency_ratio: _builtins.float = ...,
+        abort_on_performance: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bake", b"bake"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort_on_performance", b"abort_on_performance", "bake", b"bake", "key", b"key", "max_error_rate", b"max_error_rate", "max_latency_ratio", b"max_latency_ratio", "min_requests", b"min_requests", "percent", b"percent", "strategy", b"strategy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RolloutPlan: _TypeAlias = RolloutPlan  # noqa: Y015
+
+@_typing.final
+class ArmStats(_message.Message):
+    """What one of the two versions of a rollout has done. Counts only grow."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    ERRORS_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    LATENCY_COUNTS_FIELD_NUMBER: _builtins.int
+    requests: _builtins.int
+    """Requests that it predicted or failed."""
+    errors: _builtins.int
+    """Those that it failed: its run raised an error, or it refused a row that the other version takes."""
+    rows: _builtins.int
+    """Rows that it predicted."""
+    @_builtins.property
+    def latency_counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Requests by the time from the complete request to the answer (of a shadow: that its own prediction took), in 64
+        buckets: bucket i counts those up to 50 µs × 2^(i/4) and above the bucket before; the last one also what is longer.
+        """
+
+    def __init__(
+        self,
+        *,
+        requests: _builtins.int = ...,
+        errors: _builtins.int = ...,
+        rows: _builtins.int = ...,
+        latency_counts: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["errors", b"errors", "latency_counts", b"latency_counts", "requests", b"requests", "rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ArmStats: _TypeAlias = ArmStats  # noqa: Y015
+
+@_typing.final
+class StartRolloutRequest(_message.Message):
+    """Request of StartRollout."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    PLAN_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Name of the model."""
+    version: _builtins.int
+    """Version in Staging."""
+    request_id: _builtins.str
+    """Idempotency key."""
+    actor: _builtins.str
+    """Who asks."""
+    reason: _builtins.str
+    """Why, for the audit trail."""
+    @_builtins.property
+    def plan(self) -> Global___RolloutPlan:
+        """How; unset for what the pipeline says, or a canary of 10 percent where it says nothing."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        version: _builtins.int = ...,
+        plan: Global___RolloutPlan | None = ...,
+        request_id: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "model", b"model", "plan", b"plan", "reason", b"reason", "request_id", b"request_id", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartRolloutRequest: _TypeAlias = StartRolloutRequest  # noqa: Y015
+
+@_typing.final
+class StartRolloutResponse(_message.Message):
+    """Response of StartRollout."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLLOUT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def rollout(self) -> Global___Rollout:
+        """The rollout."""
+
+    def __init__(
+        self,
+        *,
+        rollout: Global___Rollout | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rollout", b"rollout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rollout", b"rollout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartRolloutResponse: _TypeAlias = StartRolloutResponse  # noqa: Y015
+
+@_typing.final
+class GetRolloutRequest(_message.Message):
+    """Request of GetRollout."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Id of the rollout."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetRolloutRequest: _TypeAlias = GetRolloutRequest  # noqa: Y015
+
+@_typing.final
+class GetRolloutResponse(_message.Message):
+    """Response of GetRollout."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLLOUT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def rollout(self) -> Global___Rollout:
+        """The rollout."""
+
+    def __init__(
+        self,
+        *,
+        rollout: Global___Rollout | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rollout", b"rollout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rollout", b"rollout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetRolloutResponse: _TypeAlias = GetRolloutResponse  # noqa: Y015
+
+@_typing.final
+class ListRolloutsRequest(_message.Message):
+    """Request of ListRollouts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Name of the model; empty for all."""
+    page_size: _builtins.int
+    """At most this many (default 50, at most 500)."""
+    page_token: _builtins.str
+    """Where the previous page ended."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRolloutsRequest: _TypeAlias = ListRolloutsRequest  # noqa: Y015
+
+@_typing.final
+class ListRolloutsResponse(_message.Message):
+    """Response of ListRollouts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLLOUTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of the next page; empty at the end."""
+    @_builtins.property
+    def rollouts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Rollout]:
+        """Rollouts, newest first."""
+
+    def __init__(
+        self,
+        *,
+        rollouts: _abc.Iterable[Global___Rollout] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "rollouts", b"rollouts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRolloutsResponse: _TypeAlias = ListRolloutsResponse  # noqa: Y015
+
+@_typing.final
+class EndRolloutRequest(_message.Message):
+    """Request of EndRollout."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    PROMOTE_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Id of the rollout."""
+    promote: _builtins.bool
+    """True to promote the candidate, false to abort."""
+    request_id: _builtins.str
+    """Idempotency key."""
+    actor: _builtins.str
+    """Who asks."""
+    reason: _builtins.str
+    """Why, for the audit trail."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        promote: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "id", b"id", "promote", b"promote", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EndRolloutRequest: _TypeAlias = EndRolloutRequest  # noqa: Y015
+
+@_typing.final
+class EndRolloutResponse(_message.Message):
+    """Response of EndRollout."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLLOUT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def rollout(self) -> Global___Rollout:
+        """The rollout, ended."""
+
+    def __init__(
+        self,
+        *,
+        rollout: Global___Rollout | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rollout", b"rollout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rollout", b"rollout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EndRolloutResponse: _TypeAlias = EndRolloutResponse  # noqa: Y015
+
+@_typing.final
+class ReportRolloutRequest(_message.Message):
+    """Request of ReportRollout."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    REPLICA_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    CANDIDATE_FIELD_NUMBER: _builtins.int
+    BASELINE_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Id of the rollout."""
+    replica: _builtins.str
+    """Unique name of this life of the replica."""
+    sequence: _builtins.int
+    """Grows with every report of the replica."""
+    failure: _builtins.str
+    """Why the candidate cannot serve in this replica; empty if it does. It aborts the rollout."""
+    @_builtins.property
+    def candidate(self) -> Global___ArmStats:
+        """What the candidate has done in this replica."""
+
+    @_builtins.property
+    def baseline(self) -> Global___ArmStats:
+        """What the baseline has done in this replica since the rollout began there."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        replica: _builtins.str = ...,
+        sequence: _builtins.int = ...,
+        candidate: Global___ArmStats | None = ...,
+        baseline: Global___ArmStats | None = ...,
+        failure: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["baseline", b"baseline", "candidate", b"candidate"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline", b"baseline", "candidate", b"candidate", "failure", b"failure", "id", b"id", "replica", b"replica", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportRolloutRequest: _TypeAlias = ReportRolloutRequest  # noqa: Y015
+
+@_typing.final
+class ReportRolloutResponse(_message.Message):
+    """Response of ReportRollout."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    state: Global___RolloutState.ValueType
+    """Where the rollout stands; no report is wanted any more once it has ended."""
+    def __init__(
+        self,
+        *,
+        state: Global___RolloutState.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportRolloutResponse: _TypeAlias = ReportRolloutResponse  # noqa: Y015

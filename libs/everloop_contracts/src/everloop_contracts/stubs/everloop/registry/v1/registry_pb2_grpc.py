@@ -70,6 +70,31 @@ class RegistryServiceStub:
                 request_serializer=everloop_dot_registry_dot_v1_dot_registry__pb2.ListAuditEntriesRequest.SerializeToString,
                 response_deserializer=everloop_dot_registry_dot_v1_dot_registry__pb2.ListAuditEntriesResponse.FromString,
                 _registered_method=True)
+        self.StartRollout = channel.unary_unary(
+                '/everloop.registry.v1.RegistryService/StartRollout',
+                request_serializer=everloop_dot_registry_dot_v1_dot_registry__pb2.StartRolloutRequest.SerializeToString,
+                response_deserializer=everloop_dot_registry_dot_v1_dot_registry__pb2.StartRolloutResponse.FromString,
+                _registered_method=True)
+        self.GetRollout = channel.unary_unary(
+                '/everloop.registry.v1.RegistryService/GetRollout',
+                request_serializer=everloop_dot_registry_dot_v1_dot_registry__pb2.GetRolloutRequest.SerializeToString,
+                response_deserializer=everloop_dot_registry_dot_v1_dot_registry__pb2.GetRolloutResponse.FromString,
+                _registered_method=True)
+        self.ListRollouts = channel.unary_unary(
+                '/everloop.registry.v1.RegistryService/ListRollouts',
+                request_serializer=everloop_dot_registry_dot_v1_dot_registry__pb2.ListRolloutsRequest.SerializeToString,
+                response_deserializer=everloop_dot_registry_dot_v1_dot_registry__pb2.ListRolloutsResponse.FromString,
+                _registered_method=True)
+        self.EndRollout = channel.unary_unary(
+                '/everloop.registry.v1.RegistryService/EndRollout',
+                request_serializer=everloop_dot_registry_dot_v1_dot_registry__pb2.EndRolloutRequest.SerializeToString,
+                response_deserializer=everloop_dot_registry_dot_v1_dot_registry__pb2.EndRolloutResponse.FromString,
+                _registered_method=True)
+        self.ReportRollout = channel.unary_unary(
+                '/everloop.registry.v1.RegistryService/ReportRollout',
+                request_serializer=everloop_dot_registry_dot_v1_dot_registry__pb2.ReportRolloutRequest.SerializeToString,
+                response_deserializer=everloop_dot_registry_dot_v1_dot_registry__pb2.ReportRolloutResponse.FromString,
+                _registered_method=True)
 
 
 class RegistryServiceServicer:
@@ -91,14 +116,16 @@ class RegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListProduction(self, request, context):
-        """Returns the Production version of every model, or of one: what inference should serve.
+        """Returns the Production version of every model, or of one, and those on trial beside them: what inference should
+        serve.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PromoteModelVersion(self, request, context):
-        """Moves a version to Production; the version serving until then is archived.
+        """Moves a version to Production at once, whatever its pipeline says about rollouts; the version serving until then is
+        archived, and a rollout of the model that runs is ended.
         Fails with ABORTED if `etag` is not the model's current one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -121,6 +148,42 @@ class RegistryServiceServicer:
 
     def ListAuditEntries(self, request, context):
         """Lists what was done to a model, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StartRollout(self, request, context):
+        """Puts a version in Staging on trial beside the Production version; its pipeline says how, unless the request does.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetRollout(self, request, context):
+        """Returns one rollout with what its two versions have done so far.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRollouts(self, request, context):
+        """Lists rollouts, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EndRollout(self, request, context):
+        """Ends a rollout by hand: promotes its candidate, or aborts it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReportRollout(self, request, context):
+        """Takes what one replica has seen of a rollout. Counts are totals of that replica: a repeat, or a report that comes
+        late, changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -163,6 +226,31 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.ListAuditEntries,
                     request_deserializer=everloop_dot_registry_dot_v1_dot_registry__pb2.ListAuditEntriesRequest.FromString,
                     response_serializer=everloop_dot_registry_dot_v1_dot_registry__pb2.ListAuditEntriesResponse.SerializeToString,
+            ),
+            'StartRollout': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartRollout,
+                    request_deserializer=everloop_dot_registry_dot_v1_dot_registry__pb2.StartRolloutRequest.FromString,
+                    response_serializer=everloop_dot_registry_dot_v1_dot_registry__pb2.StartRolloutResponse.SerializeToString,
+            ),
+            'GetRollout': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRollout,
+                    request_deserializer=everloop_dot_registry_dot_v1_dot_registry__pb2.GetRolloutRequest.FromString,
+                    response_serializer=everloop_dot_registry_dot_v1_dot_registry__pb2.GetRolloutResponse.SerializeToString,
+            ),
+            'ListRollouts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRollouts,
+                    request_deserializer=everloop_dot_registry_dot_v1_dot_registry__pb2.ListRolloutsRequest.FromString,
+                    response_serializer=everloop_dot_registry_dot_v1_dot_registry__pb2.ListRolloutsResponse.SerializeToString,
+            ),
+            'EndRollout': grpc.unary_unary_rpc_method_handler(
+                    servicer.EndRollout,
+                    request_deserializer=everloop_dot_registry_dot_v1_dot_registry__pb2.EndRolloutRequest.FromString,
+                    response_serializer=everloop_dot_registry_dot_v1_dot_registry__pb2.EndRolloutResponse.SerializeToString,
+            ),
+            'ReportRollout': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportRollout,
+                    request_deserializer=everloop_dot_registry_dot_v1_dot_registry__pb2.ReportRolloutRequest.FromString,
+                    response_serializer=everloop_dot_registry_dot_v1_dot_registry__pb2.ReportRolloutResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -355,6 +443,141 @@ class RegistryService:
             '/everloop.registry.v1.RegistryService/ListAuditEntries',
             everloop_dot_registry_dot_v1_dot_registry__pb2.ListAuditEntriesRequest.SerializeToString,
             everloop_dot_registry_dot_v1_dot_registry__pb2.ListAuditEntriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartRollout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/everloop.registry.v1.RegistryService/StartRollout',
+            everloop_dot_registry_dot_v1_dot_registry__pb2.StartRolloutRequest.SerializeToString,
+            everloop_dot_registry_dot_v1_dot_registry__pb2.StartRolloutResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRollout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/everloop.registry.v1.RegistryService/GetRollout',
+            everloop_dot_registry_dot_v1_dot_registry__pb2.GetRolloutRequest.SerializeToString,
+            everloop_dot_registry_dot_v1_dot_registry__pb2.GetRolloutResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRollouts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/everloop.registry.v1.RegistryService/ListRollouts',
+            everloop_dot_registry_dot_v1_dot_registry__pb2.ListRolloutsRequest.SerializeToString,
+            everloop_dot_registry_dot_v1_dot_registry__pb2.ListRolloutsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EndRollout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/everloop.registry.v1.RegistryService/EndRollout',
+            everloop_dot_registry_dot_v1_dot_registry__pb2.EndRolloutRequest.SerializeToString,
+            everloop_dot_registry_dot_v1_dot_registry__pb2.EndRolloutResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportRollout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/everloop.registry.v1.RegistryService/ReportRollout',
+            everloop_dot_registry_dot_v1_dot_registry__pb2.ReportRolloutRequest.SerializeToString,
+            everloop_dot_registry_dot_v1_dot_registry__pb2.ReportRolloutResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -38,9 +38,12 @@ class RegistryServiceStub:
     GetModelVersion: _grpc.UnaryUnaryMultiCallable[_registry_pb2.GetModelVersionRequest, _registry_pb2.GetModelVersionResponse]
     """Returns one version."""
     ListProduction: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ListProductionRequest, _registry_pb2.ListProductionResponse]
-    """Returns the Production version of every model, or of one: what inference should serve."""
+    """Returns the Production version of every model, or of one, and those on trial beside them: what inference should
+    serve.
+    """
     PromoteModelVersion: _grpc.UnaryUnaryMultiCallable[_registry_pb2.PromoteModelVersionRequest, _registry_pb2.PromoteModelVersionResponse]
-    """Moves a version to Production; the version serving until then is archived.
+    """Moves a version to Production at once, whatever its pipeline says about rollouts; the version serving until then is
+    archived, and a rollout of the model that runs is ended.
     Fails with ABORTED if `etag` is not the model's current one.
     """
     RollbackModel: _grpc.UnaryUnaryMultiCallable[_registry_pb2.RollbackModelRequest, _registry_pb2.RollbackModelResponse]
@@ -49,6 +52,18 @@ class RegistryServiceStub:
     """Follows a version back to its run, its dataset version and the event that caused it."""
     ListAuditEntries: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ListAuditEntriesRequest, _registry_pb2.ListAuditEntriesResponse]
     """Lists what was done to a model, newest first."""
+    StartRollout: _grpc.UnaryUnaryMultiCallable[_registry_pb2.StartRolloutRequest, _registry_pb2.StartRolloutResponse]
+    """Puts a version in Staging on trial beside the Production version; its pipeline says how, unless the request does."""
+    GetRollout: _grpc.UnaryUnaryMultiCallable[_registry_pb2.GetRolloutRequest, _registry_pb2.GetRolloutResponse]
+    """Returns one rollout with what its two versions have done so far."""
+    ListRollouts: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ListRolloutsRequest, _registry_pb2.ListRolloutsResponse]
+    """Lists rollouts, newest first."""
+    EndRollout: _grpc.UnaryUnaryMultiCallable[_registry_pb2.EndRolloutRequest, _registry_pb2.EndRolloutResponse]
+    """Ends a rollout by hand: promotes its candidate, or aborts it."""
+    ReportRollout: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ReportRolloutRequest, _registry_pb2.ReportRolloutResponse]
+    """Takes what one replica has seen of a rollout. Counts are totals of that replica: a repeat, or a report that comes
+    late, changes nothing.
+    """
 
 @_typing.type_check_only
 class RegistryServiceAsyncStub(RegistryServiceStub):
@@ -60,9 +75,12 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     GetModelVersion: _aio.UnaryUnaryMultiCallable[_registry_pb2.GetModelVersionRequest, _registry_pb2.GetModelVersionResponse]  # type: ignore[assignment]
     """Returns one version."""
     ListProduction: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListProductionRequest, _registry_pb2.ListProductionResponse]  # type: ignore[assignment]
-    """Returns the Production version of every model, or of one: what inference should serve."""
+    """Returns the Production version of every model, or of one, and those on trial beside them: what inference should
+    serve.
+    """
     PromoteModelVersion: _aio.UnaryUnaryMultiCallable[_registry_pb2.PromoteModelVersionRequest, _registry_pb2.PromoteModelVersionResponse]  # type: ignore[assignment]
-    """Moves a version to Production; the version serving until then is archived.
+    """Moves a version to Production at once, whatever its pipeline says about rollouts; the version serving until then is
+    archived, and a rollout of the model that runs is ended.
     Fails with ABORTED if `etag` is not the model's current one.
     """
     RollbackModel: _aio.UnaryUnaryMultiCallable[_registry_pb2.RollbackModelRequest, _registry_pb2.RollbackModelResponse]  # type: ignore[assignment]
@@ -71,6 +89,18 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     """Follows a version back to its run, its dataset version and the event that caused it."""
     ListAuditEntries: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListAuditEntriesRequest, _registry_pb2.ListAuditEntriesResponse]  # type: ignore[assignment]
     """Lists what was done to a model, newest first."""
+    StartRollout: _aio.UnaryUnaryMultiCallable[_registry_pb2.StartRolloutRequest, _registry_pb2.StartRolloutResponse]  # type: ignore[assignment]
+    """Puts a version in Staging on trial beside the Production version; its pipeline says how, unless the request does."""
+    GetRollout: _aio.UnaryUnaryMultiCallable[_registry_pb2.GetRolloutRequest, _registry_pb2.GetRolloutResponse]  # type: ignore[assignment]
+    """Returns one rollout with what its two versions have done so far."""
+    ListRollouts: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListRolloutsRequest, _registry_pb2.ListRolloutsResponse]  # type: ignore[assignment]
+    """Lists rollouts, newest first."""
+    EndRollout: _aio.UnaryUnaryMultiCallable[_registry_pb2.EndRolloutRequest, _registry_pb2.EndRolloutResponse]  # type: ignore[assignment]
+    """Ends a rollout by hand: promotes its candidate, or aborts it."""
+    ReportRollout: _aio.UnaryUnaryMultiCallable[_registry_pb2.ReportRolloutRequest, _registry_pb2.ReportRolloutResponse]  # type: ignore[assignment]
+    """Takes what one replica has seen of a rollout. Counts are totals of that replica: a repeat, or a report that comes
+    late, changes nothing.
+    """
 
 class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
     """The MLflow Model Registry behind gates: what versions exist, which one serves, and why."""
@@ -97,7 +127,9 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.ListProductionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.ListProductionResponse, _abc.Awaitable[_registry_pb2.ListProductionResponse]]:
-        """Returns the Production version of every model, or of one: what inference should serve."""
+        """Returns the Production version of every model, or of one, and those on trial beside them: what inference should
+        serve.
+        """
 
     @_abc_1.abstractmethod
     def PromoteModelVersion(
@@ -105,7 +137,8 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.PromoteModelVersionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.PromoteModelVersionResponse, _abc.Awaitable[_registry_pb2.PromoteModelVersionResponse]]:
-        """Moves a version to Production; the version serving until then is archived.
+        """Moves a version to Production at once, whatever its pipeline says about rollouts; the version serving until then is
+        archived, and a rollout of the model that runs is ended.
         Fails with ABORTED if `etag` is not the model's current one.
         """
 
@@ -132,5 +165,47 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.ListAuditEntriesResponse, _abc.Awaitable[_registry_pb2.ListAuditEntriesResponse]]:
         """Lists what was done to a model, newest first."""
+
+    @_abc_1.abstractmethod
+    def StartRollout(
+        self,
+        request: _registry_pb2.StartRolloutRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.StartRolloutResponse, _abc.Awaitable[_registry_pb2.StartRolloutResponse]]:
+        """Puts a version in Staging on trial beside the Production version; its pipeline says how, unless the request does."""
+
+    @_abc_1.abstractmethod
+    def GetRollout(
+        self,
+        request: _registry_pb2.GetRolloutRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.GetRolloutResponse, _abc.Awaitable[_registry_pb2.GetRolloutResponse]]:
+        """Returns one rollout with what its two versions have done so far."""
+
+    @_abc_1.abstractmethod
+    def ListRollouts(
+        self,
+        request: _registry_pb2.ListRolloutsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.ListRolloutsResponse, _abc.Awaitable[_registry_pb2.ListRolloutsResponse]]:
+        """Lists rollouts, newest first."""
+
+    @_abc_1.abstractmethod
+    def EndRollout(
+        self,
+        request: _registry_pb2.EndRolloutRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.EndRolloutResponse, _abc.Awaitable[_registry_pb2.EndRolloutResponse]]:
+        """Ends a rollout by hand: promotes its candidate, or aborts it."""
+
+    @_abc_1.abstractmethod
+    def ReportRollout(
+        self,
+        request: _registry_pb2.ReportRolloutRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.ReportRolloutResponse, _abc.Awaitable[_registry_pb2.ReportRolloutResponse]]:
+        """Takes what one replica has seen of a rollout. Counts are totals of that replica: a repeat, or a report that comes
+        late, changes nothing.
+        """
 
 def add_RegistryServiceServicer_to_server(servicer: RegistryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
