@@ -20,7 +20,7 @@ from everloop_runtime.service import Stopper
 @pytest.fixture
 def stub(world, tmp_path):
     address = f"unix:{tmp_path / 'registry.sock'}"
-    servicer = RegistryServicer(world.database, world.promoter)
+    servicer = RegistryServicer(world.database, world.promoter, world.rollouts, world.observer)
     server = GrpcServer(
         RegistrySettings(grpc_address=address, drain_seconds=0),
         ["everloop.registry.v1.RegistryService"],
