@@ -78,6 +78,7 @@ class World:
     database: Database
     registry: Any = field(default_factory=MemoryRegistry)
     pipeline: Pipeline = field(default_factory=pipeline_of)
+    pipelines: dict[str, Pipeline] = field(default_factory=dict)
     later: timedelta = timedelta(0)
     replicas: int = 3
 
@@ -87,9 +88,9 @@ class World:
     def restart(self) -> None:
         """A new process: nothing but the database and the registry is left."""
         self.promoter = Promoter(self.database, self.registry)
-        pipelines = {"late": self.pipeline}
-        self.registrar = Registrar(self.database, self.registry, self.promoter, pipelines)
-        self.rollouts = Rollouts(self.database, self.promoter, pipelines, self.now)
+        self.pipelines["late"] = self.pipeline
+        self.registrar = Registrar(self.database, self.registry, self.promoter, self.pipelines)
+        self.rollouts = Rollouts(self.database, self.promoter, self.pipelines, self.now)
         self.observer = Observer(self.database, self.promoter, self.replicas, self.now)
 
     def now(self) -> datetime:

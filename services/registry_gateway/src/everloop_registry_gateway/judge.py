@@ -114,15 +114,13 @@ def error_evidence(errors: int, requests: int, allowed: float) -> float:
     odds = allowed / (1.0 - allowed)
     logs = []
     for factor in _ODDS:
-        worse = odds * factor / (1.0 + odds * factor)
-        logs.append(
-            errors * math.log(worse / allowed)
-            + (requests - errors) * math.log((1.0 - worse) / (1.0 - allowed))
-        )
+        # ln(1 + odds) of the worse rate less that of the allowed one: what each request weighs, failed or not.
+        each = math.log1p(odds * factor) - math.log1p(odds)
+        logs.append(errors * math.log(factor) - requests * each)
     highest = max(logs)
-    mean = math.fsum(math.exp(log - highest) for log in logs) / len(logs)
+    mean = highest + math.log(math.fsum(math.exp(log - highest) for log in logs) / len(logs))
     # Beyond what a float holds there is nothing left to tell apart.
-    return math.exp(min(highest, 700.0)) * mean
+    return math.exp(min(mean, 700.0))
 
 
 def evidence(
