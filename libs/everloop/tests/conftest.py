@@ -336,6 +336,7 @@ class Monitoring(monitoring_pb2_grpc.MonitoringServiceServicer):
             label="true",
             score=0.8,
             event_id="logged-event",
+            shadow=request.prediction_id == "shadow",
         )
 
 

@@ -324,6 +324,13 @@ def test_trace_is_a_tree_from_prediction_to_git_tag(run):
     assert [output.index(text) for text in order] == sorted(output.index(text) for text in order)
 
 
+def test_trace_of_a_shadow_says_that_it_answered_nobody(run):
+    assert "answered true (0.8000)" in run("trace", "p-1").output
+    assert "answered nobody, its model was on trial: it said true (0.8000)" in (
+        run("trace", "shadow").output
+    )
+
+
 def test_datasets_and_cut_show_the_git_tag(run):
     assert "flight-delays/v5" in run("datasets", MODEL).output
     assert "dvc get /data/repo rows.parquet --rev flight-delays/v1" in run("cut", MODEL).output

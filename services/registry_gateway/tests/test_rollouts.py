@@ -240,6 +240,11 @@ def test_a_replica_that_cannot_serve_the_candidate_aborts(tried):
     assert tried.stages()[2] == "rejected"
 
 
+def test_of_a_long_failure_its_beginning_is_kept(tried):
+    tried.report(0, failure="x" * 100_000)
+    assert len(tried.rollout().reason) < 600
+
+
 def test_an_aborted_trial_does_not_need_mlflow(tried):
     tried.registry.reachable = False
     assert tried.report(0, failure="no artifact") == "aborted"

@@ -22,6 +22,9 @@ __all__ = ["Observer", "RolloutJudge"]
 
 log = logging.getLogger(__name__)
 
+LONGEST_FAILURE = 500
+"""Characters of a replica's failure that are kept: its log has the rest."""
+
 
 class Observer:
     """Takes reports and alerts, and judges."""
@@ -62,7 +65,8 @@ class Observer:
                 self._check_room(rollouts, rollout)
             rollouts.set_report(report)
             if report.failure:
-                why = f"failure: replica {report.replica} cannot serve it: {report.failure}"
+                told = report.failure[:LONGEST_FAILURE]
+                why = f"failure: replica {report.replica} cannot serve it: {told}"
                 verdict = Verdict("abort", "failure", why)
             elif report.candidate.errors > (last.candidate.errors if last else 0):
                 verdict = self._verdict(find_rollout(rollouts, rollout.id))
