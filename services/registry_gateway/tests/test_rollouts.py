@@ -71,7 +71,7 @@ def test_a_version_that_passed_its_gates_stands_trial_beside_the_one_in_producti
     assert tried.announced()[2:] == [("ModelRegistered", 2), ("RolloutStarted", 2)]
     assert tried.trail()[3:] == [(2, "registered"), (2, "staged"), (2, "rollout_started")]
     started = tried.events()[-1]
-    assert started.cause == "event-2"
+    assert (started.id, started.cause) == (rollout.id, "event-2")
     assert started.data.rollout.plan.percent == 10
     assert started.data.rollout.plan.bake.seconds == 600
 

@@ -105,7 +105,8 @@ def begin(
         cause_id=cause_id,
     )
     started = events_pb2.RolloutStarted(rollout=rollout_message(rollout))
-    work.publish(new_event(GATEWAY, model, started, cause=cause_id))
+    # One id for both: the rollout that causes a promotion is an event that others have seen.
+    work.publish(new_event(GATEWAY, model, started, cause=cause_id, id=rollout.id))
     log.info("version %d of %s is on trial: %s", candidate, model, how)
     return rollout
 
