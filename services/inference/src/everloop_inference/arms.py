@@ -1,0 +1,77 @@
+"""What each of the two versions of a trial does in this replica."""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_left
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+__all__ = ["BUCKETS", "Arm", "ArmStats"]
+
+BUCKETS: Final = tuple(50.0 * 2 ** (index / 4) for index in range(64))
+"""Upper bounds of the latency buckets, microseconds; the last bucket holds what is longer as well."""
+_FINITE: Final = BUCKETS[:-1]
+
+
+@dataclass(frozen=True, slots=True)
+class ArmStats:
+    """Totals of one version since its trial began in this replica.
+
+    Attributes:
+        requests: that it predicted or failed.
+        errors: that it failed: its run raised an error, or it refused what the other version took.
+        rows: that it predicted.
+        latency_counts: the predicted requests by the time they took, by bucket of `BUCKETS`.
+    """
+
+    requests: int = 0
+    errors: int = 0
+    rows: int = 0
+    latency_counts: tuple[int, ...] = (0,) * len(BUCKETS)
+
+
+class Arm:
+    """Counts one version; written by the event loop once per batch, read by other threads.
+
+    >>> arm = Arm()
+    >>> arm.predicted([50, 51, 10**9], rows=7)
+    >>> arm.failed()
+    >>> stats = arm.stats()
+    >>> stats.requests, stats.errors, stats.rows, stats.latency_counts[:3], stats.latency_counts[63]
+    (4, 1, 7, (1, 1, 0), 1)
+    """
+
+    __slots__ = ("_errors", "_latency", "_lock", "_requests", "_rows")
+
+    def __init__(self) -> None:
+        """Nothing has happened yet."""
+        self._lock = threading.Lock()
+        self._requests = self._errors = self._rows = 0
+        self._latency = [0] * len(BUCKETS)
+
+    def predicted(self, micros: Iterable[float], rows: int) -> None:
+        """Counts requests that ran together.
+
+        Args:
+            micros: what each of them took, microseconds.
+            rows: rows of all of them.
+        """
+        buckets = [bisect_left(_FINITE, value) for value in micros]
+        with self._lock:
+            self._requests += len(buckets)
+            self._rows += rows
+            for bucket in buckets:
+                self._latency[bucket] += 1
+
+    def failed(self) -> None:
+        """Counts a request that the version failed."""
+        with self._lock:
+            self._requests += 1
+            self._errors += 1
+
+    def stats(self) -> ArmStats:
+        """The totals, all of one moment."""
+        with self._lock:
+            return ArmStats(self._requests, self._errors, self._rows, tuple(self._latency))
