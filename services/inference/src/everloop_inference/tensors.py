@@ -234,8 +234,9 @@ def block_from_tensors(
             column[:] = _absent(spec) if found is None else _values(found, spec)
             if found is not None and found.nulls:
                 column[list(found.nulls)] = _null(spec)
-    for name in given.keys() - fields:
-        raise invalid("UNKNOWN_FIELD", "the model has no such input", name)
+    for name in given:
+        if name not in fields:
+            raise invalid("UNKNOWN_FIELD", "the model has no such input", name)
     return block, record_ids
 
 
