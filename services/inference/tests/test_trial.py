@@ -193,7 +193,7 @@ def needing(model: ServedModel, name: str, needed: InputSpec) -> ServedModel:
     """A version that takes one more input, which its engine does not care about."""
     layout = type(model.layout)([*model.inputs, needed])
     engine = _Dropping(model.engine, needed.name)
-    return dataclasses.replace(model, layout=layout, engine=engine)  # type: ignore[arg-type]
+    return dataclasses.replace(model, layout=layout, engine=engine)
 
 
 class _Dropping:
@@ -841,7 +841,7 @@ def test_the_counts_are_exact_whatever_runs_at_once(core: Callable[..., Core], s
     ]
 
     async def asking() -> list[Answer]:
-        answers = []
+        answers: list[Answer] = []
         while rest := asked[len(answers) :]:
             some = rest[: chance.randint(1, 60)]
             answers += await asyncio.gather(

@@ -93,8 +93,9 @@ class Reconciler:
         candidates = [trial.candidate for trial in production.trials]
         self._named = frozenset(production.versions).union(candidates)
         self._attempts.forget(keep=self._named)
+        before = self._models.serving
         for wanted in production.versions:
-            serving = self._models.serving.get(wanted.model)
+            serving = before.get(wanted.model)
             if serving is None or serving.wanted != wanted:
                 replaced = serving.wanted if serving else None
                 if self._promote(wanted):
