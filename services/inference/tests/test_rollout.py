@@ -455,6 +455,23 @@ def test_shadow_rows_are_logged_as_such_and_the_books_hold_all(
     assert records[1] == records[2]
 
 
+def test_the_metrics_of_a_replica_show_both_arms(world: Any, until: Callable[..., None]) -> None:
+    world.publish(1)
+    world.begin(world.store(2), percent=100)
+    replica = world.replica()
+    until(lambda: on_trial(replica) == 2)
+    ask(replica.predictor, [ROW])
+    connection = http.client.HTTPConnection(world.settings.http_address, timeout=10)
+    connection.request("GET", "/metrics")
+    lines = connection.getresponse().read().decode().splitlines()
+    connection.close()
+    labels = '{arm="candidate",model="flights"}'
+    assert f"everloop_inference_trial_requests_total{labels} 1.0" in lines
+    assert f"everloop_inference_trial_version{labels} 2.0" in lines
+    shown = [line for line in lines if line.startswith("everloop_inference_trial_duration")]
+    assert len(shown) == 2 * 17
+
+
 class Gateway(registry_pb2_grpc.RegistryServiceServicer):
     """A registry gateway that says what the contract says."""
 

@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from everloop_features.inputs import Block
+from everloop_inference.arms import Arm
 from everloop_inference.domain import Answer, Call, EngineKind, ServedModel
 from everloop_inference.metrics import DROPPED
 from everloop_runtime.errors import EverloopError, Kind
@@ -73,6 +74,7 @@ class Job:
         call: what else is known about the request.
         answer: what the caller awaits; cancelled when the caller is gone.
         failed: told the error if the run fails, instead of the caller; it answers the caller then.
+        arm: where the request is counted while a version is on trial.
     """
 
     block: Block
@@ -80,6 +82,7 @@ class Job:
     call: Call
     answer: asyncio.Future[Answer]
     failed: Callable[[Exception], None] | None = None
+    arm: Arm | None = None
 
 
 @dataclass(slots=True, eq=False)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from functools import partial
+from operator import attrgetter
 from typing import Any, Protocol
 
 from everloop_contracts.pipeline import Task
@@ -188,7 +189,7 @@ class Predictor:
             answer.set_exception(error)
 
         block, record_ids = request.read(model)
-        self.batcher.submit(model, Job(block, record_ids, call, answer, failed))
+        self.batcher.submit(model, Job(block, record_ids, call, answer, failed, trial.arm(model)))
         return block, record_ids
 
     def _by_candidate(
@@ -211,7 +212,8 @@ class Predictor:
             why = error
         else:
             if self.batcher.has_room(candidate, block.rows):
-                self.batcher.submit(candidate, Job(block, record_ids, call, answer, failed))
+                arm = trial.candidate_arm
+                self.batcher.submit(candidate, Job(block, record_ids, call, answer, failed, arm))
                 return
         # What neither takes is its caller's mistake, or too much for the replica.
         self._by(baseline, trial, request, call, answer)
@@ -236,9 +238,9 @@ class Predictor:
             record_ids.extend(job.record_ids or [""] * rows)
             latencies.extend([int((now - job.call.began) * 1e6)] * rows)
             size += job.call.size
-        trial = self.models.trial(model)
-        if trial is not None and (arm := trial.arm(model)) is not None:
-            arm.predicted([(now - job.call.began) * 1e6 for job in jobs], block.rows)
+        # Jobs are in the order in which they came: a trial began or ended between the two, or not at all.
+        if jobs[0].arm is not None or jobs[-1].arm is not None:
+            _count(jobs, now)
         self._log.offer(whole, block, record_ids, latencies, size)
 
     def _mirrored(
@@ -270,3 +272,12 @@ class Predictor:
         epoch = self._epoch
         ids = [f"{epoch}-{number:x}" for number in itertools.islice(self._numbers, len(scores))]
         return Answer(model, ids, labels, scores, output)
+
+
+def _count(jobs: Sequence[Job], now: float) -> None:
+    """Counts requests that ran together and were answered now, on the clock of `time.perf_counter`."""
+    for arm, group in itertools.groupby(jobs, key=attrgetter("arm")):
+        if arm is not None:
+            counted = list(group)
+            micros = [(now - job.call.began) * 1e6 for job in counted]
+            arm.predicted(micros, sum(job.block.rows for job in counted))

@@ -115,11 +115,6 @@ class Models:
         """
         return self.served(name).named(version)
 
-    def trial(self, model: ServedModel) -> OnTrial | None:
-        """Returns the trial in which a version takes part, if there is one."""
-        served = self._served.get(model.name)
-        return served.trial if served else None
-
     def swap(self, model: ServedModel) -> ServedModel:
         """Lets a loaded version serve from now on; returns it with the version it replaced.
 

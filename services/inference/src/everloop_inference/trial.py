@@ -76,17 +76,13 @@ class OnTrial:
         digest.update(text.encode("utf-8", "surrogatepass"))
         return int.from_bytes(digest.digest(), "big") < self._share
 
-    def arm(self, model: ServedModel) -> Arm | None:
-        """Where a version is counted; None for one that takes no part."""
-        if model is self.candidate:
-            return self.candidate_arm
-        return self.baseline_arm if model is self.baseline else None
+    def arm(self, model: ServedModel) -> Arm:
+        """Where one of the two is counted."""
+        return self.candidate_arm if model is self.candidate else self.baseline_arm
 
     def failed(self, model: ServedModel, error: Exception | None) -> None:
         """Counts a request that a version failed; `error` says why, None that too much waits for it already."""
-        arm = self.arm(model)
-        if arm is not None:
-            arm.failed()
+        self.arm(model).failed()
         if model is self.candidate and not self._told:
             self._told = True
             log.error(
