@@ -51,6 +51,7 @@ class Attempts:
         before = self._failed.get(wanted)
         if before and time.monotonic() < before.due:
             return None
+        began = time.monotonic()
         try:
             model = self._loader.load(wanted, self._policies.get(wanted.model, ServingPolicy()))
         except Exception as error:
@@ -70,6 +71,8 @@ class Attempts:
             self._failed[wanted] = _Failed(due, min(pause * 2, self._retry_max), error)
             return None
         self._failed.pop(wanted, None)
+        took = time.monotonic() - began
+        log.info("%s version %d was loaded in %.2f s", wanted.model, wanted.version, took)
         return model
 
     def lasting_failure(self, wanted: Wanted) -> str:
