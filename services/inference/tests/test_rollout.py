@@ -18,12 +18,13 @@ import grpc
 import pytest
 from google.protobuf.struct_pb2 import Struct
 
+from everloop_contracts.latency import BUCKETS
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2 as native
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2_grpc as native_grpc
 from everloop_contracts.stubs.everloop.inference.v1.events_pb2 import PredictionsLogged
 from everloop_contracts.stubs.everloop.registry.v1 import registry_pb2, registry_pb2_grpc
 from everloop_inference.adapters.registry import GrpcRegistry
-from everloop_inference.arms import BUCKETS, ArmStats
+from everloop_inference.arms import ArmStats
 from everloop_inference.domain import Strategy, Trial, Wanted
 from everloop_inference.fakes import ROW, ask, sample_artifact
 from everloop_inference.load import Loader
@@ -222,7 +223,7 @@ def test_both_arms_are_reported_with_growing_totals(world: Any, until: Callable[
     assert (last.rollout, last.failure) == ("rollout", "")
     assert (last.candidate.requests, last.baseline.requests) == (answered[2], answered[1])
     assert (last.candidate.rows, last.baseline.rows) == (2 * answered[2], 2 * answered[1])
-    assert len(last.candidate.latency_counts) == len(BUCKETS)
+    assert len(last.candidate.latency_counts) == BUCKETS
     assert sum(last.candidate.latency_counts) == answered[2]
     assert last.candidate == on.candidate_arm.stats()
     sequences = [report.sequence for report in reports]

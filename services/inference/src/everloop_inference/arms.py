@@ -8,11 +8,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["BUCKETS", "Arm", "ArmStats"]
+from everloop_contracts.latency import BUCKETS, bucket_limit
 
-BUCKETS: Final = tuple(50.0 * 2 ** (index / 4) for index in range(64))
-"""Upper bounds of the latency buckets, microseconds; the last bucket holds what is longer as well."""
-_FINITE: Final = BUCKETS[:-1]
+__all__ = ["Arm", "ArmStats"]
+
+# The last bucket holds what is longer as well.
+_LIMITS: Final = tuple(bucket_limit(bucket) for bucket in range(BUCKETS - 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,20 +24,20 @@ class ArmStats:
         requests: that it predicted or failed.
         errors: that it failed: its run raised an error, or it refused what the other version took.
         rows: that it predicted.
-        latency_counts: the predicted requests by the time they took, by bucket of `BUCKETS`.
+        latency_counts: the predicted requests by the time they took, in the buckets of `everloop_contracts.latency`.
     """
 
     requests: int = 0
     errors: int = 0
     rows: int = 0
-    latency_counts: tuple[int, ...] = (0,) * len(BUCKETS)
+    latency_counts: tuple[int, ...] = (0,) * BUCKETS
 
 
 class Arm:
     """Counts one version; written by the event loop once per batch, read by other threads.
 
     >>> arm = Arm()
-    >>> arm.predicted([50, 51, 10**9], rows=7)
+    >>> arm.predicted([50e-6, 51e-6, 1000.0], rows=7)
     >>> arm.failed()
     >>> stats = arm.stats()
     >>> stats.requests, stats.errors, stats.rows, stats.latency_counts[:3], stats.latency_counts[63]
@@ -49,16 +50,16 @@ class Arm:
         """Nothing has happened yet."""
         self._lock = threading.Lock()
         self._requests = self._errors = self._rows = 0
-        self._latency = [0] * len(BUCKETS)
+        self._latency = [0] * BUCKETS
 
-    def predicted(self, micros: Iterable[float], rows: int) -> None:
+    def predicted(self, seconds: Iterable[float], rows: int) -> None:
         """Counts requests that ran together.
 
         Args:
-            micros: what each of them took, microseconds.
+            seconds: what each of them took.
             rows: rows of all of them.
         """
-        buckets = [bisect_left(_FINITE, value) for value in micros]
+        buckets = [bisect_left(_LIMITS, value) for value in seconds]
         with self._lock:
             self._requests += len(buckets)
             self._rows += rows

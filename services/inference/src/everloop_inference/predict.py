@@ -248,13 +248,12 @@ class Predictor:
     ) -> None:
         """Writes down what a candidate says that answers nobody."""
         whole = self._answer(trial.candidate, output)
-        micros = seconds * 1e6
         record_ids: list[str] = []
         for copy in copies:
             record_ids.extend(copy.record_ids or [""] * copy.rows)
-        trial.candidate_arm.predicted([micros] * len(copies), block.rows)
+        trial.candidate_arm.predicted([seconds] * len(copies), block.rows)
         size = sum(copy.size for copy in copies)
-        self._log.offer(whole, block, record_ids, [int(micros)] * block.rows, size)
+        self._log.offer(whole, block, record_ids, [int(seconds * 1e6)] * block.rows, size)
 
     def _answer(self, model: ServedModel, output: Output) -> Answer:
         labels: list[str] = []
@@ -279,5 +278,5 @@ def _count(jobs: Sequence[Job], now: float) -> None:
     for arm, group in itertools.groupby(jobs, key=attrgetter("arm")):
         if arm is not None:
             counted = list(group)
-            micros = [(now - job.call.began) * 1e6 for job in counted]
-            arm.predicted(micros, sum(job.block.rows for job in counted))
+            seconds = [now - job.call.began for job in counted]
+            arm.predicted(seconds, sum(job.block.rows for job in counted))

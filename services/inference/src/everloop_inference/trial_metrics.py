@@ -13,7 +13,8 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from everloop_inference.arms import BUCKETS, ArmStats
+from everloop_contracts.latency import BUCKETS, bucket_limit
+from everloop_inference.arms import ArmStats
 from everloop_inference.swap import Models
 
 __all__ = ["TrialMetrics"]
@@ -70,8 +71,8 @@ class TrialMetrics(Collector):
 def _buckets(stats: ArmStats) -> list[tuple[str, float]]:
     """Cumulative counts by upper bound in seconds."""
     counts = list(accumulate(stats.latency_counts))
-    shown = range(0, len(BUCKETS) - 1, _STEP)
+    shown = range(0, BUCKETS - 1, _STEP)
     return [
-        *((f"{BUCKETS[index] / 1e6:.6g}", float(counts[index])) for index in shown),
+        *((f"{bucket_limit(index):.6g}", float(counts[index])) for index in shown),
         ("+Inf", float(counts[-1])),
     ]
