@@ -205,19 +205,18 @@ class Predictor:
             except Exception as refused:
                 answer.set_exception(refused)
 
-        why: Exception | None = None
         try:
             block, record_ids = request.read(candidate)
         except Exception as error:
-            why = error
-        else:
-            if self.batcher.has_room(candidate, block.rows):
-                arm = trial.candidate_arm
-                self.batcher.submit(candidate, Job(block, record_ids, call, answer, failed, arm))
-                return
-        # What neither takes is its caller's mistake, or too much for the replica.
-        self._by(baseline, trial, request, call, answer)
-        trial.failed(candidate, why)
+            # What the other refuses as well is its caller's mistake.
+            self._by(baseline, trial, request, call, answer)
+            trial.failed(candidate, error)
+            return
+        if self.batcher.has_room(candidate, block.rows):
+            arm = trial.candidate_arm
+            self.batcher.submit(candidate, Job(block, record_ids, call, answer, failed, arm))
+        else:  # a crowd is no fault of the candidate; that it is slow shows in its latencies
+            self._by(baseline, trial, request, call, answer)
 
     def _finish(
         self, model: ServedModel, jobs: Sequence[Job], block: Block, output: Output

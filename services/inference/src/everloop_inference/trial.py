@@ -80,8 +80,8 @@ class OnTrial:
         """Where one of the two is counted."""
         return self.candidate_arm if model is self.candidate else self.baseline_arm
 
-    def failed(self, model: ServedModel, error: Exception | None) -> None:
-        """Counts a request that a version failed; `error` says why, None that too much waits for it already."""
+    def failed(self, model: ServedModel, error: Exception) -> None:
+        """Counts a request that a version failed, and why."""
         self.arm(model).failed()
         if model is self.candidate and not self._told:
             self._told = True
@@ -90,7 +90,7 @@ class OnTrial:
                 model.name,
                 model.version,
                 self.baseline.version,
-                error or "too much waits for it",
+                error,
                 exc_info=error,
             )
 
