@@ -148,6 +148,7 @@ class _Connection(asyncio.Protocol):
         # What waits for the answer before it: requests, and in the end a refusal.
         self._waiting: deque[_Exchange | bytes] = deque()
         self._task: asyncio.Task[None] | None = None
+        self._latest: _Exchange | None = None
         self._deaf = False  # nothing of what comes is a request any more
         self._paused = False
         self._full = False
@@ -174,18 +175,15 @@ class _Connection(asyncio.Protocol):
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             # The offer is not taken: the request has been understood, what follows it would not be.
-            self._finish_reading()
+            self._deaf = True
+            if self._latest is not None:
+                self._latest.keep = False
         except httptools.HttpParserError:
             self._refuse(_MALFORMED)
         if self._reading and not self._in_body and self._head > self._limits.head_bytes:
             self._refuse(_LONG_HEAD)
         if self._waiting:
             self._pause()
-
-    def eof_received(self) -> bool:
-        """Keeps the connection for answers that are on their way."""
-        self._deaf = True
-        return self._task is not None
 
     def pause_writing(self) -> None:
         self._full = True
@@ -230,7 +228,6 @@ class _Connection(asyncio.Protocol):
         self._size += len(body)
         if self._size > self._limits.body_bytes:
             self._complete(keep=False)
-            self._finish_reading()
 
     def on_message_complete(self) -> None:
         if not self._deaf:
@@ -249,34 +246,29 @@ class _Connection(asyncio.Protocol):
         method = self._parser.get_method().decode("ascii")
         exchange = _Exchange(self, method, _path(self._url), self._headers, body, keep)
         self._parts = []
-        if not keep:
-            self._deaf = True
+        self._deaf = not keep
+        self._latest = exchange
         self._queue(exchange)
 
     def _refuse(self, answer: bytes) -> None:
         """Says what is wrong after the answers that are due, and closes."""
-        self._finish_reading()
-        self._queue(answer)
-
-    def _finish_reading(self) -> None:
         self._deaf = True
         self._reading = False
-        if self._waiting and not isinstance(self._waiting[-1], bytes):
-            self._waiting[-1].keep = False
+        self._queue(answer)
 
     def _queue(self, item: _Exchange | bytes) -> None:
-        self._waiting.append(item)
         if self._task is None:
-            self._task = self._loop.create_task(self._work())
+            self._task = self._loop.create_task(self._work(item))
+        else:
+            self._waiting.append(item)
 
-    async def _work(self) -> None:
-        """Answers what waits."""
-        waiting = self._waiting
-        while waiting:
-            item = waiting.popleft()
+    async def _work(self, first: _Exchange | bytes) -> None:
+        """Answers a request, and those that came meanwhile."""
+        waiting, item = self._waiting, first
+        while True:
             if isinstance(item, bytes):
                 self.answer(item, keep=False)
-                continue
+                break
             try:
                 await self._server.app(item.scope, item.receive, item.send)
             except Exception:
@@ -286,6 +278,9 @@ class _Connection(asyncio.Protocol):
             while self._full and not self.lost:
                 self._room = self._loop.create_future()
                 await self._room
+            if not waiting:
+                break
+            item = waiting.popleft()
         self._task = None
         if self._paused and not self._full and not self.lost:
             self._paused = False

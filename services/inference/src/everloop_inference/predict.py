@@ -23,6 +23,8 @@ from everloop_runtime.errors import EverloopError, Kind
 
 __all__ = ["Log", "Predictor", "refusal"]
 
+_TEXT = {str}
+
 
 class Log(Protocol):
     """Where answers are written down."""
@@ -85,7 +87,7 @@ class Predictor:
         self,
         name: str,
         version: str,
-        plain: dict[str, Any] | None,
+        plain: dict[str, list[Any]] | None,
         tensors: Callable[[], Sequence[Tensor]],
         call: Call,
     ) -> asyncio.Future[Answer]:
@@ -94,7 +96,7 @@ class Predictor:
         Args:
             name: name of the model.
             version: version that the caller insists on; empty for whichever serves.
-            plain: the tensors as one row of plain values, if they are; an array for each of them would cost more than
+            plain: the tensors as columns of plain values, if they are; an array for each of them may cost more than
                 the prediction.
             tensors: reads the tensors: one per input, and one with record ids if the caller has them.
             call: what else is known about the request.
@@ -104,10 +106,11 @@ class Predictor:
         """
         model = self._assigned(name, version)
         if plain is not None:
-            record_id = plain.pop(model.policy.id_field, "")
-            single = model.layout.from_plain(plain) if type(record_id) is str else None
-            if single is not None and not _holds_infinity(single):
-                return self._queued(model, single, (record_id,), call)
+            ids: Sequence[str] = plain.pop(model.policy.id_field, ())
+            block = model.layout.from_plain(plain) if set(map(type, ids)) <= _TEXT else None
+            if block is not None and not _holds_infinity(block):
+                _check_count(model, block.rows, model.policy.max_rows)
+                return self._queued(model, block, ids, call)
         given = tensors()
         if given:
             _check_count(model, given[0].rows, model.policy.max_rows)
