@@ -409,7 +409,7 @@ def test_who_names_a_version_gets_it_from_a_canary_and_not_from_a_shadow(
     it = core()
 
     async def version(named: str) -> int:
-        plain = {name: ROW[name] for name in ("carrier", "distance", "stops", "departs")}
+        plain = {name: [ROW[name]] for name in ("carrier", "distance", "stops", "departs")}
         asked = it.predictor.tensors("flights", named, plain, lambda: [], now())
         return (await asked).model.version
 

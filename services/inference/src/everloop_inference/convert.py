@@ -22,6 +22,8 @@ __all__ = [
     "from_tensors",
 ]
 
+_TEXT = {str}
+
 
 class Request(Protocol):
     """The content of a request, which more than one version may be asked with."""
@@ -61,7 +63,7 @@ class TensorsRequest:
     __slots__ = ("_given", "_plain", "_tensors")
 
     def __init__(
-        self, plain: dict[str, Any] | None, tensors: Callable[[], Sequence[Tensor]]
+        self, plain: dict[str, list[Any]] | None, tensors: Callable[[], Sequence[Tensor]]
     ) -> None:
         """Takes the tensors as `from_tensors` does."""
         self._plain = plain
@@ -75,7 +77,8 @@ class TensorsRequest:
             EverloopError: kind invalid: a tensor does not hold what it says.
         """
         if self._plain is not None:
-            return self._plain.get(field)
+            values = self._plain.get(field)
+            return values[0] if values else None
         for tensor in self._read_once():
             if tensor.name == field and tensor.rows and 0 not in tensor.nulls:
                 value = tensor.values[0]
@@ -109,15 +112,15 @@ def from_rows(model: ServedModel, rows: Sequence[Mapping[str, Any]]) -> tuple[Bl
 
 def from_tensors(
     model: ServedModel,
-    plain: dict[str, Any] | None,
+    plain: dict[str, list[Any]] | None,
     tensors: Callable[[], Sequence[Tensor]],
 ) -> tuple[Block, Sequence[str]]:
     """Converts the columns of a request to predict.
 
     Args:
         model: the version.
-        plain: the tensors as one row of plain values, if they are; an array for each of them would cost more than
-            the prediction. The record id is taken out of it.
+        plain: the tensors as columns of plain values, if they are; an array for each of them may cost more than the
+            prediction. The record ids are taken out of it.
         tensors: reads the tensors: one per input, and one with record ids if the caller has them.
 
     Returns:
@@ -127,10 +130,11 @@ def from_tensors(
         EverloopError: kind invalid: a value breaks the version's signature.
     """
     if plain is not None:
-        record_id = plain.pop(model.policy.id_field, "")
-        single = model.layout.from_plain(plain) if type(record_id) is str else None
-        if single is not None and not _holds_infinity(single):
-            return single, (record_id,)
+        ids: Sequence[str] = plain.pop(model.policy.id_field, ())
+        block = model.layout.from_plain(plain) if set(map(type, ids)) <= _TEXT else None
+        if block is not None and not _holds_infinity(block):
+            check_count(model, block.rows, model.policy.max_rows)
+            return block, ids
     given = tensors()
     if given:
         check_count(model, given[0].rows, model.policy.max_rows)

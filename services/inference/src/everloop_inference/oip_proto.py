@@ -60,9 +60,9 @@ def check_outputs(request: oip.ModelInferRequest) -> None:
             check_parameters(wanted.name, wanted.parameters)
 
 
-def plain(request: oip.ModelInferRequest) -> dict[str, Any] | None:
-    """The inputs as one row of plain values; None where they are more than that, or need a closer look."""
-    row: dict[str, Any] = {}
+def plain(request: oip.ModelInferRequest) -> dict[str, list[Any]] | None:
+    """The inputs of one row as columns of plain values; None where they are more than that, or need a closer look."""
+    row: dict[str, list[Any]] = {}
     inputs, raws = request.inputs, request.raw_input_contents
     if raws and len(raws) != len(inputs):
         return None
@@ -74,10 +74,10 @@ def plain(request: oip.ModelInferRequest) -> dict[str, Any] | None:
             if raws:
                 if item.HasField("contents"):
                     return None
-                row[name] = plain_from_raw(datatype, raws[index])
+                row[name] = [plain_from_raw(datatype, raws[index])]
             else:
                 (value,) = getattr(item.contents, _SINGLE[datatype])
-                row[name] = value.decode() if datatype == "BYTES" else value
+                row[name] = [value.decode() if datatype == "BYTES" else value]
     except (ValueError, IndexError, KeyError):
         return None
     return row if len(row) == len(inputs) else None

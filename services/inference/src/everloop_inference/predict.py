@@ -98,7 +98,7 @@ class Predictor:
         self,
         name: str,
         version: str,
-        plain: dict[str, Any] | None,
+        plain: dict[str, list[Any]] | None,
         tensors: Callable[[], Sequence[Tensor]],
         call: Call,
     ) -> asyncio.Future[Answer]:
@@ -107,7 +107,7 @@ class Predictor:
         Args:
             name: name of the model.
             version: version that the caller insists on; empty for whichever serves.
-            plain: the tensors as one row of plain values, if they are; an array for each of them would cost more than
+            plain: the tensors as columns of plain values, if they are; an array for each of them may cost more than
                 the prediction.
             tensors: reads the tensors: one per input, and one with record ids if the caller has them.
             call: what else is known about the request.
