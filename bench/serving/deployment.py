@@ -1,0 +1,57 @@
+"""The embedded stack around the data plane: broker, S3, MLflow, registry gateway, Ray with the replicas."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bench.flights_model import PIPELINES
+from everloop import stack
+from everloop.stack.endpoints import Endpoints
+from everloop.stack.home import Home
+from everloop.stack.supervisor import Supervisor
+
+__all__ = ["away", "running"]
+
+KILL_SECONDS = 30
+
+
+@contextmanager
+def running(home: Path, **settings: object) -> Iterator[Endpoints]:
+    """Runs inference and all that it needs; `settings` are those of the services, by their lower-case names."""
+    before = dict(os.environ)
+    os.environ.update({f"EVERLOOP_{name.upper()}": str(value) for name, value in settings.items()})
+    try:
+        there = stack.up(home, only=("s3", "inference"), pipelines=PIPELINES)
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    try:
+        yield there
+    finally:
+        stack.down(home)
+
+
+@contextmanager
+def away(home: Path, *parts: str) -> Iterator[None]:
+    """Kills parts with SIGKILL, keeps them from being started again, and starts them when the block ends."""
+    supervisor = Supervisor(Home.at(home))
+    for part in parts:
+        killed = stack.kill(home, part)
+        _wait_until_gone(killed)
+        # supervisord may have begun to start it again.
+        supervisor.stop(part)
+    try:
+        yield
+    finally:
+        for part in parts:
+            supervisor.start(part)
+
+
+def _wait_until_gone(pid: int) -> None:
+    deadline = time.monotonic() + KILL_SECONDS
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
