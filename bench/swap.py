@@ -391,8 +391,8 @@ def judge(plan: Plan, seen: Seen, load: float) -> Result:
         f"call of the gateway until every replica says that it serves the version, and {AFTER_SECONDS:g} s more. "
         f"All parts share the cores with the load ({sum(seen.load_cpu):.2f} cores). {2 * READERS.each} callers "
         f"more read {len(seen.answers):,} answers; the log has {len(seen.log.rows):,} rows. Memory of the replicas "
-        f"alone: {before} MiB before the first change, {after} MiB after the last; artifacts of {seen.artifacts} versions "
-        f"on disk. Goal: the p99 of swaps at most {GOAL} times the steady one.",
+        f"alone: {before} MiB before the first change, {after} MiB after the last; artifacts of {seen.artifacts} "
+        f"versions on disk. Goal: the p99 of swaps at most {GOAL} times the steady one.",
         load,
         tables={
             "Latency:": figures,

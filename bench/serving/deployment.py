@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -39,11 +40,14 @@ def running(home: Path, **settings: object) -> Iterator[Endpoints]:
 def away(home: Path, *parts: str) -> Iterator[None]:
     """Kills parts with SIGKILL, keeps them from being started again, and starts them when the block ends."""
     supervisor = Supervisor(Home.at(home))
-    for part in parts:
-        killed = stack.kill(home, part)
-        _wait_until_gone(killed)
+
+    def kill(part: str) -> None:
+        _wait_until_gone(stack.kill(home, part))
         # supervisord may have begun to start it again.
         supervisor.stop(part)
+
+    with ThreadPoolExecutor(len(parts)) as pool:
+        list(pool.map(kill, parts))
     try:
         yield
     finally:

@@ -60,6 +60,8 @@ class Replica:
         try:
             answer = json.loads(self._ask("POST", f"/v1/models/{MODEL}:predict", body))
             self.epoch = str(answer["predictions"][0]["prediction_id"]).rpartition("-")[0]
+            self._refused = 0
+            self._refused = self.books.refused
         except BaseException:
             self.close()
             raise
@@ -75,7 +77,7 @@ class Replica:
 
     @property
     def books(self) -> Books:
-        """Its books, from one scrape."""
+        """Its books, from one scrape; refused counts from the moment it was found."""
         seen = dict.fromkeys(Books.__dataclass_fields__, 0)
         text = self._ask("GET", "/metrics").decode()
         for family in text_string_to_metric_families(text):
@@ -85,6 +87,7 @@ class Replica:
                 place = sample.name.removeprefix("everloop_inference_log_").removesuffix("_total")
                 if (name := place.removesuffix("_rows")) in seen and name != place:
                     seen[name] += int(sample.value)
+        seen["refused"] -= self._refused
         return Books(**seen)
 
     def _ask(self, method: str, path: str, body: bytes | None = None) -> bytes:
