@@ -295,7 +295,14 @@ def judge(runs: Sequence[Seen], load: float) -> Result:
             "What a consumer of `everloop.predictions` reads:": by_check,
             "Ratios:": [{"ratio": f"`{key}`", "value": value} for key, value in ratios.items()],
         },
-        more={"consumed": consumed},
+        more={
+            "consumed": consumed,
+            "checks": {
+                f"{seen.plan.replicas} replica(s): {name}": count
+                for seen in runs
+                for name, count in checks(seen).items()
+            },
+        },
     )
 
 
@@ -308,6 +315,7 @@ def _figures(seen: Seen, phase: Phase) -> dict[str, float | str]:
         "replicas": seen.plan.replicas,
         "phase": phase.name,
         "seconds": round(phase.ended - phase.began, 1),
+        "requests": sum(phase.began <= answer.sent < phase.ended for answer in seen.answers),
         **{place: getattr(look.books, place) for place in PLACES},
         "failed": failed,
         **{f"p99 {door}": _digits(_p99(seen, phase, door) * 1e3) for door in DOORS},
