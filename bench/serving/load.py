@@ -1,4 +1,4 @@
-"""Load from h2load at both doors for a time that is known before; every request with its start and its latency."""
+"""Load from h2load at both doors; every request with its start and its latency."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import re
 import struct
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,10 @@ from everloop.stack.endpoints import Endpoints
 from everloop_contracts.pipeline import Pipeline
 from everloop_features import feeds_from_rows, inputs_of
 
-__all__ = ["Requests", "Under", "loading"]
+__all__ = ["Requests", "loading"]
 
 PATIENCE_SECONDS = 60
+SLICE_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -44,23 +47,11 @@ class Requests:
     failed: int
 
 
-@dataclass
-class Under:
-    """A load that runs; `requests` by door are there when its block has ended."""
-
-    requests: dict[str, Requests] = field(default_factory=dict)
-
-
 @contextmanager
 def loading(
-    there: Endpoints,
-    pipeline: Pipeline,
-    row: dict[str, Any],
-    callers: int,
-    rate: float,
-    seconds: int,
-) -> Iterator[Under]:
-    """Asks about one row at both doors at once; the block's end waits for the load's.
+    there: Endpoints, pipeline: Pipeline, row: dict[str, Any], callers: int, rate: float
+) -> Iterator[dict[str, Requests]]:
+    """Asks about one row at both doors at once, as long as the block runs and a few seconds more.
 
     Args:
         there: where.
@@ -68,43 +59,57 @@ def loading(
         row: what is asked about.
         callers: at each door; over gRPC they share connections, as callers in one process share a channel.
         rate: requests a second at each door; 0 for as many as are answered.
-        seconds: how long.
+
+    Yields:
+        What came of the requests by door; filled when the block has ended.
     """
     inputs = tuple(inputs_of(pipeline))
     expected = np.zeros((1, 2), np.float32)  # nobody compares here
     subject = Subject(Path(), inputs, [row], feeds_from_rows([row], inputs), expected)
     bodies = {"http": native().body(subject, 1), "grpc": _message(GRPC.body(subject, 1))}
-    under = Under()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        running = {}
+    stop = threading.Event()
+    requests: dict[str, Requests] = {}
+    with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(len(DOORS)) as pool:
+        commands = {}
         for door in DOORS:
-            (folder / door).write_bytes(bodies[door])
-            running[door] = subprocess.Popen(
-                _command(there, door, folder, callers, rate, seconds),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
+            (Path(name) / door).write_bytes(bodies[door])
+            commands[door] = _command(there, door, Path(name), callers, rate)
+        runs = {
+            door: pool.submit(_repeat, command, Path(name) / f"{door}.log", stop)
+            for door, command in commands.items()
+        }
         try:
-            yield under
-            for door, process in running.items():
-                output, _ = process.communicate(timeout=seconds + PATIENCE_SECONDS)
-                under.requests[door] = _read(folder / f"{door}.log", output)
+            yield requests
         finally:
-            for process in running.values():
-                if process.poll() is None:
-                    process.kill()
-                    process.communicate()
+            stop.set()
+        for door, run in runs.items():
+            requests[door] = run.result()
+
+
+def _repeat(command: list[str], log: Path, stop: threading.Event) -> Requests:
+    """Runs h2load again and again: it says what failed only where it ends by itself."""
+    parts = []
+    while not stop.is_set():
+        done = subprocess.run(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=SLICE_SECONDS + PATIENCE_SECONDS,
+        )
+        parts.append(_read(log, done.stdout))
+    return Requests(
+        np.concatenate([part.sent for part in parts]),
+        np.concatenate([part.seconds for part in parts]),
+        sum(part.failed for part in parts),
+    )
 
 
 def _message(body: bytes) -> bytes:
     return struct.pack(">BI", 0, len(body)) + body
 
 
-def _command(
-    there: Endpoints, door: str, folder: Path, callers: int, rate: float, seconds: int
-) -> list[str]:
+def _command(there: Endpoints, door: str, folder: Path, callers: int, rate: float) -> list[str]:
     if door == "http":
         clients, streams = callers, 1
         url = f"{there.inference_http_url}/v1/models/{MODEL}:predict"
@@ -120,7 +125,7 @@ def _command(
         "--threads=1",
         f"--clients={clients}",
         f"--max-concurrent-streams={streams}",
-        f"--duration={seconds}",
+        f"--duration={SLICE_SECONDS}",
         f"--data={folder / door}",
         f"--log-file={folder / door}.log",
         *how,
