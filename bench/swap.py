@@ -277,16 +277,16 @@ def _intervals(seen: Seen) -> list[tuple[int, float, float]]:
 
 
 def _misplaced(seen: Seen) -> int:
-    intervals = _intervals(seen)
     start = min(float(one.sent.min()) for one in seen.requests.values())
-    return sum(
-        not any(
-            row.version == version and row.ended >= begin and row.began <= end
-            for version, begin, end in intervals
-        )
-        for row in seen.log.rows.values()
-        if row.began >= start  # before it, versions were still being registered
-    )
+    # Before it, versions were still being registered.
+    rows = [
+        (row.version, row.began, row.ended) for row in seen.log.rows.values() if row.began >= start
+    ]
+    said, began, ended = np.array(rows).T
+    right = np.zeros(len(rows), dtype=bool)
+    for version, begin, end in _intervals(seen):
+        right |= (said == version) & (ended >= begin) & (began <= end)
+    return int((~right).sum())
 
 
 def _went_back(seen: Seen) -> int:

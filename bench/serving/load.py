@@ -98,6 +98,7 @@ def _repeat(command: list[str], log: Path, stop: threading.Event) -> Requests:
             timeout=SLICE_SECONDS + PATIENCE_SECONDS,
         )
         parts.append(_read(log, done.stdout))
+        log.unlink()  # h2load would add to it
     return Requests(
         np.concatenate([part.sent for part in parts]),
         np.concatenate([part.seconds for part in parts]),
