@@ -116,6 +116,8 @@ def main() -> int:
         print(f"{plan.replicas} replica(s)", flush=True)
         with tempfile.TemporaryDirectory(dir=OUT / "outage", ignore_cleanup_errors=True) as home:
             runs.append(run(plan, Path(home)))
+        for name, count in checks(runs[-1]).items():
+            print(f"  {count} {name}", flush=True)
     write(judge(runs, load), plot(runs), publish=not (options.quick or options.long))
     bad = 0
     for seen in runs:
