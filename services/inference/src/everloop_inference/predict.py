@@ -23,8 +23,6 @@ from everloop_runtime.errors import EverloopError, Kind
 
 __all__ = ["Log", "Predictor", "refusal"]
 
-_TEXT = {str}
-
 
 class Log(Protocol):
     """Where answers are written down."""
@@ -87,7 +85,7 @@ class Predictor:
         self,
         name: str,
         version: str,
-        plain: dict[str, list[Any]] | None,
+        quick: Callable[[ServedModel], tuple[Block, Sequence[str]] | None],
         tensors: Callable[[], Sequence[Tensor]],
         call: Call,
     ) -> asyncio.Future[Answer]:
@@ -96,8 +94,8 @@ class Predictor:
         Args:
             name: name of the model.
             version: version that the caller insists on; empty for whichever serves.
-            plain: the tensors as columns of plain values, if they are; an array for each of them may cost more than
-                the prediction.
+            quick: reads the rows and their record ids where nothing about the tensors is unusual; an array for each
+                of them may cost more than the prediction.
             tensors: reads the tensors: one per input, and one with record ids if the caller has them.
             call: what else is known about the request.
 
@@ -105,12 +103,11 @@ class Predictor:
             EverloopError: as `rows`; kind not_found also where another version serves.
         """
         model = self._assigned(name, version)
-        if plain is not None:
-            ids: Sequence[str] = plain.pop(model.policy.id_field, ())
-            block = model.layout.from_plain(plain) if set(map(type, ids)) <= _TEXT else None
-            if block is not None and not _holds_infinity(block):
-                _check_count(model, block.rows, model.policy.max_rows)
-                return self._queued(model, block, ids, call)
+        found = quick(model)
+        if found is not None and not _holds_infinity(found[0]):
+            block, record_ids = found
+            _check_count(model, block.rows, model.policy.max_rows)
+            return self._queued(model, block, record_ids, call)
         given = tensors()
         if given:
             _check_count(model, given[0].rows, model.policy.max_rows)
