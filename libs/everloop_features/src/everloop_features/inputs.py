@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import lru_cache
 from itertools import chain
 from math import isnan, nan
+from operator import itemgetter
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
@@ -183,6 +185,7 @@ class Layout:
 
     Attributes:
         inputs: the inputs, in the model's order.
+        order: names of numbers, of texts and of times as a block has them; numbers that may not be null come first.
     """
 
     def __init__(self, inputs: Sequence[InputSpec]) -> None:
@@ -207,6 +210,9 @@ class Layout:
         self._rest = rest
         self._times = [(spec, _zone(spec.timezone)) for spec in times]
         kinds = {"numbers": floats + rest, "texts": texts, "times": times}
+        self.order = [[spec.name for spec in specs] for specs in kinds.values()]
+        self._named = [*self.order[0], *self.order[1]]
+        self._picked = itemgetter(*(self._named or ("",)))
         self._widths = [len(specs) for specs in kinds.values()]
         self._places = {
             spec.name: (kind, place)
@@ -214,7 +220,7 @@ class Layout:
             for place, spec in enumerate(specs)
         }
         order = {name: place for place, name in enumerate(self._places)}
-        self._order = [(spec.name, order[spec.name]) for spec in self.inputs]
+        self._views = [(spec.name, order[spec.name]) for spec in self.inputs]
 
     def empty(self, rows: int) -> Block:
         """A block to be filled; numbers and times hold anything, texts None."""
@@ -240,7 +246,7 @@ class Layout:
             *block.texts.reshape(texts, count, 1),
             *block.times.reshape(times, count, 1),
         ]
-        return {name: views[place] for name, place in self._order}
+        return {name: views[place] for name, place in self._views}
 
     def block(self, feeds: Feeds) -> Block:
         """The opposite of `feeds`, as a copy."""
@@ -334,22 +340,31 @@ class Layout:
         Raises:
             _Doubtful, TypeError, OverflowError: some value needs a closer look.
         """
+        columns = self._columns(rows)
         names, required = self._floats
-        floats: list[Any] = [row.get(name) for name in names for row in rows]
+        floats: list[Any] = list(chain.from_iterable(columns[: len(names)]))
         if kinds := set(map(type, floats)) - _NUMBERS:
             if kinds != _NONE or None in floats[: required * len(rows)]:
                 raise _Doubtful
             floats = [nan if value is None else value for value in floats]
         for spec in self._rest:
             floats.extend([_number(rows, row, spec) for row in rows])
+        begin = len(names) + len(self._rest)
         names, required = self._texts
-        texts: list[Any] = [row.get(name) for name in names for row in rows]
+        texts: list[Any] = list(chain.from_iterable(columns[begin : begin + len(names)]))
         if kinds := set(map(type, texts)) - _STRINGS:
             if kinds != _NONE or None in texts[: required * len(rows)]:
                 raise _Doubtful
             texts = ["" if value is None else value for value in texts]
         times = [_time(rows, row, spec, zone) for spec, zone in self._times for row in rows]
         return self._filled(len(rows), floats, texts, times)
+
+    def _columns(self, rows: Sequence[Mapping[str, object]]) -> Sequence[Sequence[object]]:
+        """Numbers, then texts; None where a field is absent."""
+        if len(self._named) > 1:
+            with suppress(KeyError):
+                return list(zip(*map(self._picked, rows), strict=True))
+        return [[row.get(name) for row in rows] for name in self._named]
 
     def _converted_one_by_one(self, rows: Sequence[Mapping[str, object]]) -> Block:
         values: dict[str, Sequence[Any]] = {}

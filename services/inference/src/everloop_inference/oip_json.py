@@ -14,10 +14,12 @@ from typing import Any, Final
 
 import numpy as np
 
+from everloop_features.inputs import Block
 from everloop_inference.domain import Answer, ServedModel
 from everloop_inference.tensors import (
     DTYPES,
     Tensor,
+    block_from_plain,
     check_length,
     check_parameters,
     input_signature,
@@ -37,7 +39,7 @@ __all__ = [
     "VERSION",
     "Request",
     "model_metadata",
-    "plain",
+    "quick",
     "repository",
     "request",
     "response",
@@ -168,6 +170,14 @@ def plain(asked: Request) -> dict[str, list[Any]] | None:
     if not _NUMBER.issuperset(map(type, chain.from_iterable(floats))):
         return None
     return columns if len(columns) == len(asked.inputs) and not asked.raw else None
+
+
+def quick(asked: Request, model: ServedModel) -> tuple[Block, Sequence[str]] | None:
+    """The rows and their record ids (none if not given); None where they need a closer look."""
+    columns = plain(asked)
+    if columns is None:
+        return None
+    return block_from_plain(columns, model.layout, model.policy.id_field)
 
 
 def tensors(asked: Request) -> list[Tensor]:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from everloop_contracts.stubs.inference import grpc_service_pb2 as oip
+from everloop_features.inputs import Block
 from everloop_inference.domain import Answer, ServedModel
 from everloop_inference.oip_json import PLATFORM
+from everloop_inference.raw_block import raw_block
 from everloop_inference.tensors import (
     DTYPES,
     Tensor,
+    block_from_plain,
     check_length,
     check_parameters,
     input_signature,
@@ -28,7 +31,7 @@ from everloop_inference.tensors import (
 )
 from everloop_runtime.errors import EverloopError, Kind
 
-__all__ = ["check_outputs", "described", "plain", "response", "tensors"]
+__all__ = ["check_outputs", "described", "quick", "response", "tensors"]
 
 _CONTENTS: Final = {
     "BOOL": "bool_contents",
@@ -81,6 +84,18 @@ def plain(request: oip.ModelInferRequest) -> dict[str, list[Any]] | None:
     except (ValueError, IndexError, KeyError):
         return None
     return row if len(row) == len(inputs) else None
+
+
+def quick(request: oip.ModelInferRequest, model: ServedModel) -> tuple[Block, Sequence[str]] | None:
+    """The rows and their record ids (none if not given); None where they need a closer look."""
+    if request.raw_input_contents and (
+        found := raw_block(request, model.layout, model.policy.id_field)
+    ):
+        return found
+    columns = plain(request)
+    if columns is None:
+        return None
+    return block_from_plain(columns, model.layout, model.policy.id_field)
 
 
 def tensors(request: oip.ModelInferRequest) -> list[Tensor]:

@@ -26,6 +26,7 @@ from everloop_runtime.errors import EverloopError, Kind
 __all__ = [
     "DTYPES",
     "Tensor",
+    "block_from_plain",
     "block_from_tensors",
     "check_length",
     "check_parameters",
@@ -37,6 +38,7 @@ __all__ = [
     "raw_values",
     "rows_of",
     "text",
+    "texts_from_raw",
     "values_from_raw",
 ]
 
@@ -142,7 +144,7 @@ def values_from_raw(
         EverloopError: kind invalid: the bytes are not so many values of that type.
     """
     if datatype == "BYTES":
-        return _texts_from_raw(name, rows, raw)
+        return texts_from_raw(name, rows, raw)
     dtype = np.dtype("<u2") if datatype == "BF16" else DTYPES.get(datatype)
     if dtype is None:
         raise invalid("WRONG_TYPE", f"data type {datatype!r} is not supported", name)
@@ -182,7 +184,7 @@ def raw_values(values: npt.NDArray[Any] | Sequence[str]) -> bytes:
     return b"".join([part for item in encoded for part in (_LENGTH.pack(len(item)), item)])
 
 
-def _texts_from_raw(name: str, rows: int, raw: bytes) -> list[str]:
+def texts_from_raw(name: str, rows: int, raw: bytes) -> list[str]:
     """Reads texts, each behind its length as four little-endian bytes."""
     texts: list[str] = []
     # Where all is ASCII it is decoded at once: a place among the bytes is one among the characters.
@@ -209,6 +211,17 @@ def text(name: str, value: bytes) -> str:
         return value.decode()
     except UnicodeDecodeError as error:
         raise invalid("WRONG_TYPE", "a text is not UTF-8", name) from error
+
+
+def block_from_plain(
+    plain: dict[str, list[Any]], layout: Layout, id_field: str
+) -> tuple[Block, Sequence[str]] | None:
+    """Converts columns of plain values, and takes the record ids from them; None where they need a closer look."""
+    ids = plain.pop(id_field, [])
+    if not set(map(type, ids)) <= {str}:
+        return None
+    block = layout.from_plain(plain)
+    return None if block is None else (block, ids)
 
 
 def block_from_tensors(
