@@ -18,6 +18,7 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.schema import ApplicationStatus
 
+from everloop_inference import ray_doors
 from everloop_inference.deployment import application
 from everloop_inference.domain import ServingPolicy
 from everloop_inference.policies import load_policies
@@ -41,7 +42,7 @@ def deploy(settings: InferenceSettings, rules: Mapping[str, ServingPolicy], mark
         log_to_driver=False,
         configure_logging=False,
     )
-    serve.start(proxy_location="Disabled")
+    _start(settings)
     known = {
         name: status.status
         for name, status in serve.status().applications.items()
@@ -52,12 +53,41 @@ def deploy(settings: InferenceSettings, rules: Mapping[str, ServingPolicy], mark
     else:
         log.info("%s starts", wanted)
         serve.run(application(settings, rules, mark), name=wanted, route_prefix=None)
+    doors = serve.status().applications.get(settings.application)
+    if settings.ray_http_address:
+        _wait_for(wanted)
+        behind = serve.get_app_handle(wanted)
+        serve.run(ray_doors.application(behind, mark), name=settings.application, route_prefix="/")
+    elif doors:
+        serve.delete(settings.application)
     for name in known:
         if name != wanted:
-            while serve.status().applications[wanted].status is not ApplicationStatus.RUNNING:
-                time.sleep(0.2)
+            _wait_for(wanted)
             log.info("%s is removed", name)
             serve.delete(name)
+
+
+def _start(settings: InferenceSettings) -> None:
+    """Starts Ray Serve, unless it runs; then it goes on with the proxies that it has."""
+    if not settings.ray_http_address:
+        serve.start(proxy_location="Disabled")
+        return
+    host, _, port = settings.ray_http_address.rpartition(":")
+    serve.start(
+        proxy_location="EveryNode",
+        http_options={"host": host, "port": int(port)},
+        grpc_options={
+            "port": settings.ray_grpc_port,
+            "grpc_servicer_functions": ray_doors.SERVICERS,
+        }
+        if settings.ray_grpc_port
+        else None,
+    )
+
+
+def _wait_for(name: str) -> None:
+    while serve.status().applications[name].status is not ApplicationStatus.RUNNING:
+        time.sleep(0.2)
 
 
 def main() -> int:

@@ -15,7 +15,33 @@ from everloop_contracts.pipeline import Pipeline, Task
 from everloop_features.inputs import Block, Feeds, InputSpec, Layout
 from everloop_inference.cost import Cost
 
-__all__ = ["Answer", "Call", "Engine", "EngineKind", "ServedModel", "ServingPolicy", "Wanted"]
+__all__ = [
+    "Answer",
+    "Call",
+    "Engine",
+    "EngineKind",
+    "PoolPolicy",
+    "ServedModel",
+    "ServingPolicy",
+    "Wanted",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class PoolPolicy:
+    """Replicas that serve one model and no other.
+
+    Attributes:
+        min_replicas: how many there always are; with 0 the first request waits for one.
+        max_replicas: how many there may be.
+        ongoing_requests: requests that one of them should have at a time.
+        idle_seconds: time without a request after which the last one goes.
+    """
+
+    min_replicas: int
+    max_replicas: int
+    ongoing_requests: float
+    idle_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +57,7 @@ class ServingPolicy:
         log_redact: inputs whose values are not logged.
         fields: fields of the pipeline's schema, the only ones that a row may hold besides the model's inputs; empty
             where the pipeline is not known here, and then a row may hold anything.
+        pool: the model's own replicas; None where it shares those of the others.
     """
 
     id_field: str = ""
@@ -40,11 +67,13 @@ class ServingPolicy:
     log_sample: float = 1.0
     log_redact: tuple[str, ...] = ()
     fields: tuple[str, ...] = ()
+    pool: PoolPolicy | None = None
 
     @classmethod
     def of(cls, pipeline: Pipeline) -> ServingPolicy:
         """Reads it from the pipeline's specification."""
         serving = pipeline.serving
+        pool = serving.pool
         return cls(
             id_field=pipeline.schema_.id,
             max_rows=serving.max_batch_rows,
@@ -53,6 +82,14 @@ class ServingPolicy:
             log_sample=serving.log.sample,
             log_redact=serving.log.redact,
             fields=tuple(pipeline.schema_.fields),
+            pool=PoolPolicy(
+                pool.min_replicas,
+                pool.max_replicas,
+                pool.ongoing_requests,
+                pool.idle.total_seconds(),
+            )
+            if pool
+            else None,
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from everloop_inference.domain import Answer, ServedModel
+from everloop_inference.domain import Answer, ServedModel, Wanted
 from everloop_inference.explain import Explanation
 from everloop_runtime.errors import EverloopError, Kind
 
@@ -92,3 +92,8 @@ def described(model: ServedModel) -> dict[str, Any]:
         "onnx_sha256": model.wanted.sha256,
         "engine": f"ENGINE_{model.engine.kind.name}",
     }
+
+
+def pooled(wanted: Wanted) -> dict[str, Any]:
+    """What is known about a model in a pool without waking the pool."""
+    return {"name": wanted.model, "version": wanted.version, "pool": True}

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from everloop_inference.domain import Answer, ServedModel
+from everloop_inference.domain import Answer, ServedModel, Wanted
 from everloop_inference.tensors import (
     DTYPES,
     Tensor,
@@ -285,12 +285,19 @@ def model_metadata(model: ServedModel) -> dict[str, Any]:
     }
 
 
-def repository(serving: Mapping[str, ServedModel]) -> list[dict[str, str]]:
-    """The index of what serves, as Triton's extension of the protocol has it."""
+def repository(
+    serving: Mapping[str, ServedModel], pooled: Mapping[str, Wanted]
+) -> list[dict[str, str]]:
+    """The index of what serves here and in pools, as Triton's extension of the protocol has it."""
     return [
-        {"name": model.name, "version": str(model.version), "state": "READY", "reason": ""}
-        for model in serving.values()
+        *(_indexed(model.wanted, "") for model in serving.values()),
+        *(_indexed(wanted, "in a pool of its own") for wanted in pooled.values()),
     ]
+
+
+def _indexed(wanted: Wanted, reason: str) -> dict[str, str]:
+    version = str(wanted.version)
+    return {"name": wanted.model, "version": version, "state": "READY", "reason": reason}
 
 
 def _described(signature: Sequence[tuple[str, str, list[int]]]) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -39,8 +39,13 @@ class Reconciler:
         policies: Mapping[str, ServingPolicy],
         state: Path,
         retry_max_seconds: float = 60.0,
+        share: Callable[[Sequence[Wanted]], Sequence[Wanted]] = lambda production: production,
     ) -> None:
-        """Takes what it looks at and what it changes; `state` is the file that remembers."""
+        """Takes what it looks at and what it changes.
+
+        `state` is the file that remembers; `share` says which of the registry's models are to serve here.
+        """
+        self._share = share
         self._registry = registry
         self._loader = loader
         self._models = models
@@ -54,13 +59,15 @@ class Reconciler:
     def restore(self) -> None:
         """Lets the last good set serve again, from this machine's disk alone."""
         for wanted, previous in self._remembered():
+            if not self._share([wanted]):
+                continue
             if not self._load(wanted, previous.version if previous else 0) and previous:
                 self._load(previous)
 
     def once(self) -> None:
         """Does everything that can be done now; whatever fails is logged and tried again by a later call."""
         try:
-            production = self._registry.production()
+            production = self._share(self._registry.production())
         except EverloopError as error:
             REGISTRY_UP.set(0)
             if self._reachable:

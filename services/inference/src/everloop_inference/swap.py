@@ -20,8 +20,9 @@ class Models:
     The replaced version is freed when the last request that holds it has answered.
     """
 
-    def __init__(self) -> None:
-        """Nothing serves yet."""
+    def __init__(self, expected: str = "") -> None:
+        """Nothing serves yet; takes the name of the model that others say is here, if they do."""
+        self._expected = expected
         self._serving: Mapping[str, ServedModel] = MappingProxyType({})
         self._writer = threading.Lock()
 
@@ -38,10 +39,16 @@ class Models:
             version: number that the caller insists on; empty for whichever serves.
 
         Raises:
-            EverloopError: kind not_found: the model, or that version of it, is not served here.
+            EverloopError: kind not_found: the model, or that version of it, is not served here; kind unavailable: it
+                is expected, and not loaded yet.
         """
         model = self._serving.get(name)
         if model is None:
+            if name and name == self._expected:
+                text = f"no version of '{name}' could be loaded yet"
+                raise EverloopError(Kind.UNAVAILABLE, "MODEL_NOT_LOADED", text, model=name).after(
+                    1.0
+                )
             raise EverloopError(
                 Kind.NOT_FOUND, "MODEL_NOT_FOUND", f"no model '{name}' is served here", model=name
             )
