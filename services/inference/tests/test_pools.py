@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import pytest
@@ -30,6 +30,8 @@ from everloop_inference.pools import Pools
 from everloop_inference.ports import Lost
 from everloop_inference.replica import Replica
 from everloop_runtime.errors import EverloopError, Kind
+
+T = TypeVar("T")
 
 TENSORS = [
     {"name": name, "datatype": datatype, "shape": [1], "data": [ROW[name]]}
@@ -59,7 +61,7 @@ class Carrier:
     async def rpc(self, request: RpcRequest) -> RpcReply:
         return await self._carry(request.path, self.replica.rpc(request))
 
-    async def _carry(self, path: str, answer: Coroutine[Any, Any, Any]) -> Any:
+    async def _carry(self, path: str, answer: Coroutine[Any, Any, T]) -> T:
         self.asked.append(path)
         try:
             await self.held.wait()
@@ -175,7 +177,7 @@ def test_every_door_answers_for_a_model_in_a_pool(split: Split, until: Callable[
     asked = oip.ModelInferRequest(model_name="flights", id="8")
     for name, field, value in (
         ("carrier", "bytes_contents", str(ROW["carrier"]).encode()),
-        ("distance", "fp64_contents", float(ROW["distance"])),  # type: ignore[arg-type]
+        ("distance", "fp64_contents", float(ROW["distance"])),
         ("stops", "int64_contents", ROW["stops"]),
         ("departs", "bytes_contents", str(ROW["departs"]).encode()),
     ):
@@ -219,7 +221,7 @@ def test_errors_of_a_pool_arrive_as_they_are(split: Split) -> None:
     with pytest.raises(grpc.RpcError) as refused:
         split.native.Predict(request)
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    found = rpc_status.from_call(refused.value)
+    found = rpc_status.from_call(refused.value)  # type: ignore[arg-type]
     assert found is not None
     info = error_details_pb2.ErrorInfo()
     assert len(found.details) == 1 and found.details[0].Unpack(info)

@@ -7,6 +7,7 @@ the old, on the same addresses, and the old one is removed when the new one runs
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import sys
@@ -16,6 +17,7 @@ from collections.abc import Mapping
 import ray
 from ray import serve
 from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus
 
 from everloop_inference import ray_doors
@@ -29,6 +31,7 @@ __all__ = ["deploy"]
 
 log = logging.getLogger(__name__)
 
+ASK_SECONDS = 10.0
 # Serve goes on by itself with these; an unhealthy application is one whose replica it is replacing.
 ALIVE = {ApplicationStatus.RUNNING, ApplicationStatus.DEPLOYING, ApplicationStatus.UNHEALTHY}
 
@@ -53,18 +56,30 @@ def deploy(settings: InferenceSettings, rules: Mapping[str, ServingPolicy], mark
     else:
         log.info("%s starts", wanted)
         serve.run(application(settings, rules, mark), name=wanted, route_prefix=None)
-    doors = serve.status().applications.get(settings.application)
-    if settings.ray_http_address:
-        _wait_for(wanted)
-        behind = serve.get_app_handle(wanted)
-        serve.run(ray_doors.application(behind, mark), name=settings.application, route_prefix="/")
-    elif doors:
-        serve.delete(settings.application)
+    _open_rays_doors(settings, wanted, mark)
     for name in known:
         if name != wanted:
             _wait_for(wanted)
             log.info("%s is removed", name)
             serve.delete(name)
+
+
+def _open_rays_doors(settings: InferenceSettings, wanted: str, mark: str) -> None:
+    """Lets Ray's own doors lead to the wanted replicas, or closes them."""
+    name = settings.application
+    is_there = name in serve.status().applications
+    if not settings.ray_http_address:
+        if is_there:
+            serve.delete(name)
+        return
+    _wait_for(wanted)
+    if is_there:
+        # Ray Serve starts everything anew with every call of `run`.
+        with contextlib.suppress(RayError, RayServeException, TimeoutError):
+            if serve.get_app_handle(name).mark.remote().result(timeout_s=ASK_SECONDS) == mark:
+                return
+    behind = serve.get_app_handle(wanted)
+    serve.run(ray_doors.application(behind, mark), name=name, route_prefix="/")
 
 
 def _start(settings: InferenceSettings) -> None:

@@ -87,9 +87,14 @@ class RayDoors:
     RepositoryIndex = _rpc(_OIP, "RepositoryIndex", oip.RepositoryIndexResponse)
     ModelInfer = _rpc(_OIP, "ModelInfer", oip.ModelInferResponse)
 
-    def __init__(self, replicas: DeploymentHandle[Any]) -> None:
-        """Takes the handle of the replicas."""
+    def __init__(self, replicas: DeploymentHandle[Any], mark: str) -> None:
+        """Takes the handle of the replicas and their fingerprint."""
         self.replicas: Elsewhere = ServeHandle(replicas)
+        self._mark = mark
+
+    def mark(self) -> str:
+        """The fingerprint of the replicas that answer."""
+        return self._mark
 
     async def __call__(self, request: Request) -> Response:
         """Answers a request over HTTP."""
@@ -104,12 +109,12 @@ class RayDoors:
         return Response(reply.body, reply.status, headers)
 
 
-def application(replicas: DeploymentHandle[Any], version: str) -> serve.Application:
-    """Describes the deployment to Ray Serve, which leaves alone what has the version already."""
+def application(replicas: DeploymentHandle[Any], mark: str) -> serve.Application:
+    """Describes the deployment to Ray Serve; `mark` is the fingerprint of the replicas."""
     deployment = serve.deployment(
-        name="doors", version=version, ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1024
+        name="doors", ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1024
     )(RayDoors)
-    return deployment.bind(replicas)
+    return deployment.bind(replicas, mark)
 
 
 def _lost() -> RpcReply:

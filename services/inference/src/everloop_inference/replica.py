@@ -115,6 +115,7 @@ class Replica:
         self.http = self._listeners.http
         self.rpc = self._listeners.rpc
         self.ongoing = Ongoing(LATENCY)
+        self._prime_seconds = settings.pool_seconds if only else settings.prime_seconds
         self._stopping = threading.Event()
         self._reconciling = threading.Thread(target=self._reconcile, name="reconcile", daemon=True)
         self._primed = threading.Event()
@@ -126,9 +127,10 @@ class Replica:
             RuntimeError: an address cannot be bound.
         """
         self.reconciler.restore()
-        # A replica that listens shares its address with others: it must know what they know.
+        # A replica that listens shares its address with others: it must know what they know. One of a pool was started
+        # for requests that wait.
         self._reconciling.start()
-        self._primed.wait(self._settings.prime_seconds)
+        self._primed.wait(self._prime_seconds)
         REGISTRY.register(self.log.books)
         self.log.start()
         # What is there now stays: looking through it would hold every request up, for 0.1 s and more beside Ray.
