@@ -124,18 +124,8 @@ class Split:
         return answer.status, json.loads(data), found
 
 
-class OneProcess:
-    """Takes the books of two replicas, which are two processes elsewhere."""
-
-    def register(self, collector: object) -> None:
-        pass
-
-    unregister = register
-
-
 @pytest.fixture
-def split(world: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Split]:
-    monkeypatch.setattr("everloop_inference.replica.REGISTRY", OneProcess())
+def split(one_process: None, world: Any) -> Iterator[Split]:
     world.publish(1)
     world.publish(1, sample_artifact(), name="others")
     split = Split(world)

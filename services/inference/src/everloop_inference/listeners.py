@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
+import socket
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
@@ -16,7 +18,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2_grpc as native_grpc
 from everloop_contracts.stubs.inference import grpc_service_pb2_grpc as oip_grpc
-from everloop_inference.addresses import bound
+from everloop_inference.addresses import accepted, bound
 from everloop_inference.doors import Doors
 from everloop_inference.http_app import HttpApp
 from everloop_inference.metrics import GRPC_CLOSED
@@ -37,6 +39,7 @@ T = TypeVar("T")
 
 SERVICES = ("inference.GRPCInferenceService", "everloop.inference.v1.InferenceService")
 START_SECONDS = 30.0
+LINGER_SECONDS = 0.5
 
 
 class Listeners:
@@ -150,6 +153,7 @@ class Listeners:
             await asyncio.wait((stop, serving), return_when=asyncio.FIRST_COMPLETED)
             # Whoever calls now is told to come back over a new connection, to another replica.
             self._app.draining = True
+            await _close(http, listening)
             await health_servicer.enter_graceful_shutdown()
             await rpc.stop(self._settings.drain_seconds)
             http.should_exit = True
@@ -174,6 +178,29 @@ def _http_server(settings: InferenceSettings, app: HttpApp) -> uvicorn.Server:
             timeout_graceful_shutdown=max(1, int(settings.drain_seconds)),
         )
     )
+
+
+async def _close(http: uvicorn.Server, listening: socket.socket) -> None:
+    """Takes no new connections, and gives requests that are on their way a moment to arrive.
+
+    uvicorn closes a connection whose request it has not read yet.
+    """
+    loop = asyncio.get_running_loop()
+    late = accepted(listening)
+    for server in http.servers:
+        server.close()
+    for waiting in late:
+        protocol: Any = http.config.http_protocol_class
+        connected = functools.partial(
+            protocol,
+            config=http.config,
+            server_state=http.server_state,
+            app_state=http.lifespan.state,
+        )
+        await loop.connect_accepted_socket(connected, waiting)
+    until = loop.time() + LINGER_SECONDS
+    while http.server_state.connections and loop.time() < until:
+        await asyncio.sleep(0.01)
 
 
 async def _methods(
