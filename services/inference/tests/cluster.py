@@ -130,7 +130,7 @@ class Cluster:
 
     def predict(self, model: str = "flights") -> int:
         """Returns the version that answers; 0 if nobody does."""
-        connection = http.client.HTTPConnection(self.http, timeout=5)
+        connection = http.client.HTTPConnection(self.http, timeout=30)
         try:
             body = json.dumps({"rows": [ROW]})
             connection.request("POST", f"/v1/models/{model}:predict", body)
