@@ -76,8 +76,9 @@ class Cluster:
         }
         self.service: subprocess.Popen[bytes] | None = None
         self.head: subprocess.Popen[bytes] | None = None
+        self.nodes: list[subprocess.Popen[bytes]] = []
 
-    def start_head(self) -> None:
+    def start_head(self, cpus: int = 4) -> None:
         names = (
             "gcs",
             "object-manager",
@@ -97,9 +98,21 @@ class Cluster:
             f"--temp={self.folder / 'r'}",
             f"--spill={self.folder}",
             f"--ready={self.folder / 'ray.ready'}",
-            "--cpus=4",
+            f"--cpus={cpus}",
             "--object-store-bytes=100000000",
         )
+
+    def start_node(self, cpus: int = 1) -> subprocess.Popen[bytes]:
+        """A second node on this machine, which ends as a whole when it is killed."""
+        with (self.folder / "node.log").open("ab") as output:
+            node = subprocess.Popen(
+                [sys.executable, "-c", NODE, f"127.0.0.1:{self.ports[5]}", str(cpus)],
+                env=self.environment,
+                stdout=output,
+                stderr=output,
+            )
+        self.nodes.append(node)
+        return node
 
     def start_service(self) -> None:
         self.service = self._start("everloop_inference")
@@ -161,12 +174,47 @@ class Cluster:
         return 0
 
     def stop(self) -> None:
-        for process in (self.service, self.head):
+        for process in (self.service, *self.nodes, self.head):
             if process and process.poll() is None:
                 process.send_signal(signal.SIGTERM)
                 process.wait(60)
         self.server.stop(0)
 
+
+def replicas(cluster: Cluster, deployment: str) -> list[psutil.Process]:
+    """Processes of the replicas of a deployment of this cluster."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        title = " ".join(process.info["cmdline"] or ())
+        if title.startswith("ray::ServeReplica:") and f":{deployment}" in title:
+            try:
+                if process.environ().get("EVERLOOP_HOME") == str(cluster.folder):
+                    found.append(process)
+            except psutil.Error:
+                continue
+    return found
+
+
+NODE = """
+import signal, sys
+from ray._private.node import Node
+from ray._private.parameter import RayParams
+node = Node(
+    RayParams(
+        gcs_address=sys.argv[1],
+        node_ip_address="127.0.0.1",
+        num_cpus=int(sys.argv[2]),
+        dashboard_agent_listen_port=0,
+        include_log_monitor=False,
+        object_store_memory=100_000_000,
+    ),
+    head=False,
+    shutdown_at_exit=True,
+    spawn_reaper=True,
+)
+signal.signal(signal.SIGTERM, lambda number, frame: sys.exit())
+signal.pause()
+"""
 
 # A process of its own, as the trainer is one: MLflow warns while it is imported, and here warnings are errors.
 LOG_MODEL = """

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import grpc
@@ -17,11 +18,13 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from prometheus_client import REGISTRY
+from pydantic import ValidationError
 
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2 as native
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2_grpc as native_grpc
 from everloop_contracts.stubs.inference import grpc_service_pb2 as oip
 from everloop_contracts.stubs.inference import grpc_service_pb2_grpc as oip_grpc
+from everloop_inference.autoscaling import ONGOING, policy
 from everloop_inference.domain import PoolPolicy, Wanted
 from everloop_inference.fakes import ROW, sample_artifact
 from everloop_inference.ongoing import Ongoing
@@ -29,6 +32,7 @@ from everloop_inference.passing import HttpReply, HttpRequest, RpcReply, RpcRequ
 from everloop_inference.pools import Pools
 from everloop_inference.ports import Lost
 from everloop_inference.replica import Replica
+from everloop_inference.settings import InferenceSettings
 from everloop_runtime.errors import EverloopError, Kind
 
 T = TypeVar("T")
@@ -380,3 +384,21 @@ def test_requests_at_a_time_follow_from_what_they_took() -> None:
     assert ongoing() == pytest.approx(4.0)
     now[0] = 106.0
     assert ongoing() == 0.0
+
+
+def test_replicas_are_wanted_by_what_they_say() -> None:
+    config = SimpleNamespace(get_target_ongoing_requests=lambda: 2.0)
+
+    def wanted(metrics: dict[str, dict[str, float]]) -> float:
+        context = SimpleNamespace(aggregated_metrics=metrics, target_num_replicas=3, config=config)
+        return policy(context)[0]  # type: ignore[arg-type]
+
+    assert wanted({ONGOING: {"a": 5.0, "b": 4.0}}) == 4.5
+    assert wanted({ONGOING: {"a": 0.0, "b": 0.0}}) == 0.0
+    # Nobody has said anything yet: as before.
+    assert wanted({}) == 3
+
+
+def test_rays_grpc_proxy_does_not_come_alone(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="EVERLOOP_RAY_HTTP_ADDRESS"):
+        InferenceSettings(data_dir=tmp_path, ray_grpc_port=9000)

@@ -13,12 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
-import psutil
 import pytest
 import yaml
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from services.inference.tests.cluster import REPOSITORY, Cluster, cluster_of_processes
+from services.inference.tests.cluster import REPOSITORY, Cluster, cluster_of_processes, replicas
 
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2 as native
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2_grpc as native_grpc
@@ -59,20 +58,6 @@ def cluster(until: Callable[..., None]) -> Iterator[Cluster]:
         until(lambda: cluster.predict() == 1, 120)
         until(lambda: answers(cluster.environment["EVERLOOP_RAY_HTTP_ADDRESS"]), 120)
         yield cluster
-
-
-def replicas(cluster: Cluster, deployment: str) -> list[psutil.Process]:
-    """Processes of the replicas of a deployment of this cluster."""
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        title = " ".join(process.info["cmdline"] or ())
-        if title.startswith("ray::ServeReplica:") and f":{deployment}" in title:
-            try:
-                if process.environ().get("EVERLOOP_HOME") == str(cluster.folder):
-                    found.append(process)
-            except psutil.Error:
-                continue
-    return found
 
 
 def ask(address: str, path: str, body: object | None = None, **headers: str) -> tuple[int, Any]:
@@ -135,10 +120,42 @@ def test_a_pool_wakes_with_the_first_request_and_sleeps_again(
         described = oip_grpc.GRPCInferenceServiceStub(channel).ModelMetadata(metadata)
         assert list(described.versions) == ["1"]
 
+    print_costs(cluster)
     idle = time.monotonic()
     until(asleep, 120)
     print(f"at zero after {time.monotonic() - idle:.1f} s")
     assert cluster.predict("sleepy") == 1
+
+
+def print_costs(cluster: Cluster, rounds: int = 10, requests: int = 50) -> None:
+    """Prints what a request costs that is answered at once, and one that is passed on, in turns."""
+    connection = http.client.HTTPConnection(cluster.http, timeout=60)
+    body = json.dumps({"rows": [ROW]})
+    taken: dict[str, list[float]] = {"flights": [], "sleepy": []}
+    spent = dict.fromkeys(taken, 0.0)
+    working = [*replicas(cluster, "replica"), *replicas(cluster, "pool-sleepy")]
+
+    def processor_time() -> float:
+        return sum(sum(process.cpu_times()[:2]) for process in working)
+
+    for _ in range(rounds):
+        for model, times in taken.items():
+            before = processor_time()
+            for _ in range(requests):
+                began = time.perf_counter()
+                connection.request("POST", f"/v1/models/{model}:predict", body)
+                answer = connection.getresponse()
+                answer.read()
+                times.append(time.perf_counter() - began)
+                assert answer.status == 200
+            spent[model] += processor_time() - before
+    connection.close()
+    for model, times in taken.items():
+        times.sort()
+        print(
+            f"{model}: p50 {times[len(times) // 2] * 1e3:.2f} ms, p99 {times[-len(times) // 100] * 1e3:.2f} ms, "
+            f"processor time of the replicas {spent[model] / len(times) * 1e3:.2f} ms a request"
+        )
 
 
 def test_a_killed_pool_replica_costs_no_request(

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import os
 import signal
+import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
+import psutil
 import pytest
-from services.inference.tests.cluster import Cluster, cluster_of_processes
+from services.inference.tests.cluster import Cluster, cluster_of_processes, replicas
+
+from everloop_inference.fakes import ROW
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -75,3 +83,94 @@ def test_everything_that_is_killed_comes_back(cluster: Cluster, until: Callable[
         answers.append(cluster.predict())
         assert time.monotonic() < deadline
     assert set(answers) == {2}
+
+
+class Kept:
+    """One connection that is kept and asked on and on."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.connection = http.client.HTTPConnection(cluster.http, timeout=30)
+        self.answers = 0
+        assert self.ask() == 200
+        own = self.connection.sock.getsockname()[1]
+        port = int(cluster.http.rpartition(":")[2])
+        self.pid = next(
+            other.pid
+            for other in psutil.net_connections("tcp4")
+            if other.laddr and other.raddr and (other.laddr.port, other.raddr.port) == (port, own)
+        )
+
+    def ask(self) -> int:
+        body = json.dumps({"rows": [ROW]})
+        self.connection.request("POST", "/v1/models/flights:predict", body)
+        answer = self.connection.getresponse()
+        answer.read()
+        return answer.status
+
+    def ask_on(self, stop: threading.Event) -> str:
+        """Returns what went wrong first; nothing, hopefully."""
+        while not stop.is_set():
+            try:
+                status = self.ask()
+            except (OSError, http.client.HTTPException) as error:
+                return repr(error)
+            if status != 200:
+                return str(status)
+            self.answers += 1
+        return ""
+
+
+def test_a_killed_node_costs_the_others_nothing(
+    cluster: Cluster, until: Callable[..., None]
+) -> None:
+    cluster.environment |= {"EVERLOOP_REPLICAS": "2", "EVERLOOP_REPLICA_CPUS": "1"}
+    cluster.publish(1)
+    # Each node has room for one replica.
+    cluster.start_head(cpus=1)
+    node = cluster.start_node(cpus=1)
+    cluster.start_service()
+    until(cluster.serving, 240)
+    until(lambda: len(replicas(cluster, "replica")) == 2 and cluster.predict() == 1, 120)
+
+    def on(node: subprocess.Popen[bytes]) -> set[int]:
+        """Replicas of a node."""
+        below = {child.pid for child in psutil.Process(node.pid).children(recursive=True)}
+        return below & {process.pid for process in replicas(cluster, "replica")}
+
+    (doomed,) = on(node)
+    kept: list[Kept] = []
+
+    def connected() -> bool:
+        kept.append(Kept(cluster))
+        return {one.pid for one in kept} > {doomed} and len(kept) >= 8
+
+    until(connected, 120)
+    stop = threading.Event()
+    with ThreadPoolExecutor(len(kept)) as callers:
+        try:
+            asked = {one: callers.submit(one.ask_on, stop) for one in kept}
+            node.kill()
+            node.wait()
+            began = time.monotonic()
+            until(lambda: not psutil.pid_exists(doomed), 60)
+            print(f"the node's replica ended {time.monotonic() - began:.2f} s after it")
+            before = sum(one.answers for one in kept)
+            # Who comes now finds the other, and its callers notice nothing.
+            for _ in range(50):
+                assert cluster.predict() == 1
+            until(lambda: sum(one.answers for one in kept) > before + 1000, 60)
+        finally:
+            stop.set()
+        for one, found in asked.items():
+            if one.pid != doomed:
+                assert found.result() == ""
+                assert one.answers
+    assert cluster.serving()
+
+    # The node comes back, and with it the replica that there was no room for.
+    again = cluster.start_node(cpus=1)
+    began = time.monotonic()
+    until(lambda: on(again), 120)
+    (newcomer,) = on(again)
+    until(lambda: Kept(cluster).pid == newcomer, 120)
+    print(f"the node serves again after {time.monotonic() - began:.1f} s")
