@@ -184,14 +184,14 @@ class Cluster:
 def replicas(cluster: Cluster, deployment: str) -> list[psutil.Process]:
     """Processes of the replicas of a deployment of this cluster."""
     found = []
-    for process in psutil.process_iter(["cmdline"]):
-        title = " ".join(process.info["cmdline"] or ())
-        if title.startswith("ray::ServeReplica:") and f":{deployment}" in title:
-            try:
-                if process.environ().get("EVERLOOP_HOME") == str(cluster.folder):
+    for node in (cluster.head, *cluster.nodes):
+        if node is None or node.poll() is not None:
+            continue
+        for process in psutil.Process(node.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                title, *_ = process.cmdline() or [""]
+                if title.startswith("ray::ServeReplica:") and title.endswith(f":{deployment}"):
                     found.append(process)
-            except psutil.Error:
-                continue
     return found
 
 
