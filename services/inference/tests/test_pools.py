@@ -391,7 +391,7 @@ def test_replicas_are_wanted_by_what_they_say() -> None:
 
     def wanted(metrics: dict[str, dict[str, float]]) -> float:
         context = SimpleNamespace(aggregated_metrics=metrics, target_num_replicas=3, config=config)
-        return policy(context)[0]  # type: ignore[arg-type]
+        return policy(context)[0]
 
     assert wanted({ONGOING: {"a": 5.0, "b": 4.0}}) == 4.5
     assert wanted({ONGOING: {"a": 0.0, "b": 0.0}}) == 0.0
