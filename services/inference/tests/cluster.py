@@ -189,8 +189,9 @@ def replicas(cluster: Cluster, deployment: str) -> list[psutil.Process]:
             continue
         for process in psutil.Process(node.pid).children(recursive=True):
             with contextlib.suppress(psutil.Error):
-                title, *_ = process.cmdline() or [""]
-                if title.startswith("ray::ServeReplica:") and title.endswith(f":{deployment}"):
+                # A replica that is asked has the method at the end of its title.
+                kind, _, name = (process.cmdline() or [""])[0].rpartition(":")
+                if kind.startswith("ray::ServeReplica:") and name.split(".")[0] == deployment:
                     found.append(process)
     return found
 

@@ -17,7 +17,7 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from prometheus_client import REGISTRY
+from prometheus_client import REGISTRY, Histogram
 from pydantic import ValidationError
 
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2 as native
@@ -366,21 +366,13 @@ def test_what_the_registry_said_about_pools_outlives_the_replica(tmp_path: Path)
     assert again.version("flights", "3").run_id == "run"
 
 
-class Family:
-    """Durations that a test adds up."""
-
-    def __init__(self) -> None:
-        self.spent = 0.0
-
-    def collect(self) -> list[Any]:
-        sample = type("Sample", (), {"name": "durations_sum", "value": self.spent})
-        return [type("Metric", (), {"samples": [sample]})]
-
-
 def test_requests_at_a_time_follow_from_what_they_took() -> None:
-    family, now = Family(), [100.0]
-    ongoing = Ongoing(family, lambda: now[0])  # type: ignore[arg-type]
-    family.spent, now[0] = 20.0, 105.0
+    durations, now = Histogram("durations", "Of requests.", ["door"], registry=None), [100.0]
+    durations.labels("http").observe(7.0)
+    ongoing = Ongoing(durations, lambda: now[0])
+    durations.labels("http").observe(5.0)
+    durations.labels("grpc").observe(15.0)
+    now[0] = 105.0
     assert ongoing() == pytest.approx(4.0)
     now[0] = 106.0
     assert ongoing() == 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import subprocess
@@ -13,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
+import psutil
 import pytest
 import yaml
 from google.rpc import error_details_pb2
@@ -135,14 +137,17 @@ def print_costs(cluster: Cluster, rounds: int = 10, requests: int = 50) -> None:
     body = json.dumps({"rows": [ROW]})
     taken: dict[str, list[float]] = {"flights": [], "sleepy": []}
     spent = dict.fromkeys(taken, 0.0)
-    working = [*replicas(cluster, "replica"), *replicas(cluster, "pool-sleepy")]
 
-    def processor_time() -> float:
-        return sum(sum(process.cpu_times()[:2]) for process in working)
+    def processor_times() -> dict[int, float]:
+        found = {}
+        for process in (*replicas(cluster, "replica"), *replicas(cluster, "pool-sleepy")):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found[process.pid] = sum(process.cpu_times()[:2])
+        return found
 
     for _ in range(rounds):
         for model, times in taken.items():
-            before = processor_time()
+            before = processor_times()
             for _ in range(requests):
                 began = time.perf_counter()
                 connection.request("POST", f"/v1/models/{model}:predict", body)
@@ -150,7 +155,8 @@ def print_costs(cluster: Cluster, rounds: int = 10, requests: int = 50) -> None:
                 answer.read()
                 times.append(time.perf_counter() - began)
                 assert answer.status == 200
-            spent[model] += processor_time() - before
+            after = processor_times()
+            spent[model] += sum(after[pid] - before[pid] for pid in after.keys() & before.keys())
     connection.close()
     for model, times in taken.items():
         times.sort()

@@ -99,7 +99,7 @@ class RayDoors:
     async def __call__(self, request: Request) -> Response:
         """Answers a request over HTTP."""
         passed = HttpRequest(
-            request.method, request.url.path, tuple(request.headers.raw), await request.body()
+            request.method, request.scope["path"], tuple(request.headers.raw), await request.body()
         )
         try:
             reply = await self.replicas.http(passed)
