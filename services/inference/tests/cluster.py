@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,6 +26,7 @@ from everloop_contracts.stubs.everloop.registry.v1 import registry_pb2, registry
 from everloop_inference.fakes import ROW, Artifact, sample_artifact
 
 REPOSITORY = Path(__file__).parents[3]
+NODE = "services.inference.tests.ray_node"
 
 
 class Registry(registry_pb2_grpc.RegistryServiceServicer):
@@ -88,7 +90,8 @@ class Cluster:
             "runtime-env",
             "metrics",
         )
-        self.head = self._start(
+        self.head = self._started(
+            self.folder / "ray.ready",
             "everloop.stack.ray_head",
             *(
                 f"--{name}={port}"
@@ -104,23 +107,31 @@ class Cluster:
 
     def start_node(self, cpus: int = 1) -> subprocess.Popen[bytes]:
         """A second node on this machine, which ends as a whole when it is killed."""
-        with (self.folder / "node.log").open("ab") as output:
-            node = subprocess.Popen(
-                [sys.executable, "-c", NODE, f"127.0.0.1:{self.ports[5]}", str(cpus)],
-                env=self.environment,
-                stdout=output,
-                stderr=output,
-            )
+        ready = self.folder / "node.ready"
+        address = f"127.0.0.1:{self.ports[5]}"
+        node = self._started(ready, NODE, address, str(cpus), str(ready))
         self.nodes.append(node)
         return node
 
     def start_service(self) -> None:
         self.service = self._start("everloop_inference")
 
+    def _started(self, ready: Path, module: str, *arguments: str) -> subprocess.Popen[bytes]:
+        """Starts a node as a supervisor does: Ray gives up where the machine is too busy to start it in 30 s."""
+        for _ in range(5):
+            ready.unlink(missing_ok=True)
+            process = self._start(module, *arguments)
+            while process.poll() is None:
+                if ready.exists():
+                    return process
+                time.sleep(0.1)
+        raise AssertionError(f"{module} does not start")
+
     def _start(self, module: str, *arguments: str) -> subprocess.Popen[bytes]:
         with (self.folder / f"{module}.log").open("ab") as output:
             return subprocess.Popen(
                 [sys.executable, "-m", module, *arguments],
+                cwd=REPOSITORY,
                 env=self.environment,
                 stdout=output,
                 stderr=output,
@@ -195,27 +206,6 @@ def replicas(cluster: Cluster, deployment: str) -> list[psutil.Process]:
                     found.append(process)
     return found
 
-
-NODE = """
-import signal, sys
-from ray._private.node import Node
-from ray._private.parameter import RayParams
-node = Node(
-    RayParams(
-        gcs_address=sys.argv[1],
-        node_ip_address="127.0.0.1",
-        num_cpus=int(sys.argv[2]),
-        dashboard_agent_listen_port=0,
-        include_log_monitor=False,
-        object_store_memory=100_000_000,
-    ),
-    head=False,
-    shutdown_at_exit=True,
-    spawn_reaper=True,
-)
-signal.signal(signal.SIGTERM, lambda number, frame: sys.exit())
-signal.pause()
-"""
 
 # A process of its own, as the trainer is one: MLflow warns while it is imported, and here warnings are errors.
 LOG_MODEL = """

@@ -25,6 +25,7 @@ from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2 as nati
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2_grpc as native_grpc
 from everloop_contracts.stubs.inference import grpc_service_pb2 as oip
 from everloop_contracts.stubs.inference import grpc_service_pb2_grpc as oip_grpc
+from everloop_inference.adapters.serve_handle import SMALL_BYTES
 from everloop_inference.fakes import ROW
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -124,6 +125,11 @@ def test_a_pool_wakes_with_the_first_request_and_sleeps_again(
         described = oip_grpc.GRPCInferenceServiceStub(channel).ModelMetadata(metadata)
         assert list(described.versions) == ["1"]
 
+    # More than fits into a message between replicas.
+    many = {"rows": [ROW] * 4096}
+    assert len(json.dumps(many)) > SMALL_BYTES
+    status, answer = ask(cluster.http, path, many)
+    assert (status, len(answer["predictions"])) == (200, 4096)
     print_costs(cluster)
     idle = time.monotonic()
     until(asleep, 120)
@@ -231,6 +237,7 @@ import sys
 import ray
 from ray import serve
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2 as native
+from everloop_inference.adapters.serve_handle import SMALL_BYTES
 from everloop_inference.fakes import ROW
 ray.init(address=sys.argv[1], namespace="everloop", log_to_driver=False, logging_level="ERROR")
 handle = serve.get_app_handle("inference")
