@@ -146,6 +146,9 @@ def kill_under_load(
             until(lambda: sum(one.answers for one in kept) > before + 1000, 120)
         finally:
             stop.set()
+        for one, found in asked.items():
+            found.result()
+            one.connection.close()
         others = [one for one in kept if one.pid != doomed]
         assert [asked[one].result() for one in others] == [""] * len(others)
         print(f"{sum(one.answers for one in others)} answers of the others, none failed")
