@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import lru_cache
+from itertools import chain
 from math import isnan, nan
 from typing import Any, Final
 from zoneinfo import ZoneInfo
@@ -42,6 +43,7 @@ NULL_TIME: Final = int(np.iinfo(np.int64).min)
 _ABSENT: Final = object()
 _NUMBERS: Final = frozenset({float, int})
 _STRINGS: Final = frozenset({str})
+_INTEGERS: Final = {int}
 _NONE: Final = {type(None)}
 _EPOCH_DAY: Final = datetime(1970, 1, 1).toordinal()
 _KIND_NAMES: Final = {
@@ -274,46 +276,57 @@ class Layout:
         except (_Doubtful, TypeError, OverflowError):
             return self._converted_one_by_one(rows)
 
-    def from_plain(self, row: Mapping[str, Any]) -> Block | None:
-        """Converts one row whose timestamps may be whole seconds of wall-clock time as well.
+    def from_plain(self, columns: Mapping[str, Sequence[Any]]) -> Block | None:
+        """Converts columns of one length whose timestamps may be whole seconds of wall-clock time as well.
+
+        Args:
+            columns: name to values, of one JSON type each (numbers are one) or null.
 
         Returns:
             None where a value is not of the very type that the model takes, or is NaN, missing or unknown: it needs a
             closer look than this one.
         """
+        if not columns or not columns.keys() <= self._places.keys():
+            return None
+        rows = len(next(iter(columns.values())))
+        nulls = (None,) * rows
         names, required = self._floats
-        floats: list[Any] = [row.get(name) for name in names]
-        if kinds := set(map(type, floats)) - _NUMBERS:
-            if kinds != _NONE or None in floats[:required]:
+        given = [columns.get(name, nulls) for name in names]
+        floats = list(chain.from_iterable(given))
+        try:
+            # Which takes truth for a number; a column holds values of one type, or nulls.
+            packed = array("f", floats)
+            doubtful = not _NUMBERS.issuperset([type(values[0]) for values in given])
+        except (TypeError, OverflowError):
+            doubtful = True
+        if doubtful:
+            kinds = set(map(type, floats)) - _NUMBERS
+            if kinds != _NONE or None in floats[: required * rows]:
                 return None
-            floats = [nan if value is None else value for value in floats]
-        if isnan(sum(floats[:required])):
+            packed = array("f", [nan if value is None else value for value in floats])
+        if isnan(sum(floats[: required * rows])):
             return None
         for spec in self._rest:
-            value = row.get(spec.name)
+            values = columns.get(spec.name, nulls)
             wanted = bool if spec.type is FieldType.BOOL else int
-            if type(value) is not wanted:
-                if value is not None or not spec.nullable:
+            if kinds := set(map(type, values)) - {wanted}:
+                if kinds != _NONE or not spec.nullable:
                     return None
-                value = nan
-            floats.append(value)
+                values = [nan if value is None else value for value in values]
+            packed.extend(values)
         names, required = self._texts
-        texts: list[Any] = [row.get(name) for name in names]
+        texts = list(chain.from_iterable([columns.get(name, nulls) for name in names]))
         if kinds := set(map(type, texts)) - _STRINGS:
-            if kinds != _NONE or None in texts[:required]:
+            if kinds != _NONE or None in texts[: required * rows]:
                 return None
             texts = ["" if value is None else value for value in texts]
-        if not row.keys() <= self._places.keys():
-            return None
         try:
-            times = [self._moment(row, spec, zone) for spec, zone in self._times]
-            return self._filled(1, floats, texts, times)
+            times: list[int] = []
+            for spec, zone in self._times:
+                times.extend(_moments(columns.get(spec.name, nulls), spec, zone))
+            return self._filled(rows, packed, texts, times)
         except (InputError, OverflowError):
             return None
-
-    def _moment(self, row: Mapping[str, Any], spec: InputSpec, zone: ZoneInfo) -> int:
-        value = row.get(spec.name)
-        return value if type(value) is int else _time((row,), row, spec, zone)
 
     def _converted(self, rows: Sequence[Mapping[str, object]]) -> Block:
         """Checks the exact types that a JSON parser gives for all values of a kind at once.
@@ -409,6 +422,21 @@ def _number(
     ):
         return value
     raise _refusal(rows, row, spec, value)
+
+
+def _moments(values: Sequence[Any], spec: InputSpec, zone: ZoneInfo) -> Sequence[int]:
+    """A column of timestamps; whole numbers are seconds already.
+
+    Raises:
+        InputError: a value is neither.
+    """
+    if set(map(type, values)) == _INTEGERS:
+        return values
+    rows = [{spec.name: value} for value in values]
+    return [
+        value if type(value) is int else _time(rows, row, spec, zone)
+        for value, row in zip(values, rows, strict=True)
+    ]
 
 
 def _time(

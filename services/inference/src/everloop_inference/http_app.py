@@ -225,7 +225,7 @@ class HttpApp:
             case ["", "v2", "models", name, "versions", version, "infer"]:
                 return await self._infer(request, name, version)
             case ["", "v2", "repository", "index"]:
-                index = oip_json.repository(self._models.serving, self._pooled)
+                index = oip_json.repository(self._models.answering, self._pooled)
                 return _Reply(200, orjson.dumps(index))
             case _:
                 raise _no_path(request.path)
@@ -289,11 +289,11 @@ class HttpApp:
             case ["v2"]:
                 return _Reply(200, self._server)
             case ["v1", "models"]:
-                models = [native_json.described(model) for model in self._models.serving.values()]
+                models = [native_json.described(served) for served in self._models.all]
                 models += [native_json.pooled(wanted) for wanted in self._pooled.values()]
                 return _Reply(200, orjson.dumps({"models": models}))
             case ["v1", "models", name]:
-                return _Reply(200, orjson.dumps(native_json.described(self._models.get(name))))
+                return _Reply(200, orjson.dumps(native_json.described(self._models.served(name))))
             case ["v2", "models"]:
                 return _Reply(200, orjson.dumps({"models": [*self._models.serving, *self._pooled]}))
             case ["v2", "models", name]:
@@ -312,8 +312,9 @@ class HttpApp:
                 raise _no_path(path)
 
     def _metadata(self, name: str, version: str = "") -> _Reply:
-        model = self._models.get(name, version)
-        return _Reply(200, orjson.dumps(oip_json.model_metadata(model)))
+        served = self._models.served(name)
+        metadata = oip_json.model_metadata(served.named(version), served.versions)
+        return _Reply(200, orjson.dumps(metadata))
 
     def _ready(self, name: str, version: str = "") -> _Reply:
         if self._pools is not None and name in self._pools:

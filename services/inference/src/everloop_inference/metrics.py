@@ -15,6 +15,7 @@ __all__ = [
     "GRPC_CLOSED",
     "LATENCY",
     "LOAD_FAILURES",
+    "MIRRORS_DROPPED",
     "PASSED",
     "PASSED_SECONDS",
     "POOL_VERSION",
@@ -74,6 +75,11 @@ LOAD_FAILURES = Counter(
     "everloop_inference_load_failures",
     "Attempts to load a version that failed; the version before it goes on serving.",
     ["model", "reason"],
+)
+MIRRORS_DROPPED = Counter(
+    "everloop_inference_trial_dropped_mirrors",
+    "Requests that a version on trial should have predicted unseen, given up because too much waited.",
+    ["model"],
 )
 PASSED = Counter(
     "everloop_inference_passed_requests",

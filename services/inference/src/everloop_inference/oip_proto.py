@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Final
 
 import numpy as np
@@ -59,9 +60,9 @@ def check_outputs(request: oip.ModelInferRequest) -> None:
             check_parameters(wanted.name, wanted.parameters)
 
 
-def plain(request: oip.ModelInferRequest) -> dict[str, Any] | None:
-    """The inputs as one row of plain values; None where they are more than that, or need a closer look."""
-    row: dict[str, Any] = {}
+def plain(request: oip.ModelInferRequest) -> dict[str, list[Any]] | None:
+    """The inputs of one row as columns of plain values; None where they are more than that, or need a closer look."""
+    row: dict[str, list[Any]] = {}
     inputs, raws = request.inputs, request.raw_input_contents
     if raws and len(raws) != len(inputs):
         return None
@@ -73,10 +74,10 @@ def plain(request: oip.ModelInferRequest) -> dict[str, Any] | None:
             if raws:
                 if item.HasField("contents"):
                     return None
-                row[name] = plain_from_raw(datatype, raws[index])
+                row[name] = [plain_from_raw(datatype, raws[index])]
             else:
                 (value,) = getattr(item.contents, _SINGLE[datatype])
-                row[name] = value.decode() if datatype == "BYTES" else value
+                row[name] = [value.decode() if datatype == "BYTES" else value]
     except (ValueError, IndexError, KeyError):
         return None
     return row if len(row) == len(inputs) else None
@@ -146,12 +147,12 @@ def response(answer: Answer, request: oip.ModelInferRequest) -> oip.ModelInferRe
     return response
 
 
-def described(model: ServedModel) -> oip.ModelMetadataResponse:
-    """What the protocol wants to know about a model."""
+def described(model: ServedModel, versions: Iterable[str]) -> oip.ModelMetadataResponse:
+    """What the protocol wants to know about a version; `versions` are all that answer."""
     tensor = oip.ModelMetadataResponse.TensorMetadata
     return oip.ModelMetadataResponse(
         name=model.name,
-        versions=[str(model.version)],
+        versions=versions,
         platform=PLATFORM[model.engine.kind],
         inputs=[tensor(name=n, datatype=d, shape=s) for n, d, s in input_signature(model)],
         outputs=[tensor(name=n, datatype=d, shape=s) for n, d, s in output_signature(model)],

@@ -7,7 +7,7 @@ import gc
 import logging
 import secrets
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from prometheus_client import REGISTRY
@@ -16,7 +16,7 @@ from everloop_inference.adapters.kafka import KafkaSink
 from everloop_inference.adapters.mlflow import MlflowArtifacts
 from everloop_inference.adapters.registry import GrpcRegistry
 from everloop_inference.batching import Capacity
-from everloop_inference.domain import ServingPolicy, Wanted
+from everloop_inference.domain import Production, ServingPolicy
 from everloop_inference.listeners import Listeners
 from everloop_inference.load import Loader
 from everloop_inference.metrics import LATENCY
@@ -29,6 +29,7 @@ from everloop_inference.reconcile import Reconciler
 from everloop_inference.settings import InferenceSettings
 from everloop_inference.spill import Spill
 from everloop_inference.swap import Models
+from everloop_inference.trial_metrics import TrialMetrics
 
 __all__ = ["Replica"]
 
@@ -83,6 +84,7 @@ class Replica:
         )
         # Pools keep what they load to themselves: whoever cleans up removes what it does not know.
         folder = settings.data_dir / "pools" / only if only else settings.data_dir
+        epoch = secrets.token_hex(8)
         self.reconciler = Reconciler(
             registry or GrpcRegistry(settings.registry_address, settings.registry_timeout_seconds),
             Loader(
@@ -93,10 +95,10 @@ class Replica:
             self.models,
             policies,
             folder / "serving.json",
+            epoch,
             settings.load_retry_max_seconds,
             functools.partial(_share, only, self.pools),
         )
-        epoch = secrets.token_hex(8)
         self.log = PredictionLog(
             sink or KafkaSink(settings.kafka_bootstrap, settings.log_send_seconds),
             Spill(settings.data_dir / "spill", epoch, settings.log_spill_bytes),
@@ -109,6 +111,7 @@ class Replica:
         self.predictor = Predictor(
             self.models, self.log, epoch, capacity=_capacity(settings), slow=self._slow
         )
+        self._trial_metrics = TrialMetrics(self.models)
         self._listeners = Listeners(
             settings, self.predictor, fingerprint, self.pools, public=not only
         )
@@ -132,6 +135,7 @@ class Replica:
         self._reconciling.start()
         self._primed.wait(self._prime_seconds)
         REGISTRY.register(self.log.books)
+        REGISTRY.register(self._trial_metrics)
         self.log.start()
         # What is there now stays: looking through it would hold every request up, for 0.1 s and more beside Ray.
         gc.collect()
@@ -155,6 +159,7 @@ class Replica:
         self._listeners.stop()
         self._slow.shutdown()
         self.log.close()
+        REGISTRY.unregister(self._trial_metrics)
         REGISTRY.unregister(self.log.books)
         log.info("stopped")
 
@@ -168,11 +173,17 @@ class Replica:
         self.reconciler.run(self._stopping, self._settings.reconcile_seconds)
 
 
-def _share(only: str, pools: Pools | None, production: Sequence[Wanted]) -> Sequence[Wanted]:
+def _share(only: str, pools: Pools | None, production: Production) -> Production:
     """What a replica serves of what the registry names."""
     if only:
-        return [wanted for wanted in production if wanted.model == only]
-    return production if pools is None else pools.note(production)
+        here = [wanted for wanted in production.versions if wanted.model == only]
+    elif pools is not None:
+        here = pools.note(production.versions)
+    else:
+        return production
+    models = {wanted.model for wanted in here}
+    trials = [trial for trial in production.trials if trial.candidate.model in models]
+    return Production(here, trials)
 
 
 def _capacity(settings: InferenceSettings) -> Capacity:
@@ -184,6 +195,7 @@ def _capacity(settings: InferenceSettings) -> Capacity:
         stream=settings.stream_requests,
         explain_rows=settings.explain_rows,
         explain_requests=settings.explain_requests,
+        mirror_rows=settings.mirror_rows,
     )
 
 

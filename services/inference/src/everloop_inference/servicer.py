@@ -141,7 +141,8 @@ class OipServicer(oip_grpc.GRPCInferenceServiceServicer):
         self, request: oip.ModelMetadataRequest, context: Context
     ) -> oip.ModelMetadataResponse:
         """Describes a model."""
-        return oip_proto.described(self._models.get(request.name, request.version))
+        served = self._models.served(request.name)
+        return oip_proto.described(served.named(request.version), served.versions)
 
     @_answers(_OIP)
     async def RepositoryIndex(
@@ -150,7 +151,7 @@ class OipServicer(oip_grpc.GRPCInferenceServiceServicer):
         """Lists what serves."""
         index = oip.RepositoryIndexResponse.ModelIndex
         pooled = self._pools.known if self._pools is not None else {}
-        listed = oip_json.repository(self._models.serving, pooled)
+        listed = oip_json.repository(self._models.answering, pooled)
         return oip.RepositoryIndexResponse(models=[index(**item) for item in listed])
 
     @_answers(_OIP)
@@ -264,8 +265,8 @@ class NativeServicer(native_grpc.InferenceServiceServicer):
         self, request: native.GetModelRequest, context: Context
     ) -> native.GetModelResponse:
         """Describes a model."""
-        model = self._predictor.models.get(request.model)
-        return native.GetModelResponse(model=native_proto.described(model))
+        served = self._predictor.models.served(request.model)
+        return native.GetModelResponse(model=native_proto.described(served))
 
 
 async def _passed(
