@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -14,7 +15,7 @@ from google.protobuf.struct_pb2 import Struct
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2 as native
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2_grpc as native_grpc
 from everloop_features.inputs import feeds_from_rows
-from everloop_inference.batching import Capacity
+from everloop_inference.batching import Batcher, Capacity
 from everloop_inference.domain import Answer
 from everloop_inference.fakes import INPUTS, ROW, Caller
 from everloop_inference.servicer import NativeServicer
@@ -94,11 +95,34 @@ class Gate:
 
     def __init__(self, stream: int) -> None:
         self.capacity = Capacity(stream=stream)
+        self.batcher = Batcher(lambda *_: None, self.capacity, None)
         self.waiting: list[asyncio.Future[Answer]] = []
 
     def rows(self, *_: object) -> asyncio.Future[Answer]:
         self.waiting.append(asyncio.get_running_loop().create_future())
         return self.waiting[-1]
+
+
+def test_streams_wait_where_calls_would_be_refused(world: Any) -> None:
+    world.settings = world.settings.model_copy(
+        update={"model_queue_requests": 16, "queue_requests": 16}
+    )
+    world.publish(1)
+    world.replica()
+    asked = [message(str(number)) for number in range(200)]
+
+    def ask(stub: Any) -> list[str]:
+        answers = list(stub.PredictStream(iter(asked), timeout=60))
+        assert not [answer.error for answer in answers if answer.HasField("error")]
+        return sorted(answer.id for answer in answers)
+
+    with (
+        grpc.insecure_channel(world.settings.predict_grpc_address) as channel,
+        ThreadPoolExecutor(8) as callers,
+    ):
+        stub = native_grpc.InferenceServiceStub(channel)
+        wanted = sorted(item.id for item in asked)
+        assert all(got == wanted for got in callers.map(ask, [stub] * 8))
 
 
 def test_a_stream_is_read_only_while_few_requests_wait_and_a_cancelled_one_leaves_nothing() -> None:

@@ -121,6 +121,12 @@ class Batcher:
         """Whether a request that comes now may wait so long that its caller goes away."""
         return self._left or self._requests > CROWD
 
+    @property
+    def half_full(self) -> bool:
+        """Whether half of what one version may have waiting waits here."""
+        limit = self._capacity
+        return self._requests * 2 > limit.model_requests or self._rows * 2 > limit.model_rows
+
     def submit(self, model: ServedModel, job: Job) -> None:
         """Queues a job; it runs at the end of this turn, or as soon after as there is room.
 

@@ -200,11 +200,21 @@ class NativeServicer(native_grpc.InferenceServiceServicer):
         free = asyncio.Semaphore(limit)
         answers: asyncio.Queue[native.PredictStreamResponse | None] = asyncio.Queue()
         running: set[asyncio.Future[Any]] = set()
+        answered = asyncio.Event()
+        batcher = self._predictor.batcher
+
+        def respond(response: native.PredictStreamResponse) -> None:
+            answers.put_nowait(response)
+            answered.set()
 
         async def read() -> None:
             async for request in requests:
                 await free.acquire()
-                self._begin(request, _call(request, context), running, answers.put_nowait)
+                # A stream can wait where a call would be refused; one request of it always has its turn.
+                while running and batcher.half_full:
+                    answered.clear()
+                    await answered.wait()
+                self._begin(request, _call(request, context), running, respond)
             for _ in range(limit):  # until every answer has left
                 await free.acquire()
 

@@ -74,8 +74,8 @@ class InferenceServiceServicer:
     def PredictStream(self, request_iterator, context):
         """Predicts request after request over one call. Every request gets one response with its id, as soon as it is
         ready and hence in any order; what is wrong with a request is said in its response and does not end the stream.
-        The server reads on only while few enough requests of the stream are without an answer, so that a caller who
-        writes faster than the model answers is held up.
+        The server reads on only while few enough requests of the stream are without an answer, and fewer while many of
+        others wait: a caller who writes faster than the model answers is held up where Predict would refuse.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -42,8 +42,8 @@ class InferenceServiceStub:
     PredictStream: _grpc.StreamStreamMultiCallable[_inference_pb2.PredictStreamRequest, _inference_pb2.PredictStreamResponse]
     """Predicts request after request over one call. Every request gets one response with its id, as soon as it is
     ready and hence in any order; what is wrong with a request is said in its response and does not end the stream.
-    The server reads on only while few enough requests of the stream are without an answer, so that a caller who
-    writes faster than the model answers is held up.
+    The server reads on only while few enough requests of the stream are without an answer, and fewer while many of
+    others wait: a caller who writes faster than the model answers is held up where Predict would refuse.
     """
     Explain: _grpc.UnaryUnaryMultiCallable[_inference_pb2.ExplainRequest, _inference_pb2.ExplainResponse]
     """Tells how much each field of a row contributes to what the model says about it.
@@ -72,8 +72,8 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     PredictStream: _aio.StreamStreamMultiCallable[_inference_pb2.PredictStreamRequest, _inference_pb2.PredictStreamResponse]  # type: ignore[assignment]
     """Predicts request after request over one call. Every request gets one response with its id, as soon as it is
     ready and hence in any order; what is wrong with a request is said in its response and does not end the stream.
-    The server reads on only while few enough requests of the stream are without an answer, so that a caller who
-    writes faster than the model answers is held up.
+    The server reads on only while few enough requests of the stream are without an answer, and fewer while many of
+    others wait: a caller who writes faster than the model answers is held up where Predict would refuse.
     """
     Explain: _aio.UnaryUnaryMultiCallable[_inference_pb2.ExplainRequest, _inference_pb2.ExplainResponse]  # type: ignore[assignment]
     """Tells how much each field of a row contributes to what the model says about it.
@@ -111,8 +111,8 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_inference_pb2.PredictStreamResponse], _abc.AsyncIterator[_inference_pb2.PredictStreamResponse]]:
         """Predicts request after request over one call. Every request gets one response with its id, as soon as it is
         ready and hence in any order; what is wrong with a request is said in its response and does not end the stream.
-        The server reads on only while few enough requests of the stream are without an answer, so that a caller who
-        writes faster than the model answers is held up.
+        The server reads on only while few enough requests of the stream are without an answer, and fewer while many of
+        others wait: a caller who writes faster than the model answers is held up where Predict would refuse.
         """
 
     @_abc_1.abstractmethod
