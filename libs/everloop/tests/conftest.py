@@ -94,7 +94,8 @@ class FakeEverloop:
             rows=1000 * version,
             labelled_rows=900,
             cause_id="the-cause",
-            objects=[dataset_pb2.DatasetObject(path="rows.parquet", md5="d41d8", size_bytes=7)],
+            objects=[dataset_pb2.DatasetObject(path="rows/part-00000.parquet", md5="d41d8")],
+            data=dataset_pb2.DatasetObject(path="rows", md5="e52ca.dir", size_bytes=7),
         )
 
     def training(

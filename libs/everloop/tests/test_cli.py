@@ -313,7 +313,7 @@ def test_trace_is_a_tree_from_prediction_to_git_tag(run):
 
 def test_datasets_and_cut_show_the_git_tag(run):
     assert "flight-delays/v5" in run("datasets", MODEL).output
-    assert "dvc get /data/repo rows.parquet --rev flight-delays/v1" in run("cut", MODEL).output
+    assert "dvc get /data/repo rows --rev flight-delays/v1" in run("cut", MODEL).output
 
 
 def test_status_tells_where_each_pipeline_stands(run):

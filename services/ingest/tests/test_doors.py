@@ -238,7 +238,11 @@ def test_versions_are_listed_newest_first_by_pages(
     assert (found, pages) == ([5, 4, 3, 2, 1], 3)
     newest = door.GetDatasetVersion(pb.GetDatasetVersionRequest(pipeline="parcels"), CONTEXT)
     assert newest.dataset.version == 5
-    assert newest.dataset.objects[0].path == "parcels/rows.parquet"
+    assert newest.dataset.data.path == "parcels/rows"
+    assert [item.path for item in newest.dataset.objects] == [
+        f"parcels/rows/part-0000{number}.parquet" for number in range(2)
+    ]
+    assert not any(dataset.objects for dataset in page.datasets)
     second = pb.GetDatasetVersionRequest(pipeline="parcels", version=2)
     assert door.GetDatasetVersion(second, CONTEXT).dataset.rows == 2
 

@@ -13,7 +13,8 @@ from everloop_ingest.adapters.dvc import DvcRepository
 from everloop_ingest.adapters.kafka import TopicEnds, TopicProducer
 from everloop_ingest.adapters.s3 import ShardBucket
 from everloop_ingest.adapters.store import Store
-from everloop_ingest.cut_version import BuildLimits, CutVersion
+from everloop_ingest.build_parts import BuildLimits
+from everloop_ingest.cut_version import CutVersion
 from everloop_ingest.push import Push
 from everloop_ingest.schedule import Scheduler
 from everloop_ingest.servicer import IngestServicer
@@ -95,7 +96,12 @@ def run_service() -> int:
     writer = DatasetWriter(
         bootstrap, pipelines, store, settle, _limits(settings), settings.instance
     )
-    build = BuildLimits(settings.data_dir / "work", settings.cut_memory_bytes, settings.cut_threads)
+    build = BuildLimits(
+        settings.data_dir / "work",
+        settings.cut_memory_bytes,
+        settings.cut_threads,
+        settings.part_rows,
+    )
     # Half of the gRPC workers stay free of callers that wait for a version.
     callers = max(1, settings.grpc_workers // 2)
     cut = CutVersion(pipelines, store, files, repository, ends, writer, build, callers)

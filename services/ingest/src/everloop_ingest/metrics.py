@@ -4,6 +4,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 __all__ = [
     "BUFFERED_BYTES",
+    "CUT_PARTS",
     "CUT_SECONDS",
     "LAG",
     "LOST",
@@ -56,6 +57,12 @@ CUT_SECONDS = Histogram(
     "Time to cut one dataset version, once the writer has caught up.",
     ["pipeline"],
     buckets=(0.5, 1, 2, 5, 10, 20, 60, 180, 600),
+)
+CUT_PARTS = Histogram(
+    "everloop_ingest_cut_parts",
+    "Parts that a dataset version has and no version had before: what its cut wrote.",
+    ["pipeline"],
+    buckets=(0, 1, 2, 5, 10, 20, 50, 100, 500, 1_000),
 )
 PUSHED = Counter(
     "everloop_ingest_pushed_records",

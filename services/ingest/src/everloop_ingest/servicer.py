@@ -8,10 +8,11 @@ from typing import cast
 import grpc
 
 from everloop_contracts.pipeline import Pipeline
-from everloop_contracts.stubs.everloop.ingest.v1 import ingest_pb2, ingest_pb2_grpc
+from everloop_contracts.stubs.everloop.ingest.v1 import dataset_pb2, ingest_pb2, ingest_pb2_grpc
 from everloop_ingest.adapters.store import Store
 from everloop_ingest.convert import dataset_version
 from everloop_ingest.cut_version import CutVersion
+from everloop_ingest.domain import Version
 from everloop_ingest.ports import DataRepository, RecordLog
 from everloop_ingest.push import Push
 from everloop_runtime.errors import EverloopError, Kind
@@ -67,7 +68,7 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
         """See the contract."""
         pipeline = self._pipeline(request.pipeline)
         version = self._cut(pipeline, _checked(request.request_id), self._seconds(context))
-        return ingest_pb2.CutVersionResponse(dataset=dataset_version(version, self._repository.url))
+        return ingest_pb2.CutVersionResponse(dataset=self._whole(version))
 
     def GetDatasetVersion(
         self, request: ingest_pb2.GetDatasetVersionRequest, context: grpc.ServicerContext
@@ -80,9 +81,7 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
             raise EverloopError(
                 Kind.NOT_FOUND, "DATASET_VERSION_NOT_FOUND", f"{pipeline.name} has no {which}"
             )
-        return ingest_pb2.GetDatasetVersionResponse(
-            dataset=dataset_version(version, self._repository.url)
-        )
+        return ingest_pb2.GetDatasetVersionResponse(dataset=self._whole(version))
 
     def ListDatasetVersions(
         self, request: ingest_pb2.ListDatasetVersionsRequest, context: grpc.ServicerContext
@@ -92,7 +91,7 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
         before, size = page(request.page_token, request.page_size)
         found = self._store.versions(pipeline.name, before, size + 1)
         return ingest_pb2.ListDatasetVersionsResponse(
-            datasets=[dataset_version(version, self._repository.url) for version in found[:size]],
+            datasets=[dataset_version(version, self._repository) for version in found[:size]],
             next_page_token=str(found[size - 1].number) if len(found) > size else "",
         )
 
@@ -113,6 +112,9 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
             lag=sum(max(0, end - positions.get(number, 0)) for number, end in ends.items()),
             actuals=books.actuals,
         )
+
+    def _whole(self, version: Version) -> dataset_pb2.DatasetVersion:
+        return dataset_version(version, self._repository, self._store.parts(version))
 
     def _pipeline(self, name: str) -> Pipeline:
         pipeline = self._pipelines.get(name)

@@ -112,10 +112,10 @@ def cut(
         f"[green]{pipeline} v{dataset.version}[/]  {dataset.rows:,} rows, {dataset.labelled_rows:,} with a label"
     )
     console.print(f"git tag {dataset.git_tag} in {dataset.git_url}", soft_wrap=True)
-    for item in dataset.objects:
-        console.print(
-            f"[dim]dvc get {dataset.git_url} {item.path} --rev {dataset.git_tag}[/]", soft_wrap=True
-        )
+    console.print(
+        f"[dim]dvc get {dataset.git_url} {dataset.data.path} --rev {dataset.git_tag}[/]",
+        soft_wrap=True,
+    )
     console.print(follows, soft_wrap=True)
 
 

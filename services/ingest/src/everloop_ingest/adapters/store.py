@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, astuple, replace
+from dataclasses import asdict, astuple, fields, replace
 from datetime import UTC, datetime
 
 import orjson
@@ -14,6 +14,7 @@ from everloop_ingest.domain import (
     Batch,
     Books,
     ObjectFile,
+    Part,
     Partition,
     Pushed,
     Reason,
@@ -71,6 +72,7 @@ shards = sa.Table(
     sa.Column("create_time", _Utc),
     sa.Column("first_version", sa.BigInteger),
     sa.Column("lost", sa.Boolean),
+    sa.Column("merged", sa.Boolean),
 )
 rejections = sa.Table(
     "rejections",
@@ -99,6 +101,24 @@ versions = sa.Table(
     sa.Column("tag", sa.Text),
     sa.Column("commit", sa.String),
     sa.Column("error", sa.Text),
+    sa.Column("labels", sa.Text),
+)
+parts = sa.Table(
+    "parts",
+    metadata,
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    sa.Column("pipeline", sa.String),
+    sa.Column("md5", sa.String),
+    sa.Column("size_bytes", sa.BigInteger),
+    sa.Column("rows", sa.BigInteger),
+    sa.Column("labelled_rows", sa.BigInteger),
+    sa.Column("first_event_time", _Utc),
+    sa.Column("first_record_id", sa.Text),
+    sa.Column("last_event_time", _Utc),
+    sa.Column("state", sa.Text),
+    sa.Column("columns", sa.String),
+    sa.Column("first_version", sa.BigInteger),
+    sa.Column("until_version", sa.BigInteger),
 )
 cut_requests = sa.Table(
     "cut_requests",
@@ -236,8 +256,8 @@ class Store:
             return answer
 
     def shards_of(self, version: Version) -> list[str]:
-        """Objects that a version is cut from, in the order in which they were stored."""
-        chosen = _stored(version.pipeline) & (shards.c.first_version <= version.number)
+        """Objects of a version whose rows are in no part yet, in the order in which they were stored."""
+        chosen = _unmerged(version)
         with self._database.read() as connection:
             return list(
                 connection.execute(
@@ -245,14 +265,49 @@ class Store:
                 ).scalars()
             )
 
-    def complete(self, version: Version, event: Event) -> None:
-        """Makes a version available and announces it, once."""
+    def base(self, pipeline: str) -> tuple[list[Part], str]:
+        """What the next version starts from: the newest parts, in order, and the object of labels that wait or ''."""
+        done = versions.c.state.not_in([State.CUTTING, State.FAILED])
+        labels = sa.select(versions.c.labels).where(versions.c.pipeline == pipeline, done)
+        newest = parts.c.until_version.is_(None)
+        with self._database.read() as connection:
+            found = connection.execute(labels.order_by(versions.c.number.desc()).limit(1)).scalar()
+            return _parts(connection, pipeline, newest), found or ""
+
+    def parts(self, version: Version) -> list[Part]:
+        """Parts of a version, in order; none where it is not complete, or from before there were parts."""
+        if not version.in_parts:
+            return []
+        until = parts.c.until_version
+        there = (parts.c.first_version <= version.number) & (
+            until.is_(None) | (until > version.number)
+        )
+        with self._database.read() as connection:
+            return _parts(connection, version.pipeline, there)
+
+    def complete(
+        self,
+        version: Version,
+        added: Sequence[Part],
+        removed: Sequence[Part],
+        labels: str,
+        event: Event,
+    ) -> None:
+        """Makes a version available and announces it, once.
+
+        `added` are the parts that no version had before, `removed` those of the one before that it has no more,
+        `labels` is the object with the labels that wait.
+        """
         row = (versions.c.pipeline == version.pipeline) & (versions.c.number == version.number)
         cutting = versions.c.state == State.CUTTING
         with self._database.unit_of_work() as work:
-            update = versions.update().where(row & cutting).values(_columns(version))
-            if work.connection.execute(update).rowcount == 1:
-                work.publish(event)
+            update = versions.update().where(row & cutting)
+            values = _columns(version) | {"labels": labels}
+            if work.connection.execute(update.values(values)).rowcount != 1:
+                return
+            _replace_parts(work, version, added, removed)
+            work.connection.execute(shards.update().where(_unmerged(version)).values(merged=True))
+            work.publish(event)
 
     def fail(self, version: Version, lost: Sequence[str]) -> None:
         """Ends a version, `error` says why, whose objects `lost` are not there any more.
@@ -376,6 +431,38 @@ def _stored(pipeline: str) -> sa.ColumnElement[bool]:
     return (shards.c.pipeline == pipeline) & (shards.c.key != "") & shards.c.lost.is_(False)
 
 
+def _unmerged(version: Version) -> sa.ColumnElement[bool]:
+    """Shards of a version, and of those before it, whose rows are in no part."""
+    among = shards.c.first_version <= version.number
+    return _stored(version.pipeline) & among & shards.c.merged.is_(False)
+
+
+def _replace_parts(
+    work: UnitOfWork, version: Version, added: Sequence[Part], removed: Sequence[Part]
+) -> None:
+    gone = (
+        (parts.c.pipeline == version.pipeline)
+        & (parts.c.state == sa.bindparam("gone"))
+        & parts.c.until_version.is_(None)
+    )
+    if removed:
+        work.connection.execute(
+            parts.update().where(gone).values(until_version=version.number),
+            [{"gone": part.state} for part in removed],
+        )
+    if added:
+        place = {"pipeline": version.pipeline, "first_version": version.number}
+        work.connection.execute(parts.insert(), [asdict(part) | place for part in added])
+
+
+def _parts(connection: sa.Connection, pipeline: str, which: sa.ColumnElement[bool]) -> list[Part]:
+    columns = [parts.c[item.name] for item in fields(Part)]
+    query = sa.select(*columns).where(parts.c.pipeline == pipeline, which)
+    found = [Part(*row) for row in connection.execute(query)]
+    # Not by the database: its order of texts depends on its locale.
+    return sorted(found, key=lambda part: (part.first_event_time, part.first_record_id))
+
+
 def _new(pipeline: str) -> sa.ColumnElement[bool]:
     return _stored(pipeline) & shards.c.first_version.is_(None)
 
@@ -433,7 +520,7 @@ def _version(row: sa.Row[tuple[object, ...]]) -> Version:
     base = Version(
         row.pipeline, row.number, State(row.state), row.cause_id, row.create_time, row.shards
     )
-    if base.state is not State.AVAILABLE:
+    if row.md5 is None:
         return replace(base, error=row.error)
     rows = Rows(row.rows, row.labelled_rows, row.first_event_time, row.last_event_time)
     file = ObjectFile(row.path, row.uri, row.md5, row.size_bytes, row.tag, row.commit)
