@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from everloop_ingest.adapters.store import Store
 from everloop_ingest.build_parts import BuildLimits
 from everloop_ingest.cut_version import CutVersion
 from everloop_ingest.domain import Batch, ObjectFile, Part, Partition, ShardsLost, Version
+from everloop_ingest.keep_small import KeepSmall
 from everloop_ingest.settle import Settle
 from everloop_runtime import clients
 from everloop_runtime.database import Database
@@ -142,6 +144,10 @@ class FolderFiles:
             for index, key in enumerate(keys)
         ]
 
+    def delete(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            (self.folder / key).unlink(missing_ok=True)
+
 
 @dataclass
 class World:
@@ -177,7 +183,10 @@ class World:
         self.store = Store(self.database)
         self.files = FolderFiles(self.bucket)
         self.settle = Settle(pipelines, self.store, self.files, 4096)
-        limits = BuildLimits(self.folder / "work", 256 * 2**20, 1, self.part_rows)
+        limits = BuildLimits(self.folder / "work", 256 * 2**20, 1, self.part_rows, 1)
+        self.keep_small = KeepSmall(
+            self.store, self.files, self.folder / "work", 2, 3, timedelta(days=7), 100
+        )
         self.cut = CutVersion(
             pipelines,
             self.store,

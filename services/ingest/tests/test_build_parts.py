@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -45,7 +46,7 @@ class Versions:
     def __init__(self, folder: Path, pipeline: Pipeline, part_rows: int = 3) -> None:
         self.folder = folder
         self.pipeline = pipeline
-        self.limits = BuildLimits(folder, 2**28, 1, part_rows)
+        self.limits = BuildLimits(folder, 2**28, 1, part_rows, 1)
         self.index = RecordIndex(folder / "index", self.states)
         self.parts: list[Part] = []
         self.labels: Path | None = None
@@ -199,6 +200,21 @@ def test_only_the_parts_that_new_events_touch_are_read_and_change(
     ]
     assert one in versions.fetched
     assert len(versions.fetched) == 2
+
+
+def test_small_parts_are_put_together_a_few_at_a_cut(pipeline: Pipeline, tmp_path: Path) -> None:
+    versions = Versions(tmp_path, pipeline, part_rows=1)
+    versions.cut([numbered(versions, *((0, name, False, 1, None) for name in "abcdef"))])
+    assert [part.rows for part in versions.parts] == [1] * 6
+    versions.limits = replace(versions.limits, part_rows=4)
+    counts = []
+    for second in range(10, 14):
+        built = versions.cut([numbered(versions, (1, f"z{second}", False, second, None))])
+        assert len(built.removed) <= 3  # a pair, and the last part for what is new
+        counts.append(len(versions.parts))
+    assert counts == [5, 4, 4, 5]
+    assert all(part.rows > 1 for part in versions.parts[:1])
+    assert len(versions.rows()) == 10
 
 
 def test_events_that_say_nothing_new_leave_every_part(pipeline: Pipeline, tmp_path: Path) -> None:

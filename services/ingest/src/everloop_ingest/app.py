@@ -15,6 +15,7 @@ from everloop_ingest.adapters.s3 import ShardBucket
 from everloop_ingest.adapters.store import Store
 from everloop_ingest.build_parts import BuildLimits
 from everloop_ingest.cut_version import CutVersion
+from everloop_ingest.keep_small import KeepSmall
 from everloop_ingest.push import Push
 from everloop_ingest.schedule import Scheduler
 from everloop_ingest.servicer import IngestServicer
@@ -101,6 +102,7 @@ def run_service() -> int:
         settings.cut_memory_bytes,
         settings.cut_threads,
         settings.part_rows,
+        settings.compact_parts,
     )
     # Half of the gRPC workers stay free of callers that wait for a version.
     callers = max(1, settings.grpc_workers // 2)
@@ -115,12 +117,21 @@ def run_service() -> int:
         [lambda server: ingest_pb2_grpc.add_IngestServiceServicer_to_server(servicer, server)],
     )
     retention = timedelta(days=settings.request_retention_days)
+    keep_small = KeepSmall(
+        store,
+        files,
+        build.folder,
+        max(1, settings.shard_rows // settings.compact_shards),
+        settings.compact_shards,
+        timedelta(days=settings.shard_retention_days),
+        settings.reclaim_objects,
+    )
     components: list[Component] = [
         MetricsServer(settings.metrics_address),
         _Topics(bootstrap, pipelines, sink),
         OutboxRelay(database, bootstrap),
         writer,
-        Scheduler(pipelines, store, cut, settings.schedule_seconds, retention),
+        Scheduler(pipelines, store, cut, keep_small, settings.schedule_seconds, retention),
         grpc,
     ]
     status = run(components, on_ready=grpc.ready)

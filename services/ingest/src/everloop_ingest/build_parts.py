@@ -53,12 +53,14 @@ class BuildLimits:
         memory_bytes: memory that DuckDB may use; beyond it, it spills to disk.
         threads: threads that it may use.
         part_rows: most rows of a part.
+        compact_parts: pairs of small parts that one cut puts together at most.
     """
 
     folder: Path
     memory_bytes: int
     threads: int
     part_rows: int
+    compact_parts: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,7 @@ def build_parts(
         database.execute("SET temp_directory = ?", [str(folder / "spill")])
         # Times leave as the instants they are, whatever the machine's zone is.
         database.execute("SET TimeZone = 'UTC'")
-        return _Build(database, pipeline, base, folder, limits.part_rows)(shards)
+        return _Build(database, pipeline, base, folder, limits)(shards)
 
 
 class _Build:
@@ -120,14 +122,15 @@ class _Build:
         pipeline: Pipeline,
         base: Base,
         folder: Path,
-        part_rows: int,
+        limits: BuildLimits,
     ) -> None:
         schema = pipeline.schema_
         self._database = database
         self._pipeline = pipeline
         self._base = base
         self._folder = folder
-        self._part_rows = part_rows
+        self._part_rows = limits.part_rows
+        self._compact_parts = limits.compact_parts
         self._names = list(schema.fields)
         self._types = {name: _SQL[spec.type] for name, spec in schema.fields.items()}
         self._key, self._time = _quoted(schema.id), _quoted(schema.time)
@@ -253,8 +256,17 @@ class _Build:
         found = self._database.execute(f"SELECT part FROM targets UNION {held}").fetchall()
         columns = columns_digest(self._pipeline)
         others = (n for n, part in enumerate(self._base.parts) if part.columns != columns)
+        if not self._base.parts:
+            return []
         touched = {int(part) for [part] in found}.union(others)
-        return sorted(touched) if self._base.parts else []
+        return sorted(touched.union(self._small_pairs()))
+
+    def _small_pairs(self) -> Iterator[int]:
+        """Parts that fill half a part together with their neighbour: deletions and changes of the limit leave them."""
+        rows = [part.rows for part in self._base.parts]
+        pairs = (n for n in range(len(rows) - 1) if 2 * (rows[n] + rows[n + 1]) <= self._part_rows)
+        for position in itertools.islice(pairs, self._compact_parts):
+            yield from (position, position + 1)
 
     def _write(self, runs: Sequence[Sequence[int]]) -> Iterator[tuple[int, PartFiles]]:
         """Writes parts that follow each other anew, run by run; each with the position where its run began."""

@@ -17,6 +17,7 @@ __all__ = [
     "Partition",
     "Pushed",
     "Reason",
+    "Reclaimable",
     "Rejection",
     "Rows",
     "Shard",
@@ -150,6 +151,24 @@ class Shard:
     size_bytes: int
     first_event_time: datetime | None
     last_event_time: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reclaimable:
+    """Paths of objects in the data bucket that no later version needs.
+
+    Attributes:
+        shards: whose rows are in parts.
+        states: of parts that only earlier versions have.
+        labels: that waited at an earlier version.
+    """
+
+    shards: list[str]
+    states: list[str]
+    labels: list[str]
+
+    def __len__(self) -> int:
+        return len(self.shards) + len(self.states) + len(self.labels)
 
 
 class ShardsLost(Exception):

@@ -10,6 +10,7 @@ __all__ = [
     "LOST",
     "LOST_SHARDS",
     "PUSHED",
+    "RECLAIMED",
     "RECORDS",
     "SETTLE_SECONDS",
     "SHARD_BYTES",
@@ -57,6 +58,11 @@ CUT_SECONDS = Histogram(
     "Time to cut one dataset version, once the writer has caught up.",
     ["pipeline"],
     buckets=(0.5, 1, 2, 5, 10, 20, 60, 180, 600),
+)
+RECLAIMED = Counter(
+    "everloop_ingest_reclaimed_objects",
+    "Objects of the data bucket that were deleted since no later version needs them.",
+    ["pipeline"],
 )
 CUT_PARTS = Histogram(
     "everloop_ingest_cut_parts",

@@ -18,6 +18,7 @@ from everloop_ingest.domain import (
     Partition,
     Pushed,
     Reason,
+    Reclaimable,
     Rejection,
     Rows,
     Shard,
@@ -73,6 +74,7 @@ shards = sa.Table(
     sa.Column("first_version", sa.BigInteger),
     sa.Column("lost", sa.Boolean),
     sa.Column("merged", sa.Boolean),
+    sa.Column("reclaimed", sa.Boolean),
 )
 rejections = sa.Table(
     "rejections",
@@ -259,10 +261,83 @@ class Store:
         """Objects of a version whose rows are in no part yet, in the order in which they were stored."""
         chosen = _unmerged(version)
         with self._database.read() as connection:
-            return list(
-                connection.execute(
-                    sa.select(shards.c.key).where(chosen).order_by(shards.c.id)
-                ).scalars()
+            keys = connection.execute(
+                sa.select(shards.c.key).where(chosen).order_by(shards.c.id)
+            ).scalars()
+            return list(dict.fromkeys(keys))  # shards that were put together share their object
+
+    def small_shards(self, pipeline: str, rows: int, limit: int) -> list[tuple[str, int]]:
+        """Objects of at most `rows` rows that no version has yet, with their rows; the oldest `limit`."""
+        small = sa.select(shards.c.key, shards.c.accepted).where(
+            _new(pipeline), shards.c.accepted <= rows, shards.c.key.not_in(_shared(pipeline))
+        )
+        with self._database.read() as connection:
+            found = connection.execute(small.order_by(shards.c.id).limit(limit))
+            return [(row.key, row.accepted) for row in found]
+
+    def put_together(self, pipeline: str, keys: Sequence[str], key: str) -> bool:
+        """Says that the rows of objects are in one object now; False where a version has taken one of them."""
+        all_of_them = _new(pipeline) & shards.c.key.in_(keys)
+        with self._database.unit_of_work() as work:
+            free = work.connection.execute(
+                sa.select(shards.c.id).where(all_of_them).with_for_update()
+            ).all()
+            if len(free) != len(keys):
+                return False
+            work.connection.execute(shards.update().where(all_of_them).values(key=key))
+            return True
+
+    def reclaimable(self, pipeline: str, before: datetime, limit: int) -> Reclaimable:
+        """Objects that no later version needs, replaced before a moment; of each kind the oldest `limit`."""
+        old = sa.select(versions.c.number).where(
+            versions.c.pipeline == pipeline, versions.c.create_time < before
+        )
+        held = sa.select(parts.c.state).where(
+            parts.c.pipeline == pipeline, parts.c.until_version.is_(None)
+        )
+        done = versions.c.state.not_in([State.CUTTING, State.FAILED])
+        mine = (versions.c.pipeline == pipeline) & done
+        newest = sa.select(versions.c.labels).where(mine).order_by(versions.c.number.desc())
+        queries = (
+            sa.select(shards.c.key)
+            .where(
+                _stored(pipeline),
+                shards.c.merged,
+                ~shards.c.reclaimed,
+                shards.c.first_version.in_(old),
+            )
+            .order_by(shards.c.id),
+            sa.select(parts.c.state)
+            .where(parts.c.pipeline == pipeline, parts.c.until_version.in_(old))
+            .where(parts.c.state != "", parts.c.state.not_in(held))
+            .order_by(parts.c.id),
+            sa.select(versions.c.labels)
+            .where(mine, versions.c.number.in_(old), versions.c.labels != "")
+            .where(versions.c.labels != newest.limit(1).scalar_subquery())
+            .order_by(versions.c.number),
+        )
+        with self._database.read() as connection:
+            found = (connection.execute(query.limit(limit)).scalars() for query in queries)
+            return Reclaimable(*(list(dict.fromkeys(keys)) for keys in found))
+
+    def reclaimed(self, pipeline: str, gone: Reclaimable) -> None:
+        """Notes that objects were deleted."""
+        with self._database.unit_of_work() as work:
+            run = work.connection.execute
+            run(
+                shards.update()
+                .where(shards.c.pipeline == pipeline, shards.c.key.in_(gone.shards))
+                .values(reclaimed=True)
+            )
+            run(
+                parts.update()
+                .where(parts.c.pipeline == pipeline, parts.c.state.in_(gone.states))
+                .values(state="")
+            )
+            run(
+                versions.update()
+                .where(versions.c.pipeline == pipeline, versions.c.labels.in_(gone.labels))
+                .values(labels="")
             )
 
     def base(self, pipeline: str) -> tuple[list[Part], str]:
@@ -461,6 +536,16 @@ def _parts(connection: sa.Connection, pipeline: str, which: sa.ColumnElement[boo
     found = [Part(*row) for row in connection.execute(query)]
     # Not by the database: its order of texts depends on its locale.
     return sorted(found, key=lambda part: (part.first_event_time, part.first_record_id))
+
+
+def _shared(pipeline: str) -> sa.Select[tuple[str]]:
+    """Objects that several shards were put together in."""
+    return (
+        sa.select(shards.c.key)
+        .where(_new(pipeline))
+        .group_by(shards.c.key)
+        .having(sa.func.count() > 1)
+    )
 
 
 def _new(pipeline: str) -> sa.ColumnElement[bool]:
