@@ -64,6 +64,8 @@ class FakeEverloop:
         self.records: list[bytes] = []
         self.promoted: list[registry_pb2.PromoteModelVersionRequest] = []
         self.cuts: dict[str, int] = {}
+        self.quarantined: set[int] = set()
+        self.released: list[tuple[int, str, str]] = []
         self.page_sizes: list[int] = []
         self.pushes: list[str] = []
         self.away = 0
@@ -87,7 +89,10 @@ class FakeEverloop:
         return dataset_pb2.DatasetVersion(
             pipeline=MODEL,
             version=version,
-            state=dataset_pb2.DatasetVersion.STATE_AVAILABLE,
+            state=dataset_pb2.DatasetVersion.STATE_QUARANTINED
+            if version in self.quarantined
+            else dataset_pb2.DatasetVersion.STATE_AVAILABLE,
+            error="gust: 100% of [all] are null" if version in self.quarantined else "",
             git_tag=f"{MODEL}/v{version}",
             git_commit="c" * 40,
             git_url="/data/repo",
@@ -161,6 +166,10 @@ class Ingest(ingest_pb2_grpc.IngestServiceServicer):
         known(context, request.pipeline)
         version = self.fake.cuts.setdefault(request.request_id, len(self.fake.cuts) + 1)
         return ingest_pb2.CutVersionResponse(dataset=self.fake.dataset(version))
+
+    def ReleaseVersion(self, request: Any, context: Any) -> Any:
+        self.fake.released.append((request.version, request.reason, request.actor))
+        return ingest_pb2.ReleaseVersionResponse(dataset=self.fake.dataset(request.version))
 
     def GetDatasetVersion(self, request: Any, context: Any) -> Any:
         return ingest_pb2.GetDatasetVersionResponse(dataset=self.fake.dataset(request.version or 2))

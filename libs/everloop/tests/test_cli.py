@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import getpass
 import io
 import json
 import math
@@ -314,6 +315,21 @@ def test_trace_is_a_tree_from_prediction_to_git_tag(run):
 def test_datasets_and_cut_show_the_git_tag(run):
     assert "flight-delays/v5" in run("datasets", MODEL).output
     assert "dvc get /data/repo rows --rev flight-delays/v1" in run("cut", MODEL).output
+
+
+def test_a_version_in_quarantine_is_shown_and_released(run, fake):
+    fake.quarantined.add(1)
+    cut = run("cut", MODEL).output
+    assert "in quarantine, not announced: gust: 100% of [all] are null" in cut
+    assert "--release 1" in cut
+    listed = run("datasets", MODEL).output
+    assert "quarantined" in listed
+    assert "v1 gust: 100% of [all] are null" in listed
+    assert run("datasets", MODEL, "--release", "1").exit_code != 0  # not without a reason
+    assert fake.released == []
+    done = run("datasets", MODEL, "--release", "1", "--reason", "moved")
+    assert "v1 is announced" in done.output
+    assert fake.released == [(1, "moved", getpass.getuser())]
 
 
 def test_status_tells_where_each_pipeline_stands(run):

@@ -38,6 +38,7 @@ from everloop_ingest.build_parts import BuildLimits
 from everloop_ingest.cut_version import CutVersion
 from everloop_ingest.domain import Batch, ObjectFile, Part, Partition, ShardsLost, Version
 from everloop_ingest.keep_small import KeepSmall
+from everloop_ingest.release_version import ReleaseVersion
 from everloop_ingest.settle import Settle
 from everloop_runtime import clients
 from everloop_runtime.database import Database
@@ -187,6 +188,7 @@ class World:
         self.keep_small = KeepSmall(
             self.store, self.files, self.folder / "work", 2, 3, timedelta(days=7), 100
         )
+        self.release = ReleaseVersion(self.store, self.repository)
         self.cut = CutVersion(
             pipelines,
             self.store,

@@ -54,7 +54,9 @@ def sink() -> MemorySink:
 def door(world: Any, sink: MemorySink) -> IngestServicer:
     pipelines = {world.pipeline.name: world.pipeline}
     push = Push(pipelines, sink, world.store, 4096)
-    return IngestServicer(pipelines, world.store, push, world.cut, world, world.repository, 30.0)
+    return IngestServicer(
+        pipelines, world.store, push, world.cut, world.release, world, world.repository, 30.0
+    )
 
 
 CONTEXT: Any = Context()
@@ -127,7 +129,9 @@ def test_a_repeated_push_returns_the_first_answer_and_adds_nothing(
     world.restart()
     pipelines = {world.pipeline.name: world.pipeline}
     push = Push(pipelines, sink, world.store, 4096)
-    again = IngestServicer(pipelines, world.store, push, world.cut, world, world.repository, 30.0)
+    again = IngestServicer(
+        pipelines, world.store, push, world.cut, world.release, world, world.repository, 30.0
+    )
     for servicer in (door, again):
         assert servicer.PushRecords(request, CONTEXT) == first
     assert len(sink.sent) == 3

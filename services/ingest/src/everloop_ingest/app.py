@@ -17,6 +17,7 @@ from everloop_ingest.build_parts import BuildLimits
 from everloop_ingest.cut_version import CutVersion
 from everloop_ingest.keep_small import KeepSmall
 from everloop_ingest.push import Push
+from everloop_ingest.release_version import ReleaseVersion
 from everloop_ingest.schedule import Scheduler
 from everloop_ingest.servicer import IngestServicer
 from everloop_ingest.settings import IngestSettings
@@ -109,7 +110,14 @@ def run_service() -> int:
     cut = CutVersion(pipelines, store, files, repository, ends, writer, build, callers)
     push = Push(pipelines, sink, store, settings.max_record_bytes)
     servicer = IngestServicer(
-        pipelines, store, push, cut, ends, repository, settings.call_deadline_seconds
+        pipelines,
+        store,
+        push,
+        cut,
+        ReleaseVersion(store, repository),
+        ends,
+        repository,
+        settings.call_deadline_seconds,
     )
     grpc = GrpcServer(
         settings,

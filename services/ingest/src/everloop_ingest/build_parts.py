@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from everloop_contracts.pipeline import FieldType, Pipeline
+from everloop_ingest.checks import MAX_VALUES, Profile
 from everloop_ingest.domain import Part
 from everloop_ingest.parts import (
     HASH,
@@ -89,6 +90,8 @@ class Built:
     removed: list[Part]
     labels: Path | None
     """Labels that wait for their record."""
+    profile: Profile
+    """Of the records that the shards brought."""
 
 
 def build_parts(
@@ -141,13 +144,14 @@ class _Build:
     def __call__(self, shards: Sequence[Path]) -> Built:
         self._read_events(shards)
         self._load(self._base.index.holding(self._base.parts, self._hashes()))
+        profile = self._profile()
         labels = self._merge()
         touched = self._touched()
         # From scratch everything belongs to a part that is not there yet.
         runs = _runs(touched) if self._base.parts else [[0]]
         self._load(touched)
         written = list(self._write(runs))
-        return self._built(touched, written, labels)
+        return self._built(touched, written, labels, profile)
 
     def _read_events(self, shards: Sequence[Path]) -> None:
         """Tables `records` and `labels`: what the shards say last of each id; `changed`: the ids."""
@@ -297,8 +301,31 @@ class _Build:
         for number, (start, table) in enumerate(zip(starts, pieces, strict=True)):
             yield start, write_part(self._pipeline, table, self._folder / f"part-{number}")
 
+    def _profile(self) -> Profile:
+        """Counts of the last record of each id in the shards."""
+        schema, inputs = self._pipeline.schema_, self._pipeline.inputs
+        known = {schema.id, schema.time, self._pipeline.target.field}
+        names = [name for name in self._names if name not in known]
+        counts = ", ".join(["count(*)", *(f"count({_quoted(name)})" for name in names)])
+        [[records, *filled]] = self._database.sql(f"SELECT {counts} FROM records").fetchall()
+        values: dict[str, dict[str, int] | None] = {}
+        for name in names:
+            if name in inputs and inputs[name].type is FieldType.STRING:
+                field = _quoted(name)
+                found = self._database.sql(
+                    f"SELECT {field}, count(*) FROM records WHERE {field} IS NOT NULL GROUP BY ALL"
+                    f" ORDER BY ALL LIMIT {MAX_VALUES + 1}"
+                ).fetchall()
+                values[name] = dict(found) if len(found) <= MAX_VALUES else None
+        nulls = {name: records - count for name, count in zip(names, filled, strict=True)}
+        return Profile(records, nulls, values)
+
     def _built(
-        self, touched: Sequence[int], written: Sequence[tuple[int, PartFiles]], labels: Path | None
+        self,
+        touched: Sequence[int],
+        written: Sequence[tuple[int, PartFiles]],
+        labels: Path | None,
+        profile: Profile,
     ) -> Built:
         before = {(part.md5, part.state): part for part in self._base.parts}
         added, kept, parts = [], set(), []
@@ -313,7 +340,7 @@ class _Build:
                 else:
                     kept.add(same)
         removed = [self._base.parts[position] for position in touched]
-        return Built(parts, added, [part for part in removed if part not in kept], labels)
+        return Built(parts, added, [part for part in removed if part not in kept], labels, profile)
 
     def _present(self, columns: Sequence[str]) -> str:
         """The schema's fields for a SELECT; null where a file from before has none of that name."""

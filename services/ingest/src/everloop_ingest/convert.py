@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from everloop_contracts.stubs.everloop.ingest.v1 import dataset_pb2
-from everloop_ingest.domain import ObjectFile, Part, State, Version, part_name
+from everloop_ingest.domain import Audit, ObjectFile, Part, State, Version, part_name
 from everloop_ingest.ports import DataRepository
 
 __all__ = ["dataset_version"]
@@ -13,14 +13,18 @@ __all__ = ["dataset_version"]
 _STATES = {
     State.CUTTING: dataset_pb2.DatasetVersion.STATE_CUTTING,
     State.AVAILABLE: dataset_pb2.DatasetVersion.STATE_AVAILABLE,
+    State.QUARANTINED: dataset_pb2.DatasetVersion.STATE_QUARANTINED,
     State.FAILED: dataset_pb2.DatasetVersion.STATE_FAILED,
 }
 
 
 def dataset_version(
-    version: Version, repository: DataRepository, parts: Sequence[Part] = ()
+    version: Version,
+    repository: DataRepository,
+    parts: Sequence[Part] = (),
+    audit: Sequence[Audit] = (),
 ) -> dataset_pb2.DatasetVersion:
-    """A version as contracts show it; its parts where they are given."""
+    """A version as contracts show it; its parts and what people did to it where they are given."""
     message = dataset_pb2.DatasetVersion(
         pipeline=version.pipeline,
         version=version.number,
@@ -50,6 +54,11 @@ def dataset_version(
                 md5=part.md5,
                 size_bytes=part.size_bytes,
             )
+    for item in audit:
+        entry = message.audit.add(
+            action=item.action, actor=item.actor, reason=item.reason, request_id=item.request_id
+        )
+        entry.time.FromDatetime(item.create_time)
     return message
 
 

@@ -13,18 +13,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from everloop_contracts.pipeline import Pipeline
-from everloop_contracts.stubs.everloop.ingest.v1 import events_pb2
 from everloop_ingest import metrics
-from everloop_ingest.adapters.store import Store
+from everloop_ingest.adapters.store import Change, Store
+from everloop_ingest.announce import announcement
 from everloop_ingest.build_parts import Base, BuildLimits, Built, build_parts
-from everloop_ingest.convert import dataset_version
+from everloop_ingest.checks import violations
 from everloop_ingest.domain import Part, Rows, ShardsLost, State, Version
 from everloop_ingest.parts import PartFiles, labels_key
 from everloop_ingest.ports import DataRepository, RecordLog, ShardFiles, Writer
 from everloop_ingest.record_index import RecordIndex
-from everloop_ingest.settle import SOURCE
 from everloop_runtime.errors import EverloopError, Kind
-from everloop_runtime.events import new_event
 
 __all__ = ["CutVersion"]
 
@@ -77,7 +75,8 @@ class CutVersion:
         """Cuts from everything that was on the topic when this was called; waits for that at most `seconds`.
 
         Returns:
-            The version, available. The same one for the same `request_id`; the newest where nothing is new.
+            The version, available or in quarantine. The same one for the same `request_id`; the newest where nothing is
+            new.
 
         Raises:
             EverloopError: kind precondition, reason NO_RECORDS; kind deadline, reasons WRITER_BEHIND and CUT_RUNNING;
@@ -86,7 +85,7 @@ class CutVersion:
         """
         deadline = time.monotonic() + seconds
         known = self._store.requested(pipeline.name, request_id)
-        if known is not None and known.state is State.AVAILABLE:
+        if known is not None and known.state in (State.AVAILABLE, State.QUARANTINED):
             return known
         if not self._callers.acquire(blocking=False):
             raise EverloopError(
@@ -114,7 +113,7 @@ class CutVersion:
                         f"{pipeline.name} has no accepted record yet",
                     )
                 finished = self._finish(version)
-                if finished.state is State.AVAILABLE:
+                if finished.state is not State.FAILED:
                     return finished
 
     def finish(self) -> None:
@@ -152,7 +151,7 @@ class CutVersion:
             self._finish(version)
 
     def _finish(self, version: Version) -> Version:
-        """The version when it is done: available or failed."""
+        """The version when it is done: available, in quarantine or failed."""
         if version.state is not State.CUTTING:
             return version
         began = time.monotonic()
@@ -167,16 +166,22 @@ class CutVersion:
             base = self._base(pipeline, folder)
             built = build_parts(pipeline, shards, base, _new(folder, "parts"), self._limits)
             labels = self._keep_states(pipeline, base, built)
-            new = {item.part.md5: item.rows for item in built.added}
-            file = self._repository.publish(version, built.parts, new)
+            files = {item.part.md5: item.rows for item in built.added}
+            file = self._repository.publish(version, built.parts, files)
         rows = Rows.of(built.parts)
-        available = replace(version, state=State.AVAILABLE, rows=rows, file=file)
-        data = events_pb2.DatasetVersionCreated(
-            dataset=dataset_version(available, self._repository, built.parts)
-        )
-        event = new_event(SOURCE, pipeline.name, data, cause=version.cause_id)
+        announced, so_far = self._store.profiles(pipeline.name)
+        new = so_far.plus(built.profile)
+        wrong = violations(pipeline.cut.checks, rows.rows, announced, new)
+        state = State.QUARANTINED if wrong else State.AVAILABLE
+        done = replace(version, state=state, rows=rows, file=file, error="; ".join(wrong))
+        event = None if wrong else announcement(done, self._repository, built.parts)
         added = [item.part for item in built.added]
-        self._store.complete(available, added, built.removed, labels, event)
+        profile = built.profile if wrong else announced.plus(new)
+        change = Change(added, built.removed, labels, profile)
+        self._store.complete(done, change, event)
+        if wrong:
+            metrics.QUARANTINED.labels(pipeline.name).inc()
+            log.warning("%s is in quarantine: %s", file.tag, done.error)
         base.index.keep(built.parts)
         seconds = time.monotonic() - began
         metrics.CUT_SECONDS.labels(pipeline.name).observe(seconds)
@@ -189,7 +194,7 @@ class CutVersion:
             len(added),
             seconds,
         )
-        return available
+        return done
 
     def _base(self, pipeline: Pipeline, folder: Path) -> Base:
         """The version before, its files fetched as they are needed."""

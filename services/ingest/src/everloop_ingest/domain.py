@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Protocol
 
 __all__ = [
+    "Audit",
     "Batch",
     "Books",
     "Message",
@@ -185,6 +186,7 @@ class State(StrEnum):
 
     CUTTING = "CUTTING"
     AVAILABLE = "AVAILABLE"
+    QUARANTINED = "QUARANTINED"
     FAILED = "FAILED"
 
 
@@ -260,7 +262,7 @@ class ObjectFile:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """A dataset version. `rows` and `file` are known once it is available, `error` where it failed."""
+    """A dataset version. `rows` and `file` are known once it is complete, `error` where it did not pass."""
 
     pipeline: str
     number: int
@@ -276,6 +278,23 @@ class Version:
     def in_parts(self) -> bool:
         """Whether its rows are in parts rather than in the one file of earlier times."""
         return self.file is not None and self.file.md5.endswith(".dir")
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """Something that a person did to dataset versions, and why.
+
+    Attributes:
+        version: that it was done to, or that came of it.
+    """
+
+    pipeline: str
+    request_id: str
+    version: int
+    action: str
+    actor: str
+    reason: str
+    create_time: datetime
 
 
 @dataclass(frozen=True, slots=True)

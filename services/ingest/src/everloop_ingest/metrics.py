@@ -10,6 +10,7 @@ __all__ = [
     "LOST",
     "LOST_SHARDS",
     "PUSHED",
+    "QUARANTINED",
     "RECLAIMED",
     "RECORDS",
     "SETTLE_SECONDS",
@@ -58,6 +59,11 @@ CUT_SECONDS = Histogram(
     "Time to cut one dataset version, once the writer has caught up.",
     ["pipeline"],
     buckets=(0.5, 1, 2, 5, 10, 20, 60, 180, 600),
+)
+QUARANTINED = Counter(
+    "everloop_ingest_quarantined_versions",
+    "Dataset versions that failed their checks and were not announced.",
+    ["pipeline"],
 )
 RECLAIMED = Counter(
     "everloop_ingest_reclaimed_objects",

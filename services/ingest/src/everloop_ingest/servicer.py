@@ -15,6 +15,7 @@ from everloop_ingest.cut_version import CutVersion
 from everloop_ingest.domain import Version
 from everloop_ingest.ports import DataRepository, RecordLog
 from everloop_ingest.push import Push
+from everloop_ingest.release_version import ReleaseVersion
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.paging import page
 
@@ -33,6 +34,7 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
         store: Store,
         push: Push,
         cut: CutVersion,
+        release: ReleaseVersion,
         record_log: RecordLog,
         repository: DataRepository,
         deadline_seconds: float,
@@ -42,6 +44,7 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
         self._store = store
         self._push = push
         self._cut = cut
+        self._release = release
         self._log = record_log
         self._repository = repository
         self._deadline = deadline_seconds
@@ -69,6 +72,17 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
         pipeline = self._pipeline(request.pipeline)
         version = self._cut(pipeline, _checked(request.request_id), self._seconds(context))
         return ingest_pb2.CutVersionResponse(dataset=self._whole(version))
+
+    def ReleaseVersion(
+        self, request: ingest_pb2.ReleaseVersionRequest, context: grpc.ServicerContext
+    ) -> ingest_pb2.ReleaseVersionResponse:
+        """See the contract."""
+        pipeline = self._pipeline(request.pipeline)
+        request_id = _checked(request.request_id)
+        version = self._release(
+            pipeline.name, request.version, request_id, request.actor, request.reason
+        )
+        return ingest_pb2.ReleaseVersionResponse(dataset=self._whole(version))
 
     def GetDatasetVersion(
         self, request: ingest_pb2.GetDatasetVersionRequest, context: grpc.ServicerContext
@@ -114,7 +128,9 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
         )
 
     def _whole(self, version: Version) -> dataset_pb2.DatasetVersion:
-        return dataset_version(version, self._repository, self._store.parts(version))
+        parts = self._store.parts(version)
+        audit = self._store.audit(version.pipeline, version.number)
+        return dataset_version(version, self._repository, parts, audit)
 
     def _pipeline(self, name: str) -> Pipeline:
         pipeline = self._pipelines.get(name)

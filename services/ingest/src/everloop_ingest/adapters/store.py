@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, astuple, fields, replace
+from dataclasses import asdict, astuple, dataclass, fields, replace
 from datetime import UTC, datetime
 
 import orjson
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
+from everloop_ingest.checks import Profile
 from everloop_ingest.domain import (
+    Audit,
     Batch,
     Books,
     ObjectFile,
@@ -27,9 +29,10 @@ from everloop_ingest.domain import (
     Version,
 )
 from everloop_runtime.database import Database, UnitOfWork
+from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.events import Event
 
-__all__ = ["DeadLetter", "Store"]
+__all__ = ["Change", "DeadLetter", "Store"]
 
 metadata = sa.MetaData()
 
@@ -104,6 +107,18 @@ versions = sa.Table(
     sa.Column("commit", sa.String),
     sa.Column("error", sa.Text),
     sa.Column("labels", sa.Text),
+    sa.Column("profile", sa.Text),
+)
+audit = sa.Table(
+    "audit",
+    metadata,
+    sa.Column("pipeline", sa.String, primary_key=True),
+    sa.Column("request_id", sa.String, primary_key=True),
+    sa.Column("version", sa.BigInteger),
+    sa.Column("action", sa.String),
+    sa.Column("actor", sa.Text),
+    sa.Column("reason", sa.Text),
+    sa.Column("create_time", _Utc),
 )
 parts = sa.Table(
     "parts",
@@ -142,6 +157,23 @@ push_requests = sa.Table(
 
 DeadLetter = tuple[str, bytes | None, bytes, list[tuple[str, bytes]]]
 """Topic, key, value and headers of a message for the outbox."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a version changes.
+
+    Attributes:
+        added: parts that no version had before.
+        removed: parts of the version before that it has no more.
+        labels: path of the object with the labels that wait, or ''.
+        profile: of all records where the version is announced; of its own where it is in quarantine.
+    """
+
+    added: Sequence[Part]
+    removed: Sequence[Part]
+    labels: str
+    profile: Profile
 
 
 class Store:
@@ -360,29 +392,73 @@ class Store:
         with self._database.read() as connection:
             return _parts(connection, version.pipeline, there)
 
-    def complete(
-        self,
-        version: Version,
-        added: Sequence[Part],
-        removed: Sequence[Part],
-        labels: str,
-        event: Event,
-    ) -> None:
-        """Makes a version available and announces it, once.
+    def profiles(self, pipeline: str) -> tuple[Profile, Profile]:
+        """Records up to the last version that was announced, and those that came after it."""
+        done = versions.c.state.in_([State.AVAILABLE, State.QUARANTINED])
+        query = sa.select(versions.c.state, versions.c.profile)
+        query = query.where(versions.c.pipeline == pipeline, done)
+        after = Profile.decode("")
+        with self._database.read() as connection:
+            for row in connection.execute(query.order_by(versions.c.number.desc())):
+                if row.state == State.AVAILABLE:
+                    return Profile.decode(row.profile), after
+                after = after.plus(Profile.decode(row.profile))
+        return Profile.decode(""), after
 
-        `added` are the parts that no version had before, `removed` those of the one before that it has no more,
-        `labels` is the object with the labels that wait.
-        """
+    def complete(self, version: Version, change: Change, event: Event | None) -> None:
+        """Makes a version available and announces it, once; without an event it is in quarantine."""
         row = (versions.c.pipeline == version.pipeline) & (versions.c.number == version.number)
         cutting = versions.c.state == State.CUTTING
         with self._database.unit_of_work() as work:
             update = versions.update().where(row & cutting)
-            values = _columns(version) | {"labels": labels}
+            profile = change.profile.encode()
+            values = _columns(version) | {"labels": change.labels, "profile": profile}
             if work.connection.execute(update.values(values)).rowcount != 1:
                 return
-            _replace_parts(work, version, added, removed)
+            _replace_parts(work, version, change.added, change.removed)
             work.connection.execute(shards.update().where(_unmerged(version)).values(merged=True))
+            if event is not None:
+                _forget_profiles(work, version)
+                work.publish(event)
+
+    def release(self, version: Version, entry: Audit, event: Event) -> None:
+        """Takes a version out of quarantine, announces it and writes the audit entry; a repeat changes nothing.
+
+        Raises:
+            EverloopError: kind precondition, reasons NOT_QUARANTINED and SUPERSEDED.
+        """
+        row = (versions.c.pipeline == version.pipeline) & (versions.c.number == version.number)
+        with self._database.unit_of_work() as work:
+            if _audited(work.connection, entry):
+                return
+            newest = _newest(work.connection, version.pipeline, versions.c.state == State.AVAILABLE)
+            if newest is not None and newest.number > version.number:
+                raise EverloopError(
+                    Kind.PRECONDITION,
+                    "SUPERSEDED",
+                    f"v{newest.number} holds all of v{version.number} and was announced",
+                )
+            held = row & (versions.c.state == State.QUARANTINED)
+            found = work.connection.execute(sa.select(versions.c.profile).where(held)).scalar()
+            if found is None:
+                raise EverloopError(
+                    Kind.PRECONDITION,
+                    "NOT_QUARANTINED",
+                    f"{version.pipeline} v{version.number} is not in quarantine",
+                )
+            profile = _profile_of(work, version.pipeline, version.number).encode()
+            values = {"state": State.AVAILABLE, "error": "", "profile": profile}
+            work.connection.execute(versions.update().where(row).values(values))
+            _forget_profiles(work, version)
+            work.connection.execute(audit.insert().values(asdict(entry)))
             work.publish(event)
+
+    def audit(self, pipeline: str, number: int) -> list[Audit]:
+        """What people did to a version, oldest first."""
+        entries = sa.select(audit).where(audit.c.pipeline == pipeline, audit.c.version == number)
+        with self._database.read() as connection:
+            found = connection.execute(entries.order_by(audit.c.create_time))
+            return [Audit(**row._mapping) for row in found]
 
     def fail(self, version: Version, lost: Sequence[str]) -> None:
         """Ends a version, `error` says why, whose objects `lost` are not there any more.
@@ -506,6 +582,32 @@ def _stored(pipeline: str) -> sa.ColumnElement[bool]:
     return (shards.c.pipeline == pipeline) & (shards.c.key != "") & shards.c.lost.is_(False)
 
 
+def _forget_profiles(work: UnitOfWork, version: Version) -> None:
+    """Drops the profiles that are in that of a version which is announced."""
+    older = (versions.c.pipeline == version.pipeline) & (versions.c.number < version.number)
+    work.connection.execute(versions.update().where(older).values(profile=""))
+
+
+def _profile_of(work: UnitOfWork, pipeline: str, number: int) -> Profile:
+    """Records up to the last version that was announced, and of those in quarantine behind it up to `number`."""
+    query = sa.select(versions.c.number, versions.c.state, versions.c.profile).where(
+        versions.c.pipeline == pipeline,
+        versions.c.state.in_([State.AVAILABLE, State.QUARANTINED]),
+    )
+    total = Profile.decode("")
+    for row in work.connection.execute(query.order_by(versions.c.number.desc())):
+        if row.state == State.AVAILABLE:
+            return Profile.decode(row.profile).plus(total)
+        if row.number <= number:
+            total = Profile.decode(row.profile).plus(total)
+    return total
+
+
+def _audited(connection: sa.Connection, entry: Audit) -> bool:
+    known = (audit.c.pipeline == entry.pipeline) & (audit.c.request_id == entry.request_id)
+    return connection.execute(sa.select(audit.c.version).where(known)).first() is not None
+
+
 def _unmerged(version: Version) -> sa.ColumnElement[bool]:
     """Shards of a version, and of those before it, whose rows are in no part."""
     among = shards.c.first_version <= version.number
@@ -594,7 +696,7 @@ def _newest(
 def _columns(version: Version) -> dict[str, object]:
     row: dict[str, object] = {
         name: getattr(version, name)
-        for name in ("pipeline", "number", "state", "cause_id", "create_time", "shards")
+        for name in ("pipeline", "number", "state", "cause_id", "create_time", "shards", "error")
     }
     if version.rows is not None and version.file is not None:
         row |= asdict(version.rows) | asdict(version.file)
@@ -605,8 +707,9 @@ def _version(row: sa.Row[tuple[object, ...]]) -> Version:
     base = Version(
         row.pipeline, row.number, State(row.state), row.cause_id, row.create_time, row.shards
     )
+    base = replace(base, error=row.error)
     if row.md5 is None:
-        return replace(base, error=row.error)
+        return base
     rows = Rows(row.rows, row.labelled_rows, row.first_event_time, row.last_event_time)
     file = ObjectFile(row.path, row.uri, row.md5, row.size_bytes, row.tag, row.commit)
     return replace(base, rows=rows, file=file)
