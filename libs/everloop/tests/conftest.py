@@ -65,6 +65,7 @@ class FakeEverloop:
         self.promoted: list[registry_pb2.PromoteModelVersionRequest] = []
         self.cuts: dict[str, int] = {}
         self.quarantined: set[int] = set()
+        self.erased: list[tuple[list[str], str, str]] = []
         self.released: list[tuple[int, str, str]] = []
         self.page_sizes: list[int] = []
         self.pushes: list[str] = []
@@ -170,6 +171,10 @@ class Ingest(ingest_pb2_grpc.IngestServiceServicer):
     def ReleaseVersion(self, request: Any, context: Any) -> Any:
         self.fake.released.append((request.version, request.reason, request.actor))
         return ingest_pb2.ReleaseVersionResponse(dataset=self.fake.dataset(request.version))
+
+    def EraseRecords(self, request: Any, context: Any) -> Any:
+        self.fake.erased.append((list(request.record_ids), request.field, request.value))
+        return ingest_pb2.EraseRecordsResponse(dataset=self.fake.dataset(3))
 
     def GetDatasetVersion(self, request: Any, context: Any) -> Any:
         return ingest_pb2.GetDatasetVersionResponse(dataset=self.fake.dataset(request.version or 2))

@@ -148,6 +148,7 @@ def test_what_fails_is_one_line_without_a_traceback(run, tmp_path, arguments, sa
 COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 NEEDS_NO_STACK = {"up", "down", "demo", "check"}
 ARGUMENTS = {
+    "erase": [MODEL, "--record-id", "a", "--reason", "asked"],
     "push": [str(PIPELINES / "rows.jsonl"), "-p", MODEL],
     "predict": [MODEL, "--row", "{}"],
     "promote": [MODEL, "2"],
@@ -330,6 +331,13 @@ def test_a_version_in_quarantine_is_shown_and_released(run, fake):
     done = run("datasets", MODEL, "--release", "1", "--reason", "moved")
     assert "v1 is announced" in done.output
     assert fake.released == [(1, "moved", getpass.getuser())]
+
+
+def test_records_are_erased_by_id_or_by_value(run, fake):
+    done = run("erase", MODEL, "--record-id", "a", "--record-id", "b", "--reason", "17")
+    assert "flight-delays v3 is without them" in done.output
+    run("erase", MODEL, "--where", "customer=c=1", "--reason", "18")
+    assert fake.erased == [(["a", "b"], "", ""), ([], "customer", "c=1")]
 
 
 def test_status_tells_where_each_pipeline_stands(run):

@@ -37,6 +37,7 @@ from everloop_ingest.adapters.store import Store
 from everloop_ingest.build_parts import BuildLimits
 from everloop_ingest.cut_version import CutVersion
 from everloop_ingest.domain import Batch, ObjectFile, Part, Partition, ShardsLost, Version
+from everloop_ingest.erase_records import EraseRecords
 from everloop_ingest.keep_small import KeepSmall
 from everloop_ingest.release_version import ReleaseVersion
 from everloop_ingest.settle import Settle
@@ -199,6 +200,9 @@ class World:
             limits,
             self.callers,
             wait=lambda seconds: None,
+        )
+        self.erase = EraseRecords(
+            self.store, self.repository, self.cut, self.keep_small, self.folder / "work"
         )
 
     def send(self, number: int, *values: bytes | None, timestamp: int | None = None) -> None:

@@ -55,7 +55,15 @@ def door(world: Any, sink: MemorySink) -> IngestServicer:
     pipelines = {world.pipeline.name: world.pipeline}
     push = Push(pipelines, sink, world.store, 4096)
     return IngestServicer(
-        pipelines, world.store, push, world.cut, world.release, world, world.repository, 30.0
+        pipelines,
+        world.store,
+        push,
+        world.cut,
+        world.release,
+        world.erase,
+        world,
+        world.repository,
+        30.0,
     )
 
 
@@ -130,7 +138,15 @@ def test_a_repeated_push_returns_the_first_answer_and_adds_nothing(
     pipelines = {world.pipeline.name: world.pipeline}
     push = Push(pipelines, sink, world.store, 4096)
     again = IngestServicer(
-        pipelines, world.store, push, world.cut, world.release, world, world.repository, 30.0
+        pipelines,
+        world.store,
+        push,
+        world.cut,
+        world.release,
+        world.erase,
+        world,
+        world.repository,
+        30.0,
     )
     for servicer in (door, again):
         assert servicer.PushRecords(request, CONTEXT) == first

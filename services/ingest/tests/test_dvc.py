@@ -216,6 +216,24 @@ def test_parts_are_fetched_and_one_that_is_gone_is_named(place: Place, tmp_path:
     assert (caught.value.kind, caught.value.reason) == (Kind.UNAVAILABLE, "PART_LOST")
 
 
+def test_what_only_earlier_versions_hold_is_deleted_by_stock_dvc(place: Place) -> None:
+    """As the README says, where records of somebody are to leave earlier versions as well."""
+    place.publish(1, b"one", b"somebody's", pipeline="letters")
+    first = place.publish(1, b"one", b"somebody's")
+    second = place.publish(2, b"one", b"two")
+    place.publish(2, b"one", pipeline="letters")
+    command = [str(Path(sys.executable).with_name("dvc")), "gc", "--workspace", "--cloud"]
+    subprocess.run([*command, "--force"], cwd=place.root, check=True, capture_output=True)
+    left = {path.read_bytes() for path in place.remote.rglob("*") if path.is_file()}
+    assert {b"one", b"two"} <= left
+    assert b"somebody's" not in left
+    assert place.get(second.path, second.tag) == b"one two"
+    with pytest.raises(subprocess.CalledProcessError):
+        place.get(first.path, first.tag)
+    third = place.publish(3, b"one", b"two", b"three")
+    assert place.get(third.path, third.tag) == b"one two three"
+
+
 def test_a_repository_of_before_there_were_parts_goes_on(place: Place) -> None:
     """Version 1 is one file that DVC has added itself."""
     folder = place.root / "parcels"

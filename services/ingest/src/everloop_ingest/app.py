@@ -15,6 +15,7 @@ from everloop_ingest.adapters.s3 import ShardBucket
 from everloop_ingest.adapters.store import Store
 from everloop_ingest.build_parts import BuildLimits
 from everloop_ingest.cut_version import CutVersion
+from everloop_ingest.erase_records import EraseRecords
 from everloop_ingest.keep_small import KeepSmall
 from everloop_ingest.push import Push
 from everloop_ingest.release_version import ReleaseVersion
@@ -109,12 +110,22 @@ def run_service() -> int:
     callers = max(1, settings.grpc_workers // 2)
     cut = CutVersion(pipelines, store, files, repository, ends, writer, build, callers)
     push = Push(pipelines, sink, store, settings.max_record_bytes)
+    keep_small = KeepSmall(
+        store,
+        files,
+        build.folder,
+        max(1, settings.shard_rows // settings.compact_shards),
+        settings.compact_shards,
+        timedelta(days=settings.shard_retention_days),
+        settings.reclaim_objects,
+    )
     servicer = IngestServicer(
         pipelines,
         store,
         push,
         cut,
         ReleaseVersion(store, repository),
+        EraseRecords(store, repository, cut, keep_small, build.folder),
         ends,
         repository,
         settings.call_deadline_seconds,
@@ -125,15 +136,6 @@ def run_service() -> int:
         [lambda server: ingest_pb2_grpc.add_IngestServiceServicer_to_server(servicer, server)],
     )
     retention = timedelta(days=settings.request_retention_days)
-    keep_small = KeepSmall(
-        store,
-        files,
-        build.folder,
-        max(1, settings.shard_rows // settings.compact_shards),
-        settings.compact_shards,
-        timedelta(days=settings.shard_retention_days),
-        settings.reclaim_objects,
-    )
     components: list[Component] = [
         MetricsServer(settings.metrics_address),
         _Topics(bootstrap, pipelines, sink),

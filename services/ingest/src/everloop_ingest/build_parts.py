@@ -95,7 +95,12 @@ class Built:
 
 
 def build_parts(
-    pipeline: Pipeline, shards: Sequence[Path], base: Base, folder: Path, limits: BuildLimits
+    pipeline: Pipeline,
+    shards: Sequence[Path],
+    base: Base,
+    folder: Path,
+    limits: BuildLimits,
+    erased: Sequence[str] = (),
 ) -> Built:
     """Adds shards to a version; the new files are below `folder`.
 
@@ -106,6 +111,9 @@ def build_parts(
     However the shards were spread over cuts, the rows are the same and in the same order: by event time, then record
     id. Where one part ends and the next begins depends on the cuts. The same shards on the same base give the same
     bytes.
+
+    What the version before knows of the record ids `erased` is forgotten first: if the shards hold records or labels of
+    them, these are the first ones.
     """
     with duckdb.connect(
         config={"threads": limits.threads, "memory_limit": f"{limits.memory_bytes}B"}
@@ -113,7 +121,7 @@ def build_parts(
         database.execute("SET temp_directory = ?", [str(folder / "spill")])
         # Times leave as the instants they are, whatever the machine's zone is.
         database.execute("SET TimeZone = 'UTC'")
-        return _Build(database, pipeline, base, folder, limits)(shards)
+        return _Build(database, pipeline, base, folder, limits)(shards, erased)
 
 
 class _Build:
@@ -141,12 +149,15 @@ class _Build:
         self._fields = _list(self._names)
         self._loaded: set[int] = set()
 
-    def __call__(self, shards: Sequence[Path]) -> Built:
+    def __call__(self, shards: Sequence[Path], erased: Sequence[str]) -> Built:
+        self._database.register("erased_ids", pa.table({"id": pa.array(erased, pa.string())}))
+        self._database.execute(f"CREATE TABLE erased AS SELECT id AS {self._key} FROM erased_ids")
         self._read_events(shards)
         self._load(self._base.index.holding(self._base.parts, self._hashes()))
+        bereft = self._erase()
         profile = self._profile()
         labels = self._merge()
-        touched = self._touched()
+        touched = self._touched(bereft)
         # From scratch everything belongs to a part that is not there yet.
         runs = _runs(touched) if self._base.parts else [[0]]
         self._load(touched)
@@ -163,10 +174,7 @@ class _Build:
         run(f"CREATE TABLE old ({columns}, {order}, {label_order}, part INTEGER)")
         run(f"CREATE TABLE merged ({columns}, {order}, {label_order})")
         run(f"CREATE TABLE labels ({self._key} VARCHAR, {self._label} {label_type}, {label_order})")
-        # By name: shards from before a field was added read as null there.
-        events = self._database.read_parquet([str(path) for path in shards], union_by_name=True)
-        events.create_view("events")
-        fields = self._present(events.columns)
+        fields = self._present(self._view_events(shards))
         run(f"""
             INSERT INTO records SELECT {fields}, {_list(ORDER)} FROM events
             WHERE NOT {IS_ACTUAL} {self._newest(ORDER)}
@@ -175,7 +183,7 @@ class _Build:
         waiting = ""
         if self._base.labels is not None:
             self._database.read_parquet(str(self._base.labels)).create_view("waiting")
-            waiting = "UNION ALL SELECT * FROM waiting"
+            waiting = f"UNION ALL SELECT * FROM waiting ANTI JOIN erased USING ({self._key})"
         run(f"""
             INSERT INTO labels FROM ({known} WHERE {self._label} IS NOT NULL {waiting})
             AS known({self._key}, {self._label}, {_list(LABEL_ORDER)}) {self._newest(LABEL_ORDER)}
@@ -185,8 +193,27 @@ class _Build:
             FROM (SELECT {self._key} FROM records UNION SELECT {self._key} FROM labels)
         """)
 
+    def _view_events(self, shards: Sequence[Path]) -> list[str]:
+        """View `events`: all messages of the shards; its columns are returned."""
+        if shards:
+            # By name: shards from before a field was added read as null there.
+            events = self._database.read_parquet([str(path) for path in shards], union_by_name=True)
+        else:
+            events = self._database.sql(f"SELECT *, false AS {IS_ACTUAL} FROM records")
+        events.create_view("events")
+        return list(events.columns)
+
+    def _erase(self) -> set[int]:
+        """Takes the erased ids out of table `old`; positions of the parts that held one."""
+        here = f"old SEMI JOIN erased USING ({self._key})"
+        found = self._database.sql(f"SELECT DISTINCT part FROM {here}").fetchall()
+        ids = f"SELECT {self._key} FROM erased"
+        self._database.execute(f"DELETE FROM old WHERE {self._key} IN ({ids})")
+        return {part for [part] in found}
+
     def _hashes(self) -> Any:
-        query = f"SELECT {_hash(self._key)} AS hash FROM changed"
+        ids = f"SELECT {self._key} FROM changed UNION SELECT {self._key} FROM erased"
+        query = f"SELECT {_hash(self._key)} AS hash FROM ({ids})"
         return self._database.sql(query).fetchnumpy()["hash"]
 
     def _load(self, positions: Sequence[int]) -> None:
@@ -236,7 +263,7 @@ class _Build:
         pq.write_table(waiting.cast(labels_schema(self._pipeline)), path, compression="zstd")
         return path
 
-    def _touched(self) -> list[int]:
+    def _touched(self, bereft: set[int]) -> list[int]:
         """Positions of the parts to write anew; table `targets`: the part that each merged row belongs to."""
         first = [(part.first_event_time, part.first_record_id) for part in self._base.parts[1:]]
         bounds = pa.table(
@@ -262,7 +289,7 @@ class _Build:
         others = (n for n, part in enumerate(self._base.parts) if part.columns != columns)
         if not self._base.parts:
             return []
-        touched = {int(part) for [part] in found}.union(others)
+        touched = {int(part) for [part] in found}.union(others, bereft)
         return sorted(touched.union(self._small_pairs()))
 
     def _small_pairs(self) -> Iterator[int]:

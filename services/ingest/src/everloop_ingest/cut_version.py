@@ -164,7 +164,8 @@ class CutVersion:
             except ShardsLost as error:
                 return self._give_up(version, error.keys)
             base = self._base(pipeline, folder)
-            built = build_parts(pipeline, shards, base, _new(folder, "parts"), self._limits)
+            erased = self._store.erased(version)
+            built = build_parts(pipeline, shards, base, _new(folder, "parts"), self._limits, erased)
             labels = self._keep_states(pipeline, base, built)
             files = {item.part.md5: item.rows for item in built.added}
             file = self._repository.publish(version, built.parts, files)

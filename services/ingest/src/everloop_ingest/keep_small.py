@@ -60,11 +60,20 @@ class KeepSmall:
         small = self._store.small_shards(pipeline, self._small_rows, self._shards)
         if len(small) == self._shards:
             self._put_together(pipeline, [key for key, _ in small])
-        gone = self._store.reclaimable(pipeline, now - self._retention, self._objects)
+        self._drop_some(pipeline, now - self._retention)
+
+    def drop(self, pipeline: str, before: datetime) -> None:
+        """Deletes everything that versions from before a moment have replaced, whatever the retention is."""
+        while self._drop_some(pipeline, before):
+            pass
+
+    def _drop_some(self, pipeline: str, before: datetime) -> int:
+        gone = self._store.reclaimable(pipeline, before, self._objects)
         if gone:
             self._files.delete([*gone.shards, *gone.states, *gone.labels])
             self._store.reclaimed(pipeline, gone)
             metrics.RECLAIMED.labels(pipeline).inc(len(gone))
+        return len(gone)
 
     def _put_together(self, pipeline: str, keys: Sequence[str]) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)

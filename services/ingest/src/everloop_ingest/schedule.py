@@ -84,6 +84,8 @@ class Scheduler(Component):
         """Cuts a version of a pipeline if one is due."""
         unversioned = self._store.unversioned(pipeline.name)
         why = due(pipeline, unversioned, now)
+        if why is None and self._store.erasures_wait(pipeline.name):
+            why = "erasure"
         if why is None or self._stopper.stopping:
             return
         newest = self._store.versions(pipeline.name, None, 1)

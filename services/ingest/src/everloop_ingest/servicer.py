@@ -13,6 +13,7 @@ from everloop_ingest.adapters.store import Store
 from everloop_ingest.convert import dataset_version
 from everloop_ingest.cut_version import CutVersion
 from everloop_ingest.domain import Version
+from everloop_ingest.erase_records import Entity, EraseRecords
 from everloop_ingest.ports import DataRepository, RecordLog
 from everloop_ingest.push import Push
 from everloop_ingest.release_version import ReleaseVersion
@@ -35,6 +36,7 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
         push: Push,
         cut: CutVersion,
         release: ReleaseVersion,
+        erase: EraseRecords,
         record_log: RecordLog,
         repository: DataRepository,
         deadline_seconds: float,
@@ -45,6 +47,7 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
         self._push = push
         self._cut = cut
         self._release = release
+        self._erase = erase
         self._log = record_log
         self._repository = repository
         self._deadline = deadline_seconds
@@ -72,6 +75,18 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
         pipeline = self._pipeline(request.pipeline)
         version = self._cut(pipeline, _checked(request.request_id), self._seconds(context))
         return ingest_pb2.CutVersionResponse(dataset=self._whole(version))
+
+    def EraseRecords(
+        self, request: ingest_pb2.EraseRecordsRequest, context: grpc.ServicerContext
+    ) -> ingest_pb2.EraseRecordsResponse:
+        """See the contract."""
+        pipeline = self._pipeline(request.pipeline)
+        request_id = _checked(request.request_id)
+        entity = Entity(request.record_ids, request.field, request.value)
+        version = self._erase(
+            pipeline, entity, request_id, request.actor, request.reason, self._seconds(context)
+        )
+        return ingest_pb2.EraseRecordsResponse(dataset=self._whole(version))
 
     def ReleaseVersion(
         self, request: ingest_pb2.ReleaseVersionRequest, context: grpc.ServicerContext

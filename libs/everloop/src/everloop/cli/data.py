@@ -1,4 +1,4 @@
-"""`push`, `cut`, `datasets` and `check`."""
+"""`push`, `cut`, `datasets`, `erase` and `check`."""
 
 from __future__ import annotations
 
@@ -208,6 +208,42 @@ def datasets(
             console.print(f"[yellow]v{item.version}[/] {escape(item.error)}", soft_wrap=True)
 
 
+def erase(
+    ctx: typer.Context,
+    pipeline: Annotated[str, typer.Argument(help="Name of the pipeline.")],
+    reason: Annotated[
+        str, typer.Option(help="Why, for the audit trail; without the entity's name.")
+    ],
+    record_id: Annotated[
+        list[str] | None, typer.Option(help="Id of a record; may be said several times.")
+    ] = None,
+    where: Annotated[str, typer.Option(help="FIELD=VALUE: records with this value.")] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Cut a version without one entity's records and labels. Earlier versions still hold them: see ingest's README.
+
+    \b
+    everloop erase flight-delays --record-id UA-1545-EWR-2013-01-01T05:15 --reason "request 17"
+    everloop erase orders --where customer=c-17 --reason "request 18"
+    """  # noqa: D301 - the backspace keeps the lines apart
+    from everloop.cli.output import console, print_json
+
+    field, _, value = where.partition("=")
+    with connected(ctx) as everloop:
+        done = everloop.erase(
+            pipeline,
+            record_id or [],
+            field=field,
+            value=value,
+            reason=reason,
+            actor=getpass.getuser(),
+        )
+    if as_json:
+        print_json(done)
+    else:
+        console.print(f"[green]{pipeline} v{done.version}[/] is without them: {done.rows:,} rows")
+
+
 def check(
     files: Annotated[list[Path], typer.Argument(help="Pipeline YAML files.")],
     as_json: JsonOption = False,
@@ -245,5 +281,5 @@ def check(
 
 def add_to(app: typer.Typer) -> None:
     """Adds the commands."""
-    for command in (push, cut, datasets, check):
+    for command in (push, cut, datasets, erase, check):
         app.command(rich_help_panel=PANEL)(command)

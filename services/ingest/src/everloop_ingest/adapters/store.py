@@ -155,6 +155,18 @@ push_requests = sa.Table(
     sa.Column("create_time", _Utc),
 )
 
+erasures = sa.Table(
+    "erasures",
+    metadata,
+    sa.Column("pipeline", sa.String, primary_key=True),
+    sa.Column("request_id", sa.String, primary_key=True),
+    sa.Column("version", sa.BigInteger),
+    sa.Column("record_ids", sa.Text),
+    sa.Column("actor", sa.Text),
+    sa.Column("reason", sa.Text),
+    sa.Column("create_time", _Utc),
+)
+
 DeadLetter = tuple[str, bytes | None, bytes, list[tuple[str, bytes]]]
 """Topic, key, value and headers of a message for the outbox."""
 
@@ -265,8 +277,8 @@ class Store:
     def begin_version(self, pipeline: str, request_id: str, now: datetime) -> Version | None:
         """The version of a request: the one it has, the newest where nothing is new, else a new one, CUTTING.
 
-        A new version takes every shard that is in none yet; a version that failed is no answer. None where there is
-        no record at all.
+        A new version takes every shard that is in none yet, and every erasure that was asked for; a version that failed
+        is no answer. None where there is no record at all.
         """
         with self._database.unit_of_work() as work:
             known = _requested(work.connection, pipeline, request_id)
@@ -274,7 +286,7 @@ class Store:
                 return known
             newest = _newest(work.connection, pipeline)
             number = newest.number + 1 if newest else 1
-            shard_count = _claim_shards(work, pipeline, number)
+            shard_count = _claim(work, pipeline, number)
             if shard_count is None:
                 answer = _newest(work.connection, pipeline, versions.c.state != State.FAILED)
             else:
@@ -417,6 +429,7 @@ class Store:
                 return
             _replace_parts(work, version, change.added, change.removed)
             work.connection.execute(shards.update().where(_unmerged(version)).values(merged=True))
+            _note_erasures(work, version)
             if event is not None:
                 _forget_profiles(work, version)
                 work.publish(event)
@@ -453,6 +466,39 @@ class Store:
             work.connection.execute(audit.insert().values(asdict(entry)))
             work.publish(event)
 
+    def ask_erasure(self, entry: Audit, record_ids: Sequence[str]) -> None:
+        """Makes the next version forget records; a repeat of the request changes nothing."""
+        row = {
+            "pipeline": entry.pipeline,
+            "request_id": entry.request_id,
+            "record_ids": orjson.dumps(list(record_ids)).decode(),
+            "actor": entry.actor,
+            "reason": entry.reason,
+            "create_time": entry.create_time,
+        }
+        with self._database.unit_of_work() as work:
+            work.connection.execute(_insert(work, erasures).values(row).on_conflict_do_nothing())
+
+    def erasure_asked(self, pipeline: str, request_id: str) -> bool:
+        """Whether a request to erase records is known."""
+        known = (erasures.c.pipeline == pipeline) & (erasures.c.request_id == request_id)
+        with self._database.read() as connection:
+            return (
+                connection.execute(sa.select(erasures.c.pipeline).where(known)).first() is not None
+            )
+
+    def erasures_wait(self, pipeline: str) -> bool:
+        """Whether erasures were asked for that no version has taken."""
+        with self._database.read() as connection:
+            return bool(connection.execute(_waiting_erasures(pipeline)).scalar())
+
+    def erased(self, version: Version) -> list[str]:
+        """Record ids that a version being cut is to forget."""
+        query = sa.select(erasures.c.record_ids).where(_erasures_of(version))
+        with self._database.read() as connection:
+            found = [orjson.loads(text) for text in connection.execute(query).scalars()]
+            return sorted({record_id for ids in found for record_id in ids})
+
     def audit(self, pipeline: str, number: int) -> list[Audit]:
         """What people did to a version, oldest first."""
         entries = sa.select(audit).where(audit.c.pipeline == pipeline, audit.c.version == number)
@@ -476,6 +522,8 @@ class Store:
             work.connection.execute(
                 mark.values(lost=True, first_version=None), [{"gone": key} for key in lost]
             )
+            waits = erasures.update().where(_erasures_of(version)).values(version=None)
+            work.connection.execute(waits)
             release = shards.update().where(stored & (shards.c.first_version == version.number))
             work.connection.execute(release.values(first_version=None))
 
@@ -654,15 +702,49 @@ def _new(pipeline: str) -> sa.ColumnElement[bool]:
     return _stored(pipeline) & shards.c.first_version.is_(None)
 
 
-def _claim_shards(work: UnitOfWork, pipeline: str, number: int) -> int | None:
+def _erasures_of(version: Version) -> sa.ColumnElement[bool]:
+    return (erasures.c.pipeline == version.pipeline) & (erasures.c.version == version.number)
+
+
+def _waiting_erasures(pipeline: str) -> sa.Select[int]:
+    waiting = (erasures.c.pipeline == pipeline) & erasures.c.version.is_(None)
+    return sa.select(sa.func.count()).select_from(erasures).where(waiting)
+
+
+def _note_erasures(work: UnitOfWork, version: Version) -> None:
+    """Writes the audit entries of what a version has forgotten, and forgets the record ids here, too."""
+    query = sa.select(erasures).where(_erasures_of(version))
+    for row in work.connection.execute(query).all():
+        entry = Audit(
+            row.pipeline,
+            row.request_id,
+            version.number,
+            "ERASED",
+            row.actor,
+            row.reason,
+            row.create_time,
+        )
+        work.connection.execute(audit.insert().values(asdict(entry)))
+        # The first row of an earlier part may be one of them; its time still says where the part stands.
+        mine = parts.c.pipeline == version.pipeline
+        first = parts.c.first_record_id.in_(orjson.loads(row.record_ids))
+        work.connection.execute(parts.update().where(mine, first).values(first_record_id=""))
+    forget = erasures.update().where(_erasures_of(version)).values(record_ids="[]")
+    work.connection.execute(forget)
+
+
+def _claim(work: UnitOfWork, pipeline: str, number: int) -> int | None:
     """Gives what is new to version `number`; the number of all its shards, None where nothing is new."""
     records = sa.select(sa.func.coalesce(sa.func.sum(shards.c.accepted - shards.c.actuals), 0))
     stored = _stored(pipeline)
     if not work.connection.execute(records.where(stored)).scalar_one():
         return None  # labels alone make no version
     claim = shards.update().where(_new(pipeline)).values(first_version=number)
-    if not work.connection.execute(claim).rowcount:
+    waits = work.connection.execute(_waiting_erasures(pipeline)).scalar()
+    if not work.connection.execute(claim).rowcount and not waits:
         return None
+    taken = (erasures.c.pipeline == pipeline) & erasures.c.version.is_(None)
+    work.connection.execute(erasures.update().where(taken).values(version=number))
     count = sa.select(sa.func.count()).where(stored & shards.c.first_version.is_not(None))
     return int(work.connection.execute(count).scalar_one())
 

@@ -170,7 +170,7 @@ class DatasetAuditEntry(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     TIME_FIELD_NUMBER: _builtins.int
     action: _builtins.str
-    """What was done: `RELEASED`."""
+    """What was done: `RELEASED` or `ERASED`."""
     actor: _builtins.str
     """Who did it."""
     reason: _builtins.str

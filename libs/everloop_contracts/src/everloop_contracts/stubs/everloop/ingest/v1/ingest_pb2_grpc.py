@@ -50,6 +50,11 @@ class IngestServiceStub:
                 request_serializer=everloop_dot_ingest_dot_v1_dot_ingest__pb2.ReleaseVersionRequest.SerializeToString,
                 response_deserializer=everloop_dot_ingest_dot_v1_dot_ingest__pb2.ReleaseVersionResponse.FromString,
                 _registered_method=True)
+        self.EraseRecords = channel.unary_unary(
+                '/everloop.ingest.v1.IngestService/EraseRecords',
+                request_serializer=everloop_dot_ingest_dot_v1_dot_ingest__pb2.EraseRecordsRequest.SerializeToString,
+                response_deserializer=everloop_dot_ingest_dot_v1_dot_ingest__pb2.EraseRecordsResponse.FromString,
+                _registered_method=True)
         self.GetDatasetVersion = channel.unary_unary(
                 '/everloop.ingest.v1.IngestService/GetDatasetVersion',
                 request_serializer=everloop_dot_ingest_dot_v1_dot_ingest__pb2.GetDatasetVersionRequest.SerializeToString,
@@ -102,6 +107,15 @@ class IngestServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def EraseRecords(self, request, context):
+        """Cuts a version without the records and labels of one entity, as far as they had arrived, deletes the shards that
+        hold them and writes an audit entry. Later records of the same ids are new ones. Earlier versions still hold them:
+        see ingest's README. A repeated `request_id` returns the first answer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetDatasetVersion(self, request, context):
         """Returns one dataset version.
         """
@@ -140,6 +154,11 @@ def add_IngestServiceServicer_to_server(servicer, server):
                     servicer.ReleaseVersion,
                     request_deserializer=everloop_dot_ingest_dot_v1_dot_ingest__pb2.ReleaseVersionRequest.FromString,
                     response_serializer=everloop_dot_ingest_dot_v1_dot_ingest__pb2.ReleaseVersionResponse.SerializeToString,
+            ),
+            'EraseRecords': grpc.unary_unary_rpc_method_handler(
+                    servicer.EraseRecords,
+                    request_deserializer=everloop_dot_ingest_dot_v1_dot_ingest__pb2.EraseRecordsRequest.FromString,
+                    response_serializer=everloop_dot_ingest_dot_v1_dot_ingest__pb2.EraseRecordsResponse.SerializeToString,
             ),
             'GetDatasetVersion': grpc.unary_unary_rpc_method_handler(
                     servicer.GetDatasetVersion,
@@ -239,6 +258,33 @@ class IngestService:
             '/everloop.ingest.v1.IngestService/ReleaseVersion',
             everloop_dot_ingest_dot_v1_dot_ingest__pb2.ReleaseVersionRequest.SerializeToString,
             everloop_dot_ingest_dot_v1_dot_ingest__pb2.ReleaseVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EraseRecords(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/everloop.ingest.v1.IngestService/EraseRecords',
+            everloop_dot_ingest_dot_v1_dot_ingest__pb2.EraseRecordsRequest.SerializeToString,
+            everloop_dot_ingest_dot_v1_dot_ingest__pb2.EraseRecordsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -52,6 +52,11 @@ class IngestServiceStub:
     answer. FAILED_PRECONDITION, reason NOT_QUARANTINED, or SUPERSEDED where a later version was announced, which
     holds all that it holds.
     """
+    EraseRecords: _grpc.UnaryUnaryMultiCallable[_ingest_pb2.EraseRecordsRequest, _ingest_pb2.EraseRecordsResponse]
+    """Cuts a version without the records and labels of one entity, as far as they had arrived, deletes the shards that
+    hold them and writes an audit entry. Later records of the same ids are new ones. Earlier versions still hold them:
+    see ingest's README. A repeated `request_id` returns the first answer.
+    """
     GetDatasetVersion: _grpc.UnaryUnaryMultiCallable[_ingest_pb2.GetDatasetVersionRequest, _ingest_pb2.GetDatasetVersionResponse]
     """Returns one dataset version."""
     ListDatasetVersions: _grpc.UnaryUnaryMultiCallable[_ingest_pb2.ListDatasetVersionsRequest, _ingest_pb2.ListDatasetVersionsResponse]
@@ -82,6 +87,11 @@ class IngestServiceAsyncStub(IngestServiceStub):
     """Announces a version that is in quarantine, and writes an audit entry. A repeated `request_id` returns the first
     answer. FAILED_PRECONDITION, reason NOT_QUARANTINED, or SUPERSEDED where a later version was announced, which
     holds all that it holds.
+    """
+    EraseRecords: _aio.UnaryUnaryMultiCallable[_ingest_pb2.EraseRecordsRequest, _ingest_pb2.EraseRecordsResponse]  # type: ignore[assignment]
+    """Cuts a version without the records and labels of one entity, as far as they had arrived, deletes the shards that
+    hold them and writes an audit entry. Later records of the same ids are new ones. Earlier versions still hold them:
+    see ingest's README. A repeated `request_id` returns the first answer.
     """
     GetDatasetVersion: _aio.UnaryUnaryMultiCallable[_ingest_pb2.GetDatasetVersionRequest, _ingest_pb2.GetDatasetVersionResponse]  # type: ignore[assignment]
     """Returns one dataset version."""
@@ -128,6 +138,17 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
         """Announces a version that is in quarantine, and writes an audit entry. A repeated `request_id` returns the first
         answer. FAILED_PRECONDITION, reason NOT_QUARANTINED, or SUPERSEDED where a later version was announced, which
         holds all that it holds.
+        """
+
+    @_abc_1.abstractmethod
+    def EraseRecords(
+        self,
+        request: _ingest_pb2.EraseRecordsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ingest_pb2.EraseRecordsResponse, _abc.Awaitable[_ingest_pb2.EraseRecordsResponse]]:
+        """Cuts a version without the records and labels of one entity, as far as they had arrived, deletes the shards that
+        hold them and writes an audit entry. Later records of the same ids are new ones. Earlier versions still hold them:
+        see ingest's README. A repeated `request_id` returns the first answer.
         """
 
     @_abc_1.abstractmethod
