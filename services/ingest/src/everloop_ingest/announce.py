@@ -14,9 +14,7 @@ from everloop_runtime.events import Event, new_event
 __all__ = ["announcement"]
 
 
-def announcement(
-    version: Version, repository: DataRepository, parts: Sequence[Part], cause: str = ""
-) -> Event:
-    """DatasetVersionCreated of a version; caused by `cause`, or by what caused the cut."""
+def announcement(version: Version, repository: DataRepository, parts: Sequence[Part]) -> Event:
+    """DatasetVersionCreated of a version; its cause is what the version was cut for."""
     data = events_pb2.DatasetVersionCreated(dataset=dataset_version(version, repository, parts))
-    return new_event(SOURCE, version.pipeline, data, cause=cause or version.cause_id)
+    return new_event(SOURCE, version.pipeline, data, cause=version.cause_id)

@@ -46,7 +46,7 @@ class ReleaseVersion:
                 Kind.NOT_FOUND, "DATASET_VERSION_NOT_FOUND", f"{pipeline} has no v{number}"
             )
         done = replace(version, state=State.AVAILABLE, error="")
-        event = announcement(done, self._repository, self._store.parts(version), request_id)
+        event = announcement(done, self._repository, self._store.parts(version))
         audit = Audit(pipeline, request_id, number, "RELEASED", actor, reason, self._now())
         self._store.release(done, audit, event)
         return done

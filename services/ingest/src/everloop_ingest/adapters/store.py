@@ -346,8 +346,8 @@ class Store:
             sa.select(shards.c.key)
             .where(
                 _stored(pipeline),
-                shards.c.merged,
-                ~shards.c.reclaimed,
+                shards.c.merged == sa.true(),
+                shards.c.reclaimed == sa.false(),
                 shards.c.first_version.in_(old),
             )
             .order_by(shards.c.id),
@@ -735,9 +735,9 @@ def _note_erasures(work: UnitOfWork, version: Version) -> None:
 
 def _claim(work: UnitOfWork, pipeline: str, number: int) -> int | None:
     """Gives what is new to version `number`; the number of all its shards, None where nothing is new."""
-    records = sa.select(sa.func.coalesce(sa.func.sum(shards.c.accepted - shards.c.actuals), 0))
     stored = _stored(pipeline)
-    if not work.connection.execute(records.where(stored)).scalar_one():
+    records = sa.select(shards.c.id).where(stored, shards.c.accepted > shards.c.actuals)
+    if work.connection.execute(records.limit(1)).first() is None:
         return None  # labels alone make no version
     claim = shards.update().where(_new(pipeline)).values(first_version=number)
     waits = work.connection.execute(_waiting_erasures(pipeline)).scalar()

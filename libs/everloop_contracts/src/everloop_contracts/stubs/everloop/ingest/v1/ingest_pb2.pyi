@@ -181,7 +181,7 @@ class ReleaseVersionRequest(_message.Message):
     version: _builtins.int
     """Version number."""
     request_id: _builtins.str
-    """Idempotency key; also recorded as the cause of the announcement."""
+    """Idempotency key; the cause of the announcement is what the version was cut for."""
     actor: _builtins.str
     """Who releases it, for the audit entry."""
     reason: _builtins.str
