@@ -56,6 +56,8 @@ class InferenceSettings(ServiceSettings):
     """Rows that one request to explain may hold."""
     explain_requests: int = Field(default=16, ge=1)
     """Requests to explain that a replica holds at once; beyond it one is refused."""
+    mirror_rows: int = Field(default=8192, ge=1)
+    """Rows that may wait in a replica to be predicted by a shadow; beyond it a request is not mirrored, and counted."""
     slow_threads: int = Field(default=1, ge=1)
     """Threads of a replica for runs that take longer than a batch may: large requests, explanations, slow models."""
 
@@ -74,7 +76,7 @@ class InferenceSettings(ServiceSettings):
     prime_seconds: float = Field(default=20.0, ge=0)
     """Time that a starting replica takes for its first look at the registry before it listens, in seconds."""
 
-    log_batch_rows: int = Field(default=500, ge=1)
+    log_batch_rows: int = Field(default=2000, ge=1)
     """Rows in one `PredictionsLogged` event, at most."""
     log_batch_seconds: float = Field(default=0.5, gt=0)
     """Age at which buffered rows are sent, in seconds; what `kill -9` of a replica may lose from the log."""
