@@ -74,8 +74,8 @@ class Checks(Spec):
 
     min_rows: int = Field(default=1, ge=0)
     """Rows that the version must have."""
-    max_null_change: float | None = Field(default=0.5, ge=0, le=1)
-    """How much the share of nulls in a field may change; not the target's, whose labels come late."""
+    max_null_rise: float | None = Field(default=0.8, ge=0, le=1)
+    """How much the share of nulls in a field may rise; not the target's, whose labels come late."""
     max_unseen: float | None = Field(default=0.9, ge=0, le=1)
     """Share of records whose value never came before, in a string field that the model reads."""
     min_sample: int = Field(default=1_000, ge=1)

@@ -69,16 +69,16 @@ def violations(checks: Checks, rows: int, before: Profile, new: Profile) -> list
     if rows < checks.min_rows:
         found.append(f"{rows} rows, at least {checks.min_rows} are asked for")
     if min(before.records, new.records) >= checks.min_sample:
-        found += [*_null_changes(checks, before, new), *_unseen(checks, before, new)]
+        found += [*_null_rises(checks, before, new), *_unseen(checks, before, new)]
     return found
 
 
-def _null_changes(checks: Checks, before: Profile, new: Profile) -> Iterator[str]:
-    if checks.max_null_change is None:
+def _null_rises(checks: Checks, before: Profile, new: Profile) -> Iterator[str]:
+    if checks.max_null_rise is None:
         return
     for name in before.nulls.keys() & new.nulls.keys():
         was, now = before.nulls[name] / before.records, new.nulls[name] / new.records
-        if abs(now - was) > checks.max_null_change:
+        if now - was > checks.max_null_rise:
             yield f"{name}: {now:.0%} of the new records are null, {was:.0%} of those before"
 
 
