@@ -17,6 +17,9 @@ PACKAGE = "everloop_contracts.stubs"
 IMPORT = re.compile(r"^(\s*)(from|import) (everloop|inference)\b", re.MULTILINE)
 QUALIFIED = re.compile(r"(?<![\w.\"'/])((?:everloop\.\w+\.v1|inference)\.\w+_pb2)\b")
 
+# Where a message's class says it lives: pickle looks for it there, and Ray pickles.
+MODULE = re.compile(r"(BuildTopDescriptorsAndMessages\(DESCRIPTOR, ')")
+
 
 def generate(out: Path) -> None:
     """Writes all stubs below `out`, imports rewritten.
@@ -34,6 +37,7 @@ def generate(out: Path) -> None:
         if file.suffix == ".pyi":
             text = QUALIFIED.sub(rf"{PACKAGE}.\1", text)
         text = IMPORT.sub(rf"\1\2 {PACKAGE}.\3", text)
+        text = MODULE.sub(rf"\1{PACKAGE}.", text)
         file.write_text(text.replace(f"{PACKAGE}.{PACKAGE}.", f"{PACKAGE}."))
     for folder in (out, *(path for path in out.rglob("*") if path.is_dir())):
         (folder / "__init__.py").touch()

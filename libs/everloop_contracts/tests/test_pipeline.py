@@ -121,6 +121,11 @@ def test_words_that_older_yaml_takes_for_truth_values_are_words(load):
             "serving: {batch: {target: 0ms}}\ncut: {rows",
             "17: serving.batch.target: Input should be greater than 0 seconds",
         ),
+        (
+            "cut: {rows",
+            "serving: {pool: {min_replicas: 3, max_replicas: 2}}\ncut: {rows",
+            "17: serving.pool: min_replicas (3) cannot exceed max_replicas (2)",
+        ),
         # References to fields.
         ("id: id", "id: key", "3: schema.id: there is no field 'key'"),
         (

@@ -123,6 +123,21 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
         world.stop(replica)
 
 
+class OneProcess:
+    """Takes the books of several replicas, each of which is a process of its own elsewhere."""
+
+    def register(self, collector: object) -> None:
+        """Keeps nothing."""
+
+    unregister = register
+
+
+@pytest.fixture
+def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets several replicas run in this process."""
+    monkeypatch.setattr("everloop_inference.replica.REGISTRY", OneProcess())
+
+
 @pytest.fixture(scope="session")
 def until() -> Callable[..., None]:
     def wait(condition: Callable[[], object], seconds: float = 10.0) -> None:

@@ -5,224 +5,26 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import secrets
 import signal
-import socket
 import subprocess
-import sys
-import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
 
-import grpc
 import psutil
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from services.inference.tests.cluster import Cluster, cluster_of_processes
 
-from everloop_contracts.stubs.everloop.registry.v1 import registry_pb2, registry_pb2_grpc
-from everloop_inference.fakes import ROW, Artifact, sample_artifact
+from everloop_inference.fakes import ROW
 
-pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(300)]
-
-REPOSITORY = Path(__file__).parents[3]
-
-
-class Registry(registry_pb2_grpc.RegistryServiceServicer):
-    """A registry gateway in this process."""
-
-    def __init__(self) -> None:
-        self.versions: list[registry_pb2.ModelVersion] = []
-
-    def ListProduction(
-        self, request: registry_pb2.ListProductionRequest, context: grpc.ServicerContext
-    ) -> registry_pb2.ListProductionResponse:
-        return registry_pb2.ListProductionResponse(versions=self.versions)
-
-
-class Cluster:
-    """A Ray head, a registry and the inference service, each a thing that can be killed."""
-
-    def __init__(self, folder: Path, ports: list[int]) -> None:
-        self.folder = folder
-        self.ports = ports
-        self.http = f"127.0.0.1:{ports[0]}"
-        self.control = f"127.0.0.1:{ports[1]}"
-        self.tracking = f"sqlite:///{folder}/mlflow.db"
-        self.registry = Registry()  # type: ignore[abstract]  # the rest is not called
-        self.server = grpc.server(ThreadPoolExecutor(2))
-        registry_pb2_grpc.add_RegistryServiceServicer_to_server(self.registry, self.server)
-        self.server.add_insecure_port(f"127.0.0.1:{ports[2]}")
-        self.server.start()
-        token = folder / "token"
-        token.write_text(secrets.token_hex(32))
-        self.environment = {
-            **os.environ,
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN_PATH": str(token),
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-            "EVERLOOP_HOME": str(folder),
-            "EVERLOOP_DATA_DIR": str(folder / "data"),
-            "EVERLOOP_PIPELINES_DIR": str(REPOSITORY / "pipelines"),
-            "EVERLOOP_HTTP_ADDRESS": self.http,
-            "EVERLOOP_GRPC_ADDRESS": self.control,
-            "EVERLOOP_REGISTRY_ADDRESS": f"127.0.0.1:{ports[2]}",
-            "EVERLOOP_PREDICT_GRPC_ADDRESS": f"127.0.0.1:{ports[3]}",
-            "EVERLOOP_METRICS_ADDRESS": f"127.0.0.1:{ports[4]}",
-            "EVERLOOP_RAY_ADDRESS": f"127.0.0.1:{ports[5]}",
-            "EVERLOOP_KAFKA_BOOTSTRAP": f"127.0.0.1:{ports[6]}",
-            "EVERLOOP_MLFLOW_URI": self.tracking,
-            "EVERLOOP_WATCH_FAILURES": "3",
-        }
-        self.service: subprocess.Popen[bytes] | None = None
-        self.head: subprocess.Popen[bytes] | None = None
-
-    def start_head(self) -> None:
-        names = (
-            "gcs",
-            "object-manager",
-            "node-manager",
-            "agent",
-            "agent-grpc",
-            "runtime-env",
-            "metrics",
-        )
-        self.head = self._start(
-            "everloop.stack.ray_head",
-            *(
-                f"--{name}={port}"
-                for name, port in zip(names, self.ports[5:6] + self.ports[7:13], strict=True)
-            ),
-            f"--home={self.folder}",
-            f"--temp={self.folder / 'r'}",
-            f"--spill={self.folder}",
-            f"--ready={self.folder / 'ray.ready'}",
-            "--cpus=4",
-            "--object-store-bytes=100000000",
-        )
-
-    def start_service(self) -> None:
-        self.service = self._start("everloop_inference")
-
-    def _start(self, module: str, *arguments: str) -> subprocess.Popen[bytes]:
-        with (self.folder / f"{module}.log").open("ab") as output:
-            return subprocess.Popen(
-                [sys.executable, "-m", module, *arguments],
-                env=self.environment,
-                stdout=output,
-                stderr=output,
-            )
-
-    def publish(self, version: int) -> None:
-        """Logs a model as the trainer does and puts it into Production."""
-        artifact = sample_artifact(bias=version / 10)
-        run_id, sha256 = log_to_mlflow(self.tracking, self.folder, artifact)
-        self.registry.versions = [
-            registry_pb2.ModelVersion(
-                model="flights",
-                version=version,
-                run_id=run_id,
-                onnx_sha256=sha256,
-            )
-        ]
-
-    def predict(self) -> int:
-        """Returns the version that answers; 0 if nobody does."""
-        connection = http.client.HTTPConnection(self.http, timeout=5)
-        try:
-            body = json.dumps({"rows": [ROW]})
-            connection.request("POST", "/v1/models/flights:predict", body)
-            answer = json.loads(connection.getresponse().read())
-            return int(answer.get("version", 0))
-        except (OSError, http.client.HTTPException, ValueError):
-            return 0
-        finally:
-            connection.close()
-
-    def serving(self) -> bool:
-        """Whether the service process calls itself ready."""
-        with grpc.insecure_channel(self.control) as channel:
-            stub: Any = health_pb2_grpc.HealthStub(channel)
-            try:
-                answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=2)
-            except grpc.RpcError:
-                return False
-        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
-
-    def replica_pid(self) -> int:
-        """Process that holds the HTTP listener."""
-        port = int(self.http.rpartition(":")[2])
-        for connection in psutil.net_connections("tcp4"):
-            local = connection.laddr
-            if connection.status == psutil.CONN_LISTEN and local and local.port == port:
-                return int(connection.pid or 0)
-        return 0
-
-    def stop(self) -> None:
-        for process in (self.service, self.head):
-            if process and process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-                process.wait(60)
-        self.server.stop(0)
-
-
-# A process of its own, as the trainer is one: MLflow warns while it is imported, and here warnings are errors.
-LOG_MODEL = """
-import hashlib, json, sys
-import mlflow, onnx
-from pathlib import Path
-graph, manifest, golden, folder = sys.argv[1:]
-if mlflow.get_experiment_by_name("flights") is None:
-    mlflow.create_experiment("flights", artifact_location=folder)
-mlflow.set_experiment("flights")
-with mlflow.start_run() as run:
-    model = onnx.load(graph)
-    logged = mlflow.onnx.log_model(model, name="model", pip_requirements=["onnxruntime"])
-    mlflow.log_dict(json.loads(manifest), "everloop/manifest.json")
-    mlflow.log_dict(json.loads(golden), "everloop/golden.json")
-(stored,) = Path(mlflow.artifacts.download_artifacts(logged.model_uri)).rglob("*.onnx")
-print(json.dumps([run.info.run_id, hashlib.sha256(stored.read_bytes()).hexdigest()]))
-"""
-
-
-def log_to_mlflow(tracking: str, folder: Path, artifact: Artifact) -> tuple[str, str]:
-    """Logs a model; returns its run and the SHA-256 of its graph."""
-    graph = folder / f"{artifact.sha256}.onnx"
-    graph.write_bytes(artifact.graph)
-    files = [str(graph), json.dumps(artifact.manifest), json.dumps(artifact.golden)]
-    done = subprocess.run(
-        [sys.executable, "-c", LOG_MODEL, *files, str(folder / "store")],
-        env={**os.environ, "MLFLOW_TRACKING_URI": tracking, "MLFLOW_DISABLE_TELEMETRY": "true"},
-        stdout=subprocess.PIPE,
-        check=True,
-        text=True,
-        timeout=120,
-    )
-    run_id, sha256 = json.loads(done.stdout.strip().splitlines()[-1])
-    return run_id, sha256
+pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
-    probes = [socket.socket() for _ in range(13)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [int(probe.getsockname()[1]) for probe in probes]
-    for probe in probes:
-        probe.close()
-    # Ray's sockets need a short path.
-    with tempfile.TemporaryDirectory(prefix="ev", ignore_cleanup_errors=True) as name:
-        cluster = Cluster(Path(name), ports)
-        try:
-            yield cluster
-        finally:
-            cluster.stop()
-            for path in (*cluster.folder.glob("*.log"), *cluster.folder.glob("data/logs/*.log")):
-                # Shown where the test fails.
-                print(f"--- {path.name}\n{path.read_text()[-30000:]}")
+    with cluster_of_processes() as cluster:
+        yield cluster
 
 
 def test_everything_that_is_killed_comes_back(cluster: Cluster, until: Callable[..., None]) -> None:
@@ -230,14 +32,14 @@ def test_everything_that_is_killed_comes_back(cluster: Cluster, until: Callable[
     cluster.start_head()
     began = time.monotonic()
     cluster.start_service()
-    until(cluster.serving, 120)
+    until(cluster.serving, 240)
     print(f"ready after {time.monotonic() - began:.1f} s")
-    until(lambda: cluster.predict() == 1, 60)
+    until(lambda: cluster.predict() == 1, 120)
 
     # A promotion, through MLflow's own client.
     cluster.publish(2)
     began = time.monotonic()
-    until(lambda: cluster.predict() == 2, 60)
+    until(lambda: cluster.predict() == 2, 120)
     print(f"promotion served after {time.monotonic() - began:.1f} s")
     replica = cluster.replica_pid()
 
@@ -254,30 +56,145 @@ def test_everything_that_is_killed_comes_back(cluster: Cluster, until: Callable[
     cluster.registry.versions = []
     began = time.monotonic()
     os.kill(replica, signal.SIGKILL)
-    until(lambda: cluster.predict() == 2 and cluster.replica_pid() != replica, 60)
+    until(lambda: cluster.predict() == 2 and cluster.replica_pid() != replica, 120)
     print(f"replica back after {time.monotonic() - began:.1f} s")
 
     # Ray's head is killed: the service deploys again on the new one.
     assert cluster.head
     cluster.head.kill()
     cluster.head.wait()
-    until(lambda: cluster.predict() == 0, 60)
+    until(lambda: cluster.predict() == 0, 120)
     began = time.monotonic()
     cluster.start_head()
-    until(lambda: cluster.predict() == 2, 120)
+    until(lambda: cluster.predict() == 2, 240)
     print(f"head back and serving after {time.monotonic() - began:.1f} s")
     assert cluster.service.poll() is None
 
     # The service's setting changes: the new deployment takes over, and nobody finds a closed door.
-    until(cluster.serving, 60)
+    until(cluster.serving, 120)
     replica = cluster.replica_pid()
     cluster.service.terminate()
     assert cluster.service.wait(30) == 0
     cluster.environment["EVERLOOP_LOG_BATCH_ROWS"] = "400"
     cluster.start_service()
     answers = []
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 180
     while not cluster.serving() or cluster.replica_pid() == replica:
         answers.append(cluster.predict())
         assert time.monotonic() < deadline
     assert set(answers) == {2}
+
+
+class Kept:
+    """One connection that is kept and asked on and on."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.connection = http.client.HTTPConnection(cluster.http, timeout=30)
+        self.answers = 0
+        assert self.ask() == 200
+        own = self.connection.sock.getsockname()[1]
+        port = int(cluster.http.rpartition(":")[2])
+        self.pid = next(
+            other.pid
+            for other in psutil.net_connections("tcp4")
+            if other.laddr and other.raddr and (other.laddr.port, other.raddr.port) == (port, own)
+        )
+
+    def ask(self) -> int:
+        body = json.dumps({"rows": [ROW]})
+        self.connection.request("POST", "/v1/models/flights:predict", body)
+        answer = self.connection.getresponse()
+        answer.read()
+        return answer.status
+
+    def ask_on(self, stop: threading.Event) -> str:
+        """Returns what went wrong first; nothing, hopefully."""
+        while not stop.is_set():
+            try:
+                status = self.ask()
+            except (OSError, http.client.HTTPException) as error:
+                return repr(error)
+            if status != 200:
+                return str(status)
+            self.answers += 1
+        return ""
+
+
+def kill_under_load(
+    cluster: Cluster, until: Callable[..., None], doomed: int, kill: Callable[[], object]
+) -> None:
+    """Ends a replica while connections to all of them are busy; those to the others notice nothing."""
+    kept: list[Kept] = []
+
+    def connected_to_all() -> bool:
+        kept.append(Kept(cluster))
+        return len(kept) >= 8 and {one.pid for one in kept} > {doomed}
+
+    until(connected_to_all, 120)
+    stop = threading.Event()
+    with ThreadPoolExecutor(len(kept)) as callers:
+        try:
+            asked = {one: callers.submit(one.ask_on, stop) for one in kept}
+            began = time.monotonic()
+            kill()
+            until(lambda: not psutil.pid_exists(doomed), 60)
+            print(f"the replica ended after {time.monotonic() - began:.2f} s")
+            before = sum(one.answers for one in kept)
+            # Who comes now finds the others.
+            for _ in range(50):
+                assert cluster.predict() == 1
+            until(lambda: sum(one.answers for one in kept) > before + 1000, 120)
+        finally:
+            stop.set()
+        for one, found in asked.items():
+            found.result()
+            one.connection.close()
+        others = [one for one in kept if one.pid != doomed]
+        assert [asked[one].result() for one in others] == [""] * len(others)
+        print(f"{sum(one.answers for one in others)} answers of the others, none failed")
+
+
+def test_what_is_killed_on_one_node_costs_the_other_nothing(
+    cluster: Cluster, until: Callable[..., None]
+) -> None:
+    cluster.environment |= {"EVERLOOP_REPLICAS": "2", "EVERLOOP_REPLICA_CPUS": "1"}
+    cluster.publish(1)
+    # Each node has room for one replica.
+    cluster.start_head(cpus=1)
+    node = cluster.start_node(cpus=1)
+    cluster.start_service()
+    until(cluster.serving, 240)
+
+    def on(node: subprocess.Popen[bytes]) -> set[int]:
+        """Replicas of a node that listen."""
+        below = {child.pid for child in psutil.Process(node.pid).children(recursive=True)}
+        port = int(cluster.http.rpartition(":")[2])
+        return {
+            other.pid
+            for other in psutil.net_connections("tcp4")
+            if other.pid in below
+            and other.status == psutil.CONN_LISTEN
+            and other.laddr
+            and other.laddr.port == port
+        }
+
+    head = cluster.head
+    assert head
+    until(lambda: on(node) and on(head), 120)
+    # A replica listens after a while even if it could not load a model yet.
+    until(lambda: all(cluster.predict() == 1 for _ in range(20)), 120)
+    (doomed,) = on(node)
+    kill_under_load(cluster, until, doomed, node.kill)
+    assert cluster.serving()
+
+    # The node comes back, and with it the replica that there was no room for.
+    again = cluster.start_node(cpus=1)
+    began = time.monotonic()
+    until(lambda: on(again), 120)
+    print(f"the node serves again after {time.monotonic() - began:.1f} s")
+    until(lambda: all(cluster.predict() == 1 for _ in range(20)), 120)
+
+    # A replica alone, which comes back where it was.
+    (doomed,) = on(again)
+    kill_under_load(cluster, until, doomed, lambda: os.kill(doomed, signal.SIGKILL))
+    until(lambda: on(again), 120)

@@ -227,6 +227,27 @@ class Batching(Spec):
     """Rows that a batch may hold, unless one request brings more."""
 
 
+class Pool(Spec):
+    """Replicas that serve this model and no other; clients go on asking the address of all models."""
+
+    min_replicas: int = Field(default=0, ge=0, le=256)
+    """Replicas that are always there; with 0 there is none while nobody asks, and the first request waits for one."""
+    max_replicas: int = Field(default=1, ge=1, le=256)
+    """Replicas that there may be."""
+    ongoing_requests: float = Field(default=16, ge=1)
+    """Requests that one replica should have at a time; with more there come more replicas, with fewer they go."""
+    idle: Duration = Field(default=timedelta(minutes=5), gt=timedelta(0))
+    """Time without a request after which the last replica goes, where `min_replicas` is 0."""
+
+    @model_validator(mode="after")
+    def _a_range(self) -> Self:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(
+                f"min_replicas ({self.min_replicas}) cannot exceed max_replicas ({self.max_replicas})"
+            )
+        return self
+
+
 class Serving(Spec):
     """How the model serves."""
 
@@ -234,6 +255,8 @@ class Serving(Spec):
     """Rows that one request may hold."""
     batch: Batching = Batching()
     log: PredictionLog = PredictionLog()
+    pool: Pool | None = None
+    """Where not given, the model is one of many in replicas that serve all of these."""
 
 
 class DriftRule(Spec):

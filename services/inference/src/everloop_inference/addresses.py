@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 
-__all__ = ["bound"]
+__all__ = ["accepted", "bound"]
 
 
 def bound(address: str) -> socket.socket:
@@ -24,3 +24,19 @@ def bound(address: str) -> socket.socket:
         listening.close()
         raise
     return listening
+
+
+def accepted(listening: socket.socket) -> list[socket.socket]:
+    """The connections that wait at a socket that is about to be closed.
+
+    The kernel gave them to this one of those that share the address, and resets them when it is closed.
+    """
+    listening.setblocking(False)
+    found: list[socket.socket] = []
+    while True:
+        try:
+            connection, _ = listening.accept()
+        except OSError:
+            return found
+        connection.setblocking(False)
+        found.append(connection)

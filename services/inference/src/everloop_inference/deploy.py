@@ -7,6 +7,7 @@ the old, on the same addresses, and the old one is removed when the new one runs
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import sys
@@ -16,8 +17,10 @@ from collections.abc import Mapping
 import ray
 from ray import serve
 from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus
 
+from everloop_inference import ray_doors
 from everloop_inference.deployment import application
 from everloop_inference.domain import ServingPolicy
 from everloop_inference.policies import load_policies
@@ -28,6 +31,7 @@ __all__ = ["deploy"]
 
 log = logging.getLogger(__name__)
 
+ASK_SECONDS = 10.0
 # Serve goes on by itself with these; an unhealthy application is one whose replica it is replacing.
 ALIVE = {ApplicationStatus.RUNNING, ApplicationStatus.DEPLOYING, ApplicationStatus.UNHEALTHY}
 
@@ -41,7 +45,7 @@ def deploy(settings: InferenceSettings, rules: Mapping[str, ServingPolicy], mark
         log_to_driver=False,
         configure_logging=False,
     )
-    serve.start(proxy_location="Disabled")
+    _start(settings)
     known = {
         name: status.status
         for name, status in serve.status().applications.items()
@@ -52,12 +56,53 @@ def deploy(settings: InferenceSettings, rules: Mapping[str, ServingPolicy], mark
     else:
         log.info("%s starts", wanted)
         serve.run(application(settings, rules, mark), name=wanted, route_prefix=None)
+    _open_rays_doors(settings, wanted, mark)
     for name in known:
         if name != wanted:
-            while serve.status().applications[wanted].status is not ApplicationStatus.RUNNING:
-                time.sleep(0.2)
+            _wait_for(wanted)
             log.info("%s is removed", name)
             serve.delete(name)
+
+
+def _open_rays_doors(settings: InferenceSettings, wanted: str, mark: str) -> None:
+    """Lets Ray's own doors lead to the wanted replicas, or closes them."""
+    name = settings.application
+    is_there = name in serve.status().applications
+    if not settings.ray_http_address:
+        if is_there:
+            serve.delete(name)
+        return
+    _wait_for(wanted)
+    if is_there:
+        # Ray Serve starts everything anew with every call of `run`.
+        with contextlib.suppress(RayError, RayServeException, TimeoutError):
+            if serve.get_app_handle(name).mark.remote().result(timeout_s=ASK_SECONDS) == mark:
+                return
+    behind = serve.get_app_handle(wanted)
+    serve.run(ray_doors.application(behind, mark), name=name, route_prefix="/")
+
+
+def _start(settings: InferenceSettings) -> None:
+    """Starts Ray Serve, unless it runs; then it goes on with the proxies that it has."""
+    if not settings.ray_http_address:
+        serve.start(proxy_location="Disabled")
+        return
+    host, _, port = settings.ray_http_address.rpartition(":")
+    serve.start(
+        proxy_location="EveryNode",
+        http_options={"host": host, "port": int(port)},
+        grpc_options={
+            "port": settings.ray_grpc_port,
+            "grpc_servicer_functions": ray_doors.SERVICERS,
+        }
+        if settings.ray_grpc_port
+        else None,
+    )
+
+
+def _wait_for(name: str) -> None:
+    while serve.status().applications[name].status is not ApplicationStatus.RUNNING:
+        time.sleep(0.2)
 
 
 def main() -> int:

@@ -21,6 +21,7 @@ __all__ = [
     "Call",
     "Engine",
     "EngineKind",
+    "PoolPolicy",
     "Production",
     "ServedModel",
     "ServingPolicy",
@@ -28,6 +29,23 @@ __all__ = [
     "Trial",
     "Wanted",
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class PoolPolicy:
+    """Replicas that serve one model and no other.
+
+    Attributes:
+        min_replicas: how many there always are; with 0 the first request waits for one.
+        max_replicas: how many there may be.
+        ongoing_requests: requests that one of them should have at a time.
+        idle_seconds: time without a request after which the last one goes.
+    """
+
+    min_replicas: int
+    max_replicas: int
+    ongoing_requests: float
+    idle_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +61,7 @@ class ServingPolicy:
         log_redact: inputs whose values are not logged.
         fields: fields of the pipeline's schema, the only ones that a row may hold besides the model's inputs; empty
             where the pipeline is not known here, and then a row may hold anything.
+        pool: the model's own replicas; None where it shares those of the others.
     """
 
     id_field: str = ""
@@ -52,11 +71,13 @@ class ServingPolicy:
     log_sample: float = 1.0
     log_redact: tuple[str, ...] = ()
     fields: tuple[str, ...] = ()
+    pool: PoolPolicy | None = None
 
     @classmethod
     def of(cls, pipeline: Pipeline) -> ServingPolicy:
         """Reads it from the pipeline's specification."""
         serving = pipeline.serving
+        pool = serving.pool
         return cls(
             id_field=pipeline.schema_.id,
             max_rows=serving.max_batch_rows,
@@ -65,6 +86,14 @@ class ServingPolicy:
             log_sample=serving.log.sample,
             log_redact=serving.log.redact,
             fields=tuple(pipeline.schema_.fields),
+            pool=PoolPolicy(
+                pool.min_replicas,
+                pool.max_replicas,
+                pool.ongoing_requests,
+                pool.idle.total_seconds(),
+            )
+            if pool
+            else None,
         )
 
 

@@ -14,15 +14,17 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib import resources
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 import orjson
 import yaml
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from everloop_inference import deadlines, native_json, oip_json
-from everloop_inference.domain import Answer, Call
+from everloop_inference.domain import Answer, Call, Wanted
 from everloop_inference.metrics import Door
+from everloop_inference.passing import HttpRequest
+from everloop_inference.pools import Pools
 from everloop_inference.predict import Predictor
 from everloop_runtime.errors import HTTP_STATUS, EverloopError, Kind
 from everloop_runtime.telemetry import span
@@ -35,6 +37,7 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Header = tuple[bytes, bytes]
+T = TypeVar("T")
 
 _JSON: Final = (b"content-type", b"application/json")
 _BINARY: Final = (b"content-type", b"application/octet-stream")
@@ -106,12 +109,19 @@ class HttpApp:
         draining: set to let every answer close its connection; `/v2/health/ready` then says no.
     """
 
-    def __init__(self, predictor: Predictor, fingerprint: str, max_body_bytes: int) -> None:
-        """Takes what predicts, and what tells this deployment from another."""
+    def __init__(
+        self,
+        predictor: Predictor,
+        fingerprint: str,
+        max_body_bytes: int,
+        pools: Pools | None = None,
+    ) -> None:
+        """Takes what predicts, what tells this deployment from another, and what is passed on."""
         self.draining = False
         self._predictor = predictor
         self._models = predictor.models
         self._max_body = max_body_bytes
+        self._pools = pools
         self._server = orjson.dumps(oip_json.server_metadata(fingerprint))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -139,6 +149,9 @@ class HttpApp:
         method, path = scope["method"], scope["path"]
         try:
             body = b"" if method == "GET" else await self._body(receive)
+            if self._pools is not None and (model := _passed_model(path)) in self._pools:
+                request = _Request(method, path, headers, body, time.perf_counter(), receive)
+                return await self._pass(self._pools, model, request)
             if _ENCODING in headers:
                 body = self._decompressed(headers[_ENCODING], body)
             request = _Request(method, path, headers, body, time.perf_counter(), receive)
@@ -212,7 +225,8 @@ class HttpApp:
             case ["", "v2", "models", name, "versions", version, "infer"]:
                 return await self._infer(request, name, version)
             case ["", "v2", "repository", "index"]:
-                return _Reply(200, orjson.dumps(oip_json.repository(self._models.answering)))
+                index = oip_json.repository(self._models.answering, self._pooled)
+                return _Reply(200, orjson.dumps(index))
             case _:
                 raise _no_path(request.path)
 
@@ -248,6 +262,17 @@ class HttpApp:
         length = (_JSON_LENGTH, b"%d" % len(content))
         return _Reply(200, b"".join((content, *binaries)), (_BINARY, length))
 
+    async def _pass(self, pools: Pools, model: str, request: _Request) -> _Reply:
+        """Lets a model's pool answer."""
+        timeout = request.headers.get(_TIMEOUT)
+        passed = HttpRequest(
+            request.method, request.path, tuple(request.headers.items()), request.body
+        )
+        seconds = None if timeout is None else deadlines.seconds(timeout)
+        answer = asyncio.ensure_future(pools.http(model, passed, seconds))
+        reply = await _watched(request, answer)
+        return _Reply(reply.status, reply.body, reply.headers)
+
     async def _awaited(self, request: _Request, answer: asyncio.Future[Answer]) -> Answer:
         """Waits for an answer; where that may take a while, notices that the caller is gone.
 
@@ -256,16 +281,7 @@ class HttpApp:
         """
         if not self._predictor.batcher.crowded:
             return await answer
-        watching = asyncio.ensure_future(request.receive())
-        watching.add_done_callback(lambda _: answer.cancel())
-        try:
-            return await answer
-        except asyncio.CancelledError:
-            if watching.done():
-                raise _Disconnected from None
-            raise
-        finally:
-            watching.cancel()
+        return await _watched(request, answer)
 
     def _get(self, path: str) -> _Reply:
         match path.strip("/").split("/"):
@@ -278,11 +294,12 @@ class HttpApp:
                 return _Reply(200, self._server)
             case ["v1", "models"]:
                 models = [native_json.described(served) for served in self._models.all]
+                models += [native_json.pooled(wanted) for wanted in self._pooled.values()]
                 return _Reply(200, orjson.dumps({"models": models}))
             case ["v1", "models", name]:
                 return _Reply(200, orjson.dumps(native_json.described(self._models.served(name))))
             case ["v2", "models"]:
-                return _Reply(200, orjson.dumps({"models": list(self._models.serving)}))
+                return _Reply(200, orjson.dumps({"models": [*self._models.serving, *self._pooled]}))
             case ["v2", "models", name]:
                 return self._metadata(name)
             case ["v2", "models", name, "versions", version]:
@@ -304,8 +321,44 @@ class HttpApp:
         return _Reply(200, orjson.dumps(metadata))
 
     def _ready(self, name: str, version: str = "") -> _Reply:
-        model = self._models.get(name, version)
-        return _Reply(200, orjson.dumps({"name": model.name, "ready": True}))
+        if self._pools is not None and name in self._pools:
+            self._pools.version(name, version)
+        else:
+            self._models.get(name, version)
+        return _Reply(200, orjson.dumps({"name": name, "ready": True}))
+
+    @property
+    def _pooled(self) -> Mapping[str, Wanted]:
+        return self._pools.known if self._pools is not None else {}
+
+
+async def _watched(request: _Request, answer: asyncio.Future[T]) -> T:
+    """Waits for an answer, which is cancelled when the caller is gone.
+
+    Raises:
+        _Disconnected: the caller is gone.
+    """
+    watching = asyncio.ensure_future(request.receive())
+    watching.add_done_callback(lambda _: answer.cancel())
+    try:
+        return await answer
+    except asyncio.CancelledError:
+        if watching.done():
+            raise _Disconnected from None
+        raise
+    finally:
+        watching.cancel()
+
+
+def _passed_model(path: str) -> str:
+    """The model that a path asks for an answer of its own; of those that are told about here, none."""
+    match path.strip("/").split("/"):
+        case ["v1", "models", target]:
+            return target.removesuffix(":predict").removesuffix(":explain")
+        case ["v2", "models", name, *rest] if rest[-1:] != ["ready"]:
+            return name
+        case _:
+            return ""
 
 
 @cache

@@ -8,6 +8,7 @@ the application begins, an answer leaves in one piece, and what depends on time 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 from collections import deque
@@ -18,6 +19,8 @@ from typing import Any, Final, cast
 from urllib.parse import unquote_to_bytes
 
 import httptools
+
+from everloop_inference.addresses import accepted
 
 __all__ = ["HttpLimits", "HttpServer"]
 
@@ -74,6 +77,10 @@ class HttpLimits:
     stall_seconds: float = 60.0
 
 
+LINGER_SECONDS = 0.5
+"""Time for requests on their way when a server takes no more connections."""
+
+
 class HttpServer:
     """Listens, and keeps the connections.
 
@@ -96,15 +103,27 @@ class HttpServer:
     async def start(self, listening: socket.socket) -> None:
         """Accepts connections of a bound socket, which it closes in the end."""
         self._loop = asyncio.get_running_loop()
+        self._listening = listening
         self._server = await self._loop.create_server(
             lambda: _Connection(self, self._loop), sock=listening, backlog=2048
         )
         self._checking = self._loop.call_later(1.0, self._check)
 
-    async def stop(self, seconds: float) -> None:
-        """Takes no new connections, answers what it has been asked, and closes; after so many seconds at once."""
+    async def close(self) -> None:
+        """Takes no new connections, and gives requests that are on their way a moment to arrive."""
         self.draining = True
+        late = accepted(self._listening)
         self._server.close()
+        for waiting in late:
+            await self._loop.connect_accepted_socket(lambda: _Connection(self, self._loop), waiting)
+        if self.connections:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._emptied.wait(), LINGER_SECONDS)
+
+    async def stop(self, seconds: float) -> None:
+        """Closes, answers what it has been asked, and ends its connections; after so many seconds at once."""
+        if not self.draining:
+            await self.close()
         for connection in tuple(self.connections):
             connection.drain()
         if self.connections:

@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -16,11 +16,15 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2_grpc as native_grpc
 from everloop_contracts.stubs.inference import grpc_service_pb2_grpc as oip_grpc
 from everloop_inference.addresses import bound
+from everloop_inference.doors import Doors
 from everloop_inference.http_app import HttpApp
 from everloop_inference.http_listener import HttpLimits, HttpServer
 from everloop_inference.metrics import GRPC_CLOSED
+from everloop_inference.passing import HttpReply, HttpRequest, RpcReply, RpcRequest
+from everloop_inference.pools import Pools
 from everloop_inference.predict import Predictor
 from everloop_inference.rpc import GrpcioServer, Limits, Methods, NativeServer, RpcServer
+from everloop_inference.rpc_passing import pass_on
 from everloop_inference.servicer import NativeServicer, OipServicer
 from everloop_inference.settings import InferenceSettings
 from everloop_runtime.reflection import Descriptors
@@ -29,6 +33,8 @@ __all__ = ["SERVICES", "Listeners"]
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 SERVICES = ("inference.GRPCInferenceService", "everloop.inference.v1.InferenceService")
 START_SECONDS = 30.0
 
@@ -36,11 +42,22 @@ START_SECONDS = 30.0
 class Listeners:
     """Binds with SO_REUSEPORT: replicas of a node share the addresses, and the kernel spreads the connections."""
 
-    def __init__(self, settings: InferenceSettings, predictor: Predictor, fingerprint: str) -> None:
-        """Binds nothing yet."""
+    def __init__(
+        self,
+        settings: InferenceSettings,
+        predictor: Predictor,
+        fingerprint: str,
+        pools: Pools | None = None,
+        *,
+        public: bool = True,
+    ) -> None:
+        """Binds nothing yet; where not `public`, never: then requests come by `http` and `rpc` alone."""
         self._settings = settings
         self._predictor = predictor
-        self._app = HttpApp(predictor, fingerprint, settings.http_max_body_bytes)
+        self._pools = pools
+        self._public = public
+        self._doors: Doors | None = None
+        self._app = HttpApp(predictor, fingerprint, settings.http_max_body_bytes, pools)
         self._loop = uvloop.new_event_loop()
         self._stop = asyncio.Event()
         self._started = threading.Event()
@@ -69,6 +86,23 @@ class Listeners:
         turned = asyncio.run_coroutine_threadsafe(asyncio.sleep(0), self._loop)
         await asyncio.wait_for(asyncio.wrap_future(turned), seconds)
 
+    async def http(self, request: HttpRequest) -> HttpReply:
+        """Answers what another process passed on; called from any event loop."""
+        return await self._elsewhere(self._open.http(request))
+
+    async def rpc(self, request: RpcRequest) -> RpcReply:
+        """As `http`, a unary call of gRPC."""
+        return await self._elsewhere(self._open.rpc(request))
+
+    @property
+    def _open(self) -> Doors:
+        if self._doors is None:
+            raise RuntimeError("the listeners have not started")
+        return self._doors
+
+    async def _elsewhere(self, work: Coroutine[Any, Any, T]) -> T:
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
+
     def stop(self) -> None:
         """Takes no new connections, lets what runs finish, and closes."""
         if self._thread.is_alive():
@@ -89,7 +123,14 @@ class Listeners:
 
     async def _serve(self) -> None:
         http = HttpServer(self._app, _http_limits(self._settings))
-        methods, health_servicer = await _methods(self._predictor, lambda: not self._app.draining)
+        methods, health_servicer = await _methods(
+            self._predictor, lambda: not self._app.draining, self._pools
+        )
+        self._doors = Doors(self._app, methods)
+        if not self._public:
+            self._started.set()
+            await self._stop.wait()
+            return
         rpc = _grpc_server(self._settings, methods)
         await rpc.start(self._settings.predict_grpc_address)
         with bound(self._settings.http_address) as listening:
@@ -103,6 +144,7 @@ class Listeners:
             await self._stop.wait()
             # Whoever calls now is told to come back over a new connection, to another replica.
             self._app.draining = True
+            await http.close()
             await health_servicer.enter_graceful_shutdown()
             await rpc.stop(self._settings.drain_seconds)
             await http.stop(self._settings.drain_seconds)
@@ -117,11 +159,14 @@ def _http_limits(settings: InferenceSettings) -> HttpLimits:
 
 
 async def _methods(
-    predictor: Predictor, ready: Callable[[], bool]
+    predictor: Predictor, ready: Callable[[], bool], pools: Pools | None
 ) -> tuple[Methods, health.aio.HealthServicer]:
     methods: Any = Methods()
-    native_grpc.add_InferenceServiceServicer_to_server(NativeServicer(predictor), methods)
-    oip_grpc.add_GRPCInferenceServiceServicer_to_server(OipServicer(predictor, ready), methods)
+    native_grpc.add_InferenceServiceServicer_to_server(NativeServicer(predictor, pools), methods)
+    oip = OipServicer(predictor, ready, pools)
+    oip_grpc.add_GRPCInferenceServiceServicer_to_server(oip, methods)
+    if pools is not None:
+        pass_on(methods, pools)
     servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, methods)
     for name in ("", *SERVICES):

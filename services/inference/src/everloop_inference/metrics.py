@@ -16,6 +16,9 @@ __all__ = [
     "LATENCY",
     "LOAD_FAILURES",
     "MIRRORS_DROPPED",
+    "PASSED",
+    "PASSED_SECONDS",
+    "POOL_VERSION",
     "REGISTRY_UP",
     "REQUESTS",
     "ROWS",
@@ -77,6 +80,20 @@ MIRRORS_DROPPED = Counter(
     "everloop_inference_trial_dropped_mirrors",
     "Requests that a version on trial should have predicted unseen, given up because too much waited.",
     ["model"],
+)
+PASSED = Counter(
+    "everloop_inference_passed_requests",
+    "Requests for a model in a pool that were passed on there: answered (an error is an answer), refused, failed.",
+    ["model", "outcome"],
+)
+PASSED_SECONDS = Histogram(
+    "everloop_inference_passed_duration_seconds",
+    "Time from passing a request on to its answer; a pool that starts takes seconds.",
+    ["model"],
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
+)
+POOL_VERSION = Gauge(
+    "everloop_inference_pool_version", "Version of a model that its pool should serve.", ["model"]
 )
 REGISTRY_UP = Gauge(
     "everloop_inference_registry_up", "1 if the registry gateway answered the last time."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from everloop_inference.domain import Answer, ServedModel
+from everloop_inference.domain import Answer, ServedModel, Wanted
 from everloop_inference.explain import Explanation
 from everloop_inference.swap import Served
 from everloop_runtime.errors import EverloopError, Kind
@@ -102,3 +102,8 @@ def described(served: Served) -> dict[str, Any]:
             "percent": on.trial.percent,
         }
     return document
+
+
+def pooled(wanted: Wanted) -> dict[str, Any]:
+    """What is known about a model in a pool without waking the pool."""
+    return {"name": wanted.model, "version": wanted.version, "pool": True}

@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 
 from everloop_features.inputs import Block
-from everloop_inference.domain import Answer, ServedModel
+from everloop_inference.domain import Answer, ServedModel, Wanted
 from everloop_inference.tensors import (
     DTYPES,
     Tensor,
@@ -305,12 +305,19 @@ def model_metadata(model: ServedModel, versions: Iterable[str]) -> dict[str, Any
     }
 
 
-def repository(answering: Iterable[ServedModel]) -> list[dict[str, str]]:
-    """The index of what answers, as Triton's extension of the protocol has it."""
+def repository(
+    answering: Iterable[ServedModel], pooled: Mapping[str, Wanted]
+) -> list[dict[str, str]]:
+    """The index of what answers, here and in pools, as Triton's extension of the protocol has it."""
     return [
-        {"name": model.name, "version": str(model.version), "state": "READY", "reason": ""}
-        for model in answering
+        *(_indexed(model.wanted, "") for model in answering),
+        *(_indexed(wanted, "in a pool of its own") for wanted in pooled.values()),
     ]
+
+
+def _indexed(wanted: Wanted, reason: str) -> dict[str, str]:
+    version = str(wanted.version)
+    return {"name": wanted.model, "version": version, "state": "READY", "reason": reason}
 
 
 def _described(signature: Sequence[tuple[str, str, list[int]]]) -> list[dict[str, Any]]:

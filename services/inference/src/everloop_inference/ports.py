@@ -10,8 +10,9 @@ from typing import Protocol
 
 from everloop_inference.arms import ArmStats
 from everloop_inference.domain import Production
+from everloop_inference.passing import HttpReply, HttpRequest, RpcReply, RpcRequest
 
-__all__ = ["Artifacts", "LogSink", "Message", "Outcome", "Registry", "Report"]
+__all__ = ["Artifacts", "Elsewhere", "LogSink", "Lost", "Message", "Outcome", "Registry", "Report"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,3 +107,21 @@ class LogSink(Protocol):
 
     def close(self) -> None:
         """Lets go of what it holds."""
+
+
+class Lost(Exception):
+    """Whoever was to answer ended before it did, or cannot be reached; another one may answer."""
+
+
+class Elsewhere(Protocol):
+    """Replicas in other processes, behind the same doors; asked by one event loop, cancelled with its task."""
+
+    async def http(self, request: HttpRequest) -> HttpReply:
+        """Returns the answer to a request over HTTP, however long it takes.
+
+        Raises:
+            Lost: nobody answered.
+        """
+
+    async def rpc(self, request: RpcRequest) -> RpcReply:
+        """Returns how a unary call of gRPC ended; raises as `http`."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from everloop_inference.attempts import Attempts
-from everloop_inference.domain import EngineKind, ServedModel, ServingPolicy, Wanted
+from everloop_inference.domain import EngineKind, Production, ServedModel, ServingPolicy, Wanted
 from everloop_inference.load import Loader
 from everloop_inference.metrics import REGISTRY_UP, SERVED_VERSION, SLOW, SWAPS
 from everloop_inference.ports import Registry
@@ -42,6 +42,7 @@ class Reconciler:
         state: Path,
         replica: str,
         retry_max_seconds: float = 60.0,
+        share: Callable[[Production], Production] = lambda production: production,
     ) -> None:
         """Takes what it looks at and what it changes.
 
@@ -53,7 +54,9 @@ class Reconciler:
             state: the file that remembers.
             replica: unique name of this life of the replica.
             retry_max_seconds: longest pause before another attempt to load what could not be loaded.
+            share: says what of the registry's answer is to serve here.
         """
+        self._share = share
         self._registry = registry
         self._loader = loader
         self._models = models
@@ -67,6 +70,8 @@ class Reconciler:
     def restore(self) -> None:
         """Lets the last good set serve again, from this machine's disk alone."""
         for wanted, previous in self._remembered():
+            if not self._share(Production([wanted])).versions:
+                continue
             if not self._load(wanted, previous.version if previous else 0) and previous:
                 self._load(previous)
 
@@ -78,7 +83,7 @@ class Reconciler:
     def _look(self) -> bool:
         """Makes what serves what the registry says; returns whether the registry said anything."""
         try:
-            production = self._registry.production()
+            production = self._share(self._registry.production())
         except EverloopError as error:
             REGISTRY_UP.set(0)
             if self._reachable:

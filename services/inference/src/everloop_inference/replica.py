@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import logging
 import secrets
@@ -15,10 +16,13 @@ from everloop_inference.adapters.kafka import KafkaSink
 from everloop_inference.adapters.mlflow import MlflowArtifacts
 from everloop_inference.adapters.registry import GrpcRegistry
 from everloop_inference.batching import Capacity
-from everloop_inference.domain import ServingPolicy
+from everloop_inference.domain import Production, ServingPolicy
 from everloop_inference.listeners import Listeners
 from everloop_inference.load import Loader
-from everloop_inference.ports import Artifacts, LogSink, Registry
+from everloop_inference.metrics import LATENCY
+from everloop_inference.ongoing import Ongoing
+from everloop_inference.pools import Pools
+from everloop_inference.ports import Artifacts, Elsewhere, LogSink, Registry
 from everloop_inference.predict import Predictor
 from everloop_inference.prediction_log import PredictionLog
 from everloop_inference.reconcile import Reconciler
@@ -33,7 +37,13 @@ log = logging.getLogger(__name__)
 
 
 class Replica:
-    """Models, log and listeners; the adapters may be replaced, which tests do."""
+    """Models, log and listeners; the adapters may be replaced, which tests do.
+
+    Attributes:
+        http: answers a request over HTTP that another process passed on; called from any event loop.
+        rpc: the same for a unary call of gRPC.
+        ongoing: how many requests it was answering on average since it was last asked.
+    """
 
     def __init__(
         self,
@@ -41,26 +51,53 @@ class Replica:
         policies: Mapping[str, ServingPolicy],
         fingerprint: str = "",
         *,
+        only: str = "",
+        pools: Mapping[str, Elsewhere] | None = None,
         registry: Registry | None = None,
         artifacts: Artifacts | None = None,
         sink: LogSink | None = None,
     ) -> None:
-        """Builds everything and starts nothing."""
+        """Builds everything and starts nothing.
+
+        Args:
+            settings: those of the service.
+            policies: what the pipelines say about serving.
+            fingerprint: what tells this deployment from another.
+            only: name of the one model of a pool's replica, which does not listen; empty to serve all the others.
+            pools: where the models are that this replica does not serve, by name.
+            registry: what should serve.
+            artifacts: its files.
+            sink: where the prediction log goes.
+        """
         self._settings = settings
-        self.models = Models()
+        self.models = Models(expected=only)
+        self.pools = (
+            Pools(
+                pools,
+                settings.data_dir / "pools.json",
+                settings.pool_requests,
+                settings.pool_bytes,
+                settings.pool_seconds,
+            )
+            if pools
+            else None
+        )
+        # Pools keep what they load to themselves: whoever cleans up removes what it does not know.
+        folder = settings.data_dir / "pools" / only if only else settings.data_dir
         epoch = secrets.token_hex(8)
         self.reconciler = Reconciler(
             registry or GrpcRegistry(settings.registry_address, settings.registry_timeout_seconds),
             Loader(
                 artifacts or _artifacts(settings),
-                settings.data_dir / "artifacts",
+                folder / "artifacts",
                 settings.golden_tolerance,
             ),
             self.models,
             policies,
-            settings.data_dir / "serving.json",
+            folder / "serving.json",
             epoch,
             settings.load_retry_max_seconds,
+            functools.partial(_share, only, self.pools),
         )
         self.log = PredictionLog(
             sink or KafkaSink(settings.kafka_bootstrap, settings.log_send_seconds),
@@ -75,7 +112,13 @@ class Replica:
             self.models, self.log, epoch, capacity=_capacity(settings), slow=self._slow
         )
         self._trial_metrics = TrialMetrics(self.models)
-        self._listeners = Listeners(settings, self.predictor, fingerprint)
+        self._listeners = Listeners(
+            settings, self.predictor, fingerprint, self.pools, public=not only
+        )
+        self.http = self._listeners.http
+        self.rpc = self._listeners.rpc
+        self.ongoing = Ongoing(LATENCY)
+        self._prime_seconds = settings.pool_seconds if only else settings.prime_seconds
         self._stopping = threading.Event()
         self._reconciling = threading.Thread(target=self._reconcile, name="reconcile", daemon=True)
         self._primed = threading.Event()
@@ -87,9 +130,10 @@ class Replica:
             RuntimeError: an address cannot be bound.
         """
         self.reconciler.restore()
-        # A replica that listens shares its address with others: it must know what they know.
+        # A replica that listens shares its address with others: it must know what they know. One of a pool was started
+        # for requests that wait.
         self._reconciling.start()
-        self._primed.wait(self._settings.prime_seconds)
+        self._primed.wait(self._prime_seconds)
         REGISTRY.register(self.log.books)
         REGISTRY.register(self._trial_metrics)
         self.log.start()
@@ -127,6 +171,19 @@ class Replica:
         finally:
             self._primed.set()
         self.reconciler.run(self._stopping, self._settings.reconcile_seconds)
+
+
+def _share(only: str, pools: Pools | None, production: Production) -> Production:
+    """What a replica serves of what the registry names."""
+    if only:
+        here = [wanted for wanted in production.versions if wanted.model == only]
+    elif pools is not None:
+        here = pools.note(production.versions)
+    else:
+        return production
+    models = {wanted.model for wanted in here}
+    trials = [trial for trial in production.trials if trial.candidate.model in models]
+    return Production(here, trials)
 
 
 def _capacity(settings: InferenceSettings) -> Capacity:

@@ -21,12 +21,14 @@ from everloop_contracts.stubs.inference import grpc_service_pb2_grpc as oip_grpc
 from everloop_inference import native_proto, oip_json, oip_proto
 from everloop_inference.domain import Answer, Call
 from everloop_inference.metrics import Door
+from everloop_inference.passing import RpcRequest, failure
+from everloop_inference.pools import Pools
 from everloop_inference.predict import Predictor
 from everloop_inference.rpc import Abort
 from everloop_runtime.errors import EverloopError, Kind, rich_status
 from everloop_runtime.telemetry import span
 
-__all__ = ["NativeServicer", "OipServicer"]
+__all__ = ["NativeServicer", "OipServicer", "aborted"]
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +41,7 @@ _INTERNAL: Final = EverloopError(
 _NATIVE: Final = Door("grpc")
 _STREAM: Final = Door("grpc-stream")
 _OIP: Final = Door("grpc-oip")
+_PREDICT: Final = "/everloop.inference.v1.InferenceService/Predict"
 
 
 def _answers(door: Door) -> Callable[[Method], Method]:
@@ -59,12 +62,17 @@ def _answers(door: Door) -> Callable[[Method], Method]:
                 log.exception("%s failed", method.__name__)
                 refused = _INTERNAL
             door.refused(refused.reason)
-            status = rpc_status.to_status(rich_status(refused))
-            raise Abort(status.code, status.details, status.trailing_metadata)
+            raise aborted(refused)
 
         return handler
 
     return wrap
+
+
+def aborted(error: EverloopError) -> Abort:
+    """The error as what ends a call."""
+    status = rpc_status.to_status(rich_status(error))
+    return Abort(status.code, status.details, status.trailing_metadata)
 
 
 def _call(request: Message, context: Context) -> Call:
@@ -85,9 +93,12 @@ def _trace(context: Context) -> str | None:
 class OipServicer(oip_grpc.GRPCInferenceServiceServicer):
     """The Open Inference Protocol."""
 
-    def __init__(self, predictor: Predictor, ready: Callable[[], bool]) -> None:
-        """Takes what predicts and what ServerReady says."""
+    def __init__(
+        self, predictor: Predictor, ready: Callable[[], bool], pools: Pools | None = None
+    ) -> None:
+        """Takes what predicts, what ServerReady says, and what is listed beside what serves here."""
         self._predictor = predictor
+        self._pools = pools
         self._models = predictor.models
         self._ready = ready
 
@@ -110,7 +121,10 @@ class OipServicer(oip_grpc.GRPCInferenceServiceServicer):
         self, request: oip.ModelReadyRequest, context: Context
     ) -> oip.ModelReadyResponse:
         """Raises NOT_FOUND for a model that is not served."""
-        self._models.get(request.name, request.version)
+        if self._pools is not None and request.name in self._pools:
+            self._pools.version(request.name, request.version)
+        else:
+            self._models.get(request.name, request.version)
         return oip.ModelReadyResponse(ready=True)
 
     @_answers(_OIP)
@@ -136,7 +150,8 @@ class OipServicer(oip_grpc.GRPCInferenceServiceServicer):
     ) -> oip.RepositoryIndexResponse:
         """Lists what serves."""
         index = oip.RepositoryIndexResponse.ModelIndex
-        listed = oip_json.repository(self._models.answering)
+        pooled = self._pools.known if self._pools is not None else {}
+        listed = oip_json.repository(self._models.answering, pooled)
         return oip.RepositoryIndexResponse(models=[index(**item) for item in listed])
 
     @_answers(_OIP)
@@ -161,9 +176,10 @@ class OipServicer(oip_grpc.GRPCInferenceServiceServicer):
 class NativeServicer(native_grpc.InferenceServiceServicer):
     """The row-shaped API."""
 
-    def __init__(self, predictor: Predictor) -> None:
-        """Takes what predicts."""
+    def __init__(self, predictor: Predictor, pools: Pools | None = None) -> None:
+        """Takes what predicts, and what requests of streams are passed on to."""
         self._predictor = predictor
+        self._pools = pools
 
     @_answers(_NATIVE)
     async def Predict(
@@ -183,7 +199,7 @@ class NativeServicer(native_grpc.InferenceServiceServicer):
         limit = self._predictor.capacity.stream
         free = asyncio.Semaphore(limit)
         answers: asyncio.Queue[native.PredictStreamResponse | None] = asyncio.Queue()
-        running: set[asyncio.Future[Answer]] = set()
+        running: set[asyncio.Future[Any]] = set()
 
         async def read() -> None:
             async for request in requests:
@@ -208,19 +224,23 @@ class NativeServicer(native_grpc.InferenceServiceServicer):
         self,
         message: native.PredictStreamRequest,
         call: Call,
-        running: set[asyncio.Future[Answer]],
+        running: set[asyncio.Future[Any]],
         respond: Callable[[native.PredictStreamResponse], None],
     ) -> None:
         """Starts one request of a stream; `respond` is called with its response once, now or later."""
         request = message.request
 
-        def done(answer: asyncio.Future[Answer]) -> None:
+        def done(answer: asyncio.Future[Any]) -> None:
             running.discard(answer)
             if not answer.cancelled():
                 respond(_streamed(message.id, answer.result, call))
 
+        answer: asyncio.Future[Any]
         try:
-            answer = self._predictor.rows(request.model, native_proto.rows(request.rows), call)
+            if self._pools is not None and request.model in self._pools:
+                answer = asyncio.ensure_future(_passed(self._pools, request, call))
+            else:
+                answer = self._predictor.rows(request.model, native_proto.rows(request.rows), call)
         except Exception as error:
             respond(_streamed(message.id, functools.partial(_raise, error), call))
             return
@@ -249,10 +269,32 @@ class NativeServicer(native_grpc.InferenceServiceServicer):
         return native.GetModelResponse(model=native_proto.described(served))
 
 
-def _streamed(name: str, result: Callable[[], Answer], call: Call) -> native.PredictStreamResponse:
+async def _passed(
+    pools: Pools, request: native.PredictRequest, call: Call
+) -> native.PredictResponse:
+    """Lets a pool answer one request of a stream.
+
+    Raises:
+        EverloopError: as `Pools.rpc`, or as the pool says.
+    """
+    left = call.deadline - time.perf_counter()
+    seconds = None if left == math.inf else left
+    reply = await pools.rpc(
+        request.model, RpcRequest(_PREDICT, request.SerializeToString(), (), seconds)
+    )
+    if reply.code:
+        raise failure(reply)
+    return native.PredictResponse.FromString(reply.message)
+
+
+def _streamed(
+    name: str, result: Callable[[], Answer | native.PredictResponse], call: Call
+) -> native.PredictStreamResponse:
     """The response to one request of a stream, whatever became of it."""
     try:
         answer = result()
+        if isinstance(answer, native.PredictResponse):  # counted by the pool
+            return native.PredictStreamResponse(id=name, response=answer)
         response = native.PredictStreamResponse(id=name, response=native_proto.answered(answer))
     except EverloopError as error:
         _STREAM.refused(error.reason)

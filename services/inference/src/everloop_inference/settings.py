@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from everloop_runtime.settings import ServiceSettings, host_and_port
 
@@ -94,17 +94,54 @@ class InferenceSettings(ServiceSettings):
     application: str = "inference"
     """Prefix of the Ray Serve application's name."""
     replicas: int = Field(default=1, ge=1, le=256)
-    """Replicas that Ray Serve keeps running."""
+    """Replicas that Ray Serve keeps running, those of pools not counted."""
+    replicas_max: int = Field(default=0, ge=0, le=256)
+    """Replicas up to which Ray Serve may go by what they have to do; as many as `replicas` where it is less."""
+    replica_ongoing_requests: float = Field(default=8.0, gt=0)
+    """Requests that a replica should be answering on average; with more there come replicas, with fewer some go."""
+    scale_up_seconds: float = Field(default=10.0, ge=0)
+    """Time for which more replicas must be wanted before they start, in seconds; also those of pools."""
+    scale_down_seconds: float = Field(default=300.0, ge=0)
+    """Time for which fewer replicas must be wanted before some stop, in seconds; also those of pools."""
+    scale_window_seconds: float = Field(default=30.0, gt=0)
+    """Time over which requests are averaged for that, in seconds."""
     replica_cpus: float = Field(default=0.5, ge=0)
     """CPUs that a replica reserves with Ray; it limits nothing."""
     replica_health_seconds: float = Field(default=1.0, gt=0)
     """Time between two health checks of a replica by Ray Serve, in seconds."""
+    pool_requests: int = Field(default=1024, ge=1)
+    """Requests for one pool that a replica passes on at once, or that wait for the pool; beyond it one is refused."""
+    pool_bytes: int = Field(default=256 * 1024 * 1024, ge=1)
+    """Size of these requests, in bytes; beyond it one is refused."""
+    pool_seconds: float = Field(default=60.0, gt=0)
+    """Time that a pool has to answer, its start included, in seconds; a caller's deadline may be shorter."""
+    ray_http_address: str = ""
+    """Where Ray Serve's own HTTP proxy listens, `host:port`; none where empty. Serve keeps what it started with."""
+    ray_grpc_port: int = Field(default=0, ge=0, le=65535)
+    """Port of Ray Serve's own gRPC proxy, which listens on ALL interfaces; none where 0. Needs `ray_http_address`."""
     deploy_seconds: float = Field(default=120.0, gt=0)
     """Time that joining Ray and deploying may take, in seconds; after it the attempt is started over."""
     watch_seconds: float = Field(default=1.0, gt=0)
     """Time between two looks at the data plane by the service process, in seconds."""
     watch_failures: int = Field(default=10, ge=1)
     """Looks in a row without an answer after which the service process deploys again."""
+
+    @property
+    def most_replicas(self) -> int:
+        """Replicas that there may be."""
+        return max(self.replicas, self.replicas_max)
+
+    @field_validator("ray_grpc_port")
+    @classmethod
+    def _beside_http(cls, value: int, info: ValidationInfo) -> int:
+        if value and not info.data.get("ray_http_address"):
+            raise ValueError("needs EVERLOOP_RAY_HTTP_ADDRESS: Ray starts no proxy without HTTP")
+        return value
+
+    @field_validator("ray_http_address")
+    @classmethod
+    def _address_or_none(cls, value: str) -> str:
+        return host_and_port(value) if value else ""
 
     @field_validator("http_address", "predict_grpc_address", "registry_address", "ray_address")
     @classmethod

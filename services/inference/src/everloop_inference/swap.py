@@ -65,8 +65,9 @@ class Models:
     A version that is replaced or taken back is freed when the last request that holds it has answered.
     """
 
-    def __init__(self) -> None:
-        """Nothing serves yet."""
+    def __init__(self, expected: str = "") -> None:
+        """Nothing serves yet; takes the name of the model that others say is here, if they do."""
+        self._expected = expected
         self._served: Mapping[str, Served] = MappingProxyType({})
         self._writer = threading.Lock()
 
@@ -94,10 +95,15 @@ class Models:
         """Returns what serves under a name.
 
         Raises:
-            EverloopError: kind not_found: nothing does.
+            EverloopError: kind not_found: nothing does; kind unavailable: it is expected, and not loaded yet.
         """
         served = self._served.get(name)
         if served is None:
+            if name and name == self._expected:
+                text = f"no version of '{name}' could be loaded yet"
+                raise EverloopError(Kind.UNAVAILABLE, "MODEL_NOT_LOADED", text, model=name).after(
+                    1.0
+                )
             raise EverloopError(
                 Kind.NOT_FOUND, "MODEL_NOT_FOUND", f"no model '{name}' is served here", model=name
             )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 import ngh2
 
-from everloop_inference.addresses import bound
+from everloop_inference.addresses import accepted, bound
 from everloop_inference.rpc.connection import Connection
 from everloop_inference.rpc.limits import METADATA_EXCESS, Limits
 from everloop_inference.rpc.methods import Methods
@@ -83,21 +84,26 @@ class NativeServer:
         self._connections: set[Connection] = set()
         self._tasks: set[asyncio.Future[Any]] = set()
         self._listener: asyncio.Server | None = None
+        self._socket: socket.socket | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._idle = asyncio.Event()
         self._idle.set()
 
     async def start(self, address: str) -> None:
         """See `RpcServer`."""
+        self._socket = bound(address)
         self._listener = await self.loop.create_server(
-            lambda: Connection(self), sock=bound(address), backlog=_BACKLOG
+            lambda: Connection(self), sock=self._socket, backlog=_BACKLOG
         )
         self._timer = self.loop.call_later(_CHECK_SECONDS, self._check)
 
     async def stop(self, seconds: float) -> None:
         """See `RpcServer`."""
-        if self._listener is not None:
+        if self._listener is not None and self._socket is not None:
+            late = accepted(self._socket)
             self._listener.close()
+            for waiting in late:
+                await self.loop.connect_accepted_socket(lambda: Connection(self), waiting)
         for connection in tuple(self._connections):
             connection.drain()
         await self._gone(seconds)
