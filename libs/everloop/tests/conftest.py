@@ -66,6 +66,9 @@ class FakeEverloop:
         self.records: list[bytes] = []
         self.promoted: list[registry_pb2.PromoteModelVersionRequest] = []
         self.cuts: dict[str, int] = {}
+        self.quarantined: set[int] = set()
+        self.erased: list[tuple[list[str], str, str]] = []
+        self.released: list[tuple[int, str, str]] = []
         self.page_sizes: list[int] = []
         self.pushes: list[str] = []
         self.away = 0
@@ -91,14 +94,18 @@ class FakeEverloop:
         return dataset_pb2.DatasetVersion(
             pipeline=MODEL,
             version=version,
-            state=dataset_pb2.DatasetVersion.STATE_AVAILABLE,
+            state=dataset_pb2.DatasetVersion.STATE_QUARANTINED
+            if version in self.quarantined
+            else dataset_pb2.DatasetVersion.STATE_AVAILABLE,
+            error="gust: 100% of [all] are null" if version in self.quarantined else "",
             git_tag=f"{MODEL}/v{version}",
             git_commit="c" * 40,
             git_url="/data/repo",
             rows=1000 * version,
             labelled_rows=900,
             cause_id="the-cause",
-            objects=[dataset_pb2.DatasetObject(path="rows.parquet", md5="d41d8", size_bytes=7)],
+            objects=[dataset_pb2.DatasetObject(path="rows/part-00000.parquet", md5="d41d8")],
+            data=dataset_pb2.DatasetObject(path="rows", md5="e52ca.dir", size_bytes=7),
         )
 
     def training(
@@ -164,6 +171,14 @@ class Ingest(ingest_pb2_grpc.IngestServiceServicer):
         known(context, request.pipeline)
         version = self.fake.cuts.setdefault(request.request_id, len(self.fake.cuts) + 1)
         return ingest_pb2.CutVersionResponse(dataset=self.fake.dataset(version))
+
+    def ReleaseVersion(self, request: Any, context: Any) -> Any:
+        self.fake.released.append((request.version, request.reason, request.actor))
+        return ingest_pb2.ReleaseVersionResponse(dataset=self.fake.dataset(request.version))
+
+    def EraseRecords(self, request: Any, context: Any) -> Any:
+        self.fake.erased.append((list(request.record_ids), request.field, request.value))
+        return ingest_pb2.EraseRecordsResponse(dataset=self.fake.dataset(3))
 
     def GetDatasetVersion(self, request: Any, context: Any) -> Any:
         return ingest_pb2.GetDatasetVersionResponse(dataset=self.fake.dataset(request.version or 2))

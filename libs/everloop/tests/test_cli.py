@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import getpass
 import io
 import json
 import math
@@ -157,6 +158,7 @@ def commands_of(group: Any, path: str = "") -> Iterator[str]:
 COMMANDS = list(commands_of(typer.main.get_command(app)))
 NEEDS_NO_STACK = {"up", "down", "demo", "check", "rollout"}
 ARGUMENTS = {
+    "erase": [MODEL, "--record-id", "a", "--reason", "asked"],
     "push": [str(PIPELINES / "rows.jsonl"), "-p", MODEL],
     "predict": [MODEL, "--row", "{}"],
     "promote": [MODEL, "2"],
@@ -333,7 +335,29 @@ def test_trace_of_a_shadow_says_that_it_answered_nobody(run):
 
 def test_datasets_and_cut_show_the_git_tag(run):
     assert "flight-delays/v5" in run("datasets", MODEL).output
-    assert "dvc get /data/repo rows.parquet --rev flight-delays/v1" in run("cut", MODEL).output
+    assert "dvc get /data/repo rows --rev flight-delays/v1" in run("cut", MODEL).output
+
+
+def test_a_version_in_quarantine_is_shown_and_released(run, fake):
+    fake.quarantined.add(1)
+    cut = run("cut", MODEL).output
+    assert "in quarantine, not announced: gust: 100% of [all] are null" in cut
+    assert "--release 1" in cut
+    listed = run("datasets", MODEL).output
+    assert "quarantined" in listed
+    assert "v1 gust: 100% of [all] are null" in listed
+    assert run("datasets", MODEL, "--release", "1").exit_code != 0  # not without a reason
+    assert fake.released == []
+    done = run("datasets", MODEL, "--release", "1", "--reason", "moved")
+    assert "v1 is announced" in done.output
+    assert fake.released == [(1, "moved", getpass.getuser())]
+
+
+def test_records_are_erased_by_id_or_by_value(run, fake):
+    done = run("erase", MODEL, "--record-id", "a", "--record-id", "b", "--reason", "17")
+    assert "flight-delays v3 is without them" in done.output
+    run("erase", MODEL, "--where", "customer=c=1", "--reason", "18")
+    assert fake.erased == [(["a", "b"], "", ""), ([], "customer", "c=1")]
 
 
 def test_status_tells_where_each_pipeline_stands(run):

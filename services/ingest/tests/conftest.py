@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -10,13 +11,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import grpc
 import orjson
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -31,8 +34,12 @@ from everloop_contracts.pipeline import Pipeline
 from everloop_contracts.stubs.everloop.ingest.v1 import ingest_pb2, ingest_pb2_grpc
 from everloop_contracts.stubs.everloop.ingest.v1.dataset_pb2 import DatasetVersion
 from everloop_ingest.adapters.store import Store
-from everloop_ingest.cut_version import BuildLimits, CutVersion
-from everloop_ingest.domain import Batch, ObjectFile, Partition, ShardsLost, Version
+from everloop_ingest.build_parts import BuildLimits
+from everloop_ingest.cut_version import CutVersion
+from everloop_ingest.domain import Batch, ObjectFile, Part, Partition, ShardsLost, Version
+from everloop_ingest.erase_records import EraseRecords
+from everloop_ingest.keep_small import KeepSmall
+from everloop_ingest.release_version import ReleaseVersion
 from everloop_ingest.settle import Settle
 from everloop_runtime import clients
 from everloop_runtime.database import Database
@@ -92,13 +99,32 @@ class MemoryRepository:
 
     def __init__(self) -> None:
         self.content: dict[str, bytes] = {}
+        self.tags: dict[str, list[str]] = {}
+        self.fetched: list[Part] = []
 
-    def publish(self, version: Version, rows: Path) -> ObjectFile:
+    def uri(self, md5: str) -> str:
+        return f"memory://{md5}"
+
+    def publish(
+        self, version: Version, parts: Sequence[Part], new: Mapping[str, Path]
+    ) -> ObjectFile:
         tag = f"{version.pipeline}/v{version.number}"
-        self.content[tag] = rows.read_bytes()
-        rows.unlink()
-        path = f"{version.pipeline}/rows.parquet"
-        return ObjectFile(path, f"memory://{tag}", "0" * 32, len(self.content[tag]), tag, "c" * 40)
+        for md5, path in new.items():
+            self.content[md5] = path.read_bytes()
+            path.unlink()
+        self.tags[tag] = [part.md5 for part in parts]
+        assert self.content.keys() >= {*self.tags[tag]}
+        size = sum(part.size_bytes for part in parts)
+        md5 = hashlib.md5("".join(self.tags[tag]).encode()).hexdigest() + ".dir"
+        folder = f"{version.pipeline}/rows"
+        return ObjectFile(folder, self.uri(md5), md5, size, tag, "c" * 40)
+
+    def fetch(self, parts: Sequence[Part], folder: Path) -> list[Path]:
+        self.fetched += parts
+        paths = [folder / f"{number}.parquet" for number in range(len(parts))]
+        for part, path in zip(parts, paths, strict=True):
+            path.write_bytes(self.content[part.md5])
+        return paths
 
 
 class FolderFiles:
@@ -119,6 +145,10 @@ class FolderFiles:
             Path(shutil.copy(self.folder / key, folder / f"{index}.parquet"))
             for index, key in enumerate(keys)
         ]
+
+    def delete(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            (self.folder / key).unlink(missing_ok=True)
 
 
 @dataclass
@@ -141,6 +171,7 @@ class World:
     flushes: int = 0
     stuck: bool = False
     callers: int = 8
+    part_rows: int = 4
 
     def __post_init__(self) -> None:
         self.topic = {number: [] for number in range(self.pipeline.partitions)}
@@ -154,7 +185,11 @@ class World:
         self.store = Store(self.database)
         self.files = FolderFiles(self.bucket)
         self.settle = Settle(pipelines, self.store, self.files, 4096)
-        limits = BuildLimits(self.folder / "work", 256 * 2**20, 1)
+        limits = BuildLimits(self.folder / "work", 256 * 2**20, 1, self.part_rows, 1)
+        self.keep_small = KeepSmall(
+            self.store, self.files, self.folder / "work", 2, 3, timedelta(days=7), 100
+        )
+        self.release = ReleaseVersion(self.store, self.repository)
         self.cut = CutVersion(
             pipelines,
             self.store,
@@ -165,6 +200,9 @@ class World:
             limits,
             self.callers,
             wait=lambda seconds: None,
+        )
+        self.erase = EraseRecords(
+            self.store, self.repository, self.cut, self.keep_small, self.folder / "work"
         )
 
     def send(self, number: int, *values: bytes | None, timestamp: int | None = None) -> None:
@@ -206,9 +244,9 @@ class World:
     def rows(self, version: Version) -> list[dict[str, Any]]:
         """Rows of a published version."""
         assert version.file is not None
-        path = self.folder / "read.parquet"
-        path.write_bytes(self.repository.content[version.file.tag])
-        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+        contents = map(self.repository.content.__getitem__, self.repository.tags[version.file.tag])
+        tables = [pq.read_table(pa.BufferReader(content)) for content in contents]
+        rows: list[dict[str, Any]] = pa.concat_tables(tables).to_pylist()
         return rows
 
     def outbox(self) -> list[tuple[str, bytes, dict[str, str]]]:
@@ -387,17 +425,17 @@ class IngestProcess:
         return clients.call(self.stub.CutVersion, request, timeout=60).dataset
 
     def get(self, version: DatasetVersion) -> Path:
-        """The version's file by the stock command line, in another folder."""
+        """The version's directory by the stock command line, in another folder."""
         target = self.folder / f"elsewhere-{version.version}"
         target.mkdir()
         command = [str(Path(sys.executable).with_name("dvc")), "get", version.git_url]
         subprocess.run(
-            [*command, version.objects[0].path, "--rev", version.git_tag],
+            [*command, version.data.path, "--rev", version.git_tag],
             cwd=target,
             check=True,
             capture_output=True,
         )
-        return target / "rows.parquet"
+        return target / "rows"
 
     def consume(self, topic: str, enough: Callable[[list[Any]], bool]) -> list[Any]:
         """Messages of this pipeline on a topic: until they are enough, and what comes right behind."""

@@ -38,7 +38,7 @@ def test_a_version_holds_all_that_was_on_the_topic(world: Any, make_record: Make
     assert event.cause == "r1"
     assert event.data.dataset.git_tag == "parcels/v1"
     assert event.data.dataset.rows == 3
-    assert not list((world.folder / "work").iterdir())
+    assert [path.name for path in (world.folder / "work").iterdir()] == ["index"]
 
 
 def test_a_label_may_come_before_its_record_and_in_an_earlier_version(
@@ -109,6 +109,8 @@ STEPS = [
     ("store", "begin_version", "after"),
     ("files", "fetch", "before"),
     ("files", "fetch", "after"),
+    ("files", "put", "before"),
+    ("files", "put", "after"),
     ("repository", "publish", "before"),
     ("repository", "publish", "after"),
     ("store", "complete", "before"),
@@ -129,7 +131,10 @@ def test_a_crash_at_any_step_ends_in_the_same_version(
 ) -> None:
     broken, undisturbed = make_world(), make_world()
     for world in (broken, undisturbed):
-        world.send(0, make_record("a"), make_record("b"))
+        world.send(1, *(make_record(f"old{n}") for n in range(9)), b'{"parcel": "b", "lost": true}')
+        world.cut(world.pipeline, "r0", 5.0)
+        world.send(0, make_record("a"), make_record("b"), make_record("old3", weight=7))
+        world.settle_all()
     with pytest.raises(crash(getattr(broken, owner), method, when)):
         broken.cut(broken.pipeline, "r1", 5.0)
     broken.restart()
@@ -137,13 +142,15 @@ def test_a_crash_at_any_step_ends_in_the_same_version(
     if resume == "finish":
         broken.cut.finish()
     if resume == "other request":
-        assert broken.cut(broken.pipeline, "r2", 5.0).number == 2
+        assert broken.cut(broken.pipeline, "r2", 5.0).number == 3
     version = broken.cut(broken.pipeline, "r1", 5.0)
     expected = undisturbed.cut(undisturbed.pipeline, "r1", 5.0)
-    assert (version.number, version.rows, version.file) == (1, expected.rows, expected.file)
+    assert (version.number, version.rows, version.file) == (2, expected.rows, expected.file)
+    assert broken.store.parts(version) == undisturbed.store.parts(expected)
     assert broken.rows(version) == undisturbed.rows(expected)
+    assert {row["parcel"]: row["lost"] for row in broken.rows(version)}["b"] is True
     announced = [event.data.dataset.version for event in broken.events(DATASETS)]
-    assert announced == ([1, 2] if resume == "other request" else [1])
+    assert announced == ([1, 2, 3] if resume == "other request" else [1, 2])
 
 
 def test_an_orphan_object_is_never_read(world: Any, make_record: Make, crash: Any) -> None:
@@ -153,13 +160,78 @@ def test_an_orphan_object_is_never_read(world: Any, make_record: Make, crash: An
     world.restart()
     world.send(0, make_record("a", weight=3))
     version = world.cut(world.pipeline, "r1", 5.0)
-    assert len(list(world.bucket.rglob("*.parquet"))) == 2
+    assert len(shard_files(world)) == 2
     assert version.shards == 1
     assert [row["weight"] for row in world.rows(version)] == [3.0]
 
 
+def test_a_version_costs_what_is_new_and_shares_the_rest(world: Any, make_record: Make) -> None:
+    hours = [make_record(f"p{n:02}", sent=f"2026-03-01T{n:02}:00:00Z") for n in range(20)]
+    world.send(0, *hours)
+    first = world.cut(world.pipeline, "r1", 5.0)
+    for shard in shard_files(world):
+        shard.unlink()  # what is in a version is read from its parts
+    world.send(1, b'{"parcel": "p02", "lost": true}')
+    second = world.cut(world.pipeline, "r2", 5.0)
+    parts = world.store.parts(first), world.store.parts(second)
+    assert [len(both) for both in parts] == [5, 5]
+    assert [one == other for one, other in zip(*parts, strict=True)] == [False] + 4 * [True]
+    assert world.repository.fetched == parts[0][:1]
+    assert (second.rows.labelled_rows, second.shards) == (1, 2)
+    created = world.events(DATASETS)[1].data.dataset
+    assert [item.md5 for item in created.objects] == [part.md5 for part in parts[1]]
+    assert (created.data.path, created.data.md5) == ("parcels/rows", second.file.md5)
+    assert world.rows(first)[2]["lost"] is None  # it stays what it was
+
+
+def test_a_version_holds_what_was_known_when_it_was_cut(world: Any, make_record: Make) -> None:
+    world.send(0, make_record("a", weight=1), make_record("b", weight=2))
+    first = world.cut(world.pipeline, "r1", 5.0)
+    world.send(1, b'{"parcel": "a", "lost": true}', make_record("b", weight=3))
+    second = world.cut(world.pipeline, "r2", 5.0)
+    world.send(2, b'{"parcel": "a", "lost": false}')
+    third = world.cut(world.pipeline, "r3", 5.0)
+    known = [
+        [(row["parcel"], row["weight"], row["lost"]) for row in world.rows(version)]
+        for version in (first, second, third)
+    ]
+    assert known == [
+        [("a", 1.0, None), ("b", 2.0, None)],
+        [("a", 1.0, True), ("b", 3.0, None)],
+        [("a", 1.0, False), ("b", 3.0, None)],
+    ]
+
+
+@pytest.mark.parametrize("what", ["rows", "state"])
+def test_a_part_that_is_lost_keeps_its_pipeline_waiting_until_it_is_back(
+    world: Any, make_record: Make, what: str
+) -> None:
+    world.send(0, make_record("a"))
+    [part] = world.store.parts(world.cut(world.pipeline, "r1", 5.0))
+    state = world.bucket / part.state
+    content = state.read_bytes(), world.repository.content[part.md5]
+    away = EverloopError(Kind.UNAVAILABLE, "PART_LOST", "gone")
+    real = world.repository.fetch
+    if what == "state":
+        state.unlink()
+    else:
+
+        def lost(*arguments: Any) -> Any:
+            raise away
+
+        world.repository.fetch = lost
+    world.send(0, make_record("b"))
+    for _ in range(2):
+        with pytest.raises(EverloopError) as caught:
+            world.cut(world.pipeline, "r2", 5.0)
+        assert (caught.value.kind, caught.value.reason) == (Kind.UNAVAILABLE, "PART_LOST")
+    state.write_bytes(content[0])
+    world.repository.fetch = real
+    assert ids(world, world.cut(world.pipeline, "r2", 5.0)) == ["a", "b"]
+
+
 def shard_files(world: Any, pipeline: str = "parcels") -> list[Path]:
-    return sorted((world.bucket / pipeline).rglob("*.parquet"))
+    return sorted((world.bucket / pipeline / "shards").rglob("*.parquet"))
 
 
 def test_a_version_whose_shard_is_lost_fails_and_the_next_takes_what_is_left(
@@ -190,9 +262,18 @@ def test_a_version_whose_shard_is_lost_fails_and_the_next_takes_what_is_left(
     assert world.store.unversioned("parcels") == Unversioned(0, None)
 
 
-def test_a_shard_of_an_earlier_version_may_be_lost_as_well(world: Any, make_record: Make) -> None:
+def test_a_shard_that_is_in_a_version_is_needed_no_more(world: Any, make_record: Make) -> None:
     world.send(0, make_record("a"))
     world.cut(world.pipeline, "r1", 5.0)
+    [gone] = shard_files(world)
+    gone.unlink()
+    world.send(1, make_record("b"))
+    assert ids(world, world.cut(world.pipeline, "r2", 5.0)) == ["a", "b"]
+
+
+def test_a_shard_that_is_brought_back_is_in_the_next_version(world: Any, make_record: Make) -> None:
+    world.send(0, make_record("a"))
+    world.settle_all()
     [gone] = shard_files(world)
     content = gone.read_bytes()
     gone.unlink()
@@ -203,7 +284,7 @@ def test_a_shard_of_an_earlier_version_may_be_lost_as_well(world: Any, make_reco
     with world.database.unit_of_work() as work:
         work.connection.execute(sa.text("UPDATE shards SET lost = false"))
     version = world.cut(world.pipeline, "r3", 5.0)
-    assert (version.number, ids(world, version)) == (4, ["a", "b"])
+    assert (version.number, ids(world, version)) == (3, ["a", "b"])
 
 
 def test_where_every_shard_is_lost_there_is_no_record(world: Any, make_record: Make) -> None:
@@ -234,11 +315,11 @@ def test_one_pipeline_does_not_keep_the_others_from_finishing(
     away = EverloopError(Kind.UNAVAILABLE, "DATA_REPOSITORY_UNAVAILABLE", "away")
     errors = iter([RuntimeError("no space left"), away])
 
-    def publish(version: Any, rows: Path) -> Any:
+    def publish(version: Any, *rest: Any) -> Any:
         error = next(errors, None) if version.pipeline == "parcels" else None
         if error:
             raise error
-        return real(version, rows)
+        return real(version, *rest)
 
     monkeypatch.setattr(world.repository, "publish", publish)
     states = []
@@ -275,11 +356,11 @@ class Blocked:
         self.began, self.go_on = threading.Event(), threading.Event()
         real = world.repository.publish
 
-        def publish(version: Any, rows: Path) -> Any:
+        def publish(version: Any, *rest: Any) -> Any:
             if version.pipeline == world.pipeline.name:
                 self.began.set()
                 assert self.go_on.wait(30)
-            return real(version, rows)
+            return real(version, *rest)
 
         monkeypatch.setattr(world.repository, "publish", publish)
 
@@ -335,7 +416,9 @@ def test_versions_are_due_by_rows_and_by_age(pipeline: Pipeline) -> None:
 
 
 def test_the_scheduler_cuts_what_is_due(world: Any, make_record: Make) -> None:
-    scheduler = Scheduler({"parcels": world.pipeline}, world.store, world.cut, 1.0, timedelta(30))
+    scheduler = Scheduler(
+        {"parcels": world.pipeline}, world.store, world.cut, world.keep_small, 1.0, timedelta(30)
+    )
     scheduler._stopper = Stopper()
     now = datetime.now(UTC)
     world.send(0, *(make_record(f"p{n}") for n in range(99)))
@@ -356,7 +439,9 @@ def test_the_scheduler_cuts_what_is_due(world: Any, make_record: Make) -> None:
 def test_requests_are_forgotten_after_their_time_some_at_a_turn(
     world: Any, make_record: Make
 ) -> None:
-    scheduler = Scheduler({"parcels": world.pipeline}, world.store, world.cut, 1.0, timedelta(30))
+    scheduler = Scheduler(
+        {"parcels": world.pipeline}, world.store, world.cut, world.keep_small, 1.0, timedelta(30)
+    )
     now = datetime.now(UTC)
     old = now - timedelta(days=31)
     world.send(0, make_record("a"))

@@ -54,7 +54,17 @@ def sink() -> MemorySink:
 def door(world: Any, sink: MemorySink) -> IngestServicer:
     pipelines = {world.pipeline.name: world.pipeline}
     push = Push(pipelines, sink, world.store, 4096)
-    return IngestServicer(pipelines, world.store, push, world.cut, world, world.repository, 30.0)
+    return IngestServicer(
+        pipelines,
+        world.store,
+        push,
+        world.cut,
+        world.release,
+        world.erase,
+        world,
+        world.repository,
+        30.0,
+    )
 
 
 CONTEXT: Any = Context()
@@ -127,7 +137,17 @@ def test_a_repeated_push_returns_the_first_answer_and_adds_nothing(
     world.restart()
     pipelines = {world.pipeline.name: world.pipeline}
     push = Push(pipelines, sink, world.store, 4096)
-    again = IngestServicer(pipelines, world.store, push, world.cut, world, world.repository, 30.0)
+    again = IngestServicer(
+        pipelines,
+        world.store,
+        push,
+        world.cut,
+        world.release,
+        world.erase,
+        world,
+        world.repository,
+        30.0,
+    )
     for servicer in (door, again):
         assert servicer.PushRecords(request, CONTEXT) == first
     assert len(sink.sent) == 3
@@ -238,7 +258,11 @@ def test_versions_are_listed_newest_first_by_pages(
     assert (found, pages) == ([5, 4, 3, 2, 1], 3)
     newest = door.GetDatasetVersion(pb.GetDatasetVersionRequest(pipeline="parcels"), CONTEXT)
     assert newest.dataset.version == 5
-    assert newest.dataset.objects[0].path == "parcels/rows.parquet"
+    assert newest.dataset.data.path == "parcels/rows"
+    assert [item.path for item in newest.dataset.objects] == [
+        f"parcels/rows/part-0000{number}.parquet" for number in range(2)
+    ]
+    assert not any(dataset.objects for dataset in page.datasets)
     second = pb.GetDatasetVersionRequest(pipeline="parcels", version=2)
     assert door.GetDatasetVersion(second, CONTEXT).dataset.rows == 2
 

@@ -12,13 +12,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from dvc.repo import Repo
 from pyarrow import fs
 
 from everloop_ingest.adapters.dvc import DvcRepository
 from everloop_ingest.adapters.git import Git
-from everloop_ingest.domain import State, Version
+from everloop_ingest.domain import Part, State, Version
 from everloop_runtime.errors import EverloopError, Kind
 
 
@@ -26,6 +27,12 @@ def version(number: int, pipeline: str = "parcels") -> Version:
     return Version(
         pipeline, number, State.CUTTING, f"r{number}", datetime(2026, 3, number, tzinfo=UTC), 1
     )
+
+
+def part_of(content: bytes) -> Part:
+    time = datetime(2026, 3, 1, tzinfo=UTC)
+    md5 = hashlib.md5(content).hexdigest()
+    return Part(md5, len(content), 1, 0, time, "a", time, "state", "columns")
 
 
 class Place:
@@ -41,10 +48,16 @@ class Place:
     def open(self) -> None:
         self.repository = DvcRepository(self.root, str(self.remote), {}, {}, fs.LocalFileSystem())
 
-    def publish(self, number: int, content: bytes, pipeline: str = "parcels") -> Any:
-        rows = self.folder / "rows.parquet"
-        rows.write_bytes(content)
-        return self.repository.publish(version(number, pipeline), rows)
+    def publish(self, number: int, *contents: bytes, pipeline: str = "parcels") -> Any:
+        """Publishes a version of parts with these contents; hands over those that no version had before."""
+        new = {}
+        for content in contents:
+            part = part_of(content)
+            if not Path(self.repository.uri(part.md5)).exists():
+                new[part.md5] = self.folder / part.md5
+                new[part.md5].write_bytes(content)
+        parts = [part_of(content) for content in contents]
+        return self.repository.publish(version(number, pipeline), parts, new)
 
     def git(self, *arguments: str) -> str:
         return subprocess.run(
@@ -58,7 +71,8 @@ class Place:
         target.mkdir()
         command = [str(Path(sys.executable).with_name("dvc")), "get", str(self.root), path]
         subprocess.run([*command, "--rev", tag], cwd=target, check=True, capture_output=True)
-        return (target / Path(path).name).read_bytes()
+        files = sorted((target / Path(path).name).iterdir())
+        return b" ".join(file.read_bytes() for file in files)
 
 
 @pytest.fixture
@@ -68,13 +82,16 @@ def place(tmp_path: Path) -> Place:
 
 def test_versions_of_several_pipelines_share_the_repository(place: Place) -> None:
     first = place.publish(1, b"one")
-    other = place.publish(1, b"other", "letters")
-    second = place.publish(2, b"two")
-    assert (first.path, first.tag) == ("parcels/rows.parquet", "parcels/v1")
-    assert first.md5 == hashlib.md5(b"one").hexdigest()
-    assert Path(first.uri).read_bytes() == b"one"
+    other = place.publish(1, b"other", pipeline="letters")
+    second = place.publish(2, b"one", b"two")
+    assert (first.path, first.tag) == ("parcels/rows", "parcels/v1")
+    listing = Path(first.uri).read_bytes()
+    assert first.md5 == hashlib.md5(listing).hexdigest() + ".dir"
+    one = hashlib.md5(b"one").hexdigest()
+    assert orjson.loads(listing) == [{"md5": one, "relpath": "part-00000.parquet"}]
+    assert (first.size_bytes, second.size_bytes) == (3, 6)
     assert place.get(first.path, first.tag) == b"one"
-    assert place.get(second.path, second.tag) == b"two"
+    assert place.get(second.path, second.tag) == b"one two"
     assert place.get(other.path, other.tag) == b"other"
     assert place.git("rev-parse", "parcels/v1^{commit}") == first.commit
     assert place.git("status", "--porcelain") == ""
@@ -88,14 +105,15 @@ def test_the_same_content_again_is_a_version_of_its_own(place: Place) -> None:
 
 
 STEPS = [
-    (Repo, "add", "after"),
     (Git, "commit", "before"),
     (Git, "commit", "after"),
     (Git, "tag", "before"),
     (Git, "tag", "after"),
     (Repo, "push", "before"),
     (Repo, "push", "after"),
-    (DvcRepository, "_drop_local", "after"),
+    (DvcRepository, "_point_to", "before"),
+    (DvcRepository, "_point_to", "after"),
+    (DvcRepository, "_check", "after"),
 ]
 
 
@@ -166,10 +184,78 @@ def test_what_is_pushed_leaves_the_disk(place: Place) -> None:
 
 def test_an_object_that_the_remote_lost_is_pushed_again(place: Place) -> None:
     first = place.publish(1, b"one")
-    Path(first.uri).unlink()
+    lost = Path(place.repository.uri(part_of(b"one").md5))
+    lost.unlink()
     try:
         place.publish(1, b"one")
     except EverloopError as error:
         assert error.kind is Kind.UNAVAILABLE  # DVC believed that it was there
         place.publish(1, b"one")
-    assert Path(first.uri).read_bytes() == b"one"
+    assert lost.read_bytes() == b"one"
+    assert place.get(first.path, first.tag) == b"one"
+
+
+def test_only_what_is_new_is_sent(place: Place) -> None:
+    place.publish(1, b"one", b"two")
+    before = {path: path.stat().st_mtime_ns for path in place.remote.rglob("*") if path.is_file()}
+    place.publish(2, b"one", b"between", b"two")
+    after = {path: path.stat().st_mtime_ns for path in place.remote.rglob("*") if path.is_file()}
+    assert {path: after[path] for path in before} == before
+    assert len(after) == len(before) + 2  # the part and the listing
+
+
+def test_parts_are_fetched_and_one_that_is_gone_is_named(place: Place, tmp_path: Path) -> None:
+    place.publish(1, b"one", b"two")
+    parts = [part_of(b"two"), part_of(b"one")]
+    found = place.repository.fetch(parts, tmp_path)
+    assert [path.read_bytes() for path in found] == [b"two", b"one"]
+    gone = place.repository.uri(parts[0].md5)
+    Path(gone).unlink()
+    with pytest.raises(EverloopError, match=gone) as caught:
+        place.repository.fetch(parts, tmp_path)
+    assert (caught.value.kind, caught.value.reason) == (Kind.UNAVAILABLE, "PART_LOST")
+
+
+def test_what_only_earlier_versions_hold_is_deleted_by_stock_dvc(place: Place) -> None:
+    """As the README says, where records of somebody are to leave earlier versions as well."""
+    place.publish(1, b"one", b"somebody's", pipeline="letters")
+    first = place.publish(1, b"one", b"somebody's")
+    second = place.publish(2, b"one", b"two")
+    place.publish(2, b"one", pipeline="letters")
+    command = [str(Path(sys.executable).with_name("dvc")), "gc", "--workspace", "--cloud"]
+    subprocess.run([*command, "--force"], cwd=place.root, check=True, capture_output=True)
+    left = {path.read_bytes() for path in place.remote.rglob("*") if path.is_file()}
+    assert {b"one", b"two"} <= left
+    assert b"somebody's" not in left
+    assert place.get(second.path, second.tag) == b"one two"
+    with pytest.raises(subprocess.CalledProcessError):
+        place.get(first.path, first.tag)
+    third = place.publish(3, b"one", b"two", b"three")
+    assert place.get(third.path, third.tag) == b"one two three"
+
+
+def test_a_repository_of_before_there_were_parts_goes_on(place: Place) -> None:
+    """Version 1 is one file that DVC has added itself."""
+    folder = place.root / "parcels"
+    folder.mkdir()
+    (folder / "rows.parquet").write_bytes(b"one file")
+    repo = Repo(str(place.root))
+    repo.add(str(folder / "rows.parquet"))
+    repo.push(remote="storage")
+    repo.close()
+    place.git("add", ".")
+    place.git("commit", "-qm", "Cut parcels/v1")
+    place.git("tag", "parcels/v1")
+    (folder / "rows.parquet").unlink()
+    second = place.publish(2, b"two")
+    assert place.git("ls-tree", "--name-only", "parcels/v2:parcels").split() == [
+        *(".gitignore", "rows.dvc")
+    ]
+    assert place.get(second.path, second.tag) == b"two"
+    assert place.publish(2, b"two") == second
+    target = place.folder / "old"
+    command = [str(Path(sys.executable).with_name("dvc")), "get", str(place.root)]
+    subprocess.run(
+        [*command, "parcels/rows.parquet", "--rev", "parcels/v1", "-o", str(target)], check=True
+    )
+    assert target.read_bytes() == b"one file"

@@ -18,6 +18,7 @@ from everloop_runtime.events import new_event
 from everloop_trainer.adapters import store
 from everloop_trainer.consumer import Handler
 from everloop_trainer.domain import Cause, Dataset, State, Training
+from everloop_trainer.ports import QUARANTINED
 from everloop_trainer.request import Requests
 
 KEEP = timedelta(days=1)
@@ -30,6 +31,7 @@ class FakeCutter:
         self._make = make_dataset
         self.cut_for: dict[str, Dataset] = {}
         self.away = False
+        self.quarantine = False
         self.before_answer: Callable[[str, Dataset], None] = lambda request_id, dataset: None
 
     def cut(self, pipeline: str, request_id: str) -> Dataset:
@@ -37,6 +39,8 @@ class FakeCutter:
             raise EverloopError(Kind.UNAVAILABLE, "UNAVAILABLE", "away")
         version = len(self.cut_for) + 10
         dataset = self.cut_for.setdefault(request_id, self._make(version))
+        if self.quarantine:
+            raise EverloopError(Kind.PRECONDITION, QUARANTINED, "too few rows")
         self.before_answer(request_id, dataset)
         return dataset
 
@@ -96,6 +100,20 @@ def test_a_request_is_not_settled_while_ingest_is_away(
     cutter.away = False
     Handler(requests)(drifted("c"))
     assert [item.cause_id for item in trainings(database)] == ["c"]
+
+
+def test_a_version_in_quarantine_trains_once_it_is_released(
+    database: Database, requests: Requests, cutter: FakeCutter
+) -> None:
+    cutter.quarantine = True
+    with pytest.raises(EverloopError) as caught:
+        requests.start("sales", "mine")
+    assert caught.value.kind is Kind.PRECONDITION
+    handle = Handler(requests)
+    handle(drifted("c"))  # it is not handled again and again
+    assert trainings(database) == []
+    announce(handle, "c", cutter.cut_for["c"])
+    assert [(item.cause, item.cause_id) for item in trainings(database)] == [(Cause.DRIFT, "c")]
 
 
 def test_pipelines_of_others_and_drift_that_is_not_wanted_are_left_alone(

@@ -206,6 +206,46 @@ class Everloop:
         request = ingest_pb2.GetDatasetVersionRequest(pipeline=pipeline, version=version)
         return call(self._ingest().GetDatasetVersion, request, self.timeout).dataset
 
+    def release(
+        self, pipeline: str, version: int, *, reason: str, actor: str = "", request_id: str = ""
+    ) -> dataset_pb2.DatasetVersion:
+        """Announces a dataset version that is in quarantine; a repeated `request_id` returns the first answer."""
+        request = ingest_pb2.ReleaseVersionRequest(
+            pipeline=pipeline,
+            version=version,
+            request_id=request_id or str(uuid.uuid4()),
+            actor=actor,
+            reason=reason,
+        )
+        return call(self._ingest().ReleaseVersion, request, self.timeout).dataset
+
+    def erase(
+        self,
+        pipeline: str,
+        record_ids: Sequence[str] = (),
+        *,
+        field: str = "",
+        value: str = "",
+        reason: str,
+        actor: str = "",
+        request_id: str = "",
+        timeout: float = 300.0,
+    ) -> dataset_pb2.DatasetVersion:
+        """Cuts a version without the records with these ids, or with this value in a field.
+
+        A repeated `request_id` returns the first answer. What earlier versions hold is not touched.
+        """
+        request = ingest_pb2.EraseRecordsRequest(
+            pipeline=pipeline,
+            record_ids=record_ids,
+            field=field,
+            value=value,
+            request_id=request_id or str(uuid.uuid4()),
+            actor=actor,
+            reason=reason,
+        )
+        return call(self._ingest().EraseRecords, request, timeout).dataset
+
     def stats(self, pipeline: str) -> ingest_pb2.GetPipelineStatsResponse:
         """Returns the books of a pipeline: received, accepted, rejected by reason, lag."""
         request = ingest_pb2.GetPipelineStatsRequest(pipeline=pipeline)

@@ -66,6 +66,22 @@ __all__ = [
 NAME = re.compile(r"^[a-z][a-z0-9-]{0,62}$")
 
 
+class Checks(Spec):
+    """What puts a dataset version into quarantine instead of announcing it.
+
+    Shares are those of the records that came since the last version that was announced, beside all that came before.
+    """
+
+    min_rows: int = Field(default=1, ge=0)
+    """Rows that the version must have."""
+    max_null_rise: float | None = Field(default=0.8, ge=0, le=1)
+    """How much the share of nulls in a field may rise; not the target's, whose labels come late."""
+    max_unseen: float | None = Field(default=0.9, ge=0, le=1)
+    """Share of records whose value never came before, in a string field that the model reads."""
+    min_sample: int = Field(default=1_000, ge=1)
+    """Records, new ones and those before, below which no share is judged."""
+
+
 class Cut(Spec):
     """When a dataset version is cut by itself; it can always be cut on request."""
 
@@ -73,6 +89,7 @@ class Cut(Spec):
     """Accepted records since the last version."""
     age: Duration = timedelta(hours=24)
     """Time since the oldest record that is in no version yet."""
+    checks: Checks = Checks()
 
 
 class Search(Spec):

@@ -13,8 +13,12 @@ from everloop_ingest.adapters.dvc import DvcRepository
 from everloop_ingest.adapters.kafka import TopicEnds, TopicProducer
 from everloop_ingest.adapters.s3 import ShardBucket
 from everloop_ingest.adapters.store import Store
-from everloop_ingest.cut_version import BuildLimits, CutVersion
+from everloop_ingest.build_parts import BuildLimits
+from everloop_ingest.cut_version import CutVersion
+from everloop_ingest.erase_records import EraseRecords
+from everloop_ingest.keep_small import KeepSmall
 from everloop_ingest.push import Push
+from everloop_ingest.release_version import ReleaseVersion
 from everloop_ingest.schedule import Scheduler
 from everloop_ingest.servicer import IngestServicer
 from everloop_ingest.settings import IngestSettings
@@ -95,13 +99,36 @@ def run_service() -> int:
     writer = DatasetWriter(
         bootstrap, pipelines, store, settle, _limits(settings), settings.instance
     )
-    build = BuildLimits(settings.data_dir / "work", settings.cut_memory_bytes, settings.cut_threads)
+    build = BuildLimits(
+        settings.data_dir / "work",
+        settings.cut_memory_bytes,
+        settings.cut_threads,
+        settings.part_rows,
+        settings.compact_parts,
+    )
     # Half of the gRPC workers stay free of callers that wait for a version.
     callers = max(1, settings.grpc_workers // 2)
     cut = CutVersion(pipelines, store, files, repository, ends, writer, build, callers)
     push = Push(pipelines, sink, store, settings.max_record_bytes)
+    keep_small = KeepSmall(
+        store,
+        files,
+        build.folder,
+        max(1, settings.shard_rows // settings.compact_shards),
+        settings.compact_shards,
+        timedelta(days=settings.shard_retention_days),
+        settings.reclaim_objects,
+    )
     servicer = IngestServicer(
-        pipelines, store, push, cut, ends, repository, settings.call_deadline_seconds
+        pipelines,
+        store,
+        push,
+        cut,
+        ReleaseVersion(store, repository),
+        EraseRecords(store, repository, cut, keep_small, build.folder),
+        ends,
+        repository,
+        settings.call_deadline_seconds,
     )
     grpc = GrpcServer(
         settings,
@@ -114,7 +141,7 @@ def run_service() -> int:
         _Topics(bootstrap, pipelines, sink),
         OutboxRelay(database, bootstrap),
         writer,
-        Scheduler(pipelines, store, cut, settings.schedule_seconds, retention),
+        Scheduler(pipelines, store, cut, keep_small, settings.schedule_seconds, retention),
         grpc,
     ]
     status = run(components, on_ready=grpc.ready)

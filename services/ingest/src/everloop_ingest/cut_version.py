@@ -1,4 +1,4 @@
-"""Cutting a dataset version: catch up with the topic, build the rows, publish them, announce them."""
+"""Cutting a dataset version: catch up with the topic, build the parts, publish them, announce them."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from everloop_contracts.pipeline import Pipeline
-from everloop_contracts.stubs.everloop.ingest.v1 import events_pb2
 from everloop_ingest import metrics
-from everloop_ingest.adapters.store import Store
-from everloop_ingest.build_rows import build_rows
-from everloop_ingest.convert import dataset_version
-from everloop_ingest.domain import ShardsLost, State, Version
+from everloop_ingest.adapters.store import Change, Store
+from everloop_ingest.announce import announcement
+from everloop_ingest.build_parts import Base, BuildLimits, Built, build_parts
+from everloop_ingest.checks import violations
+from everloop_ingest.domain import Part, Rows, ShardsLost, State, Version
+from everloop_ingest.parts import PartFiles, labels_key
 from everloop_ingest.ports import DataRepository, RecordLog, ShardFiles, Writer
-from everloop_ingest.settle import SOURCE
+from everloop_ingest.record_index import RecordIndex
 from everloop_runtime.errors import EverloopError, Kind
-from everloop_runtime.events import new_event
 
-__all__ = ["BuildLimits", "CutVersion"]
+__all__ = ["CutVersion"]
 
 log = logging.getLogger(__name__)
 
@@ -33,21 +33,13 @@ _KEYS_NAMED = 10
 """Lost shards that a version's error names; the log names all."""
 
 
-@dataclass(frozen=True, slots=True)
-class BuildLimits:
-    """What building a version's rows may use."""
-
-    folder: Path
-    memory_bytes: int
-    threads: int
-
-
 class CutVersion:
     """The use case. One version of a pipeline is cut at a time; one that a crash left behind is finished first.
 
-    Every step may be repeated: the version and its shards are fixed by the transaction that begins it, the same shards
-    give the same file, and the repository takes the same file any number of times. A version whose shards are lost
-    fails, and what is left of them goes into the next one.
+    Every step may be repeated: the version and its shards are fixed by the transaction that begins it and the version
+    before by the one that completed it, the same shards on the same parts give the same parts, and the repository
+    takes the same ones any number of times. A version whose shards are lost fails, and what is left of them goes into
+    the next one. A part that is lost holds more than what is new: its pipeline waits until it is there again.
     """
 
     def __init__(
@@ -83,7 +75,8 @@ class CutVersion:
         """Cuts from everything that was on the topic when this was called; waits for that at most `seconds`.
 
         Returns:
-            The version, available. The same one for the same `request_id`; the newest where nothing is new.
+            The version, available or in quarantine. The same one for the same `request_id`; the newest where nothing is
+            new.
 
         Raises:
             EverloopError: kind precondition, reason NO_RECORDS; kind deadline, reasons WRITER_BEHIND and CUT_RUNNING;
@@ -92,7 +85,7 @@ class CutVersion:
         """
         deadline = time.monotonic() + seconds
         known = self._store.requested(pipeline.name, request_id)
-        if known is not None and known.state is State.AVAILABLE:
+        if known is not None and known.state in (State.AVAILABLE, State.QUARANTINED):
             return known
         if not self._callers.acquire(blocking=False):
             raise EverloopError(
@@ -120,7 +113,7 @@ class CutVersion:
                         f"{pipeline.name} has no accepted record yet",
                     )
                 finished = self._finish(version)
-                if finished.state is State.AVAILABLE:
+                if finished.state is not State.FAILED:
                     return finished
 
     def finish(self) -> None:
@@ -158,7 +151,7 @@ class CutVersion:
             self._finish(version)
 
     def _finish(self, version: Version) -> Version:
-        """The version when it is done: available or failed."""
+        """The version when it is done: available, in quarantine or failed."""
         if version.state is not State.CUTTING:
             return version
         began = time.monotonic()
@@ -167,24 +160,80 @@ class CutVersion:
         with tempfile.TemporaryDirectory(prefix="cut-", dir=self._limits.folder) as name:
             folder = Path(name)
             try:
-                shards = self._files.fetch(self._store.shards_of(version), folder)
+                shards = self._files.fetch(self._store.shards_of(version), _new(folder, "shards"))
             except ShardsLost as error:
                 return self._give_up(version, error.keys)
-            target = folder / "rows.parquet"
-            rows = build_rows(
-                pipeline, shards, target, self._limits.memory_bytes, self._limits.threads
-            )
-            file = self._repository.publish(version, target)
-        available = replace(version, state=State.AVAILABLE, rows=rows, file=file)
-        data = events_pb2.DatasetVersionCreated(
-            dataset=dataset_version(available, self._repository.url)
-        )
-        event = new_event(SOURCE, pipeline.name, data, cause=version.cause_id)
-        self._store.complete(available, event)
+            base = self._base(pipeline, folder)
+            erased = self._store.erased(version)
+            built = build_parts(pipeline, shards, base, _new(folder, "parts"), self._limits, erased)
+            labels = self._keep_states(pipeline, base, built)
+            files = {item.part.md5: item.rows for item in built.added}
+            file = self._repository.publish(version, built.parts, files)
+        rows = Rows.of(built.parts)
+        announced, so_far = self._store.profiles(pipeline.name)
+        new = so_far.plus(built.profile)
+        wrong = violations(pipeline.cut.checks, rows.rows, announced, new)
+        state = State.QUARANTINED if wrong else State.AVAILABLE
+        done = replace(version, state=state, rows=rows, file=file, error="; ".join(wrong))
+        event = None if wrong else announcement(done, self._repository, built.parts)
+        added = [item.part for item in built.added]
+        profile = built.profile if wrong else announced.plus(new)
+        change = Change(added, built.removed, labels, profile)
+        self._store.complete(done, change, event)
+        if wrong:
+            metrics.QUARANTINED.labels(pipeline.name).inc()
+            log.warning("%s is in quarantine: %s", file.tag, done.error)
+        base.index.keep(built.parts)
         seconds = time.monotonic() - began
         metrics.CUT_SECONDS.labels(pipeline.name).observe(seconds)
-        log.info("%s: %d rows in %.2f s", file.tag, rows.rows, seconds)
-        return available
+        metrics.CUT_PARTS.labels(pipeline.name).observe(len(added))
+        log.info(
+            "%s: %d rows in %d parts, %d of them new, in %.2f s",
+            file.tag,
+            rows.rows,
+            len(built.parts),
+            len(added),
+            seconds,
+        )
+        return done
+
+    def _base(self, pipeline: Pipeline, folder: Path) -> Base:
+        """The version before, its files fetched as they are needed."""
+        parts, labels = self._store.base(pipeline.name)
+
+        def states(wanted: Sequence[Part]) -> list[Path]:
+            return self._fetch([part.state for part in wanted], folder)
+
+        def fetch(wanted: Sequence[Part]) -> list[PartFiles]:
+            rows = self._repository.fetch(wanted, _new(folder, "base"))
+            return [PartFiles(*item) for item in zip(wanted, rows, states(wanted), strict=True)]
+
+        waiting = self._fetch([labels], folder)[0] if labels else None
+        index = RecordIndex(self._limits.folder / "index" / pipeline.name, states)
+        return Base(parts, waiting, index, fetch)
+
+    def _fetch(self, keys: Sequence[str], folder: Path) -> list[Path]:
+        """Copies what belongs to parts; without it the next version would order events wrongly."""
+        try:
+            return self._files.fetch(keys, _new(folder, "state"))
+        except ShardsLost as error:
+            named = ", ".join(error.keys[:_KEYS_NAMED])
+            raise EverloopError(
+                Kind.UNAVAILABLE,
+                "PART_LOST",
+                f"{len(error.keys)} states of parts are gone: {named}",
+            ) from error
+
+    def _keep_states(self, pipeline: Pipeline, base: Base, built: Built) -> str:
+        """Stores what the next version needs of this one; returns the path of the labels that wait, if any do."""
+        for item in built.added:
+            self._files.put(item.part.state, item.state.read_bytes())
+            base.index.take(item.part, item.state)
+        if built.labels is None:
+            return ""
+        key = labels_key(pipeline, built.labels)
+        self._files.put(key, built.labels.read_bytes())
+        return key
 
     def _give_up(self, version: Version, lost: Sequence[str]) -> Version:
         named = ", ".join(lost[:_KEYS_NAMED]) + (", …" if len(lost) > _KEYS_NAMED else "")
@@ -207,3 +256,7 @@ class CutVersion:
             yield
         finally:
             self._locks[pipeline].release()
+
+
+def _new(folder: Path, name: str) -> Path:
+    return Path(tempfile.mkdtemp(prefix=f"{name}-", dir=folder))

@@ -9,13 +9,16 @@ from enum import StrEnum
 from typing import Protocol
 
 __all__ = [
+    "Audit",
     "Batch",
     "Books",
     "Message",
     "ObjectFile",
+    "Part",
     "Partition",
     "Pushed",
     "Reason",
+    "Reclaimable",
     "Rejection",
     "Rows",
     "Shard",
@@ -23,6 +26,7 @@ __all__ = [
     "State",
     "Unversioned",
     "Version",
+    "part_name",
 ]
 
 
@@ -150,6 +154,24 @@ class Shard:
     last_event_time: datetime | None
 
 
+@dataclass(frozen=True, slots=True)
+class Reclaimable:
+    """Paths of objects in the data bucket that no later version needs.
+
+    Attributes:
+        shards: whose rows are in parts.
+        states: of parts that only earlier versions have.
+        labels: that waited at an earlier version.
+    """
+
+    shards: list[str]
+    states: list[str]
+    labels: list[str]
+
+    def __len__(self) -> int:
+        return len(self.shards) + len(self.states) + len(self.labels)
+
+
 class ShardsLost(Exception):
     """The object store is there, and objects that were stored on it are not."""
 
@@ -164,27 +186,68 @@ class State(StrEnum):
 
     CUTTING = "CUTTING"
     AVAILABLE = "AVAILABLE"
+    QUARANTINED = "QUARANTINED"
     FAILED = "FAILED"
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
-    """What a version's file holds."""
+class Part:
+    """One Parquet file of a version's rows, immutable and shared by all versions in which these rows are the same.
 
+    The parts of a version follow each other by event time, then record id, and so do the rows of each.
+
+    Attributes:
+        md5: of the content, hexadecimal.
+        first_record_id: record id of the first row, whose event time is `first_event_time`.
+        state: path inside the data bucket of what orders the events of its records, see `parts.py`.
+        columns: digest of the schema that it was written with.
+    """
+
+    md5: str
+    size_bytes: int
     rows: int
     labelled_rows: int
     first_event_time: datetime
+    first_record_id: str
     last_event_time: datetime
+    state: str
+    columns: str
+
+
+def part_name(number: int) -> str:
+    """Name of a version's part by its position: in the order of names the rows are in order."""
+    return f"part-{number:05d}.parquet"
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What a version holds; no times where it has no row."""
+
+    rows: int
+    labelled_rows: int
+    first_event_time: datetime | None
+    last_event_time: datetime | None
+
+    @classmethod
+    def of(cls, parts: Sequence[Part]) -> Rows:
+        """Sums up parts."""
+        return cls(
+            sum(part.rows for part in parts),
+            sum(part.labelled_rows for part in parts),
+            min((part.first_event_time for part in parts), default=None),
+            max((part.last_event_time for part in parts), default=None),
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectFile:
-    """A version's file as the data repository keeps it.
+    """What a version's tag tracks: a directory of parts; in versions of before there were parts, one file.
 
     Attributes:
         path: inside the repository, as `dvc get` takes it.
-        uri: of the content on the object store.
-        md5: of the content, hexadecimal.
+        uri: of the content on the object store; of a directory its listing.
+        md5: of the content, hexadecimal; of a directory that of its listing, with `.dir` behind it, as DVC writes it.
+        size_bytes: of all content.
         tag: git tag of the version.
         commit: git commit that the tag points to.
     """
@@ -199,7 +262,7 @@ class ObjectFile:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """A dataset version. `rows` and `file` are known once it is available, `error` where it failed."""
+    """A dataset version. `rows` and `file` are known once it is complete, `error` where it did not pass."""
 
     pipeline: str
     number: int
@@ -210,6 +273,28 @@ class Version:
     rows: Rows | None = None
     file: ObjectFile | None = None
     error: str = ""
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether its rows are in parts rather than in the one file of earlier times."""
+        return self.file is not None and self.file.md5.endswith(".dir")
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """Something that a person did to dataset versions, and why.
+
+    Attributes:
+        version: that it was done to, or that came of it.
+    """
+
+    pipeline: str
+    request_id: str
+    version: int
+    action: str
+    actor: str
+    reason: str
+    create_time: datetime
 
 
 @dataclass(frozen=True, slots=True)

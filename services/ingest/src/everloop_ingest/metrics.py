@@ -4,11 +4,14 @@ from prometheus_client import Counter, Gauge, Histogram
 
 __all__ = [
     "BUFFERED_BYTES",
+    "CUT_PARTS",
     "CUT_SECONDS",
     "LAG",
     "LOST",
     "LOST_SHARDS",
     "PUSHED",
+    "QUARANTINED",
+    "RECLAIMED",
     "RECORDS",
     "SETTLE_SECONDS",
     "SHARD_BYTES",
@@ -56,6 +59,22 @@ CUT_SECONDS = Histogram(
     "Time to cut one dataset version, once the writer has caught up.",
     ["pipeline"],
     buckets=(0.5, 1, 2, 5, 10, 20, 60, 180, 600),
+)
+QUARANTINED = Counter(
+    "everloop_ingest_quarantined_versions",
+    "Dataset versions that failed their checks and were not announced.",
+    ["pipeline"],
+)
+RECLAIMED = Counter(
+    "everloop_ingest_reclaimed_objects",
+    "Objects of the data bucket that were deleted since no later version needs them.",
+    ["pipeline"],
+)
+CUT_PARTS = Histogram(
+    "everloop_ingest_cut_parts",
+    "Parts that a dataset version has and no version had before: what its cut wrote.",
+    ["pipeline"],
+    buckets=(0, 1, 2, 5, 10, 20, 50, 100, 500, 1_000),
 )
 PUSHED = Counter(
     "everloop_ingest_pushed_records",

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from everloop_ingest.domain import ObjectFile, Version
+from everloop_ingest.domain import ObjectFile, Part, Version
 
 __all__ = ["DataRepository", "RecordLog", "RecordSink", "ShardFiles", "Writer"]
 
 
 class ShardFiles(Protocol):
-    """The data bucket."""
+    """The data bucket: the shards, and what orders the events of parts' records."""
 
     def put(self, key: str, content: bytes) -> None:
         """Stores an object: all of it or nothing; the same again changes nothing.
@@ -29,6 +29,13 @@ class ShardFiles(Protocol):
             EverloopError: kind unavailable.
         """
 
+    def delete(self, keys: Sequence[str]) -> None:
+        """Deletes objects; one that is not there is no error.
+
+        Raises:
+            EverloopError: kind unavailable.
+        """
+
 
 class DataRepository(Protocol):
     """The git and DVC repository of dataset versions."""
@@ -37,13 +44,26 @@ class DataRepository(Protocol):
     def url(self) -> str:
         """Where it can be cloned from."""
 
-    def publish(self, version: Version, rows: Path) -> ObjectFile:
-        """Adds, commits, tags and pushes a version's file, and takes the file over.
+    def uri(self, md5: str) -> str:
+        """Where content lies, or will lie, on the object store."""
 
-        May be called again for a version after a crash anywhere in it: the same file gives the same result.
+    def publish(
+        self, version: Version, parts: Sequence[Part], new: Mapping[str, Path]
+    ) -> ObjectFile:
+        """Commits, tags and pushes a version that consists of `parts`, in this order.
+
+        `new` holds the files, by MD5, of those that no earlier version has; they are taken over. May be called again
+        for a version after a crash anywhere in it: the same parts give the same result.
 
         Raises:
             EverloopError: kind unavailable, the remote does not take it now.
+        """
+
+    def fetch(self, parts: Sequence[Part], folder: Path) -> list[Path]:
+        """Copies the content of parts into a folder; the files in the order of the parts.
+
+        Raises:
+            EverloopError: kind unavailable; reason PART_LOST where one is not there.
         """
 
 

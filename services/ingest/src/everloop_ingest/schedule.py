@@ -1,4 +1,4 @@
-"""Cuts by rows and by age, finishes the versions that a crash left behind, and forgets old requests."""
+"""Cuts by rows and by age, finishes what a crash left behind, and drops what is no more needed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from everloop_contracts.pipeline import Pipeline
 from everloop_ingest.adapters.store import Store
 from everloop_ingest.cut_version import CutVersion
 from everloop_ingest.domain import Unversioned
+from everloop_ingest.keep_small import KeepSmall
 from everloop_runtime.errors import EverloopError
 from everloop_runtime.service import Component, Stopper
 
@@ -40,16 +41,18 @@ class Scheduler(Component):
         pipelines: Mapping[str, Pipeline],
         store: Store,
         cut: CutVersion,
+        keep_small: KeepSmall,
         seconds: float,
         retention: timedelta,
     ) -> None:
-        """Takes the pipelines by name, the database and the use case.
+        """Takes the pipelines by name, the database and the use cases.
 
         `seconds` is the time between two looks, `retention` how long requests are remembered.
         """
         self._pipelines = pipelines
         self._store = store
         self._cut = cut
+        self._keep_small = keep_small
         self._seconds = seconds
         self._retention = retention
 
@@ -68,6 +71,7 @@ class Scheduler(Component):
             for pipeline in self._pipelines.values():
                 try:
                     self.look(pipeline, datetime.now(UTC))
+                    self._keep_small(pipeline.name, datetime.now(UTC))
                 except Exception as error:
                     self._failed(pipeline.name, error)
             try:
@@ -80,6 +84,8 @@ class Scheduler(Component):
         """Cuts a version of a pipeline if one is due."""
         unversioned = self._store.unversioned(pipeline.name)
         why = due(pipeline, unversioned, now)
+        if why is None and self._store.erasures_wait(pipeline.name):
+            why = "erasure"
         if why is None or self._stopper.stopping:
             return
         newest = self._store.versions(pipeline.name, None, 1)

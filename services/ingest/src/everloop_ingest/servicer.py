@@ -8,12 +8,15 @@ from typing import cast
 import grpc
 
 from everloop_contracts.pipeline import Pipeline
-from everloop_contracts.stubs.everloop.ingest.v1 import ingest_pb2, ingest_pb2_grpc
+from everloop_contracts.stubs.everloop.ingest.v1 import dataset_pb2, ingest_pb2, ingest_pb2_grpc
 from everloop_ingest.adapters.store import Store
 from everloop_ingest.convert import dataset_version
 from everloop_ingest.cut_version import CutVersion
+from everloop_ingest.domain import Version
+from everloop_ingest.erase_records import Entity, EraseRecords
 from everloop_ingest.ports import DataRepository, RecordLog
 from everloop_ingest.push import Push
+from everloop_ingest.release_version import ReleaseVersion
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.paging import page
 
@@ -32,6 +35,8 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
         store: Store,
         push: Push,
         cut: CutVersion,
+        release: ReleaseVersion,
+        erase: EraseRecords,
         record_log: RecordLog,
         repository: DataRepository,
         deadline_seconds: float,
@@ -41,6 +46,8 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
         self._store = store
         self._push = push
         self._cut = cut
+        self._release = release
+        self._erase = erase
         self._log = record_log
         self._repository = repository
         self._deadline = deadline_seconds
@@ -67,7 +74,30 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
         """See the contract."""
         pipeline = self._pipeline(request.pipeline)
         version = self._cut(pipeline, _checked(request.request_id), self._seconds(context))
-        return ingest_pb2.CutVersionResponse(dataset=dataset_version(version, self._repository.url))
+        return ingest_pb2.CutVersionResponse(dataset=self._whole(version))
+
+    def EraseRecords(
+        self, request: ingest_pb2.EraseRecordsRequest, context: grpc.ServicerContext
+    ) -> ingest_pb2.EraseRecordsResponse:
+        """See the contract."""
+        pipeline = self._pipeline(request.pipeline)
+        request_id = _checked(request.request_id)
+        entity = Entity(request.record_ids, request.field, request.value)
+        version = self._erase(
+            pipeline, entity, request_id, request.actor, request.reason, self._seconds(context)
+        )
+        return ingest_pb2.EraseRecordsResponse(dataset=self._whole(version))
+
+    def ReleaseVersion(
+        self, request: ingest_pb2.ReleaseVersionRequest, context: grpc.ServicerContext
+    ) -> ingest_pb2.ReleaseVersionResponse:
+        """See the contract."""
+        pipeline = self._pipeline(request.pipeline)
+        request_id = _checked(request.request_id)
+        version = self._release(
+            pipeline.name, request.version, request_id, request.actor, request.reason
+        )
+        return ingest_pb2.ReleaseVersionResponse(dataset=self._whole(version))
 
     def GetDatasetVersion(
         self, request: ingest_pb2.GetDatasetVersionRequest, context: grpc.ServicerContext
@@ -80,9 +110,7 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
             raise EverloopError(
                 Kind.NOT_FOUND, "DATASET_VERSION_NOT_FOUND", f"{pipeline.name} has no {which}"
             )
-        return ingest_pb2.GetDatasetVersionResponse(
-            dataset=dataset_version(version, self._repository.url)
-        )
+        return ingest_pb2.GetDatasetVersionResponse(dataset=self._whole(version))
 
     def ListDatasetVersions(
         self, request: ingest_pb2.ListDatasetVersionsRequest, context: grpc.ServicerContext
@@ -92,7 +120,7 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
         before, size = page(request.page_token, request.page_size)
         found = self._store.versions(pipeline.name, before, size + 1)
         return ingest_pb2.ListDatasetVersionsResponse(
-            datasets=[dataset_version(version, self._repository.url) for version in found[:size]],
+            datasets=[dataset_version(version, self._repository) for version in found[:size]],
             next_page_token=str(found[size - 1].number) if len(found) > size else "",
         )
 
@@ -113,6 +141,11 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
             lag=sum(max(0, end - positions.get(number, 0)) for number, end in ends.items()),
             actuals=books.actuals,
         )
+
+    def _whole(self, version: Version) -> dataset_pb2.DatasetVersion:
+        parts = self._store.parts(version)
+        audit = self._store.audit(version.pipeline, version.number)
+        return dataset_version(version, self._repository, parts, audit)
 
     def _pipeline(self, name: str) -> Pipeline:
         pipeline = self._pipelines.get(name)

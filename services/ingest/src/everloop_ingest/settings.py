@@ -52,8 +52,18 @@ class IngestSettings(ServiceSettings):
     """How long a request_id is remembered, in days; a repeat that comes later is a new request."""
     schedule_seconds: float = Field(default=5.0, gt=0)
     """Time between two looks whether a version is due, in seconds."""
+    compact_shards: int = Field(default=64, ge=2, le=1_000)
+    """Small shards that are put together into one object at once; a shard is small up to `shard_rows` by this many."""
+    shard_retention_days: float = Field(default=7.0, ge=0)
+    """How long a shard is kept whose rows are in a version, in days; so is what orders the rows of replaced parts."""
+    reclaim_objects: int = Field(default=1_000, ge=1)
+    """Objects of each kind that one look of the scheduler deletes at most."""
+    compact_parts: int = Field(default=4, ge=0)
+    """Pairs of small parts that one cut puts together at most, besides the parts that it writes anyway."""
+    part_rows: int = Field(default=65_536, ge=1_000)
+    """Most rows of a part: one Parquet file of a dataset version, and what a late label makes a cut write anew."""
     cut_memory_bytes: int = Field(default=512 * _MIB, ge=64 * _MIB)
-    """Memory for building one version's rows, in bytes; beyond it goes to disk. At once: one version per pipeline,
+    """Memory for merging one version's new rows, in bytes; beyond it goes to disk. At once: one version per pipeline,
     and no more than half of the gRPC workers and the scheduler cut."""
     cut_threads: int = Field(default=2, ge=1)
-    """Threads that build one version's rows."""
+    """Threads that merge one version's new rows."""

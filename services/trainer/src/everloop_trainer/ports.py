@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import pyarrow as pa
 
@@ -26,6 +26,10 @@ class Datasets(Protocol):
         """
 
 
+QUARANTINED: Final = "DATASET_QUARANTINED"
+"""Reason of a dataset version that is not to be trained on."""
+
+
 class Cutter(Protocol):
     """Who cuts dataset versions."""
 
@@ -33,7 +37,8 @@ class Cutter(Protocol):
         """A version with everything that has arrived; the same one for the same `request_id`.
 
         Raises:
-            EverloopError: kind unavailable while it cannot be reached.
+            EverloopError: kind unavailable while it cannot be reached; kind precondition, reason `QUARANTINED`: the
+                version did not pass its checks, and is announced for this request if somebody releases it.
         """
 
 

@@ -15,7 +15,7 @@ from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.telemetry import trace_headers
 from everloop_trainer.adapters import store
 from everloop_trainer.domain import Cause, Dataset, State, Training
-from everloop_trainer.ports import Cutter
+from everloop_trainer.ports import QUARANTINED, Cutter
 from everloop_trainer.trigger import superseded_by, trigger_of
 
 __all__ = ["Requests"]
@@ -72,19 +72,26 @@ class Requests:
         """Trains on everything that has arrived, because the monitor asks for it.
 
         Raises:
-            EverloopError: kind unavailable while ingest cannot be reached.
+            EverloopError: kind unavailable while ingest cannot be reached. A version in quarantine is trained on once
+                it is released.
         """
         pipeline = self._pipelines.get(name)
         if pipeline is None or not pipeline.training.triggers.on_drift:
             log.info("pipeline '%s' does not train on drift", name)
             return
-        self._request(name, event_id, Cause.DRIFT)
+        try:
+            self._request(name, event_id, Cause.DRIFT)
+        except EverloopError as error:
+            if error.reason != QUARANTINED:
+                raise
+            log.warning("no training on drift of '%s': %s", name, error)
 
     def start(self, name: str, request_id: str) -> Training:
         """Trains on everything that has arrived, because somebody asks for it.
 
         Raises:
-            EverloopError: kind not_found for an unknown pipeline; unavailable while ingest cannot be reached.
+            EverloopError: kind not_found for an unknown pipeline; precondition for a version in quarantine, which is
+                trained on once it is released; unavailable while ingest cannot be reached.
         """
         if name not in self._pipelines:
             raise EverloopError(

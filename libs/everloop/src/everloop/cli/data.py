@@ -1,7 +1,8 @@
-"""`push`, `cut`, `datasets` and `check`."""
+"""`push`, `cut`, `datasets`, `erase` and `check`."""
 
 from __future__ import annotations
 
+import getpass
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -100,6 +101,8 @@ def cut(
     \b
     everloop cut flight-delays
     """  # noqa: D301 - the backspace keeps the lines apart
+    from rich.markup import escape
+
     from everloop.cli.output import console, print_json
 
     with connected(ctx) as everloop:
@@ -111,11 +114,16 @@ def cut(
     console.print(
         f"[green]{pipeline} v{dataset.version}[/]  {dataset.rows:,} rows, {dataset.labelled_rows:,} with a label"
     )
-    console.print(f"git tag {dataset.git_tag} in {dataset.git_url}", soft_wrap=True)
-    for item in dataset.objects:
-        console.print(
-            f"[dim]dvc get {dataset.git_url} {item.path} --rev {dataset.git_tag}[/]", soft_wrap=True
+    if dataset.state == dataset.STATE_QUARANTINED:
+        follows = (
+            f"[yellow]in quarantine, not announced:[/] {escape(dataset.error)}\n"
+            f'`everloop datasets {pipeline} --release {dataset.version} --reason "…"` announces it as it is'
         )
+    console.print(f"git tag {dataset.git_tag} in {dataset.git_url}", soft_wrap=True)
+    console.print(
+        f"[dim]dvc get {dataset.git_url} {dataset.data.path} --rev {dataset.git_tag}[/]",
+        soft_wrap=True,
+    )
     console.print(follows, soft_wrap=True)
 
 
@@ -145,25 +153,44 @@ def datasets(
     ctx: typer.Context,
     pipeline: Annotated[str, typer.Argument(help="Name of the pipeline.")],
     limit: Annotated[int, typer.Option(help="At most this many.", min=1)] = 20,
+    release: Annotated[
+        int | None, typer.Option(help="Announce this version, which is in quarantine.", min=1)
+    ] = None,
+    reason: Annotated[
+        str, typer.Option(help="Why it is released; for the audit trail, with --release.")
+    ] = "",
     as_json: JsonOption = False,
 ) -> None:
-    """List dataset versions, newest first.
+    """List dataset versions, newest first, with why one failed or is in quarantine; release one.
 
     \b
     everloop datasets flight-delays --limit 5
+    everloop datasets flight-delays --release 7 --reason "the station was moved"
     """  # noqa: D301 - the backspace keeps the lines apart
-    from everloop.cli.output import print_json, table, when
+    from rich.markup import escape
+
+    from everloop.cli.output import console, enum_name, print_json, table, when
 
     with connected(ctx) as everloop:
+        if release is not None:
+            if not reason:
+                raise EverloopError("REASON_MISSING", "--release asks for a --reason")
+            done = everloop.release(pipeline, release, reason=reason, actor=getpass.getuser())
+            if as_json:
+                print_json(done)
+            else:
+                console.print(f"[green]{pipeline} v{done.version} is announced[/]")
+            return
         found = everloop.datasets(pipeline, limit=limit)
     if as_json:
         print_json(found)
         return
     table(
-        ("version", "rows#", "labelled#", "from", "to", "cut", "git tag", "cause"),
+        ("version", "state", "rows#", "labelled#", "from", "to", "cut", "git tag", "cause"),
         (
             (
                 f"v{item.version}",
+                enum_name(item.DESCRIPTOR.fields_by_name["state"], item.state),
                 f"{item.rows:,}",
                 f"{item.labelled_rows:,}",
                 when(item.first_event_time),
@@ -176,6 +203,45 @@ def datasets(
         ),
         empty=f"no dataset version yet: `everloop cut {pipeline}`",
     )
+    for item in found:
+        if item.error:
+            console.print(f"[yellow]v{item.version}[/] {escape(item.error)}", soft_wrap=True)
+
+
+def erase(
+    ctx: typer.Context,
+    pipeline: Annotated[str, typer.Argument(help="Name of the pipeline.")],
+    reason: Annotated[
+        str, typer.Option(help="Why, for the audit trail; without the entity's name.")
+    ],
+    record_id: Annotated[
+        list[str] | None, typer.Option(help="Id of a record; may be said several times.")
+    ] = None,
+    where: Annotated[str, typer.Option(help="FIELD=VALUE: records with this value.")] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Cut a version without one entity's records and labels. Earlier versions still hold them: see ingest's README.
+
+    \b
+    everloop erase flight-delays --record-id UA-1545-EWR-2013-01-01T05:15 --reason "request 17"
+    everloop erase orders --where customer=c-17 --reason "request 18"
+    """  # noqa: D301 - the backspace keeps the lines apart
+    from everloop.cli.output import console, print_json
+
+    field, _, value = where.partition("=")
+    with connected(ctx) as everloop:
+        done = everloop.erase(
+            pipeline,
+            record_id or [],
+            field=field,
+            value=value,
+            reason=reason,
+            actor=getpass.getuser(),
+        )
+    if as_json:
+        print_json(done)
+    else:
+        console.print(f"[green]{pipeline} v{done.version}[/] is without them: {done.rows:,} rows")
 
 
 def check(
@@ -215,5 +281,5 @@ def check(
 
 def add_to(app: typer.Typer) -> None:
     """Adds the commands."""
-    for command in (push, cut, datasets, check):
+    for command in (push, cut, datasets, erase, check):
         app.command(rich_help_panel=PANEL)(command)

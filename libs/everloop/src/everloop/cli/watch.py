@@ -165,8 +165,10 @@ def _tree(found: Trace) -> object:
         f" {when(dataset.first_event_time)} to {when(dataset.last_event_time)}"
     )
     data.add(f"git tag {dataset.git_tag}, commit {dataset.git_commit[:12]} in {dataset.git_url}")
-    for item in dataset.objects:
-        data.add(f"{item.path} [dim]md5 {item.md5}, {item.size_bytes:,} bytes[/]")
+    tracked = dataset.data
+    data.add(
+        f"{tracked.path} [dim]md5 {tracked.md5}, {tracked.size_bytes:,} bytes in {len(dataset.objects)} files[/]"
+    )
     data.add(f"caused by {dataset.cause_id}")
     return root
 

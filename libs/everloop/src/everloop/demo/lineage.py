@@ -23,7 +23,7 @@ class GitTag:
         tag: Name of the tag.
         commit: Commit that it points to.
         subject: First line of the commit's message.
-        md5: MD5 of each data file, by path, as DVC's pointer files say.
+        md5: MD5 of each file or directory that DVC tracks, by path, as its pointer files say.
     """
 
     tag: str
@@ -70,6 +70,7 @@ def causes(log: EventLog, event: Seen) -> list[Seen]:
 def lineage_of(found: Trace, tag: GitTag, chain: list[Seen]) -> dict[str, Any]:
     """Returns the way of one prediction for `summary.json`."""
     version = found.lineage.version
+    tracked = found.dataset.data
     return {
         "prediction_id": found.prediction.prediction_id,
         "record_id": found.prediction.record_id,
@@ -91,9 +92,7 @@ def lineage_of(found: Trace, tag: GitTag, chain: list[Seen]) -> dict[str, Any]:
         "git_tag": tag.tag,
         "git_commit": tag.commit,
         "git_subject": tag.subject,
-        "files": [
-            {"path": item.path, "uri": item.uri, "md5": item.md5} for item in found.dataset.objects
-        ],
+        "files": [{"path": tracked.path, "uri": tracked.uri, "md5": tracked.md5}],
         "causes": [
             {
                 "event": event.name,

@@ -341,8 +341,10 @@ def follow_a_prediction(run: Run) -> None:
     promoted = run.wait("the promotion's event", 10, lambda: _promotion(run, after=run.old))
     chain = lineage.causes(run.events, promoted)
     run.causation_gaps = chain_gaps(run.events, promoted, chain)
-    if missing := {item.md5 for item in found.dataset.objects} - set(tag.md5.values()):
-        run.causation_gaps.append(f"files of {tag.tag} are not those DVC tracks: {sorted(missing)}")
+    if found.dataset.data.md5 not in tag.md5.values():
+        run.causation_gaps.append(
+            f"{tag.tag} tracks {tag.md5}, not {found.dataset.data.path} {found.dataset.data.md5}"
+        )
     run.lineage = lineage.lineage_of(found, tag, chain)
 
 

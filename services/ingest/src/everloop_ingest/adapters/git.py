@@ -56,6 +56,10 @@ class Git:
             )
         return self._run("rev-parse", "HEAD")
 
+    def tracks(self, path: str) -> bool:
+        """Whether the index holds a path."""
+        return not self._code("ls-files", "--error-unmatch", "--", path)
+
     def tag(self, name: str, commit: str) -> None:
         """Puts a tag on a commit, away from another where it was."""
         self._run("tag", "--force", name, commit)

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, astuple, replace
+from dataclasses import asdict, astuple, dataclass, fields, replace
 from datetime import UTC, datetime
 
 import orjson
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
+from everloop_ingest.checks import Profile
 from everloop_ingest.domain import (
+    Audit,
     Batch,
     Books,
     ObjectFile,
+    Part,
     Partition,
     Pushed,
     Reason,
+    Reclaimable,
     Rejection,
     Rows,
     Shard,
@@ -25,9 +29,10 @@ from everloop_ingest.domain import (
     Version,
 )
 from everloop_runtime.database import Database, UnitOfWork
+from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.events import Event
 
-__all__ = ["DeadLetter", "Store"]
+__all__ = ["Change", "DeadLetter", "Store"]
 
 metadata = sa.MetaData()
 
@@ -71,6 +76,8 @@ shards = sa.Table(
     sa.Column("create_time", _Utc),
     sa.Column("first_version", sa.BigInteger),
     sa.Column("lost", sa.Boolean),
+    sa.Column("merged", sa.Boolean),
+    sa.Column("reclaimed", sa.Boolean),
 )
 rejections = sa.Table(
     "rejections",
@@ -99,6 +106,36 @@ versions = sa.Table(
     sa.Column("tag", sa.Text),
     sa.Column("commit", sa.String),
     sa.Column("error", sa.Text),
+    sa.Column("labels", sa.Text),
+    sa.Column("profile", sa.Text),
+)
+audit = sa.Table(
+    "audit",
+    metadata,
+    sa.Column("pipeline", sa.String, primary_key=True),
+    sa.Column("request_id", sa.String, primary_key=True),
+    sa.Column("version", sa.BigInteger),
+    sa.Column("action", sa.String),
+    sa.Column("actor", sa.Text),
+    sa.Column("reason", sa.Text),
+    sa.Column("create_time", _Utc),
+)
+parts = sa.Table(
+    "parts",
+    metadata,
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    sa.Column("pipeline", sa.String),
+    sa.Column("md5", sa.String),
+    sa.Column("size_bytes", sa.BigInteger),
+    sa.Column("rows", sa.BigInteger),
+    sa.Column("labelled_rows", sa.BigInteger),
+    sa.Column("first_event_time", _Utc),
+    sa.Column("first_record_id", sa.Text),
+    sa.Column("last_event_time", _Utc),
+    sa.Column("state", sa.Text),
+    sa.Column("columns", sa.String),
+    sa.Column("first_version", sa.BigInteger),
+    sa.Column("until_version", sa.BigInteger),
 )
 cut_requests = sa.Table(
     "cut_requests",
@@ -118,8 +155,37 @@ push_requests = sa.Table(
     sa.Column("create_time", _Utc),
 )
 
+erasures = sa.Table(
+    "erasures",
+    metadata,
+    sa.Column("pipeline", sa.String, primary_key=True),
+    sa.Column("request_id", sa.String, primary_key=True),
+    sa.Column("version", sa.BigInteger),
+    sa.Column("record_ids", sa.Text),
+    sa.Column("actor", sa.Text),
+    sa.Column("reason", sa.Text),
+    sa.Column("create_time", _Utc),
+)
+
 DeadLetter = tuple[str, bytes | None, bytes, list[tuple[str, bytes]]]
 """Topic, key, value and headers of a message for the outbox."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a version changes.
+
+    Attributes:
+        added: parts that no version had before.
+        removed: parts of the version before that it has no more.
+        labels: path of the object with the labels that wait, or ''.
+        profile: of all records where the version is announced; of its own where it is in quarantine.
+    """
+
+    added: Sequence[Part]
+    removed: Sequence[Part]
+    labels: str
+    profile: Profile
 
 
 class Store:
@@ -211,8 +277,8 @@ class Store:
     def begin_version(self, pipeline: str, request_id: str, now: datetime) -> Version | None:
         """The version of a request: the one it has, the newest where nothing is new, else a new one, CUTTING.
 
-        A new version takes every shard that is in none yet; a version that failed is no answer. None where there is
-        no record at all.
+        A new version takes every shard that is in none yet, and every erasure that was asked for; a version that failed
+        is no answer. None where there is no record at all.
         """
         with self._database.unit_of_work() as work:
             known = _requested(work.connection, pipeline, request_id)
@@ -220,7 +286,7 @@ class Store:
                 return known
             newest = _newest(work.connection, pipeline)
             number = newest.number + 1 if newest else 1
-            shard_count = _claim_shards(work, pipeline, number)
+            shard_count = _claim(work, pipeline, number)
             if shard_count is None:
                 answer = _newest(work.connection, pipeline, versions.c.state != State.FAILED)
             else:
@@ -236,23 +302,209 @@ class Store:
             return answer
 
     def shards_of(self, version: Version) -> list[str]:
-        """Objects that a version is cut from, in the order in which they were stored."""
-        chosen = _stored(version.pipeline) & (shards.c.first_version <= version.number)
+        """Objects of a version whose rows are in no part yet, in the order in which they were stored."""
+        chosen = _unmerged(version)
         with self._database.read() as connection:
-            return list(
-                connection.execute(
-                    sa.select(shards.c.key).where(chosen).order_by(shards.c.id)
-                ).scalars()
+            keys = connection.execute(
+                sa.select(shards.c.key).where(chosen).order_by(shards.c.id)
+            ).scalars()
+            return list(dict.fromkeys(keys))  # shards that were put together share their object
+
+    def small_shards(self, pipeline: str, rows: int, limit: int) -> list[tuple[str, int]]:
+        """Objects of at most `rows` rows that no version has yet, with their rows; the oldest `limit`."""
+        small = sa.select(shards.c.key, shards.c.accepted).where(
+            _new(pipeline), shards.c.accepted <= rows, shards.c.key.not_in(_shared(pipeline))
+        )
+        with self._database.read() as connection:
+            found = connection.execute(small.order_by(shards.c.id).limit(limit))
+            return [(row.key, row.accepted) for row in found]
+
+    def put_together(self, pipeline: str, keys: Sequence[str], key: str) -> bool:
+        """Says that the rows of objects are in one object now; False where a version has taken one of them."""
+        all_of_them = _new(pipeline) & shards.c.key.in_(keys)
+        with self._database.unit_of_work() as work:
+            free = work.connection.execute(
+                sa.select(shards.c.id).where(all_of_them).with_for_update()
+            ).all()
+            if len(free) != len(keys):
+                return False
+            work.connection.execute(shards.update().where(all_of_them).values(key=key))
+            return True
+
+    def reclaimable(self, pipeline: str, before: datetime, limit: int) -> Reclaimable:
+        """Objects that no later version needs, replaced before a moment; of each kind the oldest `limit`."""
+        old = sa.select(versions.c.number).where(
+            versions.c.pipeline == pipeline, versions.c.create_time < before
+        )
+        held = sa.select(parts.c.state).where(
+            parts.c.pipeline == pipeline, parts.c.until_version.is_(None)
+        )
+        done = versions.c.state.not_in([State.CUTTING, State.FAILED])
+        mine = (versions.c.pipeline == pipeline) & done
+        newest = sa.select(versions.c.labels).where(mine).order_by(versions.c.number.desc())
+        queries = (
+            sa.select(shards.c.key)
+            .where(
+                _stored(pipeline),
+                shards.c.merged == sa.true(),
+                shards.c.reclaimed == sa.false(),
+                shards.c.first_version.in_(old),
+            )
+            .order_by(shards.c.id),
+            sa.select(parts.c.state)
+            .where(parts.c.pipeline == pipeline, parts.c.until_version.in_(old))
+            .where(parts.c.state != "", parts.c.state.not_in(held))
+            .order_by(parts.c.id),
+            sa.select(versions.c.labels)
+            .where(mine, versions.c.number.in_(old), versions.c.labels != "")
+            .where(versions.c.labels != newest.limit(1).scalar_subquery())
+            .order_by(versions.c.number),
+        )
+        with self._database.read() as connection:
+            found = (connection.execute(query.limit(limit)).scalars() for query in queries)
+            return Reclaimable(*(list(dict.fromkeys(keys)) for keys in found))
+
+    def reclaimed(self, pipeline: str, gone: Reclaimable) -> None:
+        """Notes that objects were deleted."""
+        with self._database.unit_of_work() as work:
+            run = work.connection.execute
+            run(
+                shards.update()
+                .where(shards.c.pipeline == pipeline, shards.c.key.in_(gone.shards))
+                .values(reclaimed=True)
+            )
+            run(
+                parts.update()
+                .where(parts.c.pipeline == pipeline, parts.c.state.in_(gone.states))
+                .values(state="")
+            )
+            run(
+                versions.update()
+                .where(versions.c.pipeline == pipeline, versions.c.labels.in_(gone.labels))
+                .values(labels="")
             )
 
-    def complete(self, version: Version, event: Event) -> None:
-        """Makes a version available and announces it, once."""
+    def base(self, pipeline: str) -> tuple[list[Part], str]:
+        """What the next version starts from: the newest parts, in order, and the object of labels that wait or ''."""
+        done = versions.c.state.not_in([State.CUTTING, State.FAILED])
+        labels = sa.select(versions.c.labels).where(versions.c.pipeline == pipeline, done)
+        newest = parts.c.until_version.is_(None)
+        with self._database.read() as connection:
+            found = connection.execute(labels.order_by(versions.c.number.desc()).limit(1)).scalar()
+            return _parts(connection, pipeline, newest), found or ""
+
+    def parts(self, version: Version) -> list[Part]:
+        """Parts of a version, in order; none where it is not complete, or from before there were parts."""
+        if not version.in_parts:
+            return []
+        until = parts.c.until_version
+        there = (parts.c.first_version <= version.number) & (
+            until.is_(None) | (until > version.number)
+        )
+        with self._database.read() as connection:
+            return _parts(connection, version.pipeline, there)
+
+    def profiles(self, pipeline: str) -> tuple[Profile, Profile]:
+        """Records up to the last version that was announced, and those that came after it."""
+        done = versions.c.state.in_([State.AVAILABLE, State.QUARANTINED])
+        query = sa.select(versions.c.state, versions.c.profile)
+        query = query.where(versions.c.pipeline == pipeline, done)
+        after = Profile.decode("")
+        with self._database.read() as connection:
+            for row in connection.execute(query.order_by(versions.c.number.desc())):
+                if row.state == State.AVAILABLE:
+                    return Profile.decode(row.profile), after
+                after = after.plus(Profile.decode(row.profile))
+        return Profile.decode(""), after
+
+    def complete(self, version: Version, change: Change, event: Event | None) -> None:
+        """Makes a version available and announces it, once; without an event it is in quarantine."""
         row = (versions.c.pipeline == version.pipeline) & (versions.c.number == version.number)
         cutting = versions.c.state == State.CUTTING
         with self._database.unit_of_work() as work:
-            update = versions.update().where(row & cutting).values(_columns(version))
-            if work.connection.execute(update).rowcount == 1:
+            update = versions.update().where(row & cutting)
+            profile = change.profile.encode()
+            values = _columns(version) | {"labels": change.labels, "profile": profile}
+            if work.connection.execute(update.values(values)).rowcount != 1:
+                return
+            _replace_parts(work, version, change.added, change.removed)
+            work.connection.execute(shards.update().where(_unmerged(version)).values(merged=True))
+            _note_erasures(work, version)
+            if event is not None:
+                _forget_profiles(work, version)
                 work.publish(event)
+
+    def release(self, version: Version, entry: Audit, event: Event) -> None:
+        """Takes a version out of quarantine, announces it and writes the audit entry; a repeat changes nothing.
+
+        Raises:
+            EverloopError: kind precondition, reasons NOT_QUARANTINED and SUPERSEDED.
+        """
+        row = (versions.c.pipeline == version.pipeline) & (versions.c.number == version.number)
+        with self._database.unit_of_work() as work:
+            if _audited(work.connection, entry):
+                return
+            newest = _newest(work.connection, version.pipeline, versions.c.state == State.AVAILABLE)
+            if newest is not None and newest.number > version.number:
+                raise EverloopError(
+                    Kind.PRECONDITION,
+                    "SUPERSEDED",
+                    f"v{newest.number} holds all of v{version.number} and was announced",
+                )
+            held = row & (versions.c.state == State.QUARANTINED)
+            found = work.connection.execute(sa.select(versions.c.profile).where(held)).scalar()
+            if found is None:
+                raise EverloopError(
+                    Kind.PRECONDITION,
+                    "NOT_QUARANTINED",
+                    f"{version.pipeline} v{version.number} is not in quarantine",
+                )
+            profile = _profile_of(work, version.pipeline, version.number).encode()
+            values = {"state": State.AVAILABLE, "error": "", "profile": profile}
+            work.connection.execute(versions.update().where(row).values(values))
+            _forget_profiles(work, version)
+            work.connection.execute(audit.insert().values(asdict(entry)))
+            work.publish(event)
+
+    def ask_erasure(self, entry: Audit, record_ids: Sequence[str]) -> None:
+        """Makes the next version forget records; a repeat of the request changes nothing."""
+        row = {
+            "pipeline": entry.pipeline,
+            "request_id": entry.request_id,
+            "record_ids": orjson.dumps(list(record_ids)).decode(),
+            "actor": entry.actor,
+            "reason": entry.reason,
+            "create_time": entry.create_time,
+        }
+        with self._database.unit_of_work() as work:
+            work.connection.execute(_insert(work, erasures).values(row).on_conflict_do_nothing())
+
+    def erasure_asked(self, pipeline: str, request_id: str) -> bool:
+        """Whether a request to erase records is known."""
+        known = (erasures.c.pipeline == pipeline) & (erasures.c.request_id == request_id)
+        with self._database.read() as connection:
+            return (
+                connection.execute(sa.select(erasures.c.pipeline).where(known)).first() is not None
+            )
+
+    def erasures_wait(self, pipeline: str) -> bool:
+        """Whether erasures were asked for that no version has taken."""
+        with self._database.read() as connection:
+            return bool(connection.execute(_waiting_erasures(pipeline)).scalar())
+
+    def erased(self, version: Version) -> list[str]:
+        """Record ids that a version being cut is to forget."""
+        query = sa.select(erasures.c.record_ids).where(_erasures_of(version))
+        with self._database.read() as connection:
+            found = [orjson.loads(text) for text in connection.execute(query).scalars()]
+            return sorted({record_id for ids in found for record_id in ids})
+
+    def audit(self, pipeline: str, number: int) -> list[Audit]:
+        """What people did to a version, oldest first."""
+        entries = sa.select(audit).where(audit.c.pipeline == pipeline, audit.c.version == number)
+        with self._database.read() as connection:
+            found = connection.execute(entries.order_by(audit.c.create_time))
+            return [Audit(**row._mapping) for row in found]
 
     def fail(self, version: Version, lost: Sequence[str]) -> None:
         """Ends a version, `error` says why, whose objects `lost` are not there any more.
@@ -270,6 +522,8 @@ class Store:
             work.connection.execute(
                 mark.values(lost=True, first_version=None), [{"gone": key} for key in lost]
             )
+            waits = erasures.update().where(_erasures_of(version)).values(version=None)
+            work.connection.execute(waits)
             release = shards.update().where(stored & (shards.c.first_version == version.number))
             work.connection.execute(release.values(first_version=None))
 
@@ -376,19 +630,121 @@ def _stored(pipeline: str) -> sa.ColumnElement[bool]:
     return (shards.c.pipeline == pipeline) & (shards.c.key != "") & shards.c.lost.is_(False)
 
 
+def _forget_profiles(work: UnitOfWork, version: Version) -> None:
+    """Drops the profiles that are in that of a version which is announced."""
+    older = (versions.c.pipeline == version.pipeline) & (versions.c.number < version.number)
+    work.connection.execute(versions.update().where(older).values(profile=""))
+
+
+def _profile_of(work: UnitOfWork, pipeline: str, number: int) -> Profile:
+    """Records up to the last version that was announced, and of those in quarantine behind it up to `number`."""
+    query = sa.select(versions.c.number, versions.c.state, versions.c.profile).where(
+        versions.c.pipeline == pipeline,
+        versions.c.state.in_([State.AVAILABLE, State.QUARANTINED]),
+    )
+    total = Profile.decode("")
+    for row in work.connection.execute(query.order_by(versions.c.number.desc())):
+        if row.state == State.AVAILABLE:
+            return Profile.decode(row.profile).plus(total)
+        if row.number <= number:
+            total = Profile.decode(row.profile).plus(total)
+    return total
+
+
+def _audited(connection: sa.Connection, entry: Audit) -> bool:
+    known = (audit.c.pipeline == entry.pipeline) & (audit.c.request_id == entry.request_id)
+    return connection.execute(sa.select(audit.c.version).where(known)).first() is not None
+
+
+def _unmerged(version: Version) -> sa.ColumnElement[bool]:
+    """Shards of a version, and of those before it, whose rows are in no part."""
+    among = shards.c.first_version <= version.number
+    return _stored(version.pipeline) & among & shards.c.merged.is_(False)
+
+
+def _replace_parts(
+    work: UnitOfWork, version: Version, added: Sequence[Part], removed: Sequence[Part]
+) -> None:
+    gone = (
+        (parts.c.pipeline == version.pipeline)
+        & (parts.c.state == sa.bindparam("gone"))
+        & parts.c.until_version.is_(None)
+    )
+    if removed:
+        work.connection.execute(
+            parts.update().where(gone).values(until_version=version.number),
+            [{"gone": part.state} for part in removed],
+        )
+    if added:
+        place = {"pipeline": version.pipeline, "first_version": version.number}
+        work.connection.execute(parts.insert(), [asdict(part) | place for part in added])
+
+
+def _parts(connection: sa.Connection, pipeline: str, which: sa.ColumnElement[bool]) -> list[Part]:
+    columns = [parts.c[item.name] for item in fields(Part)]
+    query = sa.select(*columns).where(parts.c.pipeline == pipeline, which)
+    found = [Part(*row) for row in connection.execute(query)]
+    # Not by the database: its order of texts depends on its locale.
+    return sorted(found, key=lambda part: (part.first_event_time, part.first_record_id))
+
+
+def _shared(pipeline: str) -> sa.Select[tuple[str]]:
+    """Objects that several shards were put together in."""
+    return (
+        sa.select(shards.c.key)
+        .where(_new(pipeline))
+        .group_by(shards.c.key)
+        .having(sa.func.count() > 1)
+    )
+
+
 def _new(pipeline: str) -> sa.ColumnElement[bool]:
     return _stored(pipeline) & shards.c.first_version.is_(None)
 
 
-def _claim_shards(work: UnitOfWork, pipeline: str, number: int) -> int | None:
+def _erasures_of(version: Version) -> sa.ColumnElement[bool]:
+    return (erasures.c.pipeline == version.pipeline) & (erasures.c.version == version.number)
+
+
+def _waiting_erasures(pipeline: str) -> sa.Select[int]:
+    waiting = (erasures.c.pipeline == pipeline) & erasures.c.version.is_(None)
+    return sa.select(sa.func.count()).select_from(erasures).where(waiting)
+
+
+def _note_erasures(work: UnitOfWork, version: Version) -> None:
+    """Writes the audit entries of what a version has forgotten, and forgets the record ids here, too."""
+    query = sa.select(erasures).where(_erasures_of(version))
+    for row in work.connection.execute(query).all():
+        entry = Audit(
+            row.pipeline,
+            row.request_id,
+            version.number,
+            "ERASED",
+            row.actor,
+            row.reason,
+            row.create_time,
+        )
+        work.connection.execute(audit.insert().values(asdict(entry)))
+        # The first row of an earlier part may be one of them; its time still says where the part stands.
+        mine = parts.c.pipeline == version.pipeline
+        first = parts.c.first_record_id.in_(orjson.loads(row.record_ids))
+        work.connection.execute(parts.update().where(mine, first).values(first_record_id=""))
+    forget = erasures.update().where(_erasures_of(version)).values(record_ids="[]")
+    work.connection.execute(forget)
+
+
+def _claim(work: UnitOfWork, pipeline: str, number: int) -> int | None:
     """Gives what is new to version `number`; the number of all its shards, None where nothing is new."""
-    records = sa.select(sa.func.coalesce(sa.func.sum(shards.c.accepted - shards.c.actuals), 0))
     stored = _stored(pipeline)
-    if not work.connection.execute(records.where(stored)).scalar_one():
+    records = sa.select(shards.c.id).where(stored, shards.c.accepted > shards.c.actuals)
+    if work.connection.execute(records.limit(1)).first() is None:
         return None  # labels alone make no version
     claim = shards.update().where(_new(pipeline)).values(first_version=number)
-    if not work.connection.execute(claim).rowcount:
+    waits = work.connection.execute(_waiting_erasures(pipeline)).scalar()
+    if not work.connection.execute(claim).rowcount and not waits:
         return None
+    taken = (erasures.c.pipeline == pipeline) & erasures.c.version.is_(None)
+    work.connection.execute(erasures.update().where(taken).values(version=number))
     count = sa.select(sa.func.count()).where(stored & shards.c.first_version.is_not(None))
     return int(work.connection.execute(count).scalar_one())
 
@@ -422,7 +778,7 @@ def _newest(
 def _columns(version: Version) -> dict[str, object]:
     row: dict[str, object] = {
         name: getattr(version, name)
-        for name in ("pipeline", "number", "state", "cause_id", "create_time", "shards")
+        for name in ("pipeline", "number", "state", "cause_id", "create_time", "shards", "error")
     }
     if version.rows is not None and version.file is not None:
         row |= asdict(version.rows) | asdict(version.file)
@@ -433,8 +789,9 @@ def _version(row: sa.Row[tuple[object, ...]]) -> Version:
     base = Version(
         row.pipeline, row.number, State(row.state), row.cause_id, row.create_time, row.shards
     )
-    if base.state is not State.AVAILABLE:
-        return replace(base, error=row.error)
+    base = replace(base, error=row.error)
+    if row.md5 is None:
+        return base
     rows = Rows(row.rows, row.labelled_rows, row.first_event_time, row.last_event_time)
     file = ObjectFile(row.path, row.uri, row.md5, row.size_bytes, row.tag, row.commit)
     return replace(base, rows=rows, file=file)

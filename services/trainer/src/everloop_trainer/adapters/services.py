@@ -13,7 +13,7 @@ from everloop_runtime.clients import call, channel
 from everloop_runtime.errors import EverloopError, Kind, waiting_mends
 from everloop_trainer.domain import Dataset
 from everloop_trainer.messages import dataset_of
-from everloop_trainer.ports import Incumbent
+from everloop_trainer.ports import QUARANTINED, Incumbent
 
 __all__ = ["IngestCutter", "RegistryProduction"]
 
@@ -40,7 +40,14 @@ class IngestCutter:
         answer = _patiently(
             lambda: call(self._stub.CutVersion, request, timeout=CUT_SECONDS), self._retry_seconds
         )
-        return dataset_of(answer.dataset)
+        dataset = answer.dataset
+        if dataset.state == dataset.STATE_QUARANTINED:
+            raise EverloopError(
+                Kind.PRECONDITION,
+                QUARANTINED,
+                f"{pipeline} v{dataset.version} is in quarantine: {dataset.error}",
+            )
+        return dataset_of(dataset)
 
 
 class RegistryProduction:

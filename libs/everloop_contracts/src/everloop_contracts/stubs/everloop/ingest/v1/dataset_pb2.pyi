@@ -40,6 +40,10 @@ class DatasetVersion(_message.Message):
         """Complete, pushed and announced."""
         STATE_FAILED: DatasetVersion._State.ValueType  # 3
         """Given up, `error` says why; it has no rows and no tag. What is left of its data goes into the next version."""
+        STATE_QUARANTINED: DatasetVersion._State.ValueType  # 4
+        """Complete, tagged and pushed, but not announced: it failed the pipeline's checks, `error` says which. Released by
+        ReleaseVersion; the next version that passes holds all of it.
+        """
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
         """Life of a dataset version."""
@@ -52,6 +56,10 @@ class DatasetVersion(_message.Message):
     """Complete, pushed and announced."""
     STATE_FAILED: DatasetVersion.State.ValueType  # 3
     """Given up, `error` says why; it has no rows and no tag. What is left of its data goes into the next version."""
+    STATE_QUARANTINED: DatasetVersion.State.ValueType  # 4
+    """Complete, tagged and pushed, but not announced: it failed the pipeline's checks, `error` says which. Released by
+    ReleaseVersion; the next version that passes holds all of it.
+    """
 
     PIPELINE_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
@@ -68,6 +76,8 @@ class DatasetVersion(_message.Message):
     SHARDS_FIELD_NUMBER: _builtins.int
     CAUSE_ID_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    AUDIT_FIELD_NUMBER: _builtins.int
     pipeline: _builtins.str
     """Name of the pipeline the rows belong to."""
     version: _builtins.int
@@ -89,10 +99,12 @@ class DatasetVersion(_message.Message):
     cause_id: _builtins.str
     """Id of the event or request that caused the cut."""
     error: _builtins.str
-    """Why the version failed, for a person; empty in every other state."""
+    """Why the version failed or is in quarantine, for a person; empty in every other state."""
     @_builtins.property
     def objects(self) -> _containers.RepeatedCompositeFieldContainer[Global___DatasetObject]:
-        """Files of the version, in path order."""
+        """Parquet files of the version, in path order, which is the order of its rows: event time, then record id. Lists of
+        versions leave them out.
+        """
 
     @_builtins.property
     def first_event_time(self) -> _timestamp_pb2.Timestamp:
@@ -105,6 +117,17 @@ class DatasetVersion(_message.Message):
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When the version was cut."""
+
+    @_builtins.property
+    def data(self) -> Global___DatasetObject:
+        """What the tag tracks: the directory of `objects`. Its `md5` ends in `.dir`, as DVC writes that of a directory's
+        listing, which `uri` is the address of; its size is that of all files. In versions of before there were parts it is
+        their one file, and not set in announcements of that time.
+        """
+
+    @_builtins.property
+    def audit(self) -> _containers.RepeatedCompositeFieldContainer[Global___DatasetAuditEntry]:
+        """What people did to the version, oldest first. Lists of versions leave it out."""
 
     def __init__(
         self,
@@ -124,18 +147,60 @@ class DatasetVersion(_message.Message):
         shards: _builtins.int = ...,
         cause_id: _builtins.str = ...,
         error: _builtins.str = ...,
+        data: Global___DatasetObject | None = ...,
+        audit: _abc.Iterable[Global___DatasetAuditEntry] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "first_event_time", b"first_event_time", "last_event_time", b"last_event_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "data", b"data", "first_event_time", b"first_event_time", "last_event_time", b"last_event_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause_id", b"cause_id", "create_time", b"create_time", "error", b"error", "first_event_time", b"first_event_time", "git_commit", b"git_commit", "git_tag", b"git_tag", "git_url", b"git_url", "labelled_rows", b"labelled_rows", "last_event_time", b"last_event_time", "objects", b"objects", "pipeline", b"pipeline", "rows", b"rows", "shards", b"shards", "state", b"state", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "cause_id", b"cause_id", "create_time", b"create_time", "data", b"data", "error", b"error", "first_event_time", b"first_event_time", "git_commit", b"git_commit", "git_tag", b"git_tag", "git_url", b"git_url", "labelled_rows", b"labelled_rows", "last_event_time", b"last_event_time", "objects", b"objects", "pipeline", b"pipeline", "rows", b"rows", "shards", b"shards", "state", b"state", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DatasetVersion: _TypeAlias = DatasetVersion  # noqa: Y015
 
 @_typing.final
+class DatasetAuditEntry(_message.Message):
+    """Something that a person did to dataset versions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    action: _builtins.str
+    """What was done: `RELEASED` or `ERASED`."""
+    actor: _builtins.str
+    """Who did it."""
+    reason: _builtins.str
+    """Why."""
+    request_id: _builtins.str
+    """Request that asked for it."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When it was done."""
+
+    def __init__(
+        self,
+        *,
+        action: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "actor", b"actor", "reason", b"reason", "request_id", b"request_id", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DatasetAuditEntry: _TypeAlias = DatasetAuditEntry  # noqa: Y015
+
+@_typing.final
 class DatasetObject(_message.Message):
-    """One file of a dataset version."""
+    """One file of a dataset version, or their directory."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -148,7 +213,7 @@ class DatasetObject(_message.Message):
     uri: _builtins.str
     """Address of the content on the object store, `s3://bucket/key`."""
     md5: _builtins.str
-    """MD5 of the content, hexadecimal, as DVC records it."""
+    """MD5 of the content as DVC records it: hexadecimal, for a directory with `.dir` behind it."""
     size_bytes: _builtins.int
     """Size of the content in bytes."""
     def __init__(

@@ -150,7 +150,7 @@ class CutVersionResponse(_message.Message):
     DATASET_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def dataset(self) -> _dataset_pb2.DatasetVersion:
-        """The version, complete and pushed."""
+        """The version, complete and pushed: available, or in quarantine."""
 
     def __init__(
         self,
@@ -164,6 +164,140 @@ class CutVersionResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CutVersionResponse: _TypeAlias = CutVersionResponse  # noqa: Y015
+
+@_typing.final
+class ReleaseVersionRequest(_message.Message):
+    """Request of ReleaseVersion."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PIPELINE_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    pipeline: _builtins.str
+    """Name of the pipeline."""
+    version: _builtins.int
+    """Version number."""
+    request_id: _builtins.str
+    """Idempotency key; the cause of the announcement is what the version was cut for."""
+    actor: _builtins.str
+    """Who releases it, for the audit entry."""
+    reason: _builtins.str
+    """Why, for the audit entry."""
+    def __init__(
+        self,
+        *,
+        pipeline: _builtins.str = ...,
+        version: _builtins.int = ...,
+        request_id: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "pipeline", b"pipeline", "reason", b"reason", "request_id", b"request_id", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseVersionRequest: _TypeAlias = ReleaseVersionRequest  # noqa: Y015
+
+@_typing.final
+class ReleaseVersionResponse(_message.Message):
+    """Response of ReleaseVersion."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATASET_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def dataset(self) -> _dataset_pb2.DatasetVersion:
+        """The version, available."""
+
+    def __init__(
+        self,
+        *,
+        dataset: _dataset_pb2.DatasetVersion | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseVersionResponse: _TypeAlias = ReleaseVersionResponse  # noqa: Y015
+
+@_typing.final
+class EraseRecordsRequest(_message.Message):
+    """Request of EraseRecords: either record ids, or a field and its value."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PIPELINE_FIELD_NUMBER: _builtins.int
+    RECORD_IDS_FIELD_NUMBER: _builtins.int
+    FIELD_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    pipeline: _builtins.str
+    """Name of the pipeline."""
+    field: _builtins.str
+    """String field of the schema."""
+    value: _builtins.str
+    """Value of the field in the entity's records."""
+    request_id: _builtins.str
+    """Idempotency key."""
+    actor: _builtins.str
+    """Who asks for it, for the audit entry."""
+    reason: _builtins.str
+    """Why, for the audit entry; it should not name the entity."""
+    @_builtins.property
+    def record_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of the records."""
+
+    def __init__(
+        self,
+        *,
+        pipeline: _builtins.str = ...,
+        record_ids: _abc.Iterable[_builtins.str] | None = ...,
+        field: _builtins.str = ...,
+        value: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "field", b"field", "pipeline", b"pipeline", "reason", b"reason", "record_ids", b"record_ids", "request_id", b"request_id", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EraseRecordsRequest: _TypeAlias = EraseRecordsRequest  # noqa: Y015
+
+@_typing.final
+class EraseRecordsResponse(_message.Message):
+    """Response of EraseRecords."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATASET_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def dataset(self) -> _dataset_pb2.DatasetVersion:
+        """The version without the records."""
+
+    def __init__(
+        self,
+        *,
+        dataset: _dataset_pb2.DatasetVersion | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EraseRecordsResponse: _TypeAlias = EraseRecordsResponse  # noqa: Y015
 
 @_typing.final
 class GetDatasetVersionRequest(_message.Message):

@@ -45,6 +45,16 @@ class IngestServiceStub:
                 request_serializer=everloop_dot_ingest_dot_v1_dot_ingest__pb2.CutVersionRequest.SerializeToString,
                 response_deserializer=everloop_dot_ingest_dot_v1_dot_ingest__pb2.CutVersionResponse.FromString,
                 _registered_method=True)
+        self.ReleaseVersion = channel.unary_unary(
+                '/everloop.ingest.v1.IngestService/ReleaseVersion',
+                request_serializer=everloop_dot_ingest_dot_v1_dot_ingest__pb2.ReleaseVersionRequest.SerializeToString,
+                response_deserializer=everloop_dot_ingest_dot_v1_dot_ingest__pb2.ReleaseVersionResponse.FromString,
+                _registered_method=True)
+        self.EraseRecords = channel.unary_unary(
+                '/everloop.ingest.v1.IngestService/EraseRecords',
+                request_serializer=everloop_dot_ingest_dot_v1_dot_ingest__pb2.EraseRecordsRequest.SerializeToString,
+                response_deserializer=everloop_dot_ingest_dot_v1_dot_ingest__pb2.EraseRecordsResponse.FromString,
+                _registered_method=True)
         self.GetDatasetVersion = channel.unary_unary(
                 '/everloop.ingest.v1.IngestService/GetDatasetVersion',
                 request_serializer=everloop_dot_ingest_dot_v1_dot_ingest__pb2.GetDatasetVersionRequest.SerializeToString,
@@ -88,6 +98,24 @@ class IngestServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReleaseVersion(self, request, context):
+        """Announces a version that is in quarantine, and writes an audit entry. A repeated `request_id` returns the first
+        answer. FAILED_PRECONDITION, reason NOT_QUARANTINED, or SUPERSEDED where a later version was announced, which
+        holds all that it holds.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EraseRecords(self, request, context):
+        """Cuts a version without the records and labels of one entity, as far as they had arrived, deletes the shards that
+        hold them and writes an audit entry. Later records of the same ids are new ones. Earlier versions still hold them:
+        see ingest's README. A repeated `request_id` returns the first answer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetDatasetVersion(self, request, context):
         """Returns one dataset version.
         """
@@ -121,6 +149,16 @@ def add_IngestServiceServicer_to_server(servicer, server):
                     servicer.CutVersion,
                     request_deserializer=everloop_dot_ingest_dot_v1_dot_ingest__pb2.CutVersionRequest.FromString,
                     response_serializer=everloop_dot_ingest_dot_v1_dot_ingest__pb2.CutVersionResponse.SerializeToString,
+            ),
+            'ReleaseVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseVersion,
+                    request_deserializer=everloop_dot_ingest_dot_v1_dot_ingest__pb2.ReleaseVersionRequest.FromString,
+                    response_serializer=everloop_dot_ingest_dot_v1_dot_ingest__pb2.ReleaseVersionResponse.SerializeToString,
+            ),
+            'EraseRecords': grpc.unary_unary_rpc_method_handler(
+                    servicer.EraseRecords,
+                    request_deserializer=everloop_dot_ingest_dot_v1_dot_ingest__pb2.EraseRecordsRequest.FromString,
+                    response_serializer=everloop_dot_ingest_dot_v1_dot_ingest__pb2.EraseRecordsResponse.SerializeToString,
             ),
             'GetDatasetVersion': grpc.unary_unary_rpc_method_handler(
                     servicer.GetDatasetVersion,
@@ -193,6 +231,60 @@ class IngestService:
             '/everloop.ingest.v1.IngestService/CutVersion',
             everloop_dot_ingest_dot_v1_dot_ingest__pb2.CutVersionRequest.SerializeToString,
             everloop_dot_ingest_dot_v1_dot_ingest__pb2.CutVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/everloop.ingest.v1.IngestService/ReleaseVersion',
+            everloop_dot_ingest_dot_v1_dot_ingest__pb2.ReleaseVersionRequest.SerializeToString,
+            everloop_dot_ingest_dot_v1_dot_ingest__pb2.ReleaseVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EraseRecords(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/everloop.ingest.v1.IngestService/EraseRecords',
+            everloop_dot_ingest_dot_v1_dot_ingest__pb2.EraseRecordsRequest.SerializeToString,
+            everloop_dot_ingest_dot_v1_dot_ingest__pb2.EraseRecordsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -47,6 +47,16 @@ class IngestServiceStub:
     A repeated `request_id` returns the version of the first call; it is remembered for a time that ingest's settings
     name. RESOURCE_EXHAUSTED, reason CUT_RUNNING, says that too many calls wait for their version: ask again later.
     """
+    ReleaseVersion: _grpc.UnaryUnaryMultiCallable[_ingest_pb2.ReleaseVersionRequest, _ingest_pb2.ReleaseVersionResponse]
+    """Announces a version that is in quarantine, and writes an audit entry. A repeated `request_id` returns the first
+    answer. FAILED_PRECONDITION, reason NOT_QUARANTINED, or SUPERSEDED where a later version was announced, which
+    holds all that it holds.
+    """
+    EraseRecords: _grpc.UnaryUnaryMultiCallable[_ingest_pb2.EraseRecordsRequest, _ingest_pb2.EraseRecordsResponse]
+    """Cuts a version without the records and labels of one entity, as far as they had arrived, deletes the shards that
+    hold them and writes an audit entry. Later records of the same ids are new ones. Earlier versions still hold them:
+    see ingest's README. A repeated `request_id` returns the first answer.
+    """
     GetDatasetVersion: _grpc.UnaryUnaryMultiCallable[_ingest_pb2.GetDatasetVersionRequest, _ingest_pb2.GetDatasetVersionResponse]
     """Returns one dataset version."""
     ListDatasetVersions: _grpc.UnaryUnaryMultiCallable[_ingest_pb2.ListDatasetVersionsRequest, _ingest_pb2.ListDatasetVersionsResponse]
@@ -72,6 +82,16 @@ class IngestServiceAsyncStub(IngestServiceStub):
     """Cuts a dataset version from everything the writer has stored, after it has caught up with the topic.
     A repeated `request_id` returns the version of the first call; it is remembered for a time that ingest's settings
     name. RESOURCE_EXHAUSTED, reason CUT_RUNNING, says that too many calls wait for their version: ask again later.
+    """
+    ReleaseVersion: _aio.UnaryUnaryMultiCallable[_ingest_pb2.ReleaseVersionRequest, _ingest_pb2.ReleaseVersionResponse]  # type: ignore[assignment]
+    """Announces a version that is in quarantine, and writes an audit entry. A repeated `request_id` returns the first
+    answer. FAILED_PRECONDITION, reason NOT_QUARANTINED, or SUPERSEDED where a later version was announced, which
+    holds all that it holds.
+    """
+    EraseRecords: _aio.UnaryUnaryMultiCallable[_ingest_pb2.EraseRecordsRequest, _ingest_pb2.EraseRecordsResponse]  # type: ignore[assignment]
+    """Cuts a version without the records and labels of one entity, as far as they had arrived, deletes the shards that
+    hold them and writes an audit entry. Later records of the same ids are new ones. Earlier versions still hold them:
+    see ingest's README. A repeated `request_id` returns the first answer.
     """
     GetDatasetVersion: _aio.UnaryUnaryMultiCallable[_ingest_pb2.GetDatasetVersionRequest, _ingest_pb2.GetDatasetVersionResponse]  # type: ignore[assignment]
     """Returns one dataset version."""
@@ -107,6 +127,28 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
         """Cuts a dataset version from everything the writer has stored, after it has caught up with the topic.
         A repeated `request_id` returns the version of the first call; it is remembered for a time that ingest's settings
         name. RESOURCE_EXHAUSTED, reason CUT_RUNNING, says that too many calls wait for their version: ask again later.
+        """
+
+    @_abc_1.abstractmethod
+    def ReleaseVersion(
+        self,
+        request: _ingest_pb2.ReleaseVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ingest_pb2.ReleaseVersionResponse, _abc.Awaitable[_ingest_pb2.ReleaseVersionResponse]]:
+        """Announces a version that is in quarantine, and writes an audit entry. A repeated `request_id` returns the first
+        answer. FAILED_PRECONDITION, reason NOT_QUARANTINED, or SUPERSEDED where a later version was announced, which
+        holds all that it holds.
+        """
+
+    @_abc_1.abstractmethod
+    def EraseRecords(
+        self,
+        request: _ingest_pb2.EraseRecordsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ingest_pb2.EraseRecordsResponse, _abc.Awaitable[_ingest_pb2.EraseRecordsResponse]]:
+        """Cuts a version without the records and labels of one entity, as far as they had arrived, deletes the shards that
+        hold them and writes an audit entry. Later records of the same ids are new ones. Earlier versions still hold them:
+        see ingest's README. A repeated `request_id` returns the first answer.
         """
 
     @_abc_1.abstractmethod

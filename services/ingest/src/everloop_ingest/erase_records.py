@@ -1,0 +1,117 @@
+"""Erasing what is known of an entity: a version without its records, and nothing of them left in the data bucket."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from everloop_contracts.pipeline import FieldType, Pipeline
+from everloop_ingest.adapters.store import Store
+from everloop_ingest.cut_version import CutVersion
+from everloop_ingest.domain import Audit, State, Version
+from everloop_ingest.keep_small import KeepSmall
+from everloop_ingest.ports import DataRepository
+from everloop_runtime.errors import EverloopError, Kind
+
+__all__ = ["Entity", "EraseRecords"]
+
+
+@dataclass(frozen=True, slots=True)
+class Entity:
+    """Whose records: those with one of the ids, or those whose string field has a value."""
+
+    record_ids: Sequence[str] = ()
+    field: str = ""
+    value: str = ""
+
+
+class EraseRecords:
+    """The use case. What it forgets is what had arrived when it was called; records that come later are new ones."""
+
+    def __init__(
+        self,
+        store: Store,
+        repository: DataRepository,
+        cut: CutVersion,
+        keep_small: KeepSmall,
+        folder: Path,
+    ) -> None:
+        """Takes the database, the data repository, the use cases that it is made of, and a folder for work."""
+        self._store = store
+        self._repository = repository
+        self._cut = cut
+        self._keep_small = keep_small
+        self._folder = folder
+
+    def __call__(
+        self,
+        pipeline: Pipeline,
+        entity: Entity,
+        request_id: str,
+        actor: str,
+        reason: str,
+        seconds: float,
+    ) -> Version:
+        """Cuts a version without the entity's records and labels, and notes who asked for it and why.
+
+        A first version takes in what has arrived and says which records the entity has, the second one is without
+        them. A crash after the request was noted is made good by the scheduler, or by a repeat with the same
+        `request_id`.
+
+        Raises:
+            EverloopError: kind invalid, reason INVALID_ENTITY; kind not_found, reason RECORDS_NOT_FOUND; and what
+                CutVersion raises.
+        """
+        deadline = time.monotonic() + seconds
+        _check(pipeline, entity)
+        if not self._store.erasure_asked(pipeline.name, request_id):
+            first = str(uuid.uuid5(uuid.NAMESPACE_URL, request_id))
+            version = self._cut(pipeline, first, seconds)
+            ids = list(entity.record_ids) or self._resolve(pipeline, version, entity)
+            if not ids:
+                raise EverloopError(
+                    Kind.NOT_FOUND,
+                    "RECORDS_NOT_FOUND",
+                    f"no record of {pipeline.name} has this {entity.field}",
+                )
+            entry = Audit(pipeline.name, request_id, 0, "ERASED", actor, reason, datetime.now(UTC))
+            self._store.ask_erasure(entry, ids)
+        left = max(0.0, deadline - time.monotonic())
+        done = self._store.requested(pipeline.name, request_id)
+        if done is None or done.state in (State.CUTTING, State.FAILED):
+            done = self._cut.cut(pipeline, request_id, left)
+        # All shards so far are in versions: those that hold the records go with the others.
+        self._keep_small.drop(pipeline.name, datetime.now(UTC) + timedelta(days=1))
+        return done
+
+    def _resolve(self, pipeline: Pipeline, version: Version, entity: Entity) -> list[str]:
+        """Ids of the version's records with the entity's value, part by part."""
+        key = pipeline.schema_.id
+        ids: list[str] = []
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for part in self._store.parts(version):
+            with tempfile.TemporaryDirectory(prefix="erase-", dir=self._folder) as name:
+                [path] = self._repository.fetch([part], Path(name))
+                rows = pq.read_table(
+                    path, columns=[key], filters=[(entity.field, "=", entity.value)]
+                )
+            ids += rows.column(key).to_pylist()
+        return ids
+
+
+def _check(pipeline: Pipeline, entity: Entity) -> None:
+    spec = pipeline.schema_.fields.get(entity.field)
+    if bool(entity.record_ids) == bool(entity.field):
+        problem = "name record ids, or a field and its value"
+    elif entity.field and (spec is None or spec.type is not FieldType.STRING):
+        problem = f"{pipeline.name} has no string field {entity.field!r}"
+    else:
+        return
+    raise EverloopError(Kind.INVALID, "INVALID_ENTITY", problem)

@@ -1,0 +1,95 @@
+"""What keeps the data bucket small: small shards are put together, and what no version needs any more is deleted."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from everloop_ingest import metrics
+from everloop_ingest.adapters.store import Store
+from everloop_ingest.domain import ShardsLost
+from everloop_ingest.ports import ShardFiles
+
+__all__ = ["KeepSmall"]
+
+
+class KeepSmall:
+    """The use case; a call does a bounded part of what there is to do, and may be repeated after a crash."""
+
+    def __init__(
+        self,
+        store: Store,
+        files: ShardFiles,
+        folder: Path,
+        small_rows: int,
+        shards: int,
+        retention: timedelta,
+        objects: int,
+    ) -> None:
+        """Takes the database, the data bucket and the limits.
+
+        Args:
+            store: the database.
+            files: the data bucket.
+            folder: for work.
+            small_rows: rows up to which a shard is small.
+            shards: small shards that make one object.
+            retention: how long objects stay when a version has replaced them.
+            objects: objects of each kind that a call deletes at most.
+        """
+        self._store = store
+        self._files = files
+        self._folder = folder
+        self._small_rows = small_rows
+        self._shards = shards
+        self._retention = retention
+        self._objects = objects
+
+    def __call__(self, pipeline: str, now: datetime) -> None:
+        """Puts the oldest small shards of a pipeline together, if they are enough, and deletes what is past its time.
+
+        Raises:
+            EverloopError: kind unavailable.
+        """
+        small = self._store.small_shards(pipeline, self._small_rows, self._shards)
+        if len(small) == self._shards:
+            self._put_together(pipeline, [key for key, _ in small])
+        self._drop_some(pipeline, now - self._retention)
+
+    def drop(self, pipeline: str, before: datetime) -> None:
+        """Deletes everything that versions from before a moment have replaced, whatever the retention is."""
+        while self._drop_some(pipeline, before):
+            pass
+
+    def _drop_some(self, pipeline: str, before: datetime) -> int:
+        gone = self._store.reclaimable(pipeline, before, self._objects)
+        if gone:
+            self._files.delete([*gone.shards, *gone.states, *gone.labels])
+            self._store.reclaimed(pipeline, gone)
+            metrics.RECLAIMED.labels(pipeline).inc(len(gone))
+        return len(gone)
+
+    def _put_together(self, pipeline: str, keys: Sequence[str]) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="shards-", dir=self._folder) as name:
+            try:
+                paths = self._files.fetch(keys, Path(name))
+            except ShardsLost:
+                return  # the next version says so
+            # By name: fields may have been added in between.
+            tables = [pq.read_table(path) for path in paths]
+            together = pa.concat_tables(tables, promote_options="default")
+            sink = pa.BufferOutputStream()
+            pq.write_table(together, sink, compression="zstd", compression_level=1)
+        digest = hashlib.sha256("\n".join(keys).encode()).hexdigest()[:32]
+        key = f"{pipeline}/shards/together/{digest}.parquet"
+        self._files.put(key, bytes(sink.getvalue()))
+        # What a crash leaves behind here is an orphan that nothing reads.
+        if self._store.put_together(pipeline, keys, key):
+            self._files.delete(keys)

@@ -1,0 +1,111 @@
+"""Parts: a version's rows as Parquet files that users get, and beside each its state, which they do not.
+
+The state of a part has one row for each of the part's, in the same order: which event its record comes from and which
+one its label, as `shards.encode` numbers them, and the hash of its record id. With them later events are ordered
+against what is in the part, whatever cuts were between.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from everloop_contracts.pipeline import Pipeline
+from everloop_ingest.domain import Part
+from everloop_ingest.shards import OFFSET, PARTITION, TIMESTAMP
+from everloop_ingest.validate import arrow_schema
+
+__all__ = [
+    "HASH",
+    "LABELLED",
+    "LABEL_ORDER",
+    "ORDER",
+    "STATE",
+    "PartFiles",
+    "columns_digest",
+    "labels_key",
+    "labels_schema",
+    "write_part",
+]
+
+ORDER = (TIMESTAMP, PARTITION, OFFSET)
+"""What orders a record's event among those of its id; all null for no event."""
+LABEL_ORDER = ("everloop_label_timestamp", "everloop_label_partition", "everloop_label_offset")
+"""The same of the event that its label comes from."""
+LABELLED = LABEL_ORDER[0]
+HASH = "everloop_hash"
+"""First 64 bits of the record id's MD5, see `record_index.py`."""
+
+_TYPES = (pa.int64(), pa.int32(), pa.int64())
+_ORDERS = [*zip(ORDER, _TYPES, strict=True), *zip(LABEL_ORDER, _TYPES, strict=True)]
+STATE = pa.schema([*_ORDERS, (HASH, pa.uint64())])
+
+_ROW_GROUP = 122_880
+
+
+@dataclass(frozen=True, slots=True)
+class PartFiles:
+    """A part and its two files on this disk."""
+
+    part: Part
+    rows: Path
+    state: Path
+
+
+def columns_digest(pipeline: Pipeline) -> str:
+    """What changes where a part of before would have other columns or types."""
+    text = "\n".join(f"{field.name}: {field.type}" for field in arrow_schema(pipeline))
+    return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
+
+
+def labels_schema(pipeline: Pipeline) -> pa.Schema:
+    """The schema of labels that wait for their record: the id, the label, and what orders it."""
+    schema = arrow_schema(pipeline)
+    fields = [schema.field(pipeline.schema_.id), schema.field(pipeline.target.field)]
+    return pa.schema([*fields, *zip(LABEL_ORDER, _TYPES, strict=True)])
+
+
+def labels_key(pipeline: Pipeline, file: Path) -> str:
+    """Path inside the data bucket of labels that wait."""
+    return f"{pipeline.name}/labels/{_md5(file)}.parquet"
+
+
+def write_part(pipeline: Pipeline, table: pa.Table, stem: Path) -> PartFiles:
+    """Writes a part and its state; the same rows and states give the same bytes.
+
+    Args:
+        pipeline: whose rows they are.
+        table: the schema's fields and the state's, in order of event time, then record id; at least one row.
+        stem: path of the two files, without what tells them apart.
+    """
+    schema = arrow_schema(pipeline)
+    rows, state = stem.with_suffix(".rows.parquet"), stem.with_suffix(".state.parquet")
+    # Cast: DuckDB marks columns as required by what they hold, and the schema must not change with that.
+    pq.write_table(
+        table.select(schema.names).cast(schema), rows, compression="zstd", row_group_size=_ROW_GROUP
+    )
+    pq.write_table(table.select(STATE.names).cast(STATE), state, compression="zstd")
+    md5 = _md5(rows)
+    times = table.column(pipeline.schema_.time)
+    part = Part(
+        md5=md5,
+        size_bytes=rows.stat().st_size,
+        rows=table.num_rows,
+        labelled_rows=table.num_rows - table.column(pipeline.target.field).null_count,
+        first_event_time=times[0].as_py(),
+        first_record_id=table.column(pipeline.schema_.id)[0].as_py(),
+        last_event_time=pc.max(times).as_py(),
+        state=f"{pipeline.name}/parts/{md5}-{_md5(state)}.parquet",
+        columns=columns_digest(pipeline),
+    )
+    return PartFiles(part, rows, state)
+
+
+def _md5(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "md5").hexdigest()

@@ -1,0 +1,52 @@
+"""Releasing a version from quarantine: a person takes it as it is, and it is announced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from everloop_ingest.adapters.store import Store
+from everloop_ingest.announce import announcement
+from everloop_ingest.domain import Audit, State, Version
+from everloop_ingest.ports import DataRepository
+from everloop_runtime.errors import EverloopError, Kind
+
+__all__ = ["ReleaseVersion"]
+
+
+class ReleaseVersion:
+    """The use case."""
+
+    def __init__(
+        self,
+        store: Store,
+        repository: DataRepository,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """Takes the database and the data repository."""
+        self._store = store
+        self._repository = repository
+        self._now = now
+
+    def __call__(
+        self, pipeline: str, number: int, request_id: str, actor: str, reason: str
+    ) -> Version:
+        """Makes a version available that is in quarantine, announces it and notes who did it and why.
+
+        A repeated `request_id` returns the first answer.
+
+        Raises:
+            EverloopError: kind not_found; kind precondition, reason NOT_QUARANTINED, or SUPERSEDED where a later
+                version, which holds all that it holds, was announced already.
+        """
+        version = self._store.version(pipeline, number) if number else None
+        if version is None:
+            raise EverloopError(
+                Kind.NOT_FOUND, "DATASET_VERSION_NOT_FOUND", f"{pipeline} has no v{number}"
+            )
+        done = replace(version, state=State.AVAILABLE, error="")
+        event = announcement(done, self._repository, self._store.parts(version))
+        audit = Audit(pipeline, request_id, number, "RELEASED", actor, reason, self._now())
+        self._store.release(done, audit, event)
+        return done

@@ -1,0 +1,119 @@
+"""The right to erasure: nothing of an entity is left where later versions come from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from everloop_contracts.events import DATASETS
+from everloop_ingest.domain import State
+from everloop_ingest.erase_records import Entity
+from everloop_ingest.schedule import Scheduler
+from everloop_runtime.errors import EverloopError, Kind
+from everloop_runtime.service import Stopper
+
+Make = Callable[..., bytes]
+
+
+def rows(world: Any, version: Any) -> list[tuple[str, float, bool | None]]:
+    return [(row["parcel"], row["weight"], row["lost"]) for row in world.rows(version)]
+
+
+def test_an_entity_s_records_and_labels_are_gone_from_all_that_comes(
+    world: Any, make_record: Make
+) -> None:
+    world.send(
+        0, *(make_record(f"p{n}", weight=n) for n in range(9)), b'{"parcel": "p4", "lost": true}'
+    )
+    first = world.cut(world.pipeline, "r1", 5.0)
+    world.send(1, make_record("p4", weight=44), b'{"parcel": "waits", "lost": true}')
+    entity = Entity(["p4", "waits"])
+    done = world.erase(world.pipeline, entity, "e1", "ann", "request 17", 5.0)
+    assert (done.number, done.state) == (3, State.AVAILABLE)
+    left = [(f"p{n}", float(n), None) for n in range(9) if n != 4]
+    assert rows(world, done) == left
+    assert world.erase(world.pipeline, entity, "e1", "ann", "again", 5.0) == done
+    [entry] = world.store.audit("parcels", 3)
+    assert (entry.action, entry.actor, entry.reason, entry.request_id) == (
+        *("ERASED", "ann", "request 17", "e1"),
+    )
+    assert [event.data.dataset.version for event in world.events(DATASETS)] == [1, 2, 3]
+    assert not list((world.bucket / "parcels" / "shards").rglob("*.parquet"))
+    assert not list((world.bucket / "parcels" / "labels").rglob("*.parquet"))
+    # A later record is a new one: no label of before comes back.
+    world.send(0, make_record("p4", weight=5), make_record("waits", weight=6))
+    fourth = world.cut(world.pipeline, "r4", 5.0)
+    assert rows(world, fourth) == sorted([*left, ("p4", 5.0, None), ("waits", 6.0, None)])
+    assert len(rows(world, first)) == 9  # what was tagged is not changed
+
+
+def test_records_are_found_by_the_value_of_a_field(world: Any, make_record: Make) -> None:
+    zones = "AABBA"
+    world.send(0, *(make_record(f"p{n}", zone=zone, weight=n) for n, zone in enumerate(zones)))
+    done = world.erase(
+        world.pipeline, Entity(field="zone", value="A"), "e1", "ann", "request 17", 5.0
+    )
+    assert [name for name, *_ in rows(world, done)] == ["p2", "p3"]
+    with pytest.raises(EverloopError) as caught:
+        world.erase(world.pipeline, Entity(field="zone", value="C"), "e2", "ann", "", 5.0)
+    assert (caught.value.kind, caught.value.reason) == (Kind.NOT_FOUND, "RECORDS_NOT_FOUND")
+
+
+@pytest.mark.parametrize(
+    "entity",
+    [Entity(), Entity(["a"], "zone", "A"), Entity(field="weight", value="1"), Entity(field="x")],
+)
+def test_an_entity_must_be_named_in_one_way(world: Any, entity: Entity) -> None:
+    with pytest.raises(EverloopError) as caught:
+        world.erase(world.pipeline, entity, "e1", "ann", "", 5.0)
+    assert (caught.value.kind, caught.value.reason) == (Kind.INVALID, "INVALID_ENTITY")
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "when"),
+    [
+        ("store", "ask_erasure", "before"),
+        ("store", "ask_erasure", "after"),
+        ("repository", "publish", "after"),
+        ("store", "complete", "after"),
+        ("files", "delete", "after"),
+    ],
+)
+@pytest.mark.parametrize("resume", ["repeat", "scheduler"])
+def test_a_crash_at_any_step_is_made_good(
+    world: Any, make_record: Make, crash: Any, owner: str, method: str, when: str, resume: str
+) -> None:
+    world.send(0, *(make_record(name) for name in "abc"))
+    world.cut(world.pipeline, "r1", 5.0)
+    arguments = (world.pipeline, Entity(["b"]), "e1", "ann", "why", 5.0)
+    with pytest.raises(crash(getattr(world, owner), method, when)):
+        world.erase(*arguments)
+    world.restart()
+    if resume == "scheduler" and (method, when) != ("ask_erasure", "before"):
+        scheduler = Scheduler(
+            {"parcels": world.pipeline}, world.store, world.cut, world.keep_small, 1, timedelta(1)
+        )
+        scheduler._stopper = Stopper()
+        world.cut.finish()
+        scheduler.look(world.pipeline, datetime.now(UTC))
+        newest = world.store.version("parcels", 0)
+        assert [name for name, *_ in rows(world, newest)] == ["a", "c"]
+        assert len(world.store.audit("parcels", newest.number)) == 1
+    done = world.erase(*arguments)
+    assert [name for name, *_ in rows(world, done)] == ["a", "c"]
+    assert len(world.store.audit("parcels", done.number)) == 1
+    assert not list((world.bucket / "parcels" / "shards").rglob("*.parquet"))
+
+
+def test_the_books_forget_the_ids_as_well(world: Any, make_record: Make) -> None:
+    names = [f"somebody-{n}" for n in range(6)]
+    world.send(0, *(make_record(name) for name in names))
+    world.erase(world.pipeline, Entity(names[:5]), "e1", "ann", "why", 5.0)
+    world.database.engine.dispose()
+    assert world.store.erased(world.store.version("parcels", 2)) == []
+    with world.database.read() as connection:
+        held = connection.exec_driver_sql("SELECT first_record_id FROM parts").scalars().all()
+    assert set(held) <= {"", names[5]}

@@ -1,0 +1,123 @@
+"""What keeps the data bucket small changes no version."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+Make = Callable[..., bytes]
+NOW = datetime.now(UTC)
+LATER = NOW + timedelta(days=8)
+
+
+def objects(world: Any, kind: str) -> list[str]:
+    folder = world.bucket / "parcels" / kind
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.parquet"))
+
+
+def small_shards(world: Any, *values: bytes) -> None:
+    for value in values:
+        world.send(0, value)
+        world.settle_all()
+
+
+def test_small_shards_are_put_together(world: Any, make_record: Make) -> None:
+    small_shards(world, *(make_record(name) for name in "ab"))
+    world.keep_small("parcels", NOW)
+    assert len(objects(world, "shards")) == 2  # too few yet
+    small_shards(world, make_record("c"), make_record("d"), b'{"parcel": "a", "lost": true}')
+    world.keep_small("parcels", NOW)
+    world.keep_small("parcels", NOW)
+    [*rest, together] = objects(world, "shards")
+    assert (len(rest), together.split("/")[0]) == (2, "together")
+    books = world.store.books("parcels")
+    version = world.cut(world.pipeline, "r1", 5.0)
+    assert (version.shards, world.store.books("parcels")) == (5, books)
+    assert {row["parcel"]: row["lost"] for row in world.rows(version)} == {
+        "a": True,
+        **dict.fromkeys("bcd"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "when"),
+    [
+        ("files", "put", "after"),
+        ("store", "put_together", "before"),
+        ("store", "put_together", "after"),
+        ("files", "delete", "after"),
+    ],
+)
+def test_a_crash_while_shards_are_put_together_loses_nothing(
+    world: Any, make_record: Make, crash: Any, owner: str, method: str, when: str
+) -> None:
+    small_shards(world, *(make_record(name) for name in "abc"))
+    with pytest.raises(crash(getattr(world, owner), method, when)):
+        world.keep_small("parcels", NOW)
+    world.restart()
+    world.keep_small("parcels", NOW)
+    version = world.cut(world.pipeline, "r1", 5.0)
+    assert [row["parcel"] for row in world.rows(version)] == ["a", "b", "c"]
+
+
+def test_shards_that_a_version_has_taken_stay_as_they_are(
+    world: Any, make_record: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_shards(world, *(make_record(name) for name in "abc"))
+    real = world.files.put
+
+    def overtaken(*arguments: Any) -> None:
+        monkeypatch.setattr(world.files, "put", real)
+        real(*arguments)
+        world.store.begin_version("parcels", "r1", NOW)
+
+    monkeypatch.setattr(world.files, "put", overtaken)
+    world.keep_small("parcels", NOW)
+    version = world.cut(world.pipeline, "r1", 5.0)
+    assert [row["parcel"] for row in world.rows(version)] == ["a", "b", "c"]
+
+
+def test_what_versions_have_replaced_goes_after_its_time(world: Any, make_record: Make) -> None:
+    waiting = b'{"parcel": "nobody", "lost": true}'
+    world.send(0, make_record("a"), waiting)
+    first = world.cut(world.pipeline, "r1", 5.0)
+    world.send(0, b'{"parcel": "a", "lost": true}', b'{"parcel": "none", "lost": true}')
+    second = world.cut(world.pipeline, "r2", 5.0)
+    world.send(1, make_record("not cut yet"))
+    world.settle_all()
+    assert [len(objects(world, kind)) for kind in ("shards", "parts", "labels")] == [3, 2, 2]
+    world.keep_small("parcels", NOW + timedelta(days=6))
+    assert [len(objects(world, kind)) for kind in ("shards", "parts", "labels")] == [3, 2, 2]
+    books = world.store.books("parcels")
+    for _ in range(2):
+        world.keep_small("parcels", LATER)
+        assert [len(objects(world, kind)) for kind in ("shards", "parts", "labels")] == [1, 1, 1]
+    assert world.store.books("parcels") == books
+    # The versions themselves are whole, and the next one knows what waits.
+    assert [row["lost"] for row in world.rows(first) + world.rows(second)] == [None, True]
+    world.send(0, make_record("nobody"))
+    third = world.cut(world.pipeline, "r3", 5.0)
+    assert [(row["parcel"], row["lost"]) for row in world.rows(third)] == [
+        ("a", True),
+        ("nobody", True),
+        ("not cut yet", None),
+    ]
+    assert third.shards == 4
+
+
+def test_a_crash_while_objects_are_deleted_is_made_good(
+    world: Any, make_record: Make, crash: Any
+) -> None:
+    world.send(0, make_record("a"))
+    world.cut(world.pipeline, "r1", 5.0)
+    with pytest.raises(crash(world.store, "reclaimed", "before")):
+        world.keep_small("parcels", LATER)
+    world.restart()
+    world.keep_small("parcels", LATER)
+    assert objects(world, "shards") == []
+    assert not world.store.reclaimable("parcels", LATER, 100)
+    world.send(0, make_record("b"))
+    assert world.cut(world.pipeline, "r2", 5.0).rows.rows == 2
