@@ -57,6 +57,7 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
     if scope["path"] == "/wait":
         assert (await receive())["type"] == "http.disconnect"
         gone.append(scope["path"])
+    told.append(scope["headers"])
     body = b"%b %b %b" % (scope["method"].encode(), scope["path"].encode(), message["body"])
     status = 413 if len(message["body"]) > 1000 else 200
     headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body))]
@@ -65,6 +66,7 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
 
 
 gone: list[str] = []
+told: list[list[tuple[bytes, bytes]]] = []
 callers: list[Caller] = []
 
 
@@ -139,6 +141,45 @@ def test_a_head_has_an_end(start: bytes) -> None:
         assert await caller.ends()
 
     talk(dialogue, head_bytes=1000)
+
+
+CHUNKED = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def test_trailers_mean_nothing() -> None:
+    async def dialogue(caller: Caller) -> None:
+        caller.send(CHUNKED + b"4\r\nbody\r\n0\r\ngrpc-timeout: 1n\r\nExpect: 100-continue\r\n\r\n")
+        assert (await caller.answer())[2] == b"POST / body"
+        assert told[-1] == [(b"host", b"x"), (b"transfer-encoding", b"chunked")]
+
+    talk(dialogue)
+
+
+@pytest.mark.parametrize("piece", [b"0\r\n" + b"x: y\r\n" * 200, b"1;" + b"z" * 1000])
+def test_what_surrounds_a_body_has_an_end(piece: bytes) -> None:
+    async def dialogue(caller: Caller) -> None:
+        caller.send(CHUNKED + b"4\r\nbody\r\n")
+        (connection,) = caller.server.connections
+        while not connection._size:
+            await asyncio.sleep(0)
+        caller.send(piece)
+        status, headers, _ = await caller.answer()
+        assert (status, headers["connection"]) == (431, "close")
+        assert await caller.ends()
+
+    talk(dialogue, head_bytes=1000)
+
+
+def test_trailers_do_not_keep_a_request_alive() -> None:
+    async def dialogue(caller: Caller) -> None:
+        caller.send(CHUNKED + b"0\r\n")
+        answer = asyncio.ensure_future(caller.answer())
+        while not answer.done():
+            caller.send(b"x: y\r\n")
+            await asyncio.wait([answer], timeout=0.1)
+        assert answer.result()[0] == 408
+
+    talk(dialogue, request_seconds=0.3)
 
 
 def test_a_head_request_gets_no_body() -> None:

@@ -63,7 +63,8 @@ class HttpLimits:
     Attributes:
         connections: at once; beyond it a new one is answered 503 and closed.
         body_bytes: of a request after which no more of it is read; the application refuses what is longer.
-        head_bytes: of request line and headers; beyond it 431.
+        head_bytes: of request line and headers, and of what a body brings besides its content at a stretch, such as
+            trailers; beyond it 431.
         idle_seconds: time without a request after which a connection is closed.
         request_seconds: time for request line and headers, and longest pause in a body; beyond it 408.
         stall_seconds: time for which a caller may leave its full socket unread.
@@ -161,7 +162,7 @@ class _Connection(asyncio.Protocol):
         self._headers: list[tuple[bytes, bytes]] = []
         self._parts: list[bytes] = []
         self._size = 0
-        self._head = 0  # bytes that came before the headers were complete
+        self._head = 0  # bytes since the last headers or piece of a body, at most one read less
         self._reading = self._in_body = False
         self._began = self._heard = 0.0
         # What waits for the answer before it: requests, and in the end a refusal.
@@ -188,8 +189,7 @@ class _Connection(asyncio.Protocol):
         if self._deaf:
             return
         self._heard = self._loop.time()
-        if not self._in_body:
-            self._head += len(data)
+        self._head += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -199,7 +199,7 @@ class _Connection(asyncio.Protocol):
                 self._latest.keep = False
         except httptools.HttpParserError:
             self._refuse(_MALFORMED)
-        if self._reading and not self._in_body and self._head > self._limits.head_bytes:
+        if self._reading and self._head > self._limits.head_bytes:
             self._refuse(_LONG_HEAD)
         if self._waiting:
             self._pause()
@@ -231,6 +231,8 @@ class _Connection(asyncio.Protocol):
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_body:  # a trailer: it says nothing here
+            return
         name = name.lower()
         self._headers.append((name, value))
         if name == b"expect" and value.lower() == b"100-continue" and self._task is None:
@@ -239,10 +241,13 @@ class _Connection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         self._in_body = True
         self._head = 0
+        self._began = self._heard
 
     def on_body(self, body: bytes) -> None:
         if self._deaf:
             return
+        self._head = 0
+        self._began = self._heard
         self._parts.append(body)
         self._size += len(body)
         if self._size > self._limits.body_bytes:
@@ -348,10 +353,9 @@ class _Connection(asyncio.Protocol):
                 self.abort()
         elif self._task is not None:
             # An answer is due; time counts from when it is there.
-            self._heard = now
+            self._began = self._heard = now
         elif self._reading:
-            since = self._heard if self._in_body else self._began
-            if now - since > limits.request_seconds:
+            if now - self._began > limits.request_seconds:
                 self._refuse(_LATE)
         elif now - self._heard > limits.idle_seconds:
             self._transport.close()
