@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -58,7 +59,7 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
         assert (await receive())["type"] == "http.disconnect"
         gone.append(scope["path"])
     told.append(scope["headers"])
-    body = b"%b %b %b" % (scope["method"].encode(), scope["path"].encode(), message["body"])
+    body = b"%b %b %b" % (scope["method"].encode(), scope["path"].encode(), message["body"][:1000])
     status = 413 if len(message["body"]) > 1000 else 200
     headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": status, "headers": headers})
@@ -73,7 +74,7 @@ callers: list[Caller] = []
 def talk(dialogue: Dialogue, **limits: Any) -> None:
     async def run() -> None:
         listening = socket.create_server(("127.0.0.1", 0))
-        server = HttpServer(echo, HttpLimits(body_bytes=1000, **limits))
+        server = HttpServer(echo, HttpLimits(**{"body_bytes": 1000, **limits}))
         await server.start(listening)
         try:
             caller = await Caller(server, listening.getsockname()[1]).open()
@@ -215,6 +216,60 @@ def test_one_connection_too_many_is_told_to_come_back() -> None:
         assert await other.ends()
 
     talk(dialogue, connections=1)
+
+
+def test_connections_that_say_nothing_are_too_many_as_well() -> None:
+    async def dialogue(caller: Caller) -> None:
+        idle = [await Caller(caller.server, caller.port).open() for _ in range(5)]
+        for one in idle:
+            assert (await one.answer())[0] == 503
+            assert await one.ends()
+        assert len(caller.server.connections) == 1
+        caller.send(post(b"/", b"in"))
+        assert (await caller.answer())[0] == 200
+        await caller.hang_up()
+        async with asyncio.timeout(10):
+            while caller.server.connections:
+                await asyncio.sleep(0.01)
+        other = await Caller(caller.server, caller.port).open()
+        other.send(post(b"/", b"in"))
+        assert (await other.answer())[0] == 200
+
+    talk(dialogue, connections=1)
+
+
+SENT = b"x" * 64_000_000
+
+
+def sent_before_reading(port: int) -> int:
+    """The status of a request whose caller reads after it has sent everything."""
+    with contextlib.closing(
+        http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    ) as connection:
+        connection.request("POST", "/", SENT)
+        return connection.getresponse().status
+
+
+@pytest.mark.parametrize(("limits", "status"), [({"connections": 1}, 503), ({}, 413)])
+def test_who_is_refused_while_it_sends_can_read_why(limits: dict[str, int], status: int) -> None:
+    async def dialogue(caller: Caller) -> None:
+        assert await asyncio.to_thread(sent_before_reading, caller.port) == status
+
+    talk(dialogue, body_bytes=len(SENT) // 2, **limits)
+
+
+@pytest.mark.parametrize("pieces", [0, 4001])
+def test_who_is_refused_cannot_stay(pieces: int) -> None:
+    async def dialogue(caller: Caller) -> None:
+        caller.send(post(b"/", b"x" * 1001))
+        assert (await caller.answer())[0] == 413
+        with contextlib.suppress(ConnectionError):
+            caller.send(b"z" * pieces)
+        async with asyncio.timeout(10):
+            while caller.server.connections:
+                await asyncio.sleep(0.01)
+
+    talk(dialogue, linger_seconds=60.0 if pieces else 0.1)
 
 
 @pytest.mark.parametrize("content", [b"POST / HT", post(b"/", b"body")[:-2]])

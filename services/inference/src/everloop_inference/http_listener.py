@@ -61,13 +61,15 @@ class HttpLimits:
     """Bounds of one server.
 
     Attributes:
-        connections: at once; beyond it a new one is answered 503 and closed.
+        connections: at once; beyond it a new one is answered 503 and closed, whatever it sends.
         body_bytes: of a request after which no more of it is read; the application refuses what is longer.
         head_bytes: of request line and headers, and of what a body brings besides its content at a stretch, such as
             trailers; beyond it 431.
         idle_seconds: time without a request after which a connection is closed.
         request_seconds: time for request line and headers, and longest pause in a body; beyond it 408.
         stall_seconds: time for which a caller may leave its full socket unread.
+        linger_seconds: time for which a caller that is refused may go on sending, so that it reads why; what it sends
+            is dropped, up to `LINGER_BODIES` times `body_bytes`.
     """
 
     connections: int = 4096
@@ -76,10 +78,14 @@ class HttpLimits:
     idle_seconds: float = 75.0
     request_seconds: float = 60.0
     stall_seconds: float = 60.0
+    linger_seconds: float = 2.0
 
 
 LINGER_SECONDS = 0.5
 """Time for requests on their way when a server takes no more connections."""
+LINGER_BODIES = 4
+CROWD = 256
+"""Connections beyond the limit that may linger at once."""
 
 
 class HttpServer:
@@ -99,6 +105,7 @@ class HttpServer:
         self.limits = limits
         self.draining = False
         self.connections: set[_Connection] = set()
+        self._crowd: set[_Connection] = set()
         self._emptied = asyncio.Event()
 
     async def start(self, listening: socket.socket) -> None:
@@ -133,18 +140,33 @@ class HttpServer:
             except TimeoutError:
                 log.warning("%d HTTP connections are cut off", len(self.connections))
         self._checking.cancel()
-        for connection in tuple(self.connections):
+        for connection in (*self.connections, *self._crowd):
             connection.abort()
+
+    def admit(self, connection: _Connection) -> bool:
+        """Takes a new connection, if there is room."""
+        if len(self.connections) < self.limits.connections:
+            self.connections.add(connection)
+            return True
+        return False
+
+    def turn_away(self, connection: _Connection) -> bool:
+        """Whether a connection that there is no room for may linger."""
+        if len(self._crowd) < CROWD:
+            self._crowd.add(connection)
+            return True
+        return False
 
     def left(self, connection: _Connection) -> None:
         """A connection has ended."""
+        self._crowd.discard(connection)
         self.connections.discard(connection)
         if self.draining and not self.connections:
             self._emptied.set()
 
     def _check(self) -> None:
         now = self._loop.time()
-        for connection in tuple(self.connections):
+        for connection in (*self.connections, *self._crowd):
             connection.check(now)
         self._checking = self._loop.call_later(1.0, self._check)
 
@@ -170,10 +192,12 @@ class _Connection(asyncio.Protocol):
         self._task: asyncio.Task[None] | None = None
         self._latest: _Exchange | None = None
         self._deaf = False  # nothing of what comes is a request any more
+        self._unread = False  # and more of it may come than the caller was told to send
+        self._dropped = 0
+        self._lingers: float | None = None  # since then nothing is left but to let the caller read
         self._paused = False
         self._full = False
         self._room: asyncio.Future[None] | None = None
-        self._crowded = False
         self.gone: asyncio.Future[None] | None = None
         self.lost = False
 
@@ -182,11 +206,14 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._began = self._heard = self._loop.time()
-        self._crowded = len(self._server.connections) >= self._limits.connections
-        self._server.connections.add(self)
+        if not self._server.admit(self):
+            self._deaf = True
+            self._unread = self._server.turn_away(self)
+            self.answer(_CROWDED, keep=False)
 
     def data_received(self, data: bytes) -> None:
         if self._deaf:
+            self._drop(len(data))
             return
         self._heard = self._loop.time()
         self._head += len(data)
@@ -224,7 +251,7 @@ class _Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         self._url, self._headers, self._parts, self._size = b"", [], [], 0
-        self._reading, self._in_body = True, False
+        self._reading, self._in_body = not self._deaf, False
         self._began = self._heard
 
     def on_url(self, url: bytes) -> None:
@@ -251,6 +278,7 @@ class _Connection(asyncio.Protocol):
         self._parts.append(body)
         self._size += len(body)
         if self._size > self._limits.body_bytes:
+            self._unread = True
             self._complete(keep=False)
 
     def on_message_complete(self) -> None:
@@ -262,9 +290,6 @@ class _Connection(asyncio.Protocol):
 
     def _complete(self, keep: bool) -> None:
         self._reading = self._in_body = False
-        if self._crowded:
-            self._refuse(_CROWDED)
-            return
         parts = self._parts
         body = parts[0] if len(parts) == 1 else b"".join(parts)
         method = self._parser.get_method().decode("ascii")
@@ -276,7 +301,9 @@ class _Connection(asyncio.Protocol):
 
     def _refuse(self, answer: bytes) -> None:
         """Says what is wrong after the answers that are due, and closes."""
-        self._deaf = True
+        if self._deaf:
+            return
+        self._deaf = self._unread = True
         self._reading = False
         self._queue(answer)
 
@@ -312,13 +339,29 @@ class _Connection(asyncio.Protocol):
 
     def answer(self, content: bytes, keep: bool) -> None:
         """Writes an answer, and closes behind it if the connection is not kept."""
-        if self.lost or self._transport.is_closing():
+        if self.lost or self._lingers is not None or self._transport.is_closing():
             return
         self._transport.write(content)
         if not keep or (self._server.draining and not self._waiting):
             self._deaf = True
             self._waiting.clear()
+            self._close()
+
+    def _close(self) -> None:
+        """Closes, or first lets a caller read that is still sending: the socket of one that is not read is reset."""
+        if self._unread and self._dropped <= LINGER_BODIES * self._limits.body_bytes:
+            self._lingers = self._loop.time()
+            self._transport.write_eof()
+        else:
             self._transport.close()
+
+    def _drop(self, size: int) -> None:
+        self._dropped += size
+        if self._dropped > LINGER_BODIES * self._limits.body_bytes:
+            if self._lingers is not None:
+                self._transport.abort()
+            elif self._task is not None:
+                self._pause()
 
     def _pause(self) -> None:
         if not self._paused and not self.lost:
@@ -336,7 +379,7 @@ class _Connection(asyncio.Protocol):
 
     def drain(self) -> None:
         """Ends after the answers that are due; at once where there are none."""
-        if self._task is None and not self._reading:
+        if self._task is None and not self._reading and self._lingers is None:
             self._transport.close()
 
     def abort(self) -> None:
@@ -348,7 +391,10 @@ class _Connection(asyncio.Protocol):
     def check(self, now: float) -> None:
         """Enforces what depends on time; called every second."""
         limits = self._limits
-        if self._full:
+        if self._lingers is not None:
+            if now - self._lingers > limits.linger_seconds:
+                self.abort()
+        elif self._full:
             if now - self._heard > limits.stall_seconds:
                 self.abort()
         elif self._task is not None:
