@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import http.client
 import socket
+import tracemalloc
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -145,6 +146,60 @@ def test_a_head_has_an_end(start: bytes) -> None:
 
 
 CHUNKED = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def test_a_body_costs_what_it_holds_however_it_is_cut() -> None:
+    async def dialogue(caller: Caller) -> None:
+        caller.send(CHUNKED)
+        tracemalloc.start()
+        try:
+            for _ in range(200):
+                caller.send(b"1\r\nx\r\n" * 1000)
+                await caller.writer.drain()
+            (connection,) = caller.server.connections
+            while connection._size < 200_000:
+                await asyncio.sleep(0)
+            held, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert held < 1_000_000
+        caller.send(b"0\r\n\r\n")
+        assert (await caller.answer())[2].startswith(b"POST / xxx")
+
+    talk(dialogue, body_bytes=1_000_000)
+
+
+async def emptied(server: HttpServer, received: int) -> None:
+    async with asyncio.timeout(10):
+        while server.received != received:
+            await asyncio.sleep(0.01)
+
+
+def test_bodies_of_all_connections_have_a_bound() -> None:
+    async def dialogue(caller: Caller) -> None:
+        server = caller.server
+        caller.send(post(b"/wait", b"x" * 600))  # is being answered
+        half = await Caller(server, caller.port).open()
+        half.send(post(b"/", b"x" * 600)[:-200])  # is being sent
+        while server.received < 1000:
+            await asyncio.sleep(0)
+        other = await Caller(server, caller.port).open()
+        other.send(post(b"/", b"x" * 200))
+        status, headers, _ = await other.answer()
+        assert (status, headers["retry-after"]) == (503, "1")
+        small = await Caller(server, caller.port).open()
+        small.send(post(b"/", b"x" * 100))
+        assert (await small.answer())[0] == 200
+        # What is given up and what is answered makes room.
+        await caller.hang_up()
+        await emptied(server, 400)
+        half.send(b"x" * 200)
+        assert (await half.answer())[0] == 200
+        await emptied(server, 0)
+        small.send(post(b"/", b"x" * 900))
+        assert (await small.answer())[0] == 200
+
+    talk(dialogue, received_bytes=1000, connections=10)
 
 
 def test_trailers_mean_nothing() -> None:

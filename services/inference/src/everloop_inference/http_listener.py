@@ -53,6 +53,7 @@ _MALFORMED: Final = _refusal(400, "MALFORMED_REQUEST", "this is not HTTP/1.1")
 _LATE: Final = _refusal(408, "REQUEST_TIMEOUT", "the request did not come in time")
 _LONG_HEAD: Final = _refusal(431, "HEADERS_TOO_LARGE", "the headers are too large")
 _FAILED: Final = _refusal(500, "INTERNAL", "internal error; the server's log has the details")
+_LOADED: Final = _refusal(503, "OVERLOADED", "too much is being sent", (b"retry-after", b"1"))
 _CROWDED: Final = _refusal(503, "OVERLOADED", "too many connections", (b"retry-after", b"1"))
 
 
@@ -63,6 +64,8 @@ class HttpLimits:
     Attributes:
         connections: at once; beyond it a new one is answered 503 and closed, whatever it sends.
         body_bytes: of a request after which no more of it is read; the application refuses what is longer.
+        received_bytes: bodies of all connections together until they are answered; beyond it 503, except for what stays
+            within a connection's even share.
         head_bytes: of request line and headers, and of what a body brings besides its content at a stretch, such as
             trailers; beyond it 431.
         idle_seconds: time without a request after which a connection is closed.
@@ -74,6 +77,7 @@ class HttpLimits:
 
     connections: int = 4096
     body_bytes: int = 32 * 1024 * 1024
+    received_bytes: int = 256 * 1024 * 1024
     head_bytes: int = 64 * 1024
     idle_seconds: float = 75.0
     request_seconds: float = 60.0
@@ -97,6 +101,8 @@ class HttpServer:
         limits: what callers may cost.
         draining: True once it stops.
         connections: those that are open.
+        received: bytes of bodies that are not answered yet, over all connections.
+        share: bytes of a body that are taken from everybody.
     """
 
     def __init__(self, app: App, limits: HttpLimits) -> None:
@@ -105,6 +111,8 @@ class HttpServer:
         self.limits = limits
         self.draining = False
         self.connections: set[_Connection] = set()
+        self.received = 0
+        self.share = limits.received_bytes // limits.connections
         self._crowd: set[_Connection] = set()
         self._emptied = asyncio.Event()
 
@@ -182,7 +190,7 @@ class _Connection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
-        self._parts: list[bytes] = []
+        self._body: bytes | bytearray = b""
         self._size = 0
         self._head = 0  # bytes since the last headers or piece of a body, at most one read less
         self._reading = self._in_body = False
@@ -241,7 +249,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self.lost = self._deaf = True
-        self._waiting.clear()
+        self._forget()
         self._server.left(self)
         self._wake()
         if self.gone is not None and not self.gone.done():
@@ -250,7 +258,7 @@ class _Connection(asyncio.Protocol):
     # What the parser tells it.
 
     def on_message_begin(self) -> None:
-        self._url, self._headers, self._parts, self._size = b"", [], [], 0
+        self._url, self._headers = b"", []
         self._reading, self._in_body = not self._deaf, False
         self._began = self._heard
 
@@ -275,11 +283,22 @@ class _Connection(asyncio.Protocol):
             return
         self._head = 0
         self._began = self._heard
-        self._parts.append(body)
+        if not self._size:
+            self._body = body
+        else:
+            # Not a list of pieces: they may be many, and each costs more than a byte.
+            if type(self._body) is bytes:
+                self._body = bytearray(self._body)
+            self._body += body
         self._size += len(body)
+        self._server.received += len(body)
         if self._size > self._limits.body_bytes:
             self._unread = True
             self._complete(keep=False)
+        elif (
+            self._size > self._server.share and self._server.received > self._limits.received_bytes
+        ):
+            self._refuse(_LOADED)
 
     def on_message_complete(self) -> None:
         if not self._deaf:
@@ -290,11 +309,10 @@ class _Connection(asyncio.Protocol):
 
     def _complete(self, keep: bool) -> None:
         self._reading = self._in_body = False
-        parts = self._parts
-        body = parts[0] if len(parts) == 1 else b"".join(parts)
+        body = bytes(self._body)
         method = self._parser.get_method().decode("ascii")
         exchange = _Exchange(self, method, _path(self._url), self._headers, body, keep)
-        self._parts = []
+        self._body, self._size = b"", 0
         self._deaf = not keep
         self._latest = exchange
         self._queue(exchange)
@@ -305,7 +323,21 @@ class _Connection(asyncio.Protocol):
             return
         self._deaf = self._unread = True
         self._reading = False
+        self._drop_body()
         self._queue(answer)
+
+    def _drop_body(self) -> None:
+        """Gives up what has come of a request."""
+        self._server.received -= self._size
+        self._body, self._size = b"", 0
+
+    def _forget(self) -> None:
+        """Gives up what nobody will be answered."""
+        self._drop_body()
+        for item in self._waiting:
+            if isinstance(item, _Exchange):
+                self._server.received -= item.size
+        self._waiting.clear()
 
     def _queue(self, item: _Exchange | bytes) -> None:
         if self._task is None:
@@ -324,6 +356,8 @@ class _Connection(asyncio.Protocol):
                 await self._server.app(item.scope, item.receive, item.send)
             except Exception:
                 log.exception("the HTTP application failed")
+            finally:
+                self._server.received -= item.size
             if not item.answered:
                 self.answer(_FAILED, keep=False)
             while self._full and not self.lost:
@@ -344,7 +378,7 @@ class _Connection(asyncio.Protocol):
         self._transport.write(content)
         if not keep or (self._server.draining and not self._waiting):
             self._deaf = True
-            self._waiting.clear()
+            self._forget()
             self._close()
 
     def _close(self) -> None:
@@ -410,7 +444,7 @@ class _Connection(asyncio.Protocol):
 class _Exchange:
     """One request and its answer, as the application sees them."""
 
-    __slots__ = ("_body", "_connection", "_start", "answered", "keep", "scope")
+    __slots__ = ("_body", "_connection", "_start", "answered", "keep", "scope", "size")
 
     def __init__(
         self,
@@ -424,6 +458,7 @@ class _Exchange:
         self.scope: Message = {"type": "http", "method": method, "path": path, "headers": headers}
         self.keep = keep
         self.answered = False
+        self.size = len(body)
         self._connection = connection
         self._body: bytes | None = body
         self._start: Message = {}
