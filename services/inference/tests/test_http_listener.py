@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import http.client
 import socket
+import threading
+import time
 import tracemalloc
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -61,12 +63,15 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
         gone.append(scope["path"])
     told.append(scope["headers"])
     body = b"%b %b %b" % (scope["method"].encode(), scope["path"].encode(), message["body"][:1000])
+    if scope["path"] == "/large":
+        body = b"x" * 50_000_000
     status = 413 if len(message["body"]) > 1000 else 200
     headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 
+CHUNKED = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
 gone: list[str] = []
 told: list[list[tuple[bytes, bytes]]] = []
 callers: list[Caller] = []
@@ -94,11 +99,11 @@ def post(path: bytes, body: bytes, *headers: bytes) -> bytes:
 
 
 def test_requests_are_answered_one_after_the_other_however_they_are_cut() -> None:
-    stream = post(b"/a?b=c", b"one") + post(b"/%C3%A9", b"") + b"GET /g HTTP/1.1\r\n\r\n"
-    stream += (
-        b"POST /c HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\ntw\r\n1\r\no\r\n0\r\n\r\n"
+    stream = (
+        post(b"/a?b=c", b"one") + post(b"/%C3%A9%2Fd", b"") + b"GET /g HTTP/1.1\r\nHost: x\r\n\r\n"
     )
-    expected = [b"POST /a one", "POST /é ".encode(), b"GET /g ", b"POST /c two"]
+    stream += b"POST /c HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\ntw\r\n1\r\no\r\n0\r\n\r\n"
+    expected = [b"POST /a one", "POST /é%2Fd ".encode(), b"GET /g ", b"POST /c two"]
 
     async def dialogue(caller: Caller) -> None:
         for step in (len(stream), 1, 7):
@@ -116,11 +121,16 @@ def test_requests_are_answered_one_after_the_other_however_they_are_cut() -> Non
         (b"\x16\x03\x01 this is TLS", 400),
         (b"GET / HTTP/1.1\r\nno header\r\n\r\n", 400),
         (post(b"/", b"")[:-2] + b"Content-Length: 5\r\n\r\n", 400),
-        (b"GET /break HTTP/1.1\r\n\r\n", 500),
+        (b"GET /break HTTP/1.1\r\nHost: x\r\n\r\n", 500),
         (post(b"/", b"x" * 1001), 413),
+        (CHUNKED + b"3e9\r\n" + b"x" * 1001, 413),
+        (b"GET / HTTP/1.1\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nHost: x\r\n\r\n", 400),
+        (CHUNKED.replace(b"chunked", b"gzip, chunked") + b"0\r\n\r\n", 501),
+        (CHUNKED.replace(b"chunked", b"gzip\r\nTransfer-Encoding: chunked"), 501),
         (b"GET / HTTP/1.0\r\n\r\n", 200),
-        (b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n", 200),
-        (b"GET / HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n", 200),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 200),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n", 200),
     ],
 )
 def test_what_cannot_go_on_is_answered_and_closed(content: bytes, status: int) -> None:
@@ -143,9 +153,6 @@ def test_a_head_has_an_end(start: bytes) -> None:
         assert await caller.ends()
 
     talk(dialogue, head_bytes=1000)
-
-
-CHUNKED = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 def test_a_body_costs_what_it_holds_however_it_is_cut() -> None:
@@ -240,10 +247,10 @@ def test_trailers_do_not_keep_a_request_alive() -> None:
 
 def test_a_head_request_gets_no_body() -> None:
     async def dialogue(caller: Caller) -> None:
-        caller.send(b"HEAD /h HTTP/1.1\r\n\r\n")
+        caller.send(b"HEAD /h HTTP/1.1\r\nHost: x\r\n\r\n")
         head = await caller.reader.readuntil(b"\r\n\r\n")
         assert b"content-length: 8" in head
-        caller.send(b"GET /g HTTP/1.1\r\n\r\n")
+        caller.send(b"GET /g HTTP/1.1\r\nHost: x\r\n\r\n")
         assert (await caller.answer())[2] == b"GET /g "
 
     talk(dialogue)
@@ -271,6 +278,15 @@ def test_one_connection_too_many_is_told_to_come_back() -> None:
         assert await other.ends()
 
     talk(dialogue, connections=1)
+
+
+def test_a_body_that_is_too_large_is_not_asked_for() -> None:
+    async def dialogue(caller: Caller) -> None:
+        caller.send(post(b"/", b"x" * 1001, b"Expect: 100-continue")[:-1001])
+        assert (await caller.answer())[0] == 413
+        assert await caller.ends()
+
+    talk(dialogue)
 
 
 def test_connections_that_say_nothing_are_too_many_as_well() -> None:
@@ -359,6 +375,36 @@ def test_a_caller_that_takes_no_answers_is_not_read() -> None:
             assert (await caller.answer())[0] == 200
 
     talk(dialogue)
+
+
+def slow(port: int, ended: threading.Event) -> None:
+    """Takes an answer bit by bit, for longer than a caller may take nothing of it, and then no more."""
+    with socket.socket() as caller:
+        caller.connect(("127.0.0.1", port))
+        caller.sendall(post(b"/large", b""))
+        began = time.monotonic()
+        while time.monotonic() < began + 4.0:
+            assert caller.recv(100_000)
+            time.sleep(0.02)
+        assert ended.wait(10)
+
+
+def test_a_caller_that_takes_nothing_is_cut_off_and_a_slow_one_is_not() -> None:
+    async def dialogue(caller: Caller) -> None:
+        await caller.hang_up()
+        ended = threading.Event()
+        reading = asyncio.ensure_future(asyncio.to_thread(slow, caller.port, ended))
+        began = time.monotonic()
+        async with asyncio.timeout(15):
+            while not caller.server.connections:
+                await asyncio.sleep(0.01)
+            while caller.server.connections:
+                await asyncio.sleep(0.01)
+        assert time.monotonic() - began > 4.0
+        ended.set()
+        await reading
+
+    talk(dialogue, stall_seconds=1.5)
 
 
 def test_an_application_that_waits_is_told_that_its_caller_is_gone() -> None:

@@ -34,6 +34,7 @@ App = Callable[
 
 _STATUS: Final = {item.value: b"HTTP/1.1 %d " % item + item.phrase.encode() for item in HTTPStatus}
 _CLOSE: Final = (b"connection", b"close")
+_FRAMING: Final = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect"})
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -50,6 +51,9 @@ def _written(status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> by
 
 
 _MALFORMED: Final = _refusal(400, "MALFORMED_REQUEST", "this is not HTTP/1.1")
+_HOST: Final = _refusal(400, "MALFORMED_REQUEST", "HTTP/1.1 asks for exactly one Host")
+_CODING: Final = _refusal(501, "TRANSFER_CODING", "chunked is the only transfer coding here")
+_LARGE: Final = _refusal(413, "REQUEST_TOO_LARGE", "the body is too large")
 _LATE: Final = _refusal(408, "REQUEST_TIMEOUT", "the request did not come in time")
 _LONG_HEAD: Final = _refusal(431, "HEADERS_TOO_LARGE", "the headers are too large")
 _FAILED: Final = _refusal(500, "INTERNAL", "internal error; the server's log has the details")
@@ -70,7 +74,7 @@ class HttpLimits:
             trailers; beyond it 431.
         idle_seconds: time without a request after which a connection is closed.
         request_seconds: time for request line and headers, and longest pause in a body; beyond it 408.
-        stall_seconds: time for which a caller may leave its full socket unread.
+        stall_seconds: time for which a caller may take nothing of an answer.
         linger_seconds: time for which a caller that is refused may go on sending, so that it reads why; what it sends
             is dropped, up to `LINGER_BODIES` times `body_bytes`.
     """
@@ -189,12 +193,18 @@ class _Connection(asyncio.Protocol):
         self._parser = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport
         self._url = b""
+        self._hosts = 0
+        self._length = 0
+        self._asks = False  # whether to send the body
+        self._refused = b""
         self._headers: list[tuple[bytes, bytes]] = []
         self._body: bytes | bytearray = b""
         self._size = 0
         self._head = 0  # bytes since the last headers or piece of a body, at most one read less
         self._reading = self._in_body = False
         self._began = self._heard = 0.0
+        self._unsent = 0  # bytes of answers when it was last checked
+        self._moved = 0.0  # when they were last seen to become less
         # What waits for the answer before it: requests, and in the end a refusal.
         self._waiting: deque[_Exchange | bytes] = deque()
         self._task: asyncio.Task[None] | None = None
@@ -259,6 +269,8 @@ class _Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         self._url, self._headers = b"", []
+        self._hosts = self._length = 0
+        self._asks, self._refused = False, b""
         self._reading, self._in_body = not self._deaf, False
         self._began = self._heard
 
@@ -270,13 +282,31 @@ class _Connection(asyncio.Protocol):
             return
         name = name.lower()
         self._headers.append((name, value))
-        if name == b"expect" and value.lower() == b"100-continue" and self._task is None:
-            self._transport.write(_CONTINUE)
+        if name in _FRAMING:
+            self._frame(name, value)
+
+    def _frame(self, name: bytes, value: bytes) -> None:
+        if name == b"host":
+            self._hosts += 1
+        elif name == b"content-length":
+            self._length = int(value)
+        elif name == b"expect":
+            self._asks = value.lower() == b"100-continue"
+        elif value.strip().lower() != b"chunked":
+            self._refused = _CODING
 
     def on_headers_complete(self) -> None:
         self._in_body = True
         self._head = 0
         self._began = self._heard
+        if self._hosts != 1 and (self._hosts or self._parser.get_http_version() != "1.0"):
+            self._refuse(_HOST)
+        elif self._refused:
+            self._refuse(self._refused)
+        elif self._length > self._limits.body_bytes:
+            self._refuse(_LARGE)
+        elif self._asks and self._task is None and not self._deaf:
+            self._transport.write(_CONTINUE)
 
     def on_body(self, body: bytes) -> None:
         if self._deaf:
@@ -425,14 +455,19 @@ class _Connection(asyncio.Protocol):
     def check(self, now: float) -> None:
         """Enforces what depends on time; called every second."""
         limits = self._limits
-        if self._lingers is not None:
-            if now - self._lingers > limits.linger_seconds:
+        unsent = self._transport.get_write_buffer_size()
+        if unsent < self._unsent or not self._unsent:
+            self._moved = now
+        self._unsent = unsent
+        if unsent and now - self._moved > limits.stall_seconds:
+            self.abort()
+        elif self._lingers is not None:
+            if unsent:
+                self._lingers = now
+            elif now - self._lingers > limits.linger_seconds:
                 self.abort()
-        elif self._full:
-            if now - self._heard > limits.stall_seconds:
-                self.abort()
-        elif self._task is not None:
-            # An answer is due; time counts from when it is there.
+        elif self._task is not None or unsent:
+            # An answer is due or on its way; time counts from when it is there.
             self._began = self._heard = now
         elif self._reading:
             if now - self._began > limits.request_seconds:
@@ -499,5 +534,6 @@ def _path(url: bytes) -> str:
             return ""
     path, _, _ = url.partition(b"?")
     if b"%" in path:
-        path = unquote_to_bytes(path)
+        # A slash that is escaped is part of a name: it stays escaped, and parts nothing.
+        path = unquote_to_bytes(path.replace(b"%2F", b"%252F").replace(b"%2f", b"%252f"))
     return path.decode("utf-8", "replace")
