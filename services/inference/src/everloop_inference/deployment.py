@@ -17,6 +17,7 @@ from everloop_inference import autoscaling
 from everloop_inference.adapters.serve_handle import ServeHandle
 from everloop_inference.autoscaling import ONGOING
 from everloop_inference.domain import ServingPolicy
+from everloop_inference.listeners import STOP_SECONDS
 from everloop_inference.passing import HttpReply, HttpRequest, RpcReply, RpcRequest
 from everloop_inference.replica import Replica
 from everloop_inference.settings import InferenceSettings
@@ -25,6 +26,7 @@ from everloop_runtime import telemetry
 __all__ = ["ServeReplica", "application"]
 
 HEALTH_TIMEOUT_SECONDS = 10.0
+STOP_MARGIN_SECONDS = 5.0
 LOG_BYTES = 10 * 1024 * 1024
 
 
@@ -128,8 +130,17 @@ def _deployment(
         health_check_period_s=settings.replica_health_seconds,
         health_check_timeout_s=HEALTH_TIMEOUT_SECONDS,
         graceful_shutdown_wait_loop_s=0.1,
-        graceful_shutdown_timeout_s=settings.drain_seconds + 10.0,
+        graceful_shutdown_timeout_s=_stop_seconds(settings),
     )(ServeReplica)
+
+
+def _stop_seconds(settings: InferenceSettings) -> float:
+    """Time after which Ray ends a replica that does not end by itself: to drain, and to write the log out.
+
+    Kafka may take its time twice: for the batch that is on its way, and for the last one.
+    """
+    log_seconds = 2 * settings.log_send_seconds
+    return settings.drain_seconds + STOP_SECONDS + log_seconds + STOP_MARGIN_SECONDS
 
 
 def _replicas(settings: InferenceSettings, least: int, most: int, **scaling: Any) -> dict[str, Any]:
@@ -151,7 +162,6 @@ def _replicas(settings: InferenceSettings, least: int, most: int, **scaling: Any
 def _log_to_file(settings: InferenceSettings, name: str) -> None:
     """Writes the log to a file beside the data: Ray keeps a worker's own output where nobody looks."""
     telemetry.configure("inference-replica", settings.log_level)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
     root = logging.getLogger()
     folder = settings.data_dir / "logs"
     folder.mkdir(parents=True, exist_ok=True)

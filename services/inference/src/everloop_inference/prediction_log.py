@@ -56,7 +56,7 @@ class PredictionLog:
         self._rows = 0
         self._bytes: dict[str, int] = {}
         self._full = threading.Event()
-        self._stopping = False
+        self._stopping = self._closed = False
         self._retry_at = 0.0
         self._thread = threading.Thread(target=self._run, name="prediction log", daemon=True)
         for model, rows in spill.adopted:
@@ -72,7 +72,7 @@ class PredictionLog:
         return self._thread.is_alive()
 
     def close(self) -> None:
-        """Sends or spills what is buffered and ends the thread."""
+        """Sends or spills what is buffered and ends the thread; what is offered later is dropped."""
         self._stopping = True
         self._full.set()
         self._thread.join()
@@ -113,7 +113,7 @@ class PredictionLog:
         entry = Entry(answer, block, record_ids, latency_micros, now, rows, size)
         with self._lock:
             held = self._bytes.get(model.name, 0) + entry.size
-            fits = held <= self._buffer_bytes
+            fits = held <= self._buffer_bytes and not self._closed
             if fits:
                 # In the books before the thread can see it.
                 self.books.move(model.name, served=count, buffered=count)
@@ -131,6 +131,8 @@ class PredictionLog:
             self._full.wait(self._batch_seconds)
             self._full.clear()
             self._cycle()
+        with self._lock:
+            self._closed = True  # nobody comes for what is offered from here on
         self._cycle()
 
     def _cycle(self) -> None:
