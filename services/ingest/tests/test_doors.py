@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from kafka.errors import KafkaTimeoutError
 from kafka.future import Future
 
+from everloop_contracts.pipeline import Pipeline
 from everloop_contracts.stubs.everloop.ingest.v1 import ingest_pb2 as pb
 from everloop_contracts.stubs.everloop.ingest.v1.dataset_pb2 import DatasetVersion
 from everloop_ingest.adapters.kafka import TopicEnds, TopicProducer
+from everloop_ingest.domain import Reason
 from everloop_ingest.push import Push
 from everloop_ingest.servicer import IngestServicer
 from everloop_runtime.errors import EverloopError, Kind
@@ -25,14 +28,20 @@ class MemorySink:
 
     def __init__(self) -> None:
         self.sent: list[tuple[bytes | None, bytes]] = []
+        self.timestamps: list[int] = []
         self.error: EverloopError | None = None
 
     def send(
-        self, topic: str, records: Sequence[tuple[bytes | None, bytes]], seconds: float
+        self,
+        topic: str,
+        records: Sequence[tuple[bytes | None, bytes]],
+        timestamp: int,
+        seconds: float,
     ) -> None:
         if self.error:
             raise self.error
         self.sent += records
+        self.timestamps += [timestamp] * len(records)
 
 
 class Context:
@@ -332,14 +341,14 @@ def test_bytes_under_way_are_bounded_until_the_broker_has_them() -> None:
     broker = Broker()
     producer._client = broker
     with pytest.raises(EverloopError) as caught:
-        producer.send("t", [(None, b"x" * 80)], 1.0)
+        producer.send("t", [(None, b"x" * 80)], 0, 1.0)
     assert caught.value.kind is Kind.UNAVAILABLE
     with pytest.raises(EverloopError) as caught:
-        producer.send("t", [(None, b"x" * 30)], 1.0)
+        producer.send("t", [(None, b"x" * 30)], 0, 1.0)
     assert (caught.value.kind, caught.value.reason) == (Kind.EXHAUSTED, "TOO_MANY_BYTES")
     broker.futures[0].failure(KafkaTimeoutError("given up"))
     with pytest.raises(EverloopError) as caught:
-        producer.send("t", [(None, b"x" * 30)], 1.0)
+        producer.send("t", [(None, b"x" * 30)], 0, 1.0)
     assert caught.value.kind is Kind.UNAVAILABLE
 
 
@@ -348,10 +357,41 @@ def test_a_broker_that_does_not_answer_is_an_outage_in_time() -> None:
     away = TopicProducer("127.0.0.1:9", max_bytes=100, timeout_seconds=0.5)
     for attempt in (
         lambda: away.connect(["t"]),
-        lambda: away.send("t", [(None, b"x")], 0.5),
+        lambda: away.send("t", [(None, b"x")], 0, 0.5),
         lambda: TopicEnds("127.0.0.1:9").end_offsets("t", 0.5),
     ):
         with pytest.raises(EverloopError) as caught:
             attempt()
         assert caught.value.kind is Kind.UNAVAILABLE
     assert time.monotonic() - began < 5
+
+
+def test_both_doors_judge_by_the_same_contract_and_the_same_clock(
+    world: Any, sink: MemorySink, spec: dict[str, Any], make_record: Make
+) -> None:
+    section = spec["schema"] | {
+        "freshness": {"max_age": "1h"},
+        "rules": [{"name": "light", "check": "weight <= 9", "when": "zone == 'B'"}],
+    }
+    world.pipeline = Pipeline.model_validate(spec | {"schema": section})
+    world.restart()
+    now = datetime.now(UTC)
+    border = now - timedelta(hours=1)
+    records = [
+        make_record("a", sent=now.isoformat()),
+        make_record("b", sent=now.isoformat(), zone="B", weight=10),
+        *(
+            make_record(f"c{n}", sent=(border + timedelta(milliseconds=n)).isoformat())
+            for n in range(-20, 21)
+        ),
+    ]
+    push = Push({world.pipeline.name: world.pipeline}, sink, world.store, 4096)
+    answered = {item.row: item for item in push(world.pipeline, records, "", 5.0)}
+    assert answered[1].reason == Reason.RULE_BROKEN
+    assert {item.reason for item in answered.values()} == {Reason.RULE_BROKEN, Reason.TOO_OLD}
+    # The topic keeps the time that the door has judged by: the writer comes to the same result, whenever it reads.
+    for (_, value), timestamp in zip(sink.sent, sink.timestamps, strict=True):
+        world.send(0, value, timestamp=timestamp)
+    world.settle_all()
+    letters = [(headers["everloop-reason"], value) for value, headers in world.dead_letters()]
+    assert letters == [(str(answered[row].reason), records[row]) for row in sorted(answered)]

@@ -194,7 +194,7 @@ def test_a_message_that_breaks_any_step_does_not_block_its_partition(
     if rejected:
         whole = Validator.__call__
 
-        def strict(self: Validator, messages: list[bytes | None]) -> Any:
+        def strict(self: Validator, messages: list[bytes | None], *rest: Any) -> Any:
             return whole(self, [b"}" if value == POISON else value for value in messages])
 
         monkeypatch.setattr(Validator, "__call__", strict)

@@ -38,6 +38,11 @@ class Reason(StrEnum):
     WRONG_TYPE = "WRONG_TYPE"
     OUT_OF_RANGE = "OUT_OF_RANGE"
     UNKNOWN_CATEGORY = "UNKNOWN_CATEGORY"
+    TOO_LONG = "TOO_LONG"
+    PATTERN_MISMATCH = "PATTERN_MISMATCH"
+    RULE_BROKEN = "RULE_BROKEN"
+    TOO_OLD = "TOO_OLD"
+    IN_FUTURE = "IN_FUTURE"
     UNPROCESSABLE = "UNPROCESSABLE"
     """Settling failed on it: a defect of ours, kept from blocking the partition."""
 

@@ -62,9 +62,15 @@ class RecordSink(Protocol):
     """The way onto the record topics."""
 
     def send(
-        self, topic: str, records: Sequence[tuple[bytes | None, bytes]], seconds: float
+        self,
+        topic: str,
+        records: Sequence[tuple[bytes | None, bytes]],
+        timestamp: int,
+        seconds: float,
     ) -> None:
         """Puts keyed records on a topic and returns when the broker has all of them.
+
+        `timestamp` becomes theirs, in milliseconds since 1970-01-01 UTC: what was judged fresh by it stays so.
 
         Raises:
             EverloopError: kind unavailable, it does not have all of them after `seconds` (some may be there);

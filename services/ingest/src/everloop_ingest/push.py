@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
@@ -71,7 +72,8 @@ class Push:
     def _push(
         self, pipeline: Pipeline, records: Sequence[bytes], seconds: float
     ) -> list[Rejection]:
-        validated = self._validators[pipeline.name](records)
+        now = time.time_ns() // 1_000_000
+        validated = self._validators[pipeline.name](records, [now] * len(records))
         ids: dict[int, str] = dict(
             zip(
                 validated.positions.to_pylist(),
@@ -84,7 +86,7 @@ class Push:
             for row, record in enumerate(records)
         ]
         if keyed:
-            self._sink.send(pipeline.record_topic, keyed, seconds)
+            self._sink.send(pipeline.record_topic, keyed, now, seconds)
         rejected = len(validated.rejections)
         metrics.PUSHED.labels(pipeline.name, "accepted").inc(len(records) - rejected)
         metrics.PUSHED.labels(pipeline.name, "rejected").inc(rejected)

@@ -89,7 +89,10 @@ class Settle:
     def _whole(self, batch: Batch) -> bool:
         began = time.monotonic()
         pipeline = self._pipelines[batch.pipeline]
-        validated = self._validators[batch.pipeline]([message.value for message in batch.messages])
+        validated = self._validators[batch.pipeline](
+            [message.value for message in batch.messages],
+            [message.timestamp for message in batch.messages],
+        )
         key, content = "", b""
         if validated.rows.num_rows:
             key = shards.object_key(batch)

@@ -103,7 +103,11 @@ class TopicProducer:
             raise _unavailable(f"the broker does not answer: {error}") from error
 
     def send(
-        self, topic: str, records: Sequence[tuple[bytes | None, bytes]], seconds: float
+        self,
+        topic: str,
+        records: Sequence[tuple[bytes | None, bytes]],
+        timestamp: int,
+        seconds: float,
     ) -> None:
         """See `ports.RecordSink`."""
         client = self._client
@@ -116,7 +120,9 @@ class TopicProducer:
         futures = []
         try:
             for key, value in records:
-                future = client.send(topic, key=key, value=value, headers=headers)
+                future = client.send(
+                    topic, key=key, value=value, headers=headers, timestamp_ms=timestamp
+                )
                 sent += 1
                 # The bytes are under way until the broker has them or the client gives up, whoever waits.
                 future.add_both(self._give_back, len(value))
