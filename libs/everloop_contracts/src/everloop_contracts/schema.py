@@ -140,6 +140,9 @@ class Freshness(Spec):
 class Schema(Spec):
     """Shape of a record: a flat JSON object."""
 
+    version: int = Field(default=1, ge=1)
+    """Number of this schema. What has been served may get further nullable fields under its number; any other change
+    takes a higher one."""
     id: str
     """Field that names the record; the last record with an id wins, and late labels are joined by it."""
     time: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from everloop_contracts.pipeline import Pipeline, PipelineError, load_pipelines
@@ -14,6 +14,7 @@ from everloop_ingest.adapters.kafka import TopicEnds, TopicProducer
 from everloop_ingest.adapters.s3 import ShardBucket
 from everloop_ingest.adapters.store import Store
 from everloop_ingest.cut_version import BuildLimits, CutVersion
+from everloop_ingest.evolve import adopt_schemas
 from everloop_ingest.push import Push
 from everloop_ingest.schedule import Scheduler
 from everloop_ingest.servicer import IngestServicer
@@ -22,13 +23,14 @@ from everloop_ingest.settle import Settle
 from everloop_ingest.writer import DatasetWriter, Limits
 from everloop_runtime import telemetry
 from everloop_runtime.database import Database
+from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.grpc_server import GrpcServer
 from everloop_runtime.kafka import OutboxRelay, ensure_topics, wait_for_broker
 from everloop_runtime.metrics import MetricsServer
 from everloop_runtime.s3 import s3_filesystem
 from everloop_runtime.service import Component, Stopper, run
 
-__all__ = ["run_service"]
+__all__ = ["check_record_sizes", "run_service"]
 
 SERVICE = "everloop.ingest.v1.IngestService"
 
@@ -74,6 +76,13 @@ def run_service() -> int:
     database = Database(settings.database_url)
     database.upgrade(Path(__file__).parent / "migrations")
     store = Store(database)
+    try:
+        check_record_sizes(pipelines, settings.max_record_bytes)
+        adopt_schemas(pipelines, store, datetime.now(UTC))
+    except EverloopError as error:
+        print(error, file=sys.stderr)
+        database.close()
+        return 2
     bootstrap = settings.kafka_bootstrap
     filesystem = s3_filesystem(
         settings.s3_endpoint,
@@ -121,6 +130,23 @@ def run_service() -> int:
     ends.close()
     database.close()
     return status
+
+
+def check_record_sizes(pipelines: dict[str, Pipeline], most: int) -> None:
+    """Returns where no pipeline asks for larger records than the service takes.
+
+    Raises:
+        EverloopError: kind precondition, reason RECORD_LIMIT_TOO_LARGE.
+    """
+    for pipeline in pipelines.values():
+        wanted = pipeline.schema_.max_record_bytes or 0
+        if wanted > most:
+            raise EverloopError(
+                Kind.PRECONDITION,
+                "RECORD_LIMIT_TOO_LARGE",
+                f"{pipeline.name}: schema.max_record_bytes: {wanted} is more than this service takes, {most} "
+                "(EVERLOOP_MAX_RECORD_BYTES)",
+            )
 
 
 def _credentials(settings: IngestSettings) -> dict[str, str]:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from everloop_contracts.pipeline import Pipeline
 from everloop_ingest.domain import Rows
-from everloop_ingest.shards import IS_ACTUAL, OFFSET, PARTITION, TIMESTAMP
+from everloop_ingest.shards import IS_ACTUAL, OFFSET, PARTITION, TIMESTAMP, template
 from everloop_ingest.validate import arrow_schema
 
 __all__ = ["build_rows"]
@@ -46,8 +46,11 @@ def build_rows(
         config={"threads": threads, "memory_limit": f"{memory_bytes}B"}
     ) as database:
         database.execute("SET temp_directory = ?", [str(target.parent / "spill")])
-        # By name: shards from before a field was added read as null there.
-        events = database.read_parquet([str(path) for path in shards], union_by_name=True)
+        # By name: shards from before a field was added read as null there, and as today's type where it was widened.
+        today = target.with_name("template.parquet")
+        today.write_bytes(template(pipeline))
+        files = [str(path) for path in (*shards, today)]
+        events = database.read_parquet(files, union_by_name=True)
         events.create_view("events")
         # Times leave as the instants they are, whatever the machine's zone is.
         database.execute("SET TimeZone = 'UTC'")

@@ -1,4 +1,4 @@
-"""The ingest database: the writer's positions, the shards and their books, the dataset versions, the requests."""
+"""The ingest database: positions of the writer, shards and their books, dataset versions, requests, schemas."""
 
 from __future__ import annotations
 
@@ -115,6 +115,14 @@ push_requests = sa.Table(
     sa.Column("request_id", sa.String, primary_key=True),
     sa.Column("digest", sa.LargeBinary),
     sa.Column("rejections", sa.LargeBinary),
+    sa.Column("create_time", _Utc),
+)
+schemas = sa.Table(
+    "schemas",
+    metadata,
+    sa.Column("pipeline", sa.String, primary_key=True),
+    sa.Column("version", sa.BigInteger, primary_key=True),
+    sa.Column("document", sa.Text),
     sa.Column("create_time", _Utc),
 )
 
@@ -313,6 +321,26 @@ class Store:
             insert = _insert(work, push_requests).values(row)
             work.connection.execute(insert.on_conflict_do_nothing())
             return _pushed(work.connection, pipeline, request_id) or answer
+
+    def schemas(self, pipeline: str) -> dict[int, str]:
+        """The schemas that a pipeline was served with, JSON by number."""
+        query = sa.select(schemas.c.version, schemas.c.document).where(
+            schemas.c.pipeline == pipeline
+        )
+        with self._database.read() as connection:
+            return {row.version: row.document for row in connection.execute(query)}
+
+    def keep_schema(self, pipeline: str, version: int, document: str, now: datetime) -> None:
+        """Remembers a schema, in the place of one with its number."""
+        key = {"pipeline": pipeline, "version": version}
+        row = {"document": document, "create_time": now}
+        with self._database.unit_of_work() as work:
+            insert = _insert(work, schemas).values(key | row)
+            work.connection.execute(
+                insert.on_conflict_do_update(
+                    index_elements=list(key), set_={"document": insert.excluded.document}
+                )
+            )
 
     def forget_requests(self, before: datetime, limit: int) -> int:
         """Deletes requests from before a moment, the oldest `limit` of each kind; returns how many it were."""
