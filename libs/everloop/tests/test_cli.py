@@ -156,6 +156,7 @@ ARGUMENTS = {
     "datasets": [MODEL],
     "rollback": [MODEL],
     "drift": [MODEL],
+    "dead-letters": ["list", MODEL],
 }
 
 

@@ -30,8 +30,10 @@ from everloop.stack import Endpoints
 from everloop_contracts.pipeline import Pipeline
 from everloop_contracts.stubs.everloop.ingest.v1 import ingest_pb2, ingest_pb2_grpc
 from everloop_contracts.stubs.everloop.ingest.v1.dataset_pb2 import DatasetVersion
+from everloop_ingest.adapters.letter_store import LetterStore
 from everloop_ingest.adapters.store import Store
 from everloop_ingest.cut_version import BuildLimits, CutVersion
+from everloop_ingest.dead_letters import DeadLetters
 from everloop_ingest.domain import Batch, ObjectFile, Partition, ShardsLost, Version
 from everloop_ingest.settle import Settle
 from everloop_runtime import clients
@@ -112,6 +114,10 @@ class FolderFiles:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
 
+    def delete(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            (self.folder / key).unlink(missing_ok=True)
+
     def fetch(self, keys: Sequence[str], folder: Path) -> list[Path]:
         if lost := [key for key in keys if not (self.folder / key).exists()]:
             raise ShardsLost(lost)
@@ -153,6 +159,13 @@ class World:
         pipelines = {item.name: item for item in (self.pipeline, self.other)}
         self.store = Store(self.database)
         self.files = FolderFiles(self.bucket)
+        self.letters = DeadLetters(
+            LetterStore(self.database),
+            self.files,
+            self.folder / "work",
+            4096,
+            lambda: self.store.backlog(1000),
+        )
         self.settle = Settle(pipelines, self.store, self.files, 4096)
         limits = BuildLimits(self.folder / "work", 256 * 2**20, 1)
         self.cut = CutVersion(
@@ -175,6 +188,19 @@ class World:
             self.topic[number].append(
                 Message(offset, now, b"key", value, [("from", b"test"), ("none", None)])
             )
+
+    def relay(self, number: int) -> int:
+        """Takes what is replayed from the outbox to a partition, with new timestamps; returns how many it was."""
+        positions = []
+        for row in self.database.pending(100_000):
+            if row.topic == self.pipeline.record_topic:
+                headers = [(name, text.encode("latin-1")) for name, text in json.loads(row.headers)]
+                offset = len(self.topic[number])
+                message = Message(offset, 10**12 + offset, row.key, row.value, headers)
+                self.topic[number].append(message)
+                positions.append(row.position)
+        self.database.sent(positions)
+        return len(positions)
 
     def end_offsets(self, topic: str, seconds: float) -> dict[int, int]:
         return {number: len(messages) for number, messages in self.topic.items()}

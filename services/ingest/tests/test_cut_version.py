@@ -335,7 +335,15 @@ def test_versions_are_due_by_rows_and_by_age(pipeline: Pipeline) -> None:
 
 
 def test_the_scheduler_cuts_what_is_due(world: Any, make_record: Make) -> None:
-    scheduler = Scheduler({"parcels": world.pipeline}, world.store, world.cut, 1.0, timedelta(30))
+    scheduler = Scheduler(
+        {"parcels": world.pipeline},
+        world.store,
+        world.cut,
+        world.letters,
+        1.0,
+        timedelta(30),
+        timedelta(30),
+    )
     scheduler._stopper = Stopper()
     now = datetime.now(UTC)
     world.send(0, *(make_record(f"p{n}") for n in range(99)))
@@ -356,7 +364,15 @@ def test_the_scheduler_cuts_what_is_due(world: Any, make_record: Make) -> None:
 def test_requests_are_forgotten_after_their_time_some_at_a_turn(
     world: Any, make_record: Make
 ) -> None:
-    scheduler = Scheduler({"parcels": world.pipeline}, world.store, world.cut, 1.0, timedelta(30))
+    scheduler = Scheduler(
+        {"parcels": world.pipeline},
+        world.store,
+        world.cut,
+        world.letters,
+        1.0,
+        timedelta(30),
+        timedelta(30),
+    )
     now = datetime.now(UTC)
     old = now - timedelta(days=31)
     world.send(0, make_record("a"))

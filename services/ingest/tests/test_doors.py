@@ -12,6 +12,7 @@ from kafka.errors import KafkaTimeoutError
 from kafka.future import Future
 
 from everloop_contracts.pipeline import Pipeline
+from everloop_contracts.stubs.everloop.ingest.v1 import dead_letter_pb2
 from everloop_contracts.stubs.everloop.ingest.v1 import ingest_pb2 as pb
 from everloop_contracts.stubs.everloop.ingest.v1.dataset_pb2 import DatasetVersion
 from everloop_ingest.adapters.kafka import TopicEnds, TopicProducer
@@ -63,7 +64,9 @@ def sink() -> MemorySink:
 def door(world: Any, sink: MemorySink) -> IngestServicer:
     pipelines = {world.pipeline.name: world.pipeline}
     push = Push(pipelines, sink, world.store, 4096)
-    return IngestServicer(pipelines, world.store, push, world.cut, world, world.repository, 30.0)
+    return IngestServicer(
+        pipelines, world.store, push, world.cut, world.letters, world, world.repository, 30.0
+    )
 
 
 CONTEXT: Any = Context()
@@ -136,7 +139,9 @@ def test_a_repeated_push_returns_the_first_answer_and_adds_nothing(
     world.restart()
     pipelines = {world.pipeline.name: world.pipeline}
     push = Push(pipelines, sink, world.store, 4096)
-    again = IngestServicer(pipelines, world.store, push, world.cut, world, world.repository, 30.0)
+    again = IngestServicer(
+        pipelines, world.store, push, world.cut, world.letters, world, world.repository, 30.0
+    )
     for servicer in (door, again):
         assert servicer.PushRecords(request, CONTEXT) == first
     assert len(sink.sent) == 3
@@ -395,3 +400,44 @@ def test_both_doors_judge_by_the_same_contract_and_the_same_clock(
     world.settle_all()
     letters = [(headers["everloop-reason"], value) for value, headers in world.dead_letters()]
     assert letters == [(str(answered[row].reason), records[row]) for row in sorted(answered)]
+
+
+def test_dead_letters_are_listed_shown_and_replayed_over_grpc(
+    door: IngestServicer, world: Any, make_record: Make
+) -> None:
+    world.send(0, b"{", make_record("a", weight=-1))
+    world.settle_all()
+    listed = door.ListDeadLetters(
+        dead_letter_pb2.ListDeadLettersRequest(pipeline="parcels", page_size=1), CONTEXT
+    )
+    [first] = listed.dead_letters
+    assert (first.reason, first.field, first.value) == ("OUT_OF_RANGE", "weight", b"")
+    rest = door.ListDeadLetters(
+        dead_letter_pb2.ListDeadLettersRequest(
+            pipeline="parcels", page_token=listed.next_page_token
+        ),
+        CONTEXT,
+    )
+    [second] = rest.dead_letters
+    assert (second.reason, rest.next_page_token) == ("MALFORMED_JSON", "")
+    get = dead_letter_pb2.GetDeadLetterRequest(pipeline="parcels", id=second.id)
+    assert door.GetDeadLetter(get, CONTEXT).dead_letter.value == b"{"
+    again = dead_letter_pb2.ReplayDeadLettersRequest(
+        pipeline="parcels",
+        request_id="r",
+        filter=dead_letter_pb2.DeadLetterFilter(reason="OUT_OF_RANGE"),
+    )
+    for _ in range(2):
+        answer = door.ReplayDeadLetters(again, CONTEXT)
+        assert (answer.replayed, answer.skipped) == (1, 0)
+    assert world.relay(1) == 1
+    get.id = first.id
+    assert door.GetDeadLetter(get, CONTEXT).dead_letter.replay_request_id == "r"
+
+
+def test_a_replay_needs_a_request_id(door: IngestServicer) -> None:
+    with pytest.raises(EverloopError) as caught:
+        door.ReplayDeadLetters(
+            dead_letter_pb2.ReplayDeadLettersRequest(pipeline="parcels"), CONTEXT
+        )
+    assert caught.value.reason == "INVALID_REQUEST_ID"

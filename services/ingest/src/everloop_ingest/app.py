@@ -11,9 +11,11 @@ from everloop_contracts.pipeline import Pipeline, PipelineError, load_pipelines
 from everloop_contracts.stubs.everloop.ingest.v1 import ingest_pb2_grpc
 from everloop_ingest.adapters.dvc import DvcRepository
 from everloop_ingest.adapters.kafka import TopicEnds, TopicProducer
+from everloop_ingest.adapters.letter_store import LetterStore
 from everloop_ingest.adapters.s3 import ShardBucket
 from everloop_ingest.adapters.store import Store
 from everloop_ingest.cut_version import BuildLimits, CutVersion
+from everloop_ingest.dead_letters import DeadLetters
 from everloop_ingest.evolve import adopt_schemas
 from everloop_ingest.push import Push
 from everloop_ingest.schedule import Scheduler
@@ -109,21 +111,36 @@ def run_service() -> int:
     callers = max(1, settings.grpc_workers // 2)
     cut = CutVersion(pipelines, store, files, repository, ends, writer, build, callers)
     push = Push(pipelines, sink, store, settings.max_record_bytes)
+    dead_letters = DeadLetters(
+        LetterStore(database),
+        files,
+        settings.data_dir / "work",
+        settings.max_record_bytes,
+        lambda: store.backlog(settings.outbox_limit),
+    )
     servicer = IngestServicer(
-        pipelines, store, push, cut, ends, repository, settings.call_deadline_seconds
+        pipelines, store, push, cut, dead_letters, ends, repository, settings.call_deadline_seconds
     )
     grpc = GrpcServer(
         settings,
         [SERVICE],
         [lambda server: ingest_pb2_grpc.add_IngestServiceServicer_to_server(servicer, server)],
     )
-    retention = timedelta(days=settings.request_retention_days)
+    scheduler = Scheduler(
+        pipelines,
+        store,
+        cut,
+        dead_letters,
+        settings.schedule_seconds,
+        timedelta(days=settings.request_retention_days),
+        timedelta(days=settings.dead_letter_retention_days),
+    )
     components: list[Component] = [
         MetricsServer(settings.metrics_address),
         _Topics(bootstrap, pipelines, sink),
         OutboxRelay(database, bootstrap),
         writer,
-        Scheduler(pipelines, store, cut, settings.schedule_seconds, retention),
+        scheduler,
         grpc,
     ]
     status = run(components, on_ready=grpc.ready)

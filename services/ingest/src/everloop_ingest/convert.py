@@ -1,17 +1,27 @@
-"""From the domain to the wire."""
+"""Between the domain and the wire."""
 
 from __future__ import annotations
 
-from everloop_contracts.stubs.everloop.ingest.v1 import dataset_pb2
-from everloop_ingest.domain import State, Version
+from datetime import UTC, datetime
 
-__all__ = ["dataset_version"]
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from everloop_contracts.pipeline import Pipeline
+from everloop_contracts.stubs.everloop.ingest.v1 import dataset_pb2, dead_letter_pb2
+from everloop_ingest.dead_letters import Kept, Wanted
+from everloop_ingest.domain import State, Version
+from everloop_runtime.errors import EverloopError, Kind
+
+__all__ = ["dataset_version", "dead_letter", "wanted"]
 
 _STATES = {
     State.CUTTING: dataset_pb2.DatasetVersion.STATE_CUTTING,
     State.AVAILABLE: dataset_pb2.DatasetVersion.STATE_AVAILABLE,
     State.FAILED: dataset_pb2.DatasetVersion.STATE_FAILED,
 }
+
+_LAST_MILLISECOND = 253_402_300_799_999
+"""The end of the year 9999."""
 
 
 def dataset_version(version: Version, git_url: str) -> dataset_pb2.DatasetVersion:
@@ -41,3 +51,49 @@ def dataset_version(version: Version, git_url: str) -> dataset_pb2.DatasetVersio
             size_bytes=version.file.size_bytes,
         )
     return message
+
+
+def dead_letter(kept: Kept, pipeline: Pipeline, *, whole: bool) -> dead_letter_pb2.DeadLetter:
+    """A dead letter as contracts show it; key, body and headers where it is shown as a whole."""
+    letter = kept.letter
+    message = dead_letter_pb2.DeadLetter(
+        id=kept.id,
+        pipeline=pipeline.name,
+        reason=letter.reason,
+        field=letter.field,
+        message=letter.message,
+        value_bytes=kept.value_bytes,
+        replay_of=kept.replay_of,
+    )
+    # What no time can say, a producer may have made up.
+    milliseconds = min(max(letter.timestamp, 0), _LAST_MILLISECOND)
+    message.message_time.FromMilliseconds(milliseconds)
+    message.reject_time.FromDatetime(kept.file.create_time)
+    if whole:
+        message.value, message.key = letter.value, letter.key or b""
+        for name, value in letter.headers:
+            message.headers.add(name=name, value=value)
+    if kept.replay is not None:
+        message.replay_time.FromDatetime(kept.replay.time)
+        message.replay_request_id = kept.replay.request_id
+    return message
+
+
+def wanted(message: dead_letter_pb2.DeadLetterFilter) -> Wanted:
+    """Which dead letters a filter asks for.
+
+    Raises:
+        EverloopError: kind invalid, reason INVALID_FILTER.
+    """
+    start = _instant(message.start_time) if message.HasField("start_time") else None
+    end = _instant(message.end_time) if message.HasField("end_time") else None
+    return Wanted(message.reason, start, end)
+
+
+def _instant(time: Timestamp) -> datetime:
+    try:
+        return time.ToDatetime(UTC)
+    except (ValueError, OverflowError) as error:
+        raise EverloopError(
+            Kind.INVALID, "INVALID_FILTER", f"no time: {error}", field="filter"
+        ) from error

@@ -11,12 +11,16 @@ from typing import Protocol
 __all__ = [
     "Batch",
     "Books",
+    "DeadLetter",
+    "LetterFile",
     "Message",
     "ObjectFile",
     "Partition",
     "Pushed",
     "Reason",
     "Rejection",
+    "Replay",
+    "Replayed",
     "Rows",
     "Shard",
     "ShardsLost",
@@ -126,6 +130,73 @@ class Batch:
     start: int
     end: int
     messages: Sequence[Message]
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A message that was rejected, as it came.
+
+    Attributes:
+        offset: its offset in its partition.
+        timestamp: when it was sent first, milliseconds since 1970-01-01 UTC.
+        key: its key.
+        value: its body.
+        headers: its headers.
+        reason: why it was rejected, for programs.
+        field: the field that breaks the schema; empty where it is the message as a whole.
+        message: why, for a person.
+    """
+
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes
+    headers: Sequence[tuple[str, bytes]]
+    reason: Reason
+    field: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class LetterFile:
+    """The object that holds the dead letters of one batch.
+
+    Attributes:
+        id: rises with the time at which they were rejected.
+        reasons: those that are in it, with how many.
+        create_time: when they were rejected.
+    """
+
+    id: int
+    partition: Partition
+    key: str
+    reasons: dict[str, int]
+    create_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """That a dead letter was put on its topic again."""
+
+    request_id: str
+    time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """What a replay request was answered.
+
+    Attributes:
+        digest: of what was asked.
+        replayed: dead letters that are on their way to the topic.
+        skipped: dead letters that stay.
+        next_page_token: where the next request goes on; empty at the end.
+    """
+
+    digest: bytes
+    replayed: int
+    skipped: int
+    next_page_token: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,13 @@ class ShardFiles(Protocol):
             EverloopError: kind unavailable.
         """
 
+    def delete(self, keys: Sequence[str]) -> None:
+        """Deletes objects; one that is not there is no error.
+
+        Raises:
+            EverloopError: kind unavailable: some may be there still.
+        """
+
 
 class DataRepository(Protocol):
     """The git and DVC repository of dataset versions."""

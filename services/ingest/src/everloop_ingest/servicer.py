@@ -8,10 +8,15 @@ from typing import cast
 import grpc
 
 from everloop_contracts.pipeline import Pipeline
-from everloop_contracts.stubs.everloop.ingest.v1 import ingest_pb2, ingest_pb2_grpc
+from everloop_contracts.stubs.everloop.ingest.v1 import (
+    dead_letter_pb2,
+    ingest_pb2,
+    ingest_pb2_grpc,
+)
 from everloop_ingest.adapters.store import Store
-from everloop_ingest.convert import dataset_version
+from everloop_ingest.convert import dataset_version, dead_letter, wanted
 from everloop_ingest.cut_version import CutVersion
+from everloop_ingest.dead_letters import DeadLetters
 from everloop_ingest.ports import DataRepository, RecordLog
 from everloop_ingest.push import Push
 from everloop_runtime.errors import EverloopError, Kind
@@ -32,6 +37,7 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
         store: Store,
         push: Push,
         cut: CutVersion,
+        dead_letters: DeadLetters,
         record_log: RecordLog,
         repository: DataRepository,
         deadline_seconds: float,
@@ -41,6 +47,7 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
         self._store = store
         self._push = push
         self._cut = cut
+        self._letters = dead_letters
         self._log = record_log
         self._repository = repository
         self._deadline = deadline_seconds
@@ -112,6 +119,50 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
             rejected_by_reason=books.rejected_by_reason,
             lag=sum(max(0, end - positions.get(number, 0)) for number, end in ends.items()),
             actuals=books.actuals,
+        )
+
+    def ListDeadLetters(
+        self, request: dead_letter_pb2.ListDeadLettersRequest, context: grpc.ServicerContext
+    ) -> dead_letter_pb2.ListDeadLettersResponse:
+        """See the contract."""
+        pipeline = self._pipeline(request.pipeline)
+        _, size = page("", request.page_size)
+        found, token = self._letters.page(
+            pipeline, wanted(request.filter), request.page_token, size
+        )
+        return dead_letter_pb2.ListDeadLettersResponse(
+            dead_letters=[dead_letter(kept, pipeline, whole=False) for kept in found],
+            next_page_token=token,
+        )
+
+    def GetDeadLetter(
+        self, request: dead_letter_pb2.GetDeadLetterRequest, context: grpc.ServicerContext
+    ) -> dead_letter_pb2.GetDeadLetterResponse:
+        """See the contract."""
+        pipeline = self._pipeline(request.pipeline)
+        kept = self._letters.get(pipeline, request.id)
+        return dead_letter_pb2.GetDeadLetterResponse(
+            dead_letter=dead_letter(kept, pipeline, whole=True)
+        )
+
+    def ReplayDeadLetters(
+        self, request: dead_letter_pb2.ReplayDeadLettersRequest, context: grpc.ServicerContext
+    ) -> dead_letter_pb2.ReplayDeadLettersResponse:
+        """See the contract."""
+        pipeline = self._pipeline(request.pipeline)
+        _, size = page("", request.page_size)
+        answer = self._letters.replay(
+            pipeline,
+            _checked(request.request_id),
+            request.ids,
+            wanted(request.filter),
+            request.page_token,
+            size,
+        )
+        return dead_letter_pb2.ReplayDeadLettersResponse(
+            replayed=answer.replayed,
+            skipped=answer.skipped,
+            next_page_token=answer.next_page_token,
         )
 
     def _pipeline(self, name: str) -> Pipeline:

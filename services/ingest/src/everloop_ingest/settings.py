@@ -50,6 +50,9 @@ class IngestSettings(ServiceSettings):
 
     request_retention_days: float = Field(default=30.0, gt=0)
     """How long a request_id is remembered, in days; a repeat that comes later is a new request."""
+    dead_letter_retention_days: float = Field(default=30.0, gt=0)
+    """How long dead letters are kept on the object store, to look at and to replay, in days; on their topic Kafka's own
+    retention holds."""
     schedule_seconds: float = Field(default=5.0, gt=0)
     """Time between two looks whether a version is due, in seconds."""
     cut_memory_bytes: int = Field(default=512 * _MIB, ge=64 * _MIB)

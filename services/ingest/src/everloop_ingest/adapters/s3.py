@@ -44,6 +44,19 @@ class ShardBucket:
             raise ShardsLost(lost)
         return paths
 
+    def delete(self, keys: Sequence[str]) -> None:
+        """See `ports.ShardFiles`."""
+        with ThreadPoolExecutor(_TRANSFERS) as pool:
+            list(pool.map(self._delete, keys))
+
+    def _delete(self, key: str) -> None:
+        try:
+            self._files.delete_file(key)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise _unavailable(f"cannot delete {key}", error) from error
+
     def _fetch(self, key: str, path: Path) -> bool:
         """Copies one object; False if it is not there."""
         try:

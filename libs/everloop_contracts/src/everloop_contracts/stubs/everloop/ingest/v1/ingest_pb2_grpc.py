@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from everloop_contracts.stubs.everloop.ingest.v1 import dead_letter_pb2 as everloop_dot_ingest_dot_v1_dot_dead__letter__pb2
 from everloop_contracts.stubs.everloop.ingest.v1 import ingest_pb2 as everloop_dot_ingest_dot_v1_dot_ingest__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -60,6 +61,21 @@ class IngestServiceStub:
                 request_serializer=everloop_dot_ingest_dot_v1_dot_ingest__pb2.GetPipelineStatsRequest.SerializeToString,
                 response_deserializer=everloop_dot_ingest_dot_v1_dot_ingest__pb2.GetPipelineStatsResponse.FromString,
                 _registered_method=True)
+        self.ListDeadLetters = channel.unary_unary(
+                '/everloop.ingest.v1.IngestService/ListDeadLetters',
+                request_serializer=everloop_dot_ingest_dot_v1_dot_dead__letter__pb2.ListDeadLettersRequest.SerializeToString,
+                response_deserializer=everloop_dot_ingest_dot_v1_dot_dead__letter__pb2.ListDeadLettersResponse.FromString,
+                _registered_method=True)
+        self.GetDeadLetter = channel.unary_unary(
+                '/everloop.ingest.v1.IngestService/GetDeadLetter',
+                request_serializer=everloop_dot_ingest_dot_v1_dot_dead__letter__pb2.GetDeadLetterRequest.SerializeToString,
+                response_deserializer=everloop_dot_ingest_dot_v1_dot_dead__letter__pb2.GetDeadLetterResponse.FromString,
+                _registered_method=True)
+        self.ReplayDeadLetters = channel.unary_unary(
+                '/everloop.ingest.v1.IngestService/ReplayDeadLetters',
+                request_serializer=everloop_dot_ingest_dot_v1_dot_dead__letter__pb2.ReplayDeadLettersRequest.SerializeToString,
+                response_deserializer=everloop_dot_ingest_dot_v1_dot_dead__letter__pb2.ReplayDeadLettersResponse.FromString,
+                _registered_method=True)
 
 
 class IngestServiceServicer:
@@ -109,6 +125,28 @@ class IngestServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListDeadLetters(self, request, context):
+        """Lists dead letters without their bodies, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetDeadLetter(self, request, context):
+        """Returns one dead letter as it came.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReplayDeadLetters(self, request, context):
+        """Puts dead letters on the record topic again, each at most once, whoever asks. They keep their time, so that a
+        later event of the same record id still wins, and freshness is judged as of then.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_IngestServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -136,6 +174,21 @@ def add_IngestServiceServicer_to_server(servicer, server):
                     servicer.GetPipelineStats,
                     request_deserializer=everloop_dot_ingest_dot_v1_dot_ingest__pb2.GetPipelineStatsRequest.FromString,
                     response_serializer=everloop_dot_ingest_dot_v1_dot_ingest__pb2.GetPipelineStatsResponse.SerializeToString,
+            ),
+            'ListDeadLetters': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDeadLetters,
+                    request_deserializer=everloop_dot_ingest_dot_v1_dot_dead__letter__pb2.ListDeadLettersRequest.FromString,
+                    response_serializer=everloop_dot_ingest_dot_v1_dot_dead__letter__pb2.ListDeadLettersResponse.SerializeToString,
+            ),
+            'GetDeadLetter': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDeadLetter,
+                    request_deserializer=everloop_dot_ingest_dot_v1_dot_dead__letter__pb2.GetDeadLetterRequest.FromString,
+                    response_serializer=everloop_dot_ingest_dot_v1_dot_dead__letter__pb2.GetDeadLetterResponse.SerializeToString,
+            ),
+            'ReplayDeadLetters': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReplayDeadLetters,
+                    request_deserializer=everloop_dot_ingest_dot_v1_dot_dead__letter__pb2.ReplayDeadLettersRequest.FromString,
+                    response_serializer=everloop_dot_ingest_dot_v1_dot_dead__letter__pb2.ReplayDeadLettersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -274,6 +327,87 @@ class IngestService:
             '/everloop.ingest.v1.IngestService/GetPipelineStats',
             everloop_dot_ingest_dot_v1_dot_ingest__pb2.GetPipelineStatsRequest.SerializeToString,
             everloop_dot_ingest_dot_v1_dot_ingest__pb2.GetPipelineStatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDeadLetters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/everloop.ingest.v1.IngestService/ListDeadLetters',
+            everloop_dot_ingest_dot_v1_dot_dead__letter__pb2.ListDeadLettersRequest.SerializeToString,
+            everloop_dot_ingest_dot_v1_dot_dead__letter__pb2.ListDeadLettersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDeadLetter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/everloop.ingest.v1.IngestService/GetDeadLetter',
+            everloop_dot_ingest_dot_v1_dot_dead__letter__pb2.GetDeadLetterRequest.SerializeToString,
+            everloop_dot_ingest_dot_v1_dot_dead__letter__pb2.GetDeadLetterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReplayDeadLetters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/everloop.ingest.v1.IngestService/ReplayDeadLetters',
+            everloop_dot_ingest_dot_v1_dot_dead__letter__pb2.ReplayDeadLettersRequest.SerializeToString,
+            everloop_dot_ingest_dot_v1_dot_dead__letter__pb2.ReplayDeadLettersResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -4,6 +4,7 @@ isort:skip_file
 """
 
 from collections import abc as _abc
+from everloop_contracts.stubs.everloop.ingest.v1 import dead_letter_pb2 as _dead_letter_pb2
 from everloop_contracts.stubs.everloop.ingest.v1 import ingest_pb2 as _ingest_pb2
 from grpc import aio as _aio
 import abc as _abc_1
@@ -53,6 +54,14 @@ class IngestServiceStub:
     """Lists dataset versions, newest first."""
     GetPipelineStats: _grpc.UnaryUnaryMultiCallable[_ingest_pb2.GetPipelineStatsRequest, _ingest_pb2.GetPipelineStatsResponse]
     """Returns the books of a pipeline: what arrived, what was accepted, what was rejected and why."""
+    ListDeadLetters: _grpc.UnaryUnaryMultiCallable[_dead_letter_pb2.ListDeadLettersRequest, _dead_letter_pb2.ListDeadLettersResponse]
+    """Lists dead letters without their bodies, newest first."""
+    GetDeadLetter: _grpc.UnaryUnaryMultiCallable[_dead_letter_pb2.GetDeadLetterRequest, _dead_letter_pb2.GetDeadLetterResponse]
+    """Returns one dead letter as it came."""
+    ReplayDeadLetters: _grpc.UnaryUnaryMultiCallable[_dead_letter_pb2.ReplayDeadLettersRequest, _dead_letter_pb2.ReplayDeadLettersResponse]
+    """Puts dead letters on the record topic again, each at most once, whoever asks. They keep their time, so that a
+    later event of the same record id still wins, and freshness is judged as of then.
+    """
 
 @_typing.type_check_only
 class IngestServiceAsyncStub(IngestServiceStub):
@@ -79,6 +88,14 @@ class IngestServiceAsyncStub(IngestServiceStub):
     """Lists dataset versions, newest first."""
     GetPipelineStats: _aio.UnaryUnaryMultiCallable[_ingest_pb2.GetPipelineStatsRequest, _ingest_pb2.GetPipelineStatsResponse]  # type: ignore[assignment]
     """Returns the books of a pipeline: what arrived, what was accepted, what was rejected and why."""
+    ListDeadLetters: _aio.UnaryUnaryMultiCallable[_dead_letter_pb2.ListDeadLettersRequest, _dead_letter_pb2.ListDeadLettersResponse]  # type: ignore[assignment]
+    """Lists dead letters without their bodies, newest first."""
+    GetDeadLetter: _aio.UnaryUnaryMultiCallable[_dead_letter_pb2.GetDeadLetterRequest, _dead_letter_pb2.GetDeadLetterResponse]  # type: ignore[assignment]
+    """Returns one dead letter as it came."""
+    ReplayDeadLetters: _aio.UnaryUnaryMultiCallable[_dead_letter_pb2.ReplayDeadLettersRequest, _dead_letter_pb2.ReplayDeadLettersResponse]  # type: ignore[assignment]
+    """Puts dead letters on the record topic again, each at most once, whoever asks. They keep their time, so that a
+    later event of the same record id still wins, and freshness is judged as of then.
+    """
 
 class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
     """The gRPC door for data, and the dataset versions cut from it."""
@@ -132,5 +149,31 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_ingest_pb2.GetPipelineStatsResponse, _abc.Awaitable[_ingest_pb2.GetPipelineStatsResponse]]:
         """Returns the books of a pipeline: what arrived, what was accepted, what was rejected and why."""
+
+    @_abc_1.abstractmethod
+    def ListDeadLetters(
+        self,
+        request: _dead_letter_pb2.ListDeadLettersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dead_letter_pb2.ListDeadLettersResponse, _abc.Awaitable[_dead_letter_pb2.ListDeadLettersResponse]]:
+        """Lists dead letters without their bodies, newest first."""
+
+    @_abc_1.abstractmethod
+    def GetDeadLetter(
+        self,
+        request: _dead_letter_pb2.GetDeadLetterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dead_letter_pb2.GetDeadLetterResponse, _abc.Awaitable[_dead_letter_pb2.GetDeadLetterResponse]]:
+        """Returns one dead letter as it came."""
+
+    @_abc_1.abstractmethod
+    def ReplayDeadLetters(
+        self,
+        request: _dead_letter_pb2.ReplayDeadLettersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dead_letter_pb2.ReplayDeadLettersResponse, _abc.Awaitable[_dead_letter_pb2.ReplayDeadLettersResponse]]:
+        """Puts dead letters on the record topic again, each at most once, whoever asks. They keep their time, so that a
+        later event of the same record id still wins, and freshness is judged as of then.
+        """
 
 def add_IngestServiceServicer_to_server(servicer: IngestServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
