@@ -79,6 +79,8 @@ def nulls(values: Sequence[Any], rows: Sequence[int], text: str) -> Broken:
 
 def show(value: object) -> str:
     """A value for a message: as JSON, cut short."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
     text = orjson.dumps(value, default=str).decode()
     return text if len(text) <= 80 else f"{text[:77]}..."
 
@@ -131,6 +133,8 @@ def _outside(spec: FieldSpec, array: pa.Array) -> Iterator[tuple[pa.Array, Reaso
     if spec.type is FieldType.FLOAT or spec.min is not None or spec.max is not None:
         low, high = _bounds(spec)
         wrong = pc.or_(pc.less(array, low), pc.greater(array, high))
+        if spec.type is FieldType.FLOAT:  # JSON has no NaN, Protobuf has
+            wrong = pc.or_(wrong, pc.is_nan(array))
         yield wrong, Reason.OUT_OF_RANGE, f"between {low} and {high}"
 
 

@@ -16,6 +16,7 @@ from everloop_contracts.stubs.everloop.ingest.v1 import events_pb2
 from everloop_ingest import letters, metrics, shards
 from everloop_ingest.adapters.store import OutboxMessage, Store
 from everloop_ingest.domain import Batch, DeadLetter, Message, Reason, Rejection, Shard
+from everloop_ingest.formats import is_protobuf
 from everloop_ingest.ports import ShardFiles
 from everloop_ingest.validate import Validated, Validator
 from everloop_runtime.errors import EverloopError, Kind
@@ -91,7 +92,13 @@ class Settle:
         pipeline = self._pipelines[batch.pipeline]
         messages = [_as_sent(message) for message in batch.messages]
         validated = self._validators[batch.pipeline](
-            [message.value for message in messages], [message.timestamp for message in messages]
+            [message.value for message in messages],
+            [message.timestamp for message in messages],
+            {
+                row
+                for row, message in enumerate(messages)
+                if message.headers and is_protobuf(message.headers)
+            },
         )
         key, content = "", b""
         if validated.rows.num_rows:

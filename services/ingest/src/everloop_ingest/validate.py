@@ -1,4 +1,4 @@
-"""From JSON messages to one Arrow batch of the pipeline's schema, and the reasons of those that are not in it.
+"""From messages to one Arrow batch of the pipeline's schema, and the reasons of those that are not in it.
 
 Whole columns are checked at once; single values are looked at only in a column that holds a broken one. What each
 column is held to is in `columns`, what columns are held to together in `rules`.
@@ -7,7 +7,7 @@ column is held to is in `columns`, what columns are held to together in `rules`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
@@ -15,10 +15,12 @@ from typing import Any
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
+from google.protobuf.message import DecodeError
 
 from everloop_contracts.pipeline import FieldSpec, FieldType, Pipeline
 from everloop_ingest.columns import ARROW, Broken, nulls, read_column, show
 from everloop_ingest.domain import Reason, Rejection
+from everloop_ingest.formats import from_protobuf
 from everloop_ingest.rules import RowRules
 
 __all__ = ["Validated", "Validator", "arrow_schema"]
@@ -52,8 +54,8 @@ class Validated:
 class Validator:
     """Validates messages of one pipeline.
 
-    A message is one flat JSON object. A nullable field may be absent. A message with the record id, the target
-    and at most the time is a late label (an actual), unless the schema has no other field.
+    A message is one flat JSON object, or the same as Protobuf. A nullable field may be absent. A message with the
+    record id, the target and at most the time is a late label (an actual), unless the schema has no other field.
     """
 
     def __init__(self, pipeline: Pipeline, max_bytes: int) -> None:
@@ -77,7 +79,10 @@ class Validator:
                 read_column(spec, ["2000-01-01T00:00:00"], {str})
 
     def __call__(
-        self, messages: Sequence[bytes | None], timestamps: Sequence[int] | None = None
+        self,
+        messages: Sequence[bytes | None],
+        timestamps: Sequence[int] | None = None,
+        protobuf: Collection[int] = (),
     ) -> Validated:
         """Validates messages; every one of them is either a row or a rejection.
 
@@ -85,9 +90,10 @@ class Validator:
             messages: bodies.
             timestamps: Kafka timestamps, milliseconds since 1970-01-01 UTC, against which their freshness is judged;
                 now where not given.
+            protobuf: positions of the bodies that are Protobuf; the others are JSON.
         """
         rejections: dict[int, Rejection] = {}
-        records, positions, actuals = self._parse(messages, rejections)
+        records, positions, actuals = self._parse(messages, protobuf, rejections)
         columns = list(zip(*map(self._values, records), strict=True)) or [()] * len(self._names)
         late = {row for row, actual in enumerate(actuals) if actual}
         arrays = []
@@ -113,7 +119,10 @@ class Validator:
         return Validated(rows, kept, is_actual, [rejections[row] for row in sorted(rejections)])
 
     def _parse(
-        self, messages: Sequence[bytes | None], rejections: dict[int, Rejection]
+        self,
+        messages: Sequence[bytes | None],
+        protobuf: Collection[int],
+        rejections: dict[int, Rejection],
     ) -> tuple[list[dict[str, Any]], list[int], list[bool]]:
         """The messages that are objects of a known shape: objects, their positions, whether late labels."""
         records: list[dict[str, Any]] = []
@@ -130,7 +139,11 @@ class Validator:
                 rejections[position] = Rejection(position, Reason.MALFORMED_JSON, "", text)
                 continue
             try:
-                record = orjson.loads(message)
+                record = from_protobuf(message) if position in protobuf else orjson.loads(message)
+            except DecodeError as error:
+                reason = Reason.MALFORMED_PROTOBUF
+                rejections[position] = Rejection(position, reason, "", str(error))
+                continue
             except orjson.JSONDecodeError as error:
                 rejections[position] = Rejection(position, Reason.MALFORMED_JSON, "", str(error))
                 continue
