@@ -444,7 +444,7 @@ def fake() -> FakeEverloop:
 @pytest.fixture
 def addresses(fake: FakeEverloop) -> Iterator[Addresses]:
     server = grpc.server(ThreadPoolExecutor(8))
-    ingest_pb2_grpc.add_IngestServiceServicer_to_server(Ingest(fake), server)
+    ingest_pb2_grpc.add_IngestServiceServicer_to_server(Ingest(fake), server)  # type: ignore[abstract]
     training_pb2_grpc.add_TrainingServiceServicer_to_server(Training(fake), server)  # type: ignore[abstract]
     registry_pb2_grpc.add_RegistryServiceServicer_to_server(Registry(fake), server)  # type: ignore[abstract]
     monitoring_pb2_grpc.add_MonitoringServiceServicer_to_server(Monitoring(), server)

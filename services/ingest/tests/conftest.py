@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -35,9 +36,13 @@ from everloop_ingest.adapters.store import Store
 from everloop_ingest.cut_version import BuildLimits, CutVersion
 from everloop_ingest.dead_letters import DeadLetters
 from everloop_ingest.domain import Batch, ObjectFile, Partition, ShardsLost, Version
+from everloop_ingest.push import Push
+from everloop_ingest.servicer import IngestServicer
 from everloop_ingest.settle import Settle
+from everloop_ingest.stream import RecordStream, StreamLimits
 from everloop_runtime import clients
 from everloop_runtime.database import Database
+from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.events import Event, decode
 
 # A busy machine is no failure.
@@ -64,6 +69,9 @@ SPEC: dict[str, Any] = {
     "cut": {"rows": 100, "age": "1h"},
     "partitions": 3,
 }
+
+
+STREAM_LIMITS = StreamLimits(max_bytes=2**20, timeout_seconds=20.0, idle_seconds=20.0)
 
 
 class Crash(BaseException):
@@ -127,6 +135,35 @@ class FolderFiles:
         ]
 
 
+class MemorySink:
+    """Fake of `ports.RecordSink`, whose deliveries are there when `acknowledge` is set."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[bytes | None, bytes]] = []
+        self.timestamps: list[int] = []
+        self.error: EverloopError | None = None
+        self.acknowledge = threading.Event()
+        self.acknowledge.set()
+
+    def begin(
+        self,
+        topic: str,
+        records: Sequence[tuple[bytes | None, bytes]],
+        timestamp: int,
+        seconds: float,
+        patience: float = 0.0,
+    ) -> MemorySink:
+        if self.error:
+            raise self.error
+        self.sent += records
+        self.timestamps += [timestamp] * len(records)
+        return self
+
+    def wait(self, seconds: float) -> None:
+        if not self.acknowledge.wait(seconds):
+            raise EverloopError(Kind.UNAVAILABLE, "BROKER_UNAVAILABLE", "no acknowledgement")
+
+
 @dataclass
 class World:
     """Everything that outlives a process, and a process that works on it.
@@ -178,6 +215,22 @@ class World:
             limits,
             self.callers,
             wait=lambda seconds: None,
+        )
+
+    def servicer(self, sink: MemorySink, limits: StreamLimits = STREAM_LIMITS) -> IngestServicer:
+        """The gRPC door in front of a sink."""
+        pipelines = {self.pipeline.name: self.pipeline}
+        push = Push(pipelines, sink, self.store, 4096)
+        return IngestServicer(
+            pipelines,
+            self.store,
+            push,
+            RecordStream(push, limits),
+            self.cut,
+            self.letters,
+            self,
+            self.repository,
+            30.0,
         )
 
     def send(self, number: int, *values: bytes | None, timestamp: int | None = None) -> None:
@@ -254,6 +307,11 @@ class World:
     def dead_letters(self) -> list[tuple[bytes, dict[str, str]]]:
         wanted = self.pipeline.dead_letter_topic
         return [(value, headers) for topic, value, headers in self.outbox() if topic == wanted]
+
+
+@pytest.fixture
+def sink() -> MemorySink:
+    return MemorySink()
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,7 @@ from everloop_ingest.schedule import Scheduler
 from everloop_ingest.servicer import IngestServicer
 from everloop_ingest.settings import IngestSettings
 from everloop_ingest.settle import Settle
+from everloop_ingest.stream import RecordStream, StreamLimits
 from everloop_ingest.writer import DatasetWriter, Limits
 from everloop_runtime import telemetry
 from everloop_runtime.database import Database
@@ -107,10 +108,16 @@ def run_service() -> int:
         bootstrap, pipelines, store, settle, _limits(settings), settings.instance
     )
     build = BuildLimits(settings.data_dir / "work", settings.cut_memory_bytes, settings.cut_threads)
-    # Half of the gRPC workers stay free of callers that wait for a version.
-    callers = max(1, settings.grpc_workers // 2)
+    # Streams may hold half of the gRPC workers; with callers that wait for a version, a quarter stays free.
+    callers = max(1, settings.grpc_workers // 4)
     cut = CutVersion(pipelines, store, files, repository, ends, writer, build, callers)
     push = Push(pipelines, sink, store, settings.max_record_bytes)
+    stream = RecordStream(
+        push,
+        StreamLimits(
+            settings.stream_max_bytes, settings.push_timeout_seconds, settings.stream_idle_seconds
+        ),
+    )
     dead_letters = DeadLetters(
         LetterStore(database),
         files,
@@ -119,7 +126,15 @@ def run_service() -> int:
         lambda: store.backlog(settings.outbox_limit),
     )
     servicer = IngestServicer(
-        pipelines, store, push, cut, dead_letters, ends, repository, settings.call_deadline_seconds
+        pipelines,
+        store,
+        push,
+        stream,
+        cut,
+        dead_letters,
+        ends,
+        repository,
+        settings.call_deadline_seconds,
     )
     grpc = GrpcServer(
         settings,

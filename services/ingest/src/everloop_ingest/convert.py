@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from everloop_contracts.pipeline import Pipeline
-from everloop_contracts.stubs.everloop.ingest.v1 import dataset_pb2, dead_letter_pb2
+from everloop_contracts.stubs.everloop.ingest.v1 import dataset_pb2, dead_letter_pb2, ingest_pb2
 from everloop_ingest.dead_letters import Kept, Wanted
-from everloop_ingest.domain import State, Version
+from everloop_ingest.domain import Rejection, State, Version
 from everloop_runtime.errors import EverloopError, Kind
 
-__all__ = ["dataset_version", "dead_letter", "wanted"]
+__all__ = ["dataset_version", "dead_letter", "record_result", "record_results", "wanted"]
 
 _STATES = {
     State.CUTTING: dataset_pb2.DatasetVersion.STATE_CUTTING,
@@ -51,6 +52,19 @@ def dataset_version(version: Version, git_url: str) -> dataset_pb2.DatasetVersio
             size_bytes=version.file.size_bytes,
         )
     return message
+
+
+def record_results(records: int, rejections: Sequence[Rejection]) -> list[ingest_pb2.RecordResult]:
+    """What became of so many records, in their order."""
+    results = [ingest_pb2.RecordResult(accepted=True)] * records
+    for item in rejections:
+        results[item.row] = record_result(item)
+    return results
+
+
+def record_result(item: Rejection) -> ingest_pb2.RecordResult:
+    """A rejection as contracts show it."""
+    return ingest_pb2.RecordResult(reason=item.reason, field=item.field, message=item.message)
 
 
 def dead_letter(kept: Kept, pipeline: Pipeline, *, whole: bool) -> dead_letter_pb2.DeadLetter:

@@ -41,6 +41,16 @@ class IngestServiceStub:
                 request_serializer=everloop_dot_ingest_dot_v1_dot_ingest__pb2.PushRecordsRequest.SerializeToString,
                 response_deserializer=everloop_dot_ingest_dot_v1_dot_ingest__pb2.PushRecordsResponse.FromString,
                 _registered_method=True)
+        self.StreamRecords = channel.stream_stream(
+                '/everloop.ingest.v1.IngestService/StreamRecords',
+                request_serializer=everloop_dot_ingest_dot_v1_dot_ingest__pb2.StreamRecordsRequest.SerializeToString,
+                response_deserializer=everloop_dot_ingest_dot_v1_dot_ingest__pb2.StreamRecordsResponse.FromString,
+                _registered_method=True)
+        self.UploadRecords = channel.stream_unary(
+                '/everloop.ingest.v1.IngestService/UploadRecords',
+                request_serializer=everloop_dot_ingest_dot_v1_dot_ingest__pb2.UploadRecordsRequest.SerializeToString,
+                response_deserializer=everloop_dot_ingest_dot_v1_dot_ingest__pb2.UploadRecordsResponse.FromString,
+                _registered_method=True)
         self.CutVersion = channel.unary_unary(
                 '/everloop.ingest.v1.IngestService/CutVersion',
                 request_serializer=everloop_dot_ingest_dot_v1_dot_ingest__pb2.CutVersionRequest.SerializeToString,
@@ -90,6 +100,26 @@ class IngestServiceServicer:
         Only what was answered is remembered: where the first call ended without an answer, the repeat may put its
         records on the topic a second time. That changes no dataset version, since the last event of a record id wins,
         but the books count each message.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StreamRecords(self, request_iterator, context):
+        """Like PushRecords for many messages: each is answered in the order in which they came, once the broker has its
+        records, and may be followed by others before that. A stream whose unanswered bytes reach the limit in ingest's
+        settings is not read further until answers have left: the caller is held up by gRPC's flow control. Where the
+        broker takes nothing for too long, the stream ends: UNAVAILABLE, or RESOURCE_EXHAUSTED, reason TOO_MANY_BYTES.
+
+        A message with a `request_id` may be sent again on another stream, or by PushRecords: it adds nothing then. A
+        stream on which nothing happens for long ends with DEADLINE_EXCEEDED, reason STREAM_IDLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UploadRecords(self, request_iterator, context):
+        """Like StreamRecords for callers that want one answer, when the broker has everything.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -155,6 +185,16 @@ def add_IngestServiceServicer_to_server(servicer, server):
                     request_deserializer=everloop_dot_ingest_dot_v1_dot_ingest__pb2.PushRecordsRequest.FromString,
                     response_serializer=everloop_dot_ingest_dot_v1_dot_ingest__pb2.PushRecordsResponse.SerializeToString,
             ),
+            'StreamRecords': grpc.stream_stream_rpc_method_handler(
+                    servicer.StreamRecords,
+                    request_deserializer=everloop_dot_ingest_dot_v1_dot_ingest__pb2.StreamRecordsRequest.FromString,
+                    response_serializer=everloop_dot_ingest_dot_v1_dot_ingest__pb2.StreamRecordsResponse.SerializeToString,
+            ),
+            'UploadRecords': grpc.stream_unary_rpc_method_handler(
+                    servicer.UploadRecords,
+                    request_deserializer=everloop_dot_ingest_dot_v1_dot_ingest__pb2.UploadRecordsRequest.FromString,
+                    response_serializer=everloop_dot_ingest_dot_v1_dot_ingest__pb2.UploadRecordsResponse.SerializeToString,
+            ),
             'CutVersion': grpc.unary_unary_rpc_method_handler(
                     servicer.CutVersion,
                     request_deserializer=everloop_dot_ingest_dot_v1_dot_ingest__pb2.CutVersionRequest.FromString,
@@ -219,6 +259,60 @@ class IngestService:
             '/everloop.ingest.v1.IngestService/PushRecords',
             everloop_dot_ingest_dot_v1_dot_ingest__pb2.PushRecordsRequest.SerializeToString,
             everloop_dot_ingest_dot_v1_dot_ingest__pb2.PushRecordsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamRecords(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/everloop.ingest.v1.IngestService/StreamRecords',
+            everloop_dot_ingest_dot_v1_dot_ingest__pb2.StreamRecordsRequest.SerializeToString,
+            everloop_dot_ingest_dot_v1_dot_ingest__pb2.StreamRecordsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UploadRecords(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/everloop.ingest.v1.IngestService/UploadRecords',
+            everloop_dot_ingest_dot_v1_dot_ingest__pb2.UploadRecordsRequest.SerializeToString,
+            everloop_dot_ingest_dot_v1_dot_ingest__pb2.UploadRecordsResponse.FromString,
             options,
             channel_credentials,
             insecure,

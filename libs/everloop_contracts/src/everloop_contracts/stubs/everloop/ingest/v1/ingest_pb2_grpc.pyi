@@ -43,6 +43,17 @@ class IngestServiceStub:
     records on the topic a second time. That changes no dataset version, since the last event of a record id wins,
     but the books count each message.
     """
+    StreamRecords: _grpc.StreamStreamMultiCallable[_ingest_pb2.StreamRecordsRequest, _ingest_pb2.StreamRecordsResponse]
+    """Like PushRecords for many messages: each is answered in the order in which they came, once the broker has its
+    records, and may be followed by others before that. A stream whose unanswered bytes reach the limit in ingest's
+    settings is not read further until answers have left: the caller is held up by gRPC's flow control. Where the
+    broker takes nothing for too long, the stream ends: UNAVAILABLE, or RESOURCE_EXHAUSTED, reason TOO_MANY_BYTES.
+
+    A message with a `request_id` may be sent again on another stream, or by PushRecords: it adds nothing then. A
+    stream on which nothing happens for long ends with DEADLINE_EXCEEDED, reason STREAM_IDLE.
+    """
+    UploadRecords: _grpc.StreamUnaryMultiCallable[_ingest_pb2.UploadRecordsRequest, _ingest_pb2.UploadRecordsResponse]
+    """Like StreamRecords for callers that want one answer, when the broker has everything."""
     CutVersion: _grpc.UnaryUnaryMultiCallable[_ingest_pb2.CutVersionRequest, _ingest_pb2.CutVersionResponse]
     """Cuts a dataset version from everything the writer has stored, after it has caught up with the topic.
     A repeated `request_id` returns the version of the first call; it is remembered for a time that ingest's settings
@@ -77,6 +88,17 @@ class IngestServiceAsyncStub(IngestServiceStub):
     records on the topic a second time. That changes no dataset version, since the last event of a record id wins,
     but the books count each message.
     """
+    StreamRecords: _aio.StreamStreamMultiCallable[_ingest_pb2.StreamRecordsRequest, _ingest_pb2.StreamRecordsResponse]  # type: ignore[assignment]
+    """Like PushRecords for many messages: each is answered in the order in which they came, once the broker has its
+    records, and may be followed by others before that. A stream whose unanswered bytes reach the limit in ingest's
+    settings is not read further until answers have left: the caller is held up by gRPC's flow control. Where the
+    broker takes nothing for too long, the stream ends: UNAVAILABLE, or RESOURCE_EXHAUSTED, reason TOO_MANY_BYTES.
+
+    A message with a `request_id` may be sent again on another stream, or by PushRecords: it adds nothing then. A
+    stream on which nothing happens for long ends with DEADLINE_EXCEEDED, reason STREAM_IDLE.
+    """
+    UploadRecords: _aio.StreamUnaryMultiCallable[_ingest_pb2.UploadRecordsRequest, _ingest_pb2.UploadRecordsResponse]  # type: ignore[assignment]
+    """Like StreamRecords for callers that want one answer, when the broker has everything."""
     CutVersion: _aio.UnaryUnaryMultiCallable[_ingest_pb2.CutVersionRequest, _ingest_pb2.CutVersionResponse]  # type: ignore[assignment]
     """Cuts a dataset version from everything the writer has stored, after it has caught up with the topic.
     A repeated `request_id` returns the version of the first call; it is remembered for a time that ingest's settings
@@ -114,6 +136,29 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
         records on the topic a second time. That changes no dataset version, since the last event of a record id wins,
         but the books count each message.
         """
+
+    @_abc_1.abstractmethod
+    def StreamRecords(
+        self,
+        request_iterator: _MaybeAsyncIterator[_ingest_pb2.StreamRecordsRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_ingest_pb2.StreamRecordsResponse], _abc.AsyncIterator[_ingest_pb2.StreamRecordsResponse]]:
+        """Like PushRecords for many messages: each is answered in the order in which they came, once the broker has its
+        records, and may be followed by others before that. A stream whose unanswered bytes reach the limit in ingest's
+        settings is not read further until answers have left: the caller is held up by gRPC's flow control. Where the
+        broker takes nothing for too long, the stream ends: UNAVAILABLE, or RESOURCE_EXHAUSTED, reason TOO_MANY_BYTES.
+
+        A message with a `request_id` may be sent again on another stream, or by PushRecords: it adds nothing then. A
+        stream on which nothing happens for long ends with DEADLINE_EXCEEDED, reason STREAM_IDLE.
+        """
+
+    @_abc_1.abstractmethod
+    def UploadRecords(
+        self,
+        request_iterator: _MaybeAsyncIterator[_ingest_pb2.UploadRecordsRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_ingest_pb2.UploadRecordsResponse, _abc.Awaitable[_ingest_pb2.UploadRecordsResponse]]:
+        """Like StreamRecords for callers that want one answer, when the broker has everything."""
 
     @_abc_1.abstractmethod
     def CutVersion(
