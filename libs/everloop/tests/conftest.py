@@ -56,6 +56,7 @@ class FakeEverloop:
         fail: Told the number of each prediction request; True lets it fail.
         asked: Rows of each prediction request, and by which door.
         pushes: Request id of each push, also of those that were not answered.
+        push_sizes: Records of each.
         away: Pushes and replays that are still not to be answered.
         trainings: What is listed.
         progress: States of the training that is started, one for each time that it is asked after.
@@ -74,6 +75,7 @@ class FakeEverloop:
         self.cuts: dict[str, int] = {}
         self.page_sizes: list[int] = []
         self.pushes: list[str] = []
+        self.push_sizes: list[int] = []
         self.away = 0
         self.lock = threading.Lock()
         self.trainings = [self.training(training_pb2.Training.STATE_SUCCEEDED, 6)]
@@ -163,6 +165,7 @@ class Ingest(ingest_pb2_grpc.IngestServiceServicer):
     def PushRecords(self, request: Any, context: Any) -> Any:
         known(context, request.pipeline)
         self.fake.pushes.append(request.request_id)
+        self.fake.push_sizes.append(len(request.records))
         if self.fake.away:
             self.fake.away -= 1
             refuse(context, grpc.StatusCode.UNAVAILABLE, "BROKER_UNAVAILABLE", "no broker")

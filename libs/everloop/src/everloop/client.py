@@ -147,6 +147,9 @@ class Everloop:
         batch: int = 500,
         patience: float = 10.0,
         on_batch: Callable[[int], None] = lambda records: None,
+        start: int = 0,
+        push_id: str = "",
+        result: Pushed | None = None,
     ) -> Pushed:
         """Pushes records: mappings, or JSON objects as bytes.
 
@@ -160,17 +163,22 @@ class Everloop:
             patience: For so many seconds a call is repeated while ingest is unavailable; what was answered once is not
                 taken twice.
             on_batch: Told how many more records have their answer.
+            start: Position of the first of `records`, where those before it have their answer already.
+            push_id: Names the push; a new one where empty. What went under it before, from a position where a batch
+                ended, adds nothing when it is sent again.
+            result: Counted on and returned; a new one where not given.
 
         Raises:
             EverloopError: The call failed; batches before it are in.
         """
-        result = Pushed()
+        result = Pushed() if result is None else result
+        name = push_id or str(uuid.uuid4())
         method = self._ingest().PushRecords
-        for chunk in batches(records, batch):
+        for chunk in batches(records, batch, start):
             rejected = list(chunk.refused)
             if chunk.bodies:
                 request = ingest_pb2.PushRecordsRequest(
-                    pipeline=pipeline, records=chunk.bodies, request_id=str(uuid.uuid4())
+                    pipeline=pipeline, records=chunk.bodies, request_id=f"{name}/{chunk.first}"
                 )
                 answer = call(method, request, self.timeout, patience)
                 result.accepted += answer.accepted
