@@ -61,6 +61,8 @@ class FakeEverloop:
         trainings: What is listed.
         progress: States of the training that is started, one for each time that it is asked after.
         asked_to_train: Request id of each training that was asked for.
+        rollouts: What is listed, newest first; the first one runs if its state says so.
+        asked_of_rollouts: Every request to start or to end one.
         letters: Dead letters, listed two to a page.
         letter_filters: Filter of each page that was asked for.
         replays: What was asked to be replayed.
@@ -86,6 +88,8 @@ class FakeEverloop:
             self.training(training_pb2.Training.STATE_SUCCEEDED, 6),
         ]
         self.asked_to_train: list[str] = []
+        self.rollouts: list[registry_pb2.Rollout] = []
+        self.asked_of_rollouts: list[Any] = []
         self.letters = [self.letter(offset) for offset in (9, 5, 2)]
         self.letter_filters: list[dead_letter_pb2.DeadLetterFilter] = []
         self.replays: list[dead_letter_pb2.ReplayDeadLettersRequest] = []
@@ -278,7 +282,51 @@ class Registry(registry_pb2_grpc.RegistryServiceServicer):
         return registry_pb2.GetModelVersionResponse(version=self.fake.model(request.version or 2))
 
     def ListProduction(self, request: Any, context: Any) -> Any:
-        return registry_pb2.ListProductionResponse(versions=[self.fake.model(2)])
+        running = [
+            rollout
+            for rollout in self.fake.rollouts
+            if rollout.state == registry_pb2.ROLLOUT_STATE_RUNNING
+        ]
+        return registry_pb2.ListProductionResponse(
+            versions=[self.fake.model(2)],
+            trials=[
+                registry_pb2.Trial(
+                    version=self.fake.model(rollout.candidate_version), rollout=rollout
+                )
+                for rollout in running
+                if request.model in ("", rollout.model)
+            ],
+        )
+
+    def ListRollouts(self, request: Any, context: Any) -> Any:
+        return registry_pb2.ListRolloutsResponse(
+            rollouts=[
+                rollout for rollout in self.fake.rollouts if request.model in ("", rollout.model)
+            ]
+        )
+
+    def GetRollout(self, request: Any, context: Any) -> Any:
+        for rollout in self.fake.rollouts:
+            if rollout.id == request.id:
+                return registry_pb2.GetRolloutResponse(rollout=rollout)
+        return refuse(context, grpc.StatusCode.NOT_FOUND, "ROLLOUT_NOT_FOUND", "no such rollout")
+
+    def StartRollout(self, request: Any, context: Any) -> Any:
+        self.fake.asked_of_rollouts.append(request)
+        rollout = registry_pb2.Rollout(
+            id="rollout-9",
+            model=request.model,
+            candidate_version=request.version,
+            baseline_version=2,
+        )
+        return registry_pb2.StartRolloutResponse(rollout=rollout)
+
+    def EndRollout(self, request: Any, context: Any) -> Any:
+        self.fake.asked_of_rollouts.append(request)
+        return registry_pb2.EndRolloutResponse(rollout=self.fake.rollouts[0])
+
+    def ReportRollout(self, request: Any, context: Any) -> Any:
+        raise NotImplementedError("replicas report, users do not")
 
     def PromoteModelVersion(self, request: Any, context: Any) -> Any:
         self.fake.promoted.append(request)
@@ -346,6 +394,7 @@ class Monitoring(monitoring_pb2_grpc.MonitoringServiceServicer):
             label="true",
             score=0.8,
             event_id="logged-event",
+            shadow=request.prediction_id == "shadow",
         )
 
 

@@ -10,7 +10,9 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -144,8 +146,16 @@ def test_what_fails_is_one_line_without_a_traceback(run, tmp_path, arguments, sa
     assert "Traceback" not in done.output
 
 
-COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
-NEEDS_NO_STACK = {"up", "down", "demo", "check"}
+def commands_of(group: Any, path: str = "") -> Iterator[str]:
+    """Every command and every group of them, by what a person types."""
+    for name, command in sorted(group.commands.items()):
+        yield f"{path}{name}"
+        if hasattr(command, "commands"):
+            yield from commands_of(command, f"{path}{name} ")
+
+
+COMMANDS = list(commands_of(typer.main.get_command(app)))
+NEEDS_NO_STACK = {"up", "down", "demo", "check", "rollout", "dead-letters"}
 ARGUMENTS = {
     "push": [str(PIPELINES / "rows.jsonl"), "-p", MODEL],
     "predict": [MODEL, "--row", "{}"],
@@ -156,13 +166,18 @@ ARGUMENTS = {
     "datasets": [MODEL],
     "rollback": [MODEL],
     "drift": [MODEL],
-    "dead-letters": ["list", MODEL],
+    "dead-letters list": [MODEL],
+    "dead-letters show": [MODEL, "everloop.records.flight-delays/0/5"],
+    "dead-letters replay": [MODEL, "--all"],
+    "rollout start": [MODEL, "2"],
+    "rollout promote": [MODEL],
+    "rollout abort": [MODEL],
 }
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_help_of_every_command_has_an_example(command):
-    done = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"})
+    done = CliRunner().invoke(app, [*command.split(), "--help"], env={"COLUMNS": "200"})
     assert done.exit_code == 0
     assert f"everloop {command}" in done.output.split("Usage:")[1].partition("\n")[2]
 
@@ -178,7 +193,7 @@ def test_a_service_that_is_down_is_one_line_and_what_to_do(command, tmp_path, mo
         (tmp_path / "stack.json").write_text(json.dumps(stack))
         (tmp_path / "rows.jsonl").write_text("{}")
         arguments = [a.replace(str(PIPELINES), str(tmp_path)) for a in ARGUMENTS.get(command, [])]
-        done = CliRunner().invoke(app, ["--home", str(tmp_path), command, *arguments])
+        done = CliRunner().invoke(app, ["--home", str(tmp_path), *command.split(), *arguments])
     assert done.exit_code == 1
     assert f"the service at {nowhere} does not answer [" in done.stderr
     assert "everloop up" in done.stderr
@@ -310,6 +325,13 @@ def test_trace_is_a_tree_from_prediction_to_git_tag(run):
     output = run("trace", "p-1").output
     order = ["prediction p-1", "model flight-delays v2", "run run-1", "git tag flight-delays/v2"]
     assert [output.index(text) for text in order] == sorted(output.index(text) for text in order)
+
+
+def test_trace_of_a_shadow_says_that_it_answered_nobody(run):
+    assert "answered true (0.8000)" in run("trace", "p-1").output
+    assert "answered nobody, its model was on trial: it said true (0.8000)" in (
+        run("trace", "shadow").output
+    )
 
 
 def test_datasets_and_cut_show_the_git_tag(run):

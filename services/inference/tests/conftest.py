@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from everloop_inference.domain import ServingPolicy, Wanted
+from everloop_inference.domain import ServingPolicy, Strategy, Trial, Wanted
 from everloop_inference.fakes import (
     Artifact,
     MemoryArtifacts,
@@ -50,11 +50,35 @@ class World:
         sha256: str = "",
     ) -> Wanted:
         """Puts a version whose answers differ from the others' into Production."""
+        wanted = self.store(version, artifact, name, sha256)
+        self.registry.promote(wanted)
+        return wanted
+
+    def store(
+        self,
+        version: int,
+        artifact: Artifact | None = None,
+        name: str = "flights",
+        sha256: str = "",
+    ) -> Wanted:
+        """Makes a version that could serve."""
         artifact = artifact or sample_artifact(bias=version / 10)
         wanted = Wanted(name, version, f"{name}-run-{version}", sha256 or artifact.sha256)
         self.artifacts.runs[wanted.run_id] = artifact
-        self.registry.promote(wanted)
         return wanted
+
+    def begin(
+        self,
+        candidate: Wanted,
+        baseline: int = 1,
+        strategy: Strategy = Strategy.CANARY,
+        percent: float = 50.0,
+        rollout: str = "rollout",
+    ) -> Trial:
+        """Puts a version on trial."""
+        trial = Trial(rollout, candidate, baseline, strategy, percent)
+        self.registry.begin(trial)
+        return trial
 
     def replica(self) -> Replica:
         replica = Replica(

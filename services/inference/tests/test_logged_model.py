@@ -95,13 +95,13 @@ def test_the_logged_model_serves_and_everybody_is_told(
     with caplog.at_level(logging.ERROR):
         world.publish(1, made)
         replica = world.replica()
-    model = replica.models.get("flights")
-    assert model.engine.kind is EngineKind.MLFLOW
+    served = replica.models.served("flights")
+    assert served.model.engine.kind is EngineKind.MLFLOW
     assert "will answer slowly, by the logged model instead of its export" in caplog.text
     assert SLOW.labels("flights")._value.get() == 1
-    assert native_proto.described(model).engine == native.ENGINE_MLFLOW
-    assert native_json.described(model)["engine"] == "ENGINE_MLFLOW"
-    assert oip_json.model_metadata(model)["platform"] == "mlflow_pyfunc"
+    assert native_proto.described(served).engine == native.ENGINE_MLFLOW
+    assert native_json.described(served)["engine"] == "ENGINE_MLFLOW"
+    assert oip_json.model_metadata(served.model, served.versions)["platform"] == "mlflow_pyfunc"
     answer = ask(replica.predictor, ROWS)
     expected: Any = made.golden["probabilities"]
     np.testing.assert_allclose(answer.probabilities, expected, atol=1e-6)

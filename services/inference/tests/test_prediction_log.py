@@ -23,7 +23,7 @@ from everloop_inference.ports import Message
 from everloop_inference.predict import Predictor
 from everloop_inference.prediction_log import PredictionLog
 from everloop_inference.spill import Spill
-from everloop_inference.swap import Models
+from everloop_inference.swap import Models, Served
 from everloop_runtime.events import decode
 
 
@@ -347,3 +347,24 @@ def test_the_books_balance_whatever_happens(
     if spill_bytes == 1 << 30:
         assert books.dropped == 0
     assert logged == [name for name in ids if name in set(logged)]
+
+
+def test_versions_that_take_turns_share_no_event_and_keep_their_order(
+    model: ServedModel, tmp_path: Path, until: Callable[..., None]
+) -> None:
+    it = Bench(model, tmp_path / "spill", batch_rows=200, batch_seconds=60)
+    other = replace(model, wanted=replace(model.wanted, version=2), shadow=True)
+    models = it.predictor.models
+    given: dict[int, list[str]] = {1: [], 2: []}
+    for number in range(50):
+        models._served = {"flights": Served(other if number % 2 else model)}
+        given[1 + number % 2] += it.predict(1 + number % 3)
+    it.log.close()
+    found: dict[int, list[str]] = {1: [], 2: []}
+    for message in it.sink.messages:
+        data = decode(message.value, message.headers).data
+        assert isinstance(data, PredictionsLogged)
+        assert data.shadow is (data.model_version == 2)
+        found[data.model_version] += data.prediction_ids
+    assert found == given
+    assert len(it.sink.messages) == 2

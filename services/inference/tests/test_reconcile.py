@@ -117,7 +117,7 @@ def test_a_damaged_cache_is_fetched_again_and_a_lost_one_falls_back(world: Any) 
     assert version(first) == 2
     world.stop(first)
     cache = world.settings.data_dir / "artifacts"
-    two = world.registry.production()[0]
+    two = world.registry.production().versions[0]
     graph = cache / two.sha256 / two.run_id / "model.onnx"
     graph.write_bytes(graph.read_bytes()[:-1])
     second = world.replica()

@@ -5,19 +5,33 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import everloop_registry_gateway
+from everloop_contracts.latency import BUCKETS, bucket_limit
 from everloop_contracts.pipeline import Pipeline, Promotion
 from everloop_registry_gateway.adapters.memory import MemoryRegistry
+from everloop_registry_gateway.adapters.rollouts import RolloutStore
 from everloop_registry_gateway.adapters.store import Store
-from everloop_registry_gateway.domain import AuditEntry, Candidate, ModelVersion, Move, Request
+from everloop_registry_gateway.domain import (
+    ArmTotals,
+    AuditEntry,
+    Candidate,
+    ModelVersion,
+    Move,
+    Request,
+    Rollout,
+    RolloutReport,
+)
+from everloop_registry_gateway.observe import Observer
 from everloop_registry_gateway.promote import Promoter
 from everloop_registry_gateway.reconcile import reconcile
 from everloop_registry_gateway.register import Registrar
+from everloop_registry_gateway.rollout import EndRequest, Rollouts, StartRequest
 from everloop_runtime.database import Database
 from everloop_runtime.events import Event, decode
 
@@ -51,6 +65,12 @@ def pipeline_of(**promotion: Any) -> Pipeline:
     return Pipeline.model_validate(document)
 
 
+def latencies(requests: int, millis: float) -> tuple[int, ...]:
+    """A histogram whose requests all took so long."""
+    bucket = next(n for n in range(BUCKETS) if bucket_limit(n) * 1e3 >= millis)
+    return tuple(requests if n == bucket else 0 for n in range(BUCKETS))
+
+
 @dataclass
 class World:
     """Everything that outlives a process, and a process that works on it."""
@@ -58,6 +78,9 @@ class World:
     database: Database
     registry: Any = field(default_factory=MemoryRegistry)
     pipeline: Pipeline = field(default_factory=pipeline_of)
+    pipelines: dict[str, Pipeline] = field(default_factory=dict)
+    later: timedelta = timedelta(0)
+    replicas: int = 3
 
     def __post_init__(self) -> None:
         self.restart()
@@ -65,9 +88,14 @@ class World:
     def restart(self) -> None:
         """A new process: nothing but the database and the registry is left."""
         self.promoter = Promoter(self.database, self.registry)
-        self.registrar = Registrar(
-            self.database, self.registry, self.promoter, {"late": self.pipeline}
-        )
+        self.pipelines["late"] = self.pipeline
+        self.registrar = Registrar(self.database, self.registry, self.promoter, self.pipelines)
+        self.rollouts = Rollouts(self.database, self.promoter, self.pipelines, self.now)
+        self.observer = Observer(self.database, self.promoter, self.replicas, self.now)
+
+    def now(self) -> datetime:
+        """The present, or what a test lets be the present."""
+        return datetime.now(UTC) + self.later
 
     def use(self, **promotion: Any) -> None:
         """Changes the pipeline's promotion rules."""
@@ -108,6 +136,56 @@ class World:
         request = Request(Move.ROLLBACK, "late", actor="ada", reason="it is worse")
         return self.promoter.move(replace(request, **rest))
 
+    def try_out(self, version: int, **rest: Any) -> Rollout:
+        request = StartRequest("late", version, actor="ada", reason="let us see")
+        return self.rollouts.start(replace(request, **rest))
+
+    def end(self, rollout: Rollout, *, promote: bool, **rest: Any) -> Rollout:
+        request = EndRequest(rollout.id, promote, actor="ada", reason="enough")
+        return self.rollouts.end(replace(request, **rest))
+
+    def report(
+        self,
+        requests: int,
+        errors: int = 0,
+        *,
+        replica: str = "r",
+        sequence: int = 1,
+        millis: float = 1.0,
+        baseline: int = 5000,
+        failure: str = "",
+        rollout: Rollout | None = None,
+    ) -> str:
+        """One replica reports; the baseline answers within a millisecond and never fails."""
+        return self.observer.report(
+            RolloutReport(
+                rollout_id=(rollout or self.rollout()).id,
+                replica=replica,
+                sequence=sequence,
+                candidate=ArmTotals(requests, errors, requests, latencies(requests, millis)),
+                baseline=ArmTotals(baseline, 0, baseline, latencies(baseline, 1.0)),
+                failure=failure,
+            )
+        )
+
+    def judge(self, **later: float) -> None:
+        """Some time passes, and the judge looks."""
+        self.later += timedelta(**later)
+        self.observer.judge()
+
+    def rollout(self) -> Rollout:
+        """The newest rollout."""
+        return self.all_rollouts()[0]
+
+    def all_rollouts(self) -> list[Rollout]:
+        with self.database.read() as connection:
+            return RolloutStore(connection).page("late", None, 500)[0]
+
+    def gate(self, version: int) -> Any:
+        """What the trial of a version said."""
+        found = self.ask(lambda store: store.version("late", version))
+        return next(gate for gate in found.gates if gate.gate == "rollout")
+
     def reconcile(self) -> None:
         reconcile(self.database, self.promoter)
 
@@ -142,10 +220,13 @@ class World:
         ]
 
     def announced(self) -> list[tuple[str, int]]:
-        return [
-            (event.type.rpartition(".")[2], event.data.version.version)  # type: ignore[attr-defined]
-            for event in self.events()
-        ]
+        return [(event.type.rpartition(".")[2], _version(event)) for event in self.events()]
+
+
+def _version(event: Event) -> int:
+    data: Any = event.data
+    is_rollout = "rollout" in data.DESCRIPTOR.fields_by_name and data.HasField("rollout")
+    return int(data.rollout.candidate_version if is_rollout else data.version.version)
 
 
 @pytest.fixture

@@ -98,6 +98,9 @@ def settled(world) -> dict[str, Any]:
         "aliases": world.aliases(),
         "trail": sorted(world.trail()),
         "announced": world.announced(),
+        "rollouts": [
+            (rollout.candidate_version, str(rollout.state)) for rollout in world.all_rollouts()
+        ],
         "versions": len(world.registry.models["late"].versions),
         "tags": [
             world.registry.tags("late", number)["everloop.stage"]
@@ -245,3 +248,97 @@ def test_a_move_that_two_processes_finish_at_once_is_finished_once(world):
     assert world.announced().count(("ModelPromoted", 1)) == 2  # the first time, and this
     assert world.trail().count((1, "rolled_back")) == 1
     assert world.ask(lambda store: store.served_before("late")) == 0
+
+
+CANARY = {"strategy": "canary", "bake": "10m", "min_requests": 100}
+
+
+def put_on_trial(world):
+    world.register(1)
+    world.use(rollout=CANARY)
+    world.register(2)
+    world.report(200)
+
+
+def test_a_registration_that_supersedes_cut_off_anywhere_is_completed(worlds):
+    def act(world):
+        world.register(3)
+
+    expected = worlds()
+    put_on_trial(expected)
+    act(expected)
+    assert [rollout.candidate_version for rollout in expected.all_rollouts()] == [3, 2]
+    for world in every_step(worlds, put_on_trial, act):
+        act(world)  # Kafka delivers what was not committed again
+        world.reconcile()
+        assert settled(world) == settled(expected)
+
+
+def bake(world):
+    world.judge(minutes=10)
+
+
+def end_by_hand(world):
+    (rollout,) = world.all_rollouts()
+    world.end(rollout, promote=True, request_id="r")
+
+
+@pytest.mark.parametrize("act", [bake, end_by_hand])
+def test_a_promotion_after_a_trial_cut_off_anywhere_is_done_once(worlds, act):
+    expected = worlds()
+    put_on_trial(expected)
+    act(expected)
+    expected.reconcile()
+    assert settled(expected)["rollouts"] == [(2, "promoted")]
+    for world in every_step(worlds, put_on_trial, act):
+        act(world)
+        world.reconcile()
+        assert settled(world) == settled(expected)
+        act(world)
+        assert settled(world) == settled(expected)
+
+
+def test_a_promotion_that_the_judge_decided_comes_true_without_another_look(worlds):
+    outcomes = []
+    for world in every_step(worlds, put_on_trial, bake):
+        world.reconcile()
+        (rollout,) = world.all_rollouts()
+        assert (rollout.state, world.production()) in (("running", 1), ("promoted", 2))
+        assert world.announced().count(("RolloutEnded", 2)) == (rollout.state == "promoted")
+        outcomes.append(rollout.state == "promoted")
+    assert outcomes == sorted(outcomes)
+    assert set(outcomes) == {False, True}
+
+
+def test_a_failure_between_decision_and_end_does_not_undo_the_promotion(world):
+    put_on_trial(world)
+    with armed(world, 3) as bomb:  # decided and committed, nothing else
+        bake(world)
+    assert bomb.left == 0
+    assert world.report(200, sequence=2, failure="too late") == "running"
+    world.judge()
+    (rollout,) = world.all_rollouts()
+    assert (rollout.state, world.production()) == ("promoted", 2)
+
+
+def test_an_abort_cut_off_anywhere_is_whole_or_not_there_and_the_next_report_makes_it(worlds):
+    def fail(world):
+        world.report(0, sequence=2, failure="no artifact")
+
+    expected = worlds()
+    put_on_trial(expected)
+    fail(expected)
+    expected.reconcile()
+    for step in (1, 2):
+        world = worlds()
+        put_on_trial(world)
+        with armed(world, step):
+            fail(world)
+        (rollout,) = world.all_rollouts()
+        assert (rollout.state, world.stages()[2]) in (
+            ("running", "staging"),
+            ("aborted", "rejected"),
+        )
+        fail(world)
+        world.reconcile()
+        assert settled(world) == settled(expected)

@@ -20,7 +20,7 @@ from everloop_runtime.service import Stopper
 @pytest.fixture
 def stub(world, tmp_path):
     address = f"unix:{tmp_path / 'registry.sock'}"
-    servicer = RegistryServicer(world.database, world.promoter)
+    servicer = RegistryServicer(world.database, world.promoter, world.rollouts, world.observer)
     server = GrpcServer(
         RegistrySettings(grpc_address=address, drain_seconds=0),
         ["everloop.registry.v1.RegistryService"],
@@ -82,7 +82,7 @@ def test_pages_cover_everything_once_newest_first(world, stub):
 
 
 @pytest.mark.parametrize("token", ["nonsense", "-1", "9" * 20, "bm9uc2Vuc2U=", "²"])
-@pytest.mark.parametrize("method", ["ListModelVersions", "ListAuditEntries"])
+@pytest.mark.parametrize("method", ["ListModelVersions", "ListAuditEntries", "ListRollouts"])
 def test_a_page_token_that_was_not_given_out_is_refused(world, stub, method, token):
     world.register(1)
     request = getattr(pb, f"{method}Request")(page_token=token)
@@ -91,7 +91,7 @@ def test_a_page_token_that_was_not_given_out_is_refused(world, stub, method, tok
     assert error.metadata == {"field": "page_token"}
 
 
-@pytest.mark.parametrize("method", ["ListModelVersions", "ListAuditEntries"])
+@pytest.mark.parametrize("method", ["ListModelVersions", "ListAuditEntries", "ListRollouts"])
 def test_a_page_has_no_negative_size(stub, method):
     error = failure(lambda: getattr(stub, method)(getattr(pb, f"{method}Request")(page_size=-1)))
     assert (error.kind, error.reason) == (Kind.INVALID, "INVALID_PAGE")
@@ -112,6 +112,44 @@ def test_a_page_has_no_negative_size(stub, method):
         ),
         ("RollbackModel", pb.RollbackModelRequest(), "model"),
         ("GetLineage", pb.GetLineageRequest(), "model"),
+        ("StartRollout", pb.StartRolloutRequest(version=1), "model"),
+        ("StartRollout", pb.StartRolloutRequest(model="late"), "version"),
+        (
+            "StartRollout",
+            pb.StartRolloutRequest(model="late", version=1, plan=pb.RolloutPlan(percent=5)),
+            "plan.strategy",
+        ),
+        (
+            "StartRollout",
+            pb.StartRolloutRequest(
+                model="late", version=1, plan=pb.RolloutPlan(strategy=pb.ROLLOUT_STRATEGY_CANARY)
+            ),
+            "plan.percent",
+        ),
+        ("GetRollout", pb.GetRolloutRequest(), "id"),
+        ("EndRollout", pb.EndRolloutRequest(), "id"),
+        ("EndRollout", pb.EndRolloutRequest(id="x", request_id="x" * 201), "request_id"),
+        ("ReportRollout", pb.ReportRolloutRequest(replica="r"), "id"),
+        ("ReportRollout", pb.ReportRolloutRequest(id="x"), "replica"),
+        ("ReportRollout", pb.ReportRolloutRequest(id="x", replica="x" * 201), "replica"),
+        ("ReportRollout", pb.ReportRolloutRequest(id="x", replica="r", sequence=-1), "sequence"),
+        (
+            "ReportRollout",
+            pb.ReportRolloutRequest(id="x", replica="r", candidate=pb.ArmStats(requests=-1)),
+            "candidate",
+        ),
+        (
+            "ReportRollout",
+            pb.ReportRolloutRequest(id="x", replica="r", candidate=pb.ArmStats(errors=1)),
+            "candidate.errors",
+        ),
+        (
+            "ReportRollout",
+            pb.ReportRolloutRequest(
+                id="x", replica="r", baseline=pb.ArmStats(latency_counts=[0] * 65)
+            ),
+            "baseline.latency_counts",
+        ),
     ],
 )
 def test_bad_input_names_its_field(stub, method, request_, field):
@@ -209,3 +247,73 @@ def test_metrics_count_versions_verdicts_and_promotions(world):
     for stage in ("production", "rejected"):
         labels = {"model": "late", "stage": stage}
         assert registry.get_sample_value("everloop_registry_model_versions", labels) == 1
+
+
+def test_a_rollout_from_its_start_to_its_end(world, stub):
+    world.register(1)
+    world.use(approval="manual")
+    world.register(2)
+    plan = pb.RolloutPlan(
+        strategy=pb.ROLLOUT_STRATEGY_SHADOW,
+        percent=25,
+        key="x",
+        min_requests=10,
+        max_error_rate=0.05,
+        max_latency_ratio=3,
+        abort_on_performance=True,
+    )
+    plan.bake.FromSeconds(90)
+    start = pb.StartRolloutRequest(
+        model="late", version=2, plan=plan, request_id="start", actor="ada", reason="a hunch"
+    )
+    started = stub.StartRollout(start).rollout
+    assert (started.model, started.candidate_version, started.baseline_version) == ("late", 2, 1)
+    assert (started.state, started.plan) == (pb.ROLLOUT_STATE_RUNNING, plan)
+    assert started.start_time.seconds and not started.HasField("end_time")
+
+    serving = stub.ListProduction(pb.ListProductionRequest(model="late"))
+    (version,), (trial,) = serving.versions, serving.trials
+    assert (version.version, trial.version.version) == (1, 2)
+    assert trial.version.stage == pb.STAGE_STAGING
+    assert trial.version.run_id and trial.rollout.plan == plan
+    assert not trial.rollout.HasField("candidate") and not trial.rollout.HasField("baseline")
+
+    report = pb.ReportRolloutRequest(
+        id=started.id,
+        replica="replica-1",
+        sequence=1,
+        candidate=pb.ArmStats(requests=4, errors=1, rows=9, latency_counts=[0, 3, 1]),
+        baseline=pb.ArmStats(requests=40, rows=90, latency_counts=[40]),
+    )
+    for _ in range(2):
+        assert stub.ReportRollout(report).state == pb.ROLLOUT_STATE_RUNNING
+    shown = stub.GetRollout(pb.GetRolloutRequest(id=started.id)).rollout
+    assert (shown.candidate.requests, shown.candidate.errors, shown.candidate.rows) == (4, 1, 9)
+    assert list(shown.candidate.latency_counts) == [0, 3, 1] + [0] * 61
+    assert shown.baseline.requests == 40
+    assert stub.StartRollout(start).rollout == started
+    (listed,) = stub.ListRollouts(pb.ListRolloutsRequest(model="late")).rollouts
+    assert listed == shown
+
+    end = pb.EndRolloutRequest(id=started.id, request_id="end", actor="ada", reason="slow")
+    ended = stub.EndRollout(end).rollout
+    assert (ended.state, ended.reason) == (pb.ROLLOUT_STATE_ABORTED, "aborted by ada: slow")
+    assert ended.end_time.seconds and ended.candidate == shown.candidate
+    assert stub.EndRollout(end).rollout == ended
+    assert stub.ReportRollout(report).state == pb.ROLLOUT_STATE_ABORTED
+    assert not stub.ListProduction(pb.ListProductionRequest()).trials
+    rejected = stub.GetModelVersion(pb.GetModelVersionRequest(model="late", version=2)).version
+    assert (rejected.stage, rejected.gates[-1].gate) == (pb.STAGE_REJECTED, "rollout")
+    assert rejected.gates[-1].evidence["requests"] == 4
+    error = failure(lambda: stub.EndRollout(pb.EndRolloutRequest(id=started.id, promote=True)))
+    assert (error.kind, error.reason) == (Kind.PRECONDITION, "ROLLOUT_ENDED")
+
+
+def test_a_start_without_a_plan_goes_by_the_pipeline(world, stub):
+    world.register(1)
+    world.use(approval="manual", rollout={"strategy": "ab", "percent": 40})
+    world.register(2)
+    rollout = stub.StartRollout(pb.StartRolloutRequest(model="late", version=2)).rollout
+    assert (rollout.plan.strategy, rollout.plan.percent) == (pb.ROLLOUT_STRATEGY_AB, 40)
+    error = failure(lambda: stub.GetRollout(pb.GetRolloutRequest(id="nothing")))
+    assert (error.kind, error.reason) == (Kind.NOT_FOUND, "ROLLOUT_NOT_FOUND")

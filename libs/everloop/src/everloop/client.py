@@ -429,6 +429,64 @@ class Everloop:
         request = registry_pb2.GetLineageRequest(model=model, version=version)
         return call(self._registry().GetLineage, request, self.timeout)
 
+    # Rollouts
+
+    def trials(self, model: str = "") -> list[registry_pb2.Trial]:
+        """Returns the versions that are on trial beside the one in Production; at most one for each model."""
+        request = registry_pb2.ListProductionRequest(model=model)
+        return list(call(self._registry().ListProduction, request, self.timeout).trials)
+
+    def rollouts(self, model: str = "", *, limit: int = 50) -> list[registry_pb2.Rollout]:
+        """Lists rollouts of a model, or of all, newest first, with what both versions of each did."""
+        method = self._registry().ListRollouts
+
+        def page(size: int, token: str) -> tuple[Sequence[registry_pb2.Rollout], str]:
+            request = registry_pb2.ListRolloutsRequest(
+                model=model, page_size=size, page_token=token
+            )
+            answer = call(method, request, self.timeout)
+            return answer.rollouts, answer.next_page_token
+
+        return _pages(page, limit)
+
+    def rollout(self, rollout_id: str) -> registry_pb2.Rollout:
+        """Returns one rollout with what both versions have done so far."""
+        request = registry_pb2.GetRolloutRequest(id=rollout_id)
+        return call(self._registry().GetRollout, request, self.timeout).rollout
+
+    def start_rollout(
+        self,
+        model: str,
+        version: int,
+        *,
+        plan: registry_pb2.RolloutPlan | None = None,
+        reason: str = "",
+        actor: str = "",
+    ) -> registry_pb2.Rollout:
+        """Puts a version in Staging on trial beside the Production version; without a plan as its pipeline says."""
+        request = registry_pb2.StartRolloutRequest(
+            model=model,
+            version=version,
+            plan=plan,
+            request_id=str(uuid.uuid4()),
+            actor=actor,
+            reason=reason,
+        )
+        return call(self._registry().StartRollout, request, self.timeout).rollout
+
+    def end_rollout(
+        self, rollout_id: str, *, promote: bool, reason: str = "", actor: str = ""
+    ) -> registry_pb2.Rollout:
+        """Ends a rollout: promotes its version, or takes it back."""
+        request = registry_pb2.EndRolloutRequest(
+            id=rollout_id,
+            promote=promote,
+            request_id=str(uuid.uuid4()),
+            actor=actor,
+            reason=reason,
+        )
+        return call(self._registry().EndRollout, request, self.timeout).rollout
+
     # Trainings
 
     def train(

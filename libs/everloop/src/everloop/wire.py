@@ -25,6 +25,7 @@ _ADVICE = {
     "INTERNAL": "the part's log in <home>/logs has the details",
     "MODEL_NOT_FOUND": "`everloop models` lists what is served",
     "PREDICTION_NOT_FOUND": "the log arrives a moment after the answer: try again",
+    "ROLLOUT_NOT_FOUND": "`everloop rollouts` lists them",
     "PIPELINE_NOT_FOUND": "`everloop status` lists the pipelines",
 }
 

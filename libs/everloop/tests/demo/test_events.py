@@ -76,6 +76,20 @@ def test_an_event_reads_back_as_the_runtime_wrote_it():
             "v2 is rejected; gates: metric_floor NO",
         ),
         (promoted(2), "v2 is in Production, replaces v1"),
+        (
+            registry_events.RolloutStarted(
+                rollout=registry_pb2.Rollout(candidate_version=3, baseline_version=2)
+            ),
+            "v3 is on trial beside v2",
+        ),
+        (
+            registry_events.RolloutEnded(
+                rollout=registry_pb2.Rollout(
+                    candidate_version=3, state=registry_pb2.ROLLOUT_STATE_ABORTED, reason="slow"
+                )
+            ),
+            "the trial of v3 is aborted: slow",
+        ),
         (monitoring_events.RetrainRequested(reason="2 of 3"), "2 of 3"),
     ],
 )

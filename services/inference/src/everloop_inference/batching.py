@@ -20,17 +20,18 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from everloop_features.inputs import Block
+from everloop_inference.arms import Arm
 from everloop_inference.domain import Answer, Call, EngineKind, ServedModel
 from everloop_inference.metrics import DROPPED
 from everloop_runtime.errors import EverloopError, Kind
 
-__all__ = ["Batcher", "Capacity", "Job"]
+__all__ = ["Batcher", "Capacity", "Job", "Output", "Ran", "is_slow", "most_rows", "ran"]
 
 Output = npt.NDArray[np.float32]
 
@@ -50,6 +51,7 @@ class Capacity:
         stream: requests of one stream that are not answered yet; beyond it the stream is not read.
         explain_rows: rows of one request to explain.
         explain_requests: requests to explain.
+        mirror_rows: rows that wait to be predicted once more by versions on trial that answer nobody.
     """
 
     rows: int = 65_536
@@ -59,6 +61,7 @@ class Capacity:
     stream: int = 64
     explain_rows: int = 32
     explain_requests: int = 16
+    mirror_rows: int = 8192
 
 
 @dataclass(slots=True, eq=False)
@@ -70,12 +73,16 @@ class Job:
         record_ids: one per row; empty where the caller gave none.
         call: what else is known about the request.
         answer: what the caller awaits; cancelled when the caller is gone.
+        failed: told the error if the run fails, instead of the caller; it answers the caller then.
+        arm: where the request is counted while a version is on trial.
     """
 
     block: Block
     record_ids: Sequence[str]
     call: Call
     answer: asyncio.Future[Answer]
+    failed: Callable[[Exception], None] | None = None
+    arm: Arm | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -120,10 +127,10 @@ class Batcher:
         Raises:
             EverloopError: kind exhausted, reason `OVERLOADED`: the queue is full; says when to come back.
         """
-        queue = self._queues.get(model)
         rows = job.block.rows
-        if self._is_full(rows, queue):
+        if not self.has_room(model, rows):
             raise self._overloaded(model)
+        queue = self._queues.get(model)
         if queue is None:
             queue = self._queues[model] = _Queue()
             self._wake(model)
@@ -132,14 +139,16 @@ class Batcher:
         self._rows += rows
         self._requests += 1
 
-    def _is_full(self, rows: int, queue: _Queue | None) -> bool:
+    def has_room(self, model: ServedModel, rows: int) -> bool:
+        """Whether a version can take so many rows now."""
         limit = self._capacity
         if self._requests and (self._requests >= limit.requests or self._rows + rows > limit.rows):
-            return True
+            return False
+        queue = self._queues.get(model)
         return (
-            queue is not None
-            and bool(queue.jobs)
-            and (len(queue.jobs) >= limit.model_requests or queue.rows + rows > limit.model_rows)
+            queue is None
+            or not queue.jobs
+            or (len(queue.jobs) < limit.model_requests and queue.rows + rows <= limit.model_rows)
         )
 
     def _overloaded(self, model: ServedModel) -> EverloopError:
@@ -167,7 +176,7 @@ class Batcher:
         model = self._ready.popleft()
         queue = self._queues[model]
         jobs, rows = self._take(model, queue)
-        if jobs and self._is_slow(model, rows):
+        if jobs and is_slow(model, rows):
             self._run_slowly(model, queue, jobs)
         else:
             if queue.jobs:
@@ -183,8 +192,7 @@ class Batcher:
 
     def _take(self, model: ServedModel, queue: _Queue) -> tuple[list[Job], int]:
         """Takes the next batch; drops what nobody waits for any more."""
-        policy = model.policy
-        limit = min(policy.batch_rows, model.cost.rows_within(policy.batch_seconds))
+        limit = most_rows(model)
         now = time.perf_counter()
         jobs: list[Job] = []
         rows = 0
@@ -208,23 +216,19 @@ class Batcher:
                 rows += more
         return jobs, rows
 
-    def _is_slow(self, model: ServedModel, rows: int) -> bool:
-        is_quick = model.engine.kind is EngineKind.ONNX
-        return not is_quick or not model.cost.is_within(rows, model.policy.batch_seconds)
-
     def _run(self, model: ServedModel, jobs: list[Job]) -> None:
         began = time.perf_counter()
-        rows = sum(self._settle(model, ran) for ran in _ran(model, jobs))
+        rows = sum(self._settle(model, part) for part in ran(model, jobs))
         model.cost.learn(rows, time.perf_counter() - began)
 
     def _run_slowly(self, model: ServedModel, queue: _Queue, jobs: list[Job]) -> None:
-        def run() -> tuple[list[_Ran], float]:
+        def run() -> tuple[list[Ran[Job]], float]:
             began = time.perf_counter()
-            return _ran(model, jobs), time.perf_counter() - began
+            return ran(model, jobs), time.perf_counter() - began
 
-        def settle(running: asyncio.Future[tuple[list[_Ran], float]]) -> None:
+        def settle(running: asyncio.Future[tuple[list[Ran[Job]], float]]) -> None:
             parts, seconds = running.result()
-            model.cost.learn(sum(self._settle(model, ran) for ran in parts), seconds)
+            model.cost.learn(sum(self._settle(model, part) for part in parts), seconds)
             if queue.jobs:
                 self._wake(model)
             else:
@@ -234,37 +238,61 @@ class Batcher:
         running = asyncio.get_running_loop().run_in_executor(self._slow, run)
         running.add_done_callback(settle)
 
-    def _settle(self, model: ServedModel, ran: _Ran) -> int:
+    def _settle(self, model: ServedModel, part: Ran[Job]) -> int:
         """Answers jobs that ran together; returns their rows."""
         try:
-            if isinstance(ran.output, Exception):
-                raise ran.output
-            self._finish(model, ran.jobs, ran.block, ran.output)
+            if isinstance(part.output, Exception):
+                raise part.output
+            self._finish(model, part.jobs, part.block, part.output)
         except Exception as error:
-            for job in ran.jobs:
-                if not job.answer.done():
+            for job in part.jobs:
+                if job.answer.done():
+                    continue
+                if job.failed is None:
                     job.answer.set_exception(error)
-        return ran.block.rows
+                else:
+                    job.failed(error)
+        return part.block.rows
 
 
-class _Ran(NamedTuple):
+class _HasBlock(Protocol):
+    """Rows that can run."""
+
+    block: Block
+
+
+_Runs = TypeVar("_Runs", bound=_HasBlock)
+
+
+class Ran(NamedTuple, Generic[_Runs]):
     """Jobs that ran together, and what came out."""
 
-    jobs: Sequence[Job]
+    jobs: Sequence[_Runs]
     block: Block
     output: Output | Exception
 
 
-def _ran(model: ServedModel, jobs: Sequence[Job]) -> list[_Ran]:
+def ran(model: ServedModel, jobs: Sequence[_Runs]) -> list[Ran[_Runs]]:
     """Runs jobs as one batch; where that fails in halves, so that only who is to blame fails."""
     block = jobs[0].block if len(jobs) == 1 else Block.joined([job.block for job in jobs])
     try:
-        return [_Ran(jobs, block, model.run(model.layout.feeds(block)))]
+        return [Ran(jobs, block, model.run(model.layout.feeds(block)))]
     except Exception as error:
         if len(jobs) == 1:
-            return [_Ran(jobs, block, error)]
+            return [Ran(jobs, block, error)]
     middle = len(jobs) // 2
-    return [*_ran(model, jobs[:middle]), *_ran(model, jobs[middle:])]
+    return [*ran(model, jobs[:middle]), *ran(model, jobs[middle:])]
+
+
+def most_rows(model: ServedModel) -> int:
+    """Rows that a batch of a version shall have at most."""
+    return min(model.policy.batch_rows, model.cost.rows_within(model.policy.batch_seconds))
+
+
+def is_slow(model: ServedModel, rows: int) -> bool:
+    """Whether a run belongs into a thread."""
+    is_quick = model.engine.kind is EngineKind.ONNX
+    return not is_quick or not model.cost.is_within(rows, model.policy.batch_seconds)
 
 
 def _late(model: ServedModel) -> EverloopError:

@@ -17,7 +17,7 @@ class Counts:
     """Rows of one model; `served + adopted = logged + spilled + dropped + buffered + unsampled`.
 
     Attributes:
-        served: predicted by this replica.
+        served: predicted by this replica, whether somebody was answered with it or not.
         adopted: found on disk at start, left by a replica that is gone.
         logged: acknowledged by the broker.
         spilled: on disk now.

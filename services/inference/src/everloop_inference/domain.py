@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -15,7 +16,18 @@ from everloop_contracts.pipeline import Pipeline, Task
 from everloop_features.inputs import Block, Feeds, InputSpec, Layout
 from everloop_inference.cost import Cost
 
-__all__ = ["Answer", "Call", "Engine", "EngineKind", "ServedModel", "ServingPolicy", "Wanted"]
+__all__ = [
+    "Answer",
+    "Call",
+    "Engine",
+    "EngineKind",
+    "Production",
+    "ServedModel",
+    "ServingPolicy",
+    "Strategy",
+    "Trial",
+    "Wanted",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +99,56 @@ class Wanted:
     sha256: str
 
 
+class Strategy(StrEnum):
+    """What a version on trial does with requests."""
+
+    CANARY = "canary"
+    """Answers its share."""
+    SHADOW = "shadow"
+    """Predicts its share after somebody else has answered, and never answers."""
+    AB = "ab"
+    """Answers its share; whether it is promoted is up to a person."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A version on trial beside the one in Production.
+
+    Attributes:
+        rollout: id of the rollout.
+        candidate: the version on trial.
+        baseline: number of the version in Production that it is compared with.
+        strategy: what the candidate does with requests.
+        percent: share of the requests that it gets, 0 to 100.
+        key: field whose value decides who gets a request; empty for the record id.
+    """
+
+    rollout: str
+    candidate: Wanted
+    baseline: int
+    strategy: Strategy
+    percent: float
+    key: str = ""
+
+    @property
+    def model(self) -> str:
+        """Name of the model."""
+        return self.candidate.model
+
+
+@dataclass(frozen=True, slots=True)
+class Production:
+    """What a replica should serve.
+
+    Attributes:
+        versions: the version in Production of every model.
+        trials: versions on trial beside them, at most one for each model.
+    """
+
+    versions: Sequence[Wanted]
+    trials: Sequence[Trial] = ()
+
+
 class EngineKind(StrEnum):
     """What runs a model."""
 
@@ -128,6 +190,7 @@ class ServedModel:
         background_output: what it says about them.
         since: when it began to serve in this replica.
         previous_version: version that it replaced; 0 if none.
+        shadow: whether it answers nobody: it predicts beside the version that does.
     """
 
     wanted: Wanted
@@ -143,6 +206,7 @@ class ServedModel:
     background_output: npt.NDArray[np.float32]
     since: datetime
     previous_version: int = 0
+    shadow: bool = False
 
     @property
     def name(self) -> str:

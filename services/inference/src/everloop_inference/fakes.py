@@ -21,9 +21,9 @@ from onnx import TensorProto, helper
 
 from everloop_contracts.pipeline import FieldType
 from everloop_features.inputs import InputSpec, feeds_from_rows
-from everloop_inference.domain import Answer, Call, Wanted
+from everloop_inference.domain import Answer, Call, Production, Trial, Wanted
 from everloop_inference.http_app import HttpApp
-from everloop_inference.ports import Message, Outcome
+from everloop_inference.ports import Message, Outcome, Report
 from everloop_inference.predict import Predictor
 from everloop_inference.rpc import Abort
 from everloop_runtime.errors import EverloopError, Kind
@@ -223,22 +223,56 @@ def told(refusal: Abort) -> status_pb2.Status:
 
 
 class MemoryRegistry:
-    """A registry that says what it is told; `down` makes it unreachable."""
+    """A registry that says what it is told; `down` makes it unreachable.
+
+    Attributes:
+        reports: what replicas have told about trials, oldest first.
+    """
 
     def __init__(self) -> None:
         """Names nothing."""
         self.down = False
+        self.reports: list[Report] = []
         self._versions: dict[str, Wanted] = {}
+        self._trials: dict[str, Trial] = {}
+        self._lock = threading.Lock()
 
     def promote(self, wanted: Wanted) -> None:
-        """Puts a version into Production."""
-        self._versions = {**self._versions, wanted.model: wanted}
+        """Puts a version into Production; a trial of its model has ended with that."""
+        with self._lock:
+            self._versions = {**self._versions, wanted.model: wanted}
+            self._trials.pop(wanted.model, None)
 
-    def production(self) -> Sequence[Wanted]:
+    def begin(self, trial: Trial) -> None:
+        """Puts a version on trial."""
+        with self._lock:
+            self._trials[trial.model] = trial
+
+    def abort(self, model: str) -> None:
+        """Ends the trial of a model."""
+        with self._lock:
+            self._trials.pop(model, None)
+
+    def production(self) -> Production:
         """See `ports.Registry`."""
+        self._check()
+        with self._lock:
+            return Production(list(self._versions.values()), list(self._trials.values()))
+
+    def report(self, report: Report) -> bool:
+        """See `ports.Registry`; a failure aborts the trial, as the gateway does."""
+        self._check()
+        with self._lock:
+            self.reports.append(report)
+            running = [trial for trial in self._trials.values() if trial.rollout == report.rollout]
+            if report.failure and running:
+                del self._trials[running[0].model]
+                return False
+            return bool(running)
+
+    def _check(self) -> None:
         if self.down:
             raise EverloopError(Kind.UNAVAILABLE, "UNAVAILABLE", "the registry is down")
-        return list(self._versions.values())
 
 
 class MemoryArtifacts:

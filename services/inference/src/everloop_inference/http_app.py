@@ -212,7 +212,7 @@ class HttpApp:
             case ["", "v2", "models", name, "versions", version, "infer"]:
                 return await self._infer(request, name, version)
             case ["", "v2", "repository", "index"]:
-                return _Reply(200, orjson.dumps(oip_json.repository(self._models.serving)))
+                return _Reply(200, orjson.dumps(oip_json.repository(self._models.answering)))
             case _:
                 raise _no_path(request.path)
 
@@ -273,10 +273,10 @@ class HttpApp:
             case ["v2"]:
                 return _Reply(200, self._server)
             case ["v1", "models"]:
-                models = [native_json.described(model) for model in self._models.serving.values()]
+                models = [native_json.described(served) for served in self._models.all]
                 return _Reply(200, orjson.dumps({"models": models}))
             case ["v1", "models", name]:
-                return _Reply(200, orjson.dumps(native_json.described(self._models.get(name))))
+                return _Reply(200, orjson.dumps(native_json.described(self._models.served(name))))
             case ["v2", "models"]:
                 return _Reply(200, orjson.dumps({"models": list(self._models.serving)}))
             case ["v2", "models", name]:
@@ -295,8 +295,9 @@ class HttpApp:
                 raise _no_path(path)
 
     def _metadata(self, name: str, version: str = "") -> _Reply:
-        model = self._models.get(name, version)
-        return _Reply(200, orjson.dumps(oip_json.model_metadata(model)))
+        served = self._models.served(name)
+        metadata = oip_json.model_metadata(served.named(version), served.versions)
+        return _Reply(200, orjson.dumps(metadata))
 
     def _ready(self, name: str, version: str = "") -> _Reply:
         model = self._models.get(name, version)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
@@ -53,8 +52,15 @@ class Entry:
 
 
 def messages(entries: Sequence[Entry], max_rows: int) -> Iterator[Message]:
-    """Turns entries into events of one version and at most `max_rows` rows each, keeping their order."""
-    for _, group in groupby(entries, key=lambda entry: id(entry.answer.model)):
+    """Turns entries into events of one version and at most `max_rows` rows each.
+
+    Entries keep their order among those of their version: two versions that take turns make two events, not one for
+    each turn.
+    """
+    groups: dict[ServedModel, list[Entry]] = {}
+    for entry in entries:
+        groups.setdefault(entry.answer.model, []).append(entry)
+    for group in groups.values():
         batch: list[Entry] = []
         count = 0
         for entry in group:
@@ -124,6 +130,7 @@ def _data(
         labels=labels if model.classes else (),
         scores=() if multiclass else scores,
         probabilities=probabilities[part].ravel().tolist() if multiclass else (),
+        shadow=model.shadow,
     )
 
 

@@ -15,6 +15,7 @@ __all__ = [
     "GRPC_CLOSED",
     "LATENCY",
     "LOAD_FAILURES",
+    "MIRRORS_DROPPED",
     "REGISTRY_UP",
     "REQUESTS",
     "ROWS",
@@ -71,6 +72,11 @@ LOAD_FAILURES = Counter(
     "everloop_inference_load_failures",
     "Attempts to load a version that failed; the version before it goes on serving.",
     ["model", "reason"],
+)
+MIRRORS_DROPPED = Counter(
+    "everloop_inference_trial_dropped_mirrors",
+    "Requests that a version on trial should have predicted unseen, given up because too much waited.",
+    ["model"],
 )
 REGISTRY_UP = Gauge(
     "everloop_inference_registry_up", "1 if the registry gateway answered the last time."

@@ -7,6 +7,7 @@ from typing import Any
 
 from everloop_inference.domain import Answer, ServedModel
 from everloop_inference.explain import Explanation
+from everloop_inference.swap import Served
 from everloop_runtime.errors import EverloopError, Kind
 
 __all__ = ["answered", "described", "explained", "label_of", "rows_of"]
@@ -77,9 +78,10 @@ def label_of(document: Mapping[str, Any]) -> str:
     return label
 
 
-def described(model: ServedModel) -> dict[str, Any]:
+def described(served: Served) -> dict[str, Any]:
     """A Model."""
-    return {
+    model = served.model
+    document = {
         "name": model.name,
         "version": model.version,
         "classes": model.classes,
@@ -92,3 +94,11 @@ def described(model: ServedModel) -> dict[str, Any]:
         "onnx_sha256": model.wanted.sha256,
         "engine": f"ENGINE_{model.engine.kind.name}",
     }
+    if on := served.trial:
+        document["on_trial"] = {
+            "rollout": on.trial.rollout,
+            "version": on.candidate.version,
+            "strategy": on.trial.strategy,
+            "percent": on.trial.percent,
+        }
+    return document

@@ -10,6 +10,7 @@ from google.protobuf.struct_pb2 import Struct, Value
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2 as native
 from everloop_inference.domain import Answer, EngineKind, ServedModel
 from everloop_inference.explain import Explanation
+from everloop_inference.swap import Served
 from everloop_runtime.errors import GRPC_CODES, EverloopError
 
 __all__ = ["answered", "described", "explained", "refused", "rows"]
@@ -75,8 +76,9 @@ def explained(model: ServedModel, explanations: Sequence[Explanation]) -> native
     return response
 
 
-def described(model: ServedModel) -> native.Model:
+def described(served: Served) -> native.Model:
     """A model as it is served."""
+    model = served.model
     message = native.Model(
         name=model.name,
         version=model.version,
@@ -90,4 +92,9 @@ def described(model: ServedModel) -> native.Model:
         engine=_ENGINES[model.engine.kind],
     )
     message.serving_since.FromDatetime(model.since)
+    if on := served.trial:
+        message.on_trial.rollout = on.trial.rollout
+        message.on_trial.version = on.candidate.version
+        message.on_trial.strategy = on.trial.strategy
+        message.on_trial.percent = on.trial.percent
     return message

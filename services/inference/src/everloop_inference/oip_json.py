@@ -6,7 +6,7 @@ followed by the values of those tensors that say how many bytes are theirs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import chain
@@ -274,22 +274,22 @@ def server_metadata(fingerprint: str) -> dict[str, Any]:
     }
 
 
-def model_metadata(model: ServedModel) -> dict[str, Any]:
-    """What the protocol wants to know about a model."""
+def model_metadata(model: ServedModel, versions: Iterable[str]) -> dict[str, Any]:
+    """What the protocol wants to know about a version; `versions` are all that answer."""
     return {
         "name": model.name,
-        "versions": [str(model.version)],
+        "versions": list(versions),
         "platform": PLATFORM[model.engine.kind],
         "inputs": _described(input_signature(model)),
         "outputs": _described(output_signature(model)),
     }
 
 
-def repository(serving: Mapping[str, ServedModel]) -> list[dict[str, str]]:
-    """The index of what serves, as Triton's extension of the protocol has it."""
+def repository(answering: Iterable[ServedModel]) -> list[dict[str, str]]:
+    """The index of what answers, as Triton's extension of the protocol has it."""
     return [
         {"name": model.name, "version": str(model.version), "state": "READY", "reason": ""}
-        for model in serving.values()
+        for model in answering
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Final
 
 import numpy as np
@@ -146,12 +147,12 @@ def response(answer: Answer, request: oip.ModelInferRequest) -> oip.ModelInferRe
     return response
 
 
-def described(model: ServedModel) -> oip.ModelMetadataResponse:
-    """What the protocol wants to know about a model."""
+def described(model: ServedModel, versions: Iterable[str]) -> oip.ModelMetadataResponse:
+    """What the protocol wants to know about a version; `versions` are all that answer."""
     tensor = oip.ModelMetadataResponse.TensorMetadata
     return oip.ModelMetadataResponse(
         name=model.name,
-        versions=[str(model.version)],
+        versions=versions,
         platform=PLATFORM[model.engine.kind],
         inputs=[tensor(name=n, datatype=d, shape=s) for n, d, s in input_signature(model)],
         outputs=[tensor(name=n, datatype=d, shape=s) for n, d, s in output_signature(model)],

@@ -8,19 +8,48 @@ from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
-from everloop_inference.domain import Wanted
+from everloop_inference.arms import ArmStats
+from everloop_inference.domain import Production
 
-__all__ = ["Artifacts", "LogSink", "Message", "Outcome", "Registry"]
+__all__ = ["Artifacts", "LogSink", "Message", "Outcome", "Registry", "Report"]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a replica has seen of a rollout.
+
+    Attributes:
+        rollout: id of the rollout.
+        replica: unique name of this life of the replica.
+        sequence: grows with every report of the replica.
+        candidate: what the candidate has done here since its trial began here.
+        baseline: what the version in Production has done here since then.
+        failure: why the candidate cannot serve here; empty if it does.
+    """
+
+    rollout: str
+    replica: str
+    sequence: int
+    candidate: ArmStats
+    baseline: ArmStats
+    failure: str = ""
 
 
 class Registry(Protocol):
-    """Says what should be served."""
+    """Says what should be served, and takes what is seen of versions on trial."""
 
-    def production(self) -> Sequence[Wanted]:
-        """Returns the Production version of every model.
+    def production(self) -> Production:
+        """Returns the Production version of every model, and those on trial beside them.
 
         Raises:
             EverloopError: kind unavailable: the registry does not answer.
+        """
+
+    def report(self, report: Report) -> bool:
+        """Tells what this replica has seen of a rollout; returns whether it still runs.
+
+        Raises:
+            EverloopError: the registry does not take it; kind unavailable: it does not answer.
         """
 
 

@@ -7,21 +7,31 @@ import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
+from functools import partial
+from operator import attrgetter
 from typing import Any, Protocol
 
-import numpy as np
-
 from everloop_contracts.pipeline import Task
-from everloop_features.inputs import Block, InputError
+from everloop_features.inputs import Block
 from everloop_inference.batching import Batcher, Capacity, Job, Output
+from everloop_inference.convert import (
+    Request,
+    RowsRequest,
+    TensorsRequest,
+    block_of,
+    check_count,
+    from_rows,
+    from_tensors,
+)
 from everloop_inference.domain import Answer, Call, ServedModel
 from everloop_inference.explain import Explainer, Explanation
 from everloop_inference.metrics import count_batch
-from everloop_inference.swap import Models
-from everloop_inference.tensors import Tensor, block_from_tensors
-from everloop_runtime.errors import EverloopError, Kind
+from everloop_inference.mirror import Copy, Mirror
+from everloop_inference.swap import Models, Served
+from everloop_inference.tensors import Tensor
+from everloop_inference.trial import OnTrial
 
-__all__ = ["Log", "Predictor", "refusal"]
+__all__ = ["Log", "Predictor"]
 
 
 class Log(Protocol):
@@ -57,6 +67,7 @@ class Predictor:
         self.models = models
         self.capacity = capacity or Capacity()
         self.batcher = Batcher(self._finish, self.capacity, slow)
+        self._mirror = Mirror(self._mirrored, self.batcher, slow, self.capacity.mirror_rows)
         self._explainer = Explainer(slow, self.capacity.explain_requests)
         self._epoch = epoch
         self._log = log
@@ -76,10 +87,12 @@ class Predictor:
             EverloopError: kind not_found: no such model; kind invalid: a row breaks the model's signature; kind
                 exhausted: too much waits already. Awaiting the answer: kind deadline: it would come too late.
         """
-        model = self._assigned(name)
-        _check_count(model, len(rows), model.policy.max_rows)
-        block = _converted(model, rows)
-        return self._queued(model, block, _record_ids(model, rows), call)
+        served = self.models.served(name)
+        if served.trial is not None:
+            return self._tried(served, served.trial, "", RowsRequest(rows), call)
+        model = served.model
+        block, record_ids = from_rows(model, rows)
+        return self._queued(model, block, record_ids, call)
 
     def tensors(
         self,
@@ -102,20 +115,12 @@ class Predictor:
         Raises:
             EverloopError: as `rows`; kind not_found also where another version serves.
         """
-        model = self._assigned(name, version)
-        if plain is not None:
-            record_id = plain.pop(model.policy.id_field, "")
-            single = model.layout.from_plain(plain) if type(record_id) is str else None
-            if single is not None and not _holds_infinity(single):
-                return self._queued(model, single, (record_id,), call)
-        given = tensors()
-        if given:
-            _check_count(model, given[0].rows, model.policy.max_rows)
-        try:
-            block, record_ids = block_from_tensors(given, model.layout, model.policy.id_field)
-            _check_finite(model, block)
-        except InputError as error:
-            raise refusal(model, error) from error
+        served = self.models.served(name)
+        if served.trial is not None:
+            request = TensorsRequest(plain, tensors)
+            return self._tried(served, served.trial, version, request, call)
+        model = served.named(version)
+        block, record_ids = from_tensors(model, plain, tensors)
         return self._queued(model, block, record_ids, call)
 
     async def explain(
@@ -132,14 +137,10 @@ class Predictor:
         Raises:
             EverloopError: as `rows`; kind invalid also where there is no such class.
         """
-        model = self._assigned(name)
-        _check_count(model, len(rows), self.capacity.explain_rows)
-        block = _converted(model, rows)
+        model = self.models.get(name)
+        check_count(model, len(rows), self.capacity.explain_rows)
+        block = block_of(model, rows)
         return model, await self._explainer.explain(model, block, label, call)
-
-    def _assigned(self, name: str, version: str = "") -> ServedModel:
-        """The one place where a request is given the version that answers it."""
-        return self.models.get(name, version)
 
     def _queued(
         self, model: ServedModel, block: Block, record_ids: Sequence[str], call: Call
@@ -147,6 +148,75 @@ class Predictor:
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self.batcher.submit(model, Job(block, record_ids, call, answer))
         return answer
+
+    def _tried(
+        self, served: Served, trial: OnTrial, version: str, request: Request, call: Call
+    ) -> asyncio.Future[Answer]:
+        """Queues a request while a version is on trial."""
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        model = self._assigned(served, trial, version, request)
+        if model is trial.candidate and not version:
+            self._by_candidate(trial, request, call, answer)
+            return answer
+        # Whoever insists on the candidate wants no other's answer.
+        block, record_ids = self._by(model, trial, request, call, answer)
+        if trial.shadow and trial.takes(request.value(trial.key)):
+            shared = block if trial.same_inputs else None
+            copy = Copy(trial, request, shared, record_ids, call.size, block.rows)
+            answer.add_done_callback(partial(self._mirror.offer, copy))
+        return answer
+
+    def _assigned(
+        self, served: Served, trial: OnTrial, version: str, request: Request
+    ) -> ServedModel:
+        """The one place where a request is given one of two versions."""
+        if version or trial.shadow:
+            return served.named(version)
+        return trial.candidate if trial.takes(request.value(trial.key)) else served.model
+
+    def _by(
+        self,
+        model: ServedModel,
+        trial: OnTrial,
+        request: Request,
+        call: Call,
+        answer: asyncio.Future[Answer],
+    ) -> tuple[Block, Sequence[str]]:
+        """Queues a request for one version and no other; returns what it holds."""
+
+        def failed(error: Exception) -> None:
+            trial.failed(model, error)
+            answer.set_exception(error)
+
+        block, record_ids = request.read(model)
+        self.batcher.submit(model, Job(block, record_ids, call, answer, failed, trial.arm(model)))
+        return block, record_ids
+
+    def _by_candidate(
+        self, trial: OnTrial, request: Request, call: Call, answer: asyncio.Future[Answer]
+    ) -> None:
+        """Queues a request for the candidate, and where it cannot answer for the version that serves."""
+        candidate, baseline = trial.candidate, trial.baseline
+
+        def failed(error: Exception) -> None:
+            trial.failed(candidate, error)
+            try:
+                self._by(baseline, trial, request, call, answer)
+            except Exception as refused:
+                answer.set_exception(refused)
+
+        try:
+            block, record_ids = request.read(candidate)
+        except Exception as error:
+            # What the other refuses as well is its caller's mistake.
+            self._by(baseline, trial, request, call, answer)
+            trial.failed(candidate, error)
+            return
+        if self.batcher.has_room(candidate, block.rows):
+            arm = trial.candidate_arm
+            self.batcher.submit(candidate, Job(block, record_ids, call, answer, failed, arm))
+        else:  # a crowd is no fault of the candidate; that it is slow shows in its latencies
+            self._by(baseline, trial, request, call, answer)
 
     def _finish(
         self, model: ServedModel, jobs: Sequence[Job], block: Block, output: Output
@@ -167,7 +237,22 @@ class Predictor:
             record_ids.extend(job.record_ids or [""] * rows)
             latencies.extend([int((now - job.call.began) * 1e6)] * rows)
             size += job.call.size
+        # Jobs are in the order in which they came: a trial began or ended between the two, or not at all.
+        if jobs[0].arm is not None or jobs[-1].arm is not None:
+            _count(jobs, now)
         self._log.offer(whole, block, record_ids, latencies, size)
+
+    def _mirrored(
+        self, trial: OnTrial, copies: Sequence[Copy], block: Block, output: Output, seconds: float
+    ) -> None:
+        """Writes down what a candidate says that answers nobody."""
+        whole = self._answer(trial.candidate, output)
+        record_ids: list[str] = []
+        for copy in copies:
+            record_ids.extend(copy.record_ids or [""] * copy.rows)
+        trial.candidate_arm.predicted([seconds] * len(copies), block.rows)
+        size = sum(copy.size for copy in copies)
+        self._log.offer(whole, block, record_ids, [int(seconds * 1e6)] * block.rows, size)
 
     def _answer(self, model: ServedModel, output: Output) -> Answer:
         labels: list[str] = []
@@ -187,69 +272,10 @@ class Predictor:
         return Answer(model, ids, labels, scores, output)
 
 
-def refusal(model: ServedModel, error: InputError) -> EverloopError:
-    """The error that a caller is told about a value that the model cannot take."""
-    return EverloopError(
-        Kind.INVALID,
-        error.reason,
-        str(error),
-        model=model.name,
-        field=error.field,
-        row=str(error.row),
-    )
-
-
-def _converted(model: ServedModel, rows: Sequence[Mapping[str, Any]]) -> Block:
-    try:
-        if known := model.fields:
-            for number, row in enumerate(rows):
-                if not row.keys() <= known:
-                    name = min(row.keys() - known)
-                    text = "the pipeline has no such field"
-                    raise InputError(number, name, "UNKNOWN_FIELD", text)
-        block = model.layout.from_rows(rows)
-        _check_finite(model, block)
-    except InputError as error:
-        raise refusal(model, error) from error
-    return block
-
-
-def _holds_infinity(block: Block) -> bool:
-    return bool(np.count_nonzero(np.isinf(block.numbers)))
-
-
-def _check_finite(model: ServedModel, block: Block) -> None:
-    """Refuses what is infinite, or became so in the 32 bits that the model takes.
-
-    Raises:
-        InputError: the first such value, by field and then by row.
-    """
-    if not _holds_infinity(block):
-        return
-    for spec in model.inputs:
-        column = model.layout.column(block, spec.name)
-        if column.dtype == np.float32 and len(rows := np.flatnonzero(np.isinf(column))):
-            text = "the number does not fit 32 bits"
-            raise InputError(int(rows[0]), spec.name, "OUT_OF_RANGE", text)
-
-
-def _check_count(model: ServedModel, count: int, most: int) -> None:
-    if not count:
-        raise EverloopError(Kind.INVALID, "NO_ROWS", "the request holds no rows", model=model.name)
-    if count > most:
-        raise EverloopError(
-            Kind.INVALID,
-            "TOO_MANY_ROWS",
-            f"{count} rows in one request, {most} are allowed",
-            model=model.name,
-        )
-
-
-def _record_ids(model: ServedModel, rows: Sequence[Mapping[str, Any]]) -> Sequence[str]:
-    field = model.policy.id_field
-    ids = [row.get(field) or "" for row in rows]
-    for row, value in enumerate(ids):
-        if type(value) is not str:
-            error = InputError(row, field, "WRONG_TYPE", f"must be a string, not {value!r:.80}")
-            raise refusal(model, error)
-    return ids
+def _count(jobs: Sequence[Job], now: float) -> None:
+    """Counts requests that ran together and were answered now, on the clock of `time.perf_counter`."""
+    for arm, group in itertools.groupby(jobs, key=attrgetter("arm")):
+        if arm is not None:
+            counted = list(group)
+            seconds = [now - job.call.began for job in counted]
+            arm.predicted(seconds, sum(job.block.rows for job in counted))

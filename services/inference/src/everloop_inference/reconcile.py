@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import threading
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from everloop_inference.domain import EngineKind, ServingPolicy, Wanted
+from everloop_inference.attempts import Attempts
+from everloop_inference.domain import EngineKind, ServedModel, ServingPolicy, Wanted
 from everloop_inference.load import Loader
-from everloop_inference.metrics import LOAD_FAILURES, REGISTRY_UP, SERVED_VERSION, SLOW, SWAPS
+from everloop_inference.metrics import REGISTRY_UP, SERVED_VERSION, SLOW, SWAPS
 from everloop_inference.ports import Registry
+from everloop_inference.rollouts import Rollouts
 from everloop_inference.swap import Models
 from everloop_runtime.errors import EverloopError
 
@@ -21,14 +22,15 @@ __all__ = ["Reconciler"]
 
 log = logging.getLogger(__name__)
 
-FIRST_RETRY_SECONDS = 1.0
-
 
 class Reconciler:
     """Looks at the registry, loads what is new beside what serves, and swaps.
 
     What cannot be loaded is tried again with growing pauses while the version before it serves. A model that the
     registry no longer names goes on serving: an empty registry is more likely a mishap than a wish.
+
+    A version on trial is loaded in the same way and serves beside the other. When it is promoted it is here already.
+    It is not remembered: after a restart with the registry away only what is in Production serves.
     """
 
     def __init__(
@@ -38,16 +40,27 @@ class Reconciler:
         models: Models,
         policies: Mapping[str, ServingPolicy],
         state: Path,
+        replica: str,
         retry_max_seconds: float = 60.0,
     ) -> None:
-        """Takes what it looks at and what it changes; `state` is the file that remembers."""
+        """Takes what it looks at and what it changes.
+
+        Args:
+            registry: says what should be served.
+            loader: gets it.
+            models: what serves.
+            policies: what the pipelines say about serving.
+            state: the file that remembers.
+            replica: unique name of this life of the replica.
+            retry_max_seconds: longest pause before another attempt to load what could not be loaded.
+        """
         self._registry = registry
         self._loader = loader
         self._models = models
-        self._policies = policies
         self._state = state
-        self._retry_max = retry_max_seconds
-        self._retry: dict[Wanted, tuple[float, float]] = {}
+        self._attempts = Attempts(loader, policies, retry_max_seconds)
+        self._rollouts = Rollouts(registry, self._attempts, models, replica)
+        self._named: frozenset[Wanted] = frozenset()
         self._unnamed: frozenset[str] = frozenset()
         self._reachable = True
 
@@ -59,6 +72,11 @@ class Reconciler:
 
     def once(self) -> None:
         """Does everything that can be done now; whatever fails is logged and tried again by a later call."""
+        if self._look() and self._rollouts.report():
+            self._look()
+
+    def _look(self) -> bool:
+        """Makes what serves what the registry says; returns whether the registry said anything."""
         try:
             production = self._registry.production()
         except EverloopError as error:
@@ -66,19 +84,25 @@ class Reconciler:
             if self._reachable:
                 log.warning("the registry does not answer, what serves goes on: %s", error)
             self._reachable = False
-            return
+            return False
         if not self._reachable:
             log.info("the registry answers again")
         REGISTRY_UP.set(1)
         self._reachable = True
-        self._mention_unnamed(frozenset(wanted.model for wanted in production))
-        self._retry = {wanted: due for wanted, due in self._retry.items() if wanted in production}
-        for wanted in production:
-            serving = self._models.serving.get(wanted.model)
+        self._mention_unnamed(frozenset(wanted.model for wanted in production.versions))
+        candidates = [trial.candidate for trial in production.trials]
+        self._named = frozenset(production.versions).union(candidates)
+        self._attempts.forget(keep=self._named)
+        before = self._models.serving
+        for wanted in production.versions:
+            serving = before.get(wanted.model)
             if serving is None or serving.wanted != wanted:
                 replaced = serving.wanted if serving else None
-                if self._load(wanted):
+                if self._promote(wanted):
                     self._remember(wanted, replaced)
+        if self._rollouts.follow(production.trials):
+            self._prune()
+        return True
 
     def run(self, stopping: threading.Event, seconds: float) -> None:
         """Calls `once` every so many seconds until told to stop."""
@@ -88,41 +112,34 @@ class Reconciler:
             except Exception:
                 log.exception("reconciling failed, what serves goes on")
 
+    def _promote(self, wanted: Wanted) -> bool:
+        """Lets a version serve that is in Production now: the one on trial as it is, any other when it is loaded."""
+        on = self._models.trials.get(wanted.model)
+        if on is not None and on.candidate.wanted == wanted:
+            self._swap(on.candidate)
+            return True
+        return self._load(wanted)
+
     def _load(self, wanted: Wanted, previous_version: int = 0) -> bool:
-        due, pause = self._retry.get(wanted, (0.0, FIRST_RETRY_SECONDS))
-        if time.monotonic() < due:
+        serving = self._models.serving.get(wanted.model)
+        meanwhile = f"version {serving.version} goes on" if serving else "no version serves"
+        model = self._attempts.load(wanted, meanwhile)
+        if model is None:
             return False
-        began = time.monotonic()
-        try:
-            model = self._loader.load(wanted, self._policies.get(wanted.model, ServingPolicy()))
-        except Exception as error:
-            reason = error.reason if isinstance(error, EverloopError) else type(error).__name__
-            LOAD_FAILURES.labels(wanted.model, reason).inc()
-            serving = self._models.serving.get(wanted.model)
-            log.error(
-                "%s version %d cannot serve (%s), %s: %s",
-                wanted.model,
-                wanted.version,
-                reason,
-                f"version {serving.version} goes on" if serving else "no version serves",
-                error,
-                exc_info=not isinstance(error, EverloopError),
-            )
-            self._retry[wanted] = time.monotonic() + pause, min(pause * 2, self._retry_max)
-            return False
-        self._retry.pop(wanted, None)
-        model = self._models.swap(replace(model, previous_version=previous_version))
+        self._swap(replace(model, previous_version=previous_version))
+        return True
+
+    def _swap(self, model: ServedModel) -> None:
+        model = self._models.swap(model)
         SERVED_VERSION.labels(model.name).set(model.version)
         SLOW.labels(model.name).set(model.engine.kind is not EngineKind.ONNX)
         SWAPS.labels(model.name).inc()
         log.info(
-            "%s version %d serves, before it version %d; loaded in %.2f s",
+            "%s version %d serves, before it version %d",
             model.name,
             model.version,
             model.previous_version,
-            time.monotonic() - began,
         )
-        return True
 
     def _mention_unnamed(self, named: frozenset[str]) -> None:
         unnamed = frozenset(self._models.serving) - named
@@ -149,7 +166,13 @@ class Reconciler:
         except OSError as error:
             log.error("what serves cannot be remembered: %s", error)
             return
-        self._loader.prune({wanted for pair in kept.values() for wanted in pair if wanted})
+        self._prune()
+
+    def _prune(self) -> None:
+        """Keeps the artifacts of what serves, of what served before it, and of what the registry names."""
+        kept = {wanted for pair in self._remembered() for wanted in pair if wanted}
+        serving = {model.wanted for model in self._models.serving.values()}
+        self._loader.prune(kept | serving | self._named)
 
     def _remembered(self) -> list[tuple[Wanted, Wanted | None]]:
         try:

@@ -25,6 +25,7 @@ from everloop_inference.reconcile import Reconciler
 from everloop_inference.settings import InferenceSettings
 from everloop_inference.spill import Spill
 from everloop_inference.swap import Models
+from everloop_inference.trial_metrics import TrialMetrics
 
 __all__ = ["Replica"]
 
@@ -47,6 +48,7 @@ class Replica:
         """Builds everything and starts nothing."""
         self._settings = settings
         self.models = Models()
+        epoch = secrets.token_hex(8)
         self.reconciler = Reconciler(
             registry or GrpcRegistry(settings.registry_address, settings.registry_timeout_seconds),
             Loader(
@@ -57,9 +59,9 @@ class Replica:
             self.models,
             policies,
             settings.data_dir / "serving.json",
+            epoch,
             settings.load_retry_max_seconds,
         )
-        epoch = secrets.token_hex(8)
         self.log = PredictionLog(
             sink or KafkaSink(settings.kafka_bootstrap, settings.log_send_seconds),
             Spill(settings.data_dir / "spill", epoch, settings.log_spill_bytes),
@@ -72,6 +74,7 @@ class Replica:
         self.predictor = Predictor(
             self.models, self.log, epoch, capacity=_capacity(settings), slow=self._slow
         )
+        self._trial_metrics = TrialMetrics(self.models)
         self._listeners = Listeners(settings, self.predictor, fingerprint)
         self._stopping = threading.Event()
         self._reconciling = threading.Thread(target=self._reconcile, name="reconcile", daemon=True)
@@ -88,6 +91,7 @@ class Replica:
         self._reconciling.start()
         self._primed.wait(self._settings.prime_seconds)
         REGISTRY.register(self.log.books)
+        REGISTRY.register(self._trial_metrics)
         self.log.start()
         # What is there now stays: looking through it would hold every request up, for 0.1 s and more beside Ray.
         gc.collect()
@@ -111,6 +115,7 @@ class Replica:
         self._listeners.stop()
         self._slow.shutdown()
         self.log.close()
+        REGISTRY.unregister(self._trial_metrics)
         REGISTRY.unregister(self.log.books)
         log.info("stopped")
 
@@ -133,6 +138,7 @@ def _capacity(settings: InferenceSettings) -> Capacity:
         stream=settings.stream_requests,
         explain_rows=settings.explain_rows,
         explain_requests=settings.explain_requests,
+        mirror_rows=settings.mirror_rows,
     )
 
 

@@ -127,7 +127,8 @@ class OipServicer(oip_grpc.GRPCInferenceServiceServicer):
         self, request: oip.ModelMetadataRequest, context: Context
     ) -> oip.ModelMetadataResponse:
         """Describes a model."""
-        return oip_proto.described(self._models.get(request.name, request.version))
+        served = self._models.served(request.name)
+        return oip_proto.described(served.named(request.version), served.versions)
 
     @_answers(_OIP)
     async def RepositoryIndex(
@@ -135,7 +136,7 @@ class OipServicer(oip_grpc.GRPCInferenceServiceServicer):
     ) -> oip.RepositoryIndexResponse:
         """Lists what serves."""
         index = oip.RepositoryIndexResponse.ModelIndex
-        listed = oip_json.repository(self._models.serving)
+        listed = oip_json.repository(self._models.answering)
         return oip.RepositoryIndexResponse(models=[index(**item) for item in listed])
 
     @_answers(_OIP)
@@ -244,8 +245,8 @@ class NativeServicer(native_grpc.InferenceServiceServicer):
         self, request: native.GetModelRequest, context: Context
     ) -> native.GetModelResponse:
         """Describes a model."""
-        model = self._predictor.models.get(request.model)
-        return native.GetModelResponse(model=native_proto.described(model))
+        served = self._predictor.models.served(request.model)
+        return native.GetModelResponse(model=native_proto.described(served))
 
 
 def _streamed(name: str, result: Callable[[], Answer], call: Call) -> native.PredictStreamResponse:

@@ -56,6 +56,8 @@ class InferenceSettings(ServiceSettings):
     """Rows that one request to explain may hold."""
     explain_requests: int = Field(default=16, ge=1)
     """Requests to explain that a replica holds at once; beyond it one is refused."""
+    mirror_rows: int = Field(default=8192, ge=1)
+    """Rows that may wait in a replica to be predicted by a shadow; beyond it a request is not mirrored, and counted."""
     slow_threads: int = Field(default=1, ge=1)
     """Threads of a replica for runs that take longer than a batch may: large requests, explanations, slow models."""
 

@@ -202,9 +202,9 @@ def text(name: str, value: bytes) -> str:
 
 
 def block_from_tensors(
-    tensors: Sequence[Tensor], layout: Layout, id_field: str
+    tensors: Sequence[Tensor], layout: Layout, id_field: str, fields: Collection[str] = ()
 ) -> tuple[Block, Sequence[str]]:
-    """Converts tensors to what the model takes; nullable inputs may be left out.
+    """Converts tensors to what the model takes; nullable inputs may be left out, and other `fields` may be given.
 
     Returns:
         The rows, and their record ids (none if not given).
@@ -234,9 +234,9 @@ def block_from_tensors(
             column[:] = _absent(spec) if found is None else _values(found, spec)
             if found is not None and found.nulls:
                 column[list(found.nulls)] = _null(spec)
-    if given:
-        name = next(iter(given))
-        raise invalid("UNKNOWN_FIELD", "the model has no such input", name)
+    for name in given:
+        if name not in fields:
+            raise invalid("UNKNOWN_FIELD", "the model has no such input", name)
     return block, record_ids
 
 

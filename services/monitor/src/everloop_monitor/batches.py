@@ -101,6 +101,7 @@ def find(batch: Batch, prediction_id: str) -> Prediction | None:
         label=message.labels[row] if message.labels else "",
         score=message.scores[row] if message.scores else 0.0,
         event_id=batch.event_id,
+        shadow=message.shadow,
     )
 
 

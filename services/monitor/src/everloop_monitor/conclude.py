@@ -25,24 +25,36 @@ SOURCE = "monitor"
 def conclude(
     database: Database, rule: Retrain, chunk: Chunk, *, before: str, after: str, now: datetime
 ) -> bool:
-    """Stores an evaluated chunk, announces it once if it alerts, and decides whether to ask for a retrain.
+    """Stores an evaluated chunk, announces it if it alerts, and decides whether to ask for a retrain.
+
+    A chunk is announced once, and once more where labels then show a bad performance that nothing had told of: whoever
+    judges a version by its performance must hear of it.
 
     Returns:
         False if the chunk is no longer in state `before`: then this was concluded already, and nothing happens.
     """
-    announce = chunk.alert and not chunk.announced
-    chunk = replace(chunk, announced=chunk.announced or announce)
+    event_id = _announcement(chunk)
+    chunk = replace(chunk, announced=chunk.announced or bool(event_id))
     with database.unit_of_work() as work:
         if not chunks.save_evaluation(work.connection, chunk, before=before, after=after):
             return False
-        if announce:
+        if event_id:
             drifted = events_pb2.DriftDetected(chunk=messages.chunk(chunk))
-            event_id = drift_event_id(chunk.id)
             work.publish(new_event(SOURCE, chunk.pipeline, drifted, cause=chunk.cause, id=event_id))
         decision = _decide(work, rule, chunk, occasion=after, now=now)
     metrics.DECISIONS.labels(chunk.pipeline, decision.action).inc()
     log.info("chunk %s: %s: %s", chunk.id, decision.action, decision.reason)
     return True
+
+
+def _announcement(chunk: Chunk) -> str:
+    """Id of the event that is due; empty if none is."""
+    if chunk.announced:
+        surprise = chunk.verdict("realised_performance") and not chunk.verdict(
+            "estimated_performance"
+        )
+        return drift_event_id(chunk.id, "realised_performance") if surprise else ""
+    return drift_event_id(chunk.id) if chunk.alert else ""
 
 
 def _decide(

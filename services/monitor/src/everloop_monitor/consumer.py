@@ -1,4 +1,4 @@
-"""Kafka in: predictions, labels and promotions."""
+"""Kafka in: predictions, labels, versions and promotions."""
 
 from __future__ import annotations
 
@@ -8,8 +8,14 @@ from datetime import UTC, datetime
 from everloop_contracts.pipeline import Pipeline
 from everloop_contracts.stubs.everloop.inference.v1.events_pb2 import PredictionsLogged
 from everloop_contracts.stubs.everloop.ingest.v1.events_pb2 import ActualsRecorded
-from everloop_contracts.stubs.everloop.registry.v1.events_pb2 import ModelPromoted
-from everloop_monitor.record import log_predictions, record_actuals, watch_version
+from everloop_contracts.stubs.everloop.registry.v1.events_pb2 import ModelPromoted, ModelRegistered
+from everloop_contracts.stubs.everloop.registry.v1.registry_pb2 import STAGE_STAGING
+from everloop_monitor.record import (
+    expect_version,
+    log_predictions,
+    record_actuals,
+    watch_version,
+)
 from everloop_runtime.database import Database
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.events import ACTUALS, MODELS, PREDICTIONS, Event
@@ -44,8 +50,10 @@ def handler(
                 watch_version(
                     database, event.id, promoted.model, promoted.version, promoted.run_id, now
                 )
+            case ModelRegistered(version=passed) if passed.stage == STAGE_STAGING:
+                expect_version(database, event.id, passed.model, passed.version, passed.run_id)
             case _:
-                return  # ModelRegistered: nothing serves it yet
+                return  # a rejected version predicts nothing, and rollouts change nothing that is watched
         wake()
 
     return handle

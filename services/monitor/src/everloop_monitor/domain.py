@@ -50,9 +50,9 @@ def stable_id(*parts: object) -> str:
     return str(uuid.uuid5(_NAMESPACE, "\x1f".join(str(part) for part in parts)))
 
 
-def drift_event_id(chunk_id: str) -> str:
-    """Id of the one DriftDetected that a chunk can cause."""
-    return stable_id("DriftDetected", chunk_id)
+def drift_event_id(chunk_id: str, *occasion: str) -> str:
+    """Id of the DriftDetected that a chunk causes; with an occasion, of another one."""
+    return stable_id("DriftDetected", chunk_id, *occasion)
 
 
 def decision_id(chunk_id: str, occasion: str) -> str:
@@ -202,6 +202,7 @@ class Chunk:
         cause: id of the event that filled it.
         trace: `traceparent` of that event; empty if it had none.
         run_id: MLflow run of the version; empty while the version is unknown.
+        promoted: False for a version that was never in Production: it is on trial, or was.
         labelled_rows: rows whose label is known, as last counted.
         announced: True once its DriftDetected is out.
         report: None until evaluated.
@@ -217,6 +218,7 @@ class Chunk:
     cause: str
     trace: str = ""
     run_id: str = ""
+    promoted: bool = True
     labelled_rows: int = 0
     announced: bool = False
     first_event: datetime | None = None
@@ -309,7 +311,7 @@ class RecordedDecision:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """A logged prediction."""
+    """A logged prediction; a shadow's answered nobody."""
 
     id: str
     pipeline: str
@@ -319,3 +321,4 @@ class Prediction:
     label: str
     score: float
     event_id: str
+    shadow: bool = False

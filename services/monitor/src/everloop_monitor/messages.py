@@ -86,6 +86,7 @@ def prediction(value: domain.Prediction, actual: str) -> monitoring_pb2.GetPredi
         score=value.score,
         actual=actual,
         event_id=value.event_id,
+        shadow=value.shadow,
     )
 
 

@@ -71,7 +71,7 @@ WAITING = Gauge(
 )
 LAG_SECONDS = Gauge(
     "everloop_monitor_lag_seconds",
-    "How long the oldest full chunk of a version that was promoted has waited for its evaluation.",
+    "How long the oldest full chunk of a version that is known has waited for its evaluation.",
     ["pipeline"],
 )
 EVALUATE_SECONDS = Histogram(
@@ -105,9 +105,9 @@ def count_alerts(chunk: Chunk, *conditions: Condition) -> None:
 
 
 def show_drift(chunk: Chunk) -> None:
-    """Sets the gauges to what a full chunk showed."""
+    """Sets the gauges to what a full chunk showed, unless its version is on trial: they are Production's."""
     report = chunk.report
-    if report is None:
+    if report is None or not chunk.promoted:
         return
     VERSION.labels(chunk.pipeline).set(chunk.version)
     DRIFT_SHARE.labels(chunk.pipeline).set(report.drift_share)
@@ -120,7 +120,7 @@ def show_drift(chunk: Chunk) -> None:
 
 
 def show_realised(chunk: Chunk) -> None:
-    """Sets the gauge to the performance that a chunk's labels showed."""
-    if chunk.report and chunk.report.realised:
+    """Sets the gauge to the performance that a chunk's labels showed, unless its version is on trial."""
+    if chunk.promoted and chunk.report and chunk.report.realised:
         realised = chunk.report.realised
         REALISED.labels(chunk.pipeline, realised.measure).set(realised.value)

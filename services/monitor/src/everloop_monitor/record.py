@@ -1,4 +1,4 @@
-"""Records what arrives, once: predictions, counted into chunks; labels; promotions."""
+"""Records what arrives, once: predictions, counted into chunks; labels; versions and promotions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from everloop_runtime.database import Database
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.telemetry import trace_headers
 
-__all__ = ["log_predictions", "record_actuals", "watch_version"]
+__all__ = ["expect_version", "log_predictions", "record_actuals", "watch_version"]
 
 
 def log_predictions(
@@ -77,6 +77,15 @@ def record_actuals(
             return
         labels.add(work.connection, pipeline, dict(zip(record_ids, values, strict=True)), now)
     metrics.ACTUALS.labels(pipeline).inc(len(record_ids))
+
+
+def expect_version(
+    database: Database, event_id: str, pipeline: str, version: int, run_id: str
+) -> None:
+    """Notes the run that holds the reference sample of a version: it may predict on trial before it is promoted."""
+    with database.unit_of_work() as work:
+        if work.first_time(event_id):
+            versions.add_candidate(work.connection, pipeline, version, run_id)
 
 
 def watch_version(

@@ -11,18 +11,21 @@ from prometheus_client import REGISTRY
 from everloop_contracts.pipeline import PipelineError, load_pipelines
 from everloop_contracts.stubs.everloop.registry.v1 import registry_pb2, registry_pb2_grpc
 from everloop_registry_gateway.adapters.mlflow import MlflowRegistry
+from everloop_registry_gateway.adapters.rollouts import RolloutStore
 from everloop_registry_gateway.adapters.store import Store
-from everloop_registry_gateway.consumer import on_training
+from everloop_registry_gateway.consumer import on_drift, on_training
 from everloop_registry_gateway.domain import GATEWAY
-from everloop_registry_gateway.metrics import VersionsByStage
+from everloop_registry_gateway.metrics import RolloutsByState, VersionsByStage
+from everloop_registry_gateway.observe import Observer, RolloutJudge
 from everloop_registry_gateway.promote import Promoter
 from everloop_registry_gateway.reconcile import Reconciler
 from everloop_registry_gateway.register import Registrar
+from everloop_registry_gateway.rollout import Rollouts
 from everloop_registry_gateway.servicer import RegistryServicer
 from everloop_registry_gateway.settings import RegistrySettings
 from everloop_runtime import telemetry
 from everloop_runtime.database import Database
-from everloop_runtime.events import TRAININGS
+from everloop_runtime.events import DRIFT, TRAININGS
 from everloop_runtime.grpc_server import GrpcServer
 from everloop_runtime.inbox import InboxSweeper
 from everloop_runtime.kafka import EventConsumer, OutboxRelay, Topics
@@ -48,13 +51,20 @@ def main() -> int:
     registry = MlflowRegistry(settings.mlflow_uri, settings.mlflow_timeout_seconds)
     promoter = Promoter(database, registry, settings.mlflow_timeout_seconds)
     registrar = Registrar(database, registry, promoter, pipelines)
-    servicer = RegistryServicer(database, promoter)
+    rollouts = Rollouts(database, promoter, pipelines)
+    observer = Observer(database, promoter, settings.rollout_replicas)
+    servicer = RegistryServicer(database, promoter, rollouts, observer)
 
     def count_versions() -> dict[tuple[str, str], int]:
         with database.read() as connection:
             return Store(connection).count_by_stage()
 
+    def count_rollouts() -> dict[tuple[str, str], int]:
+        with database.read() as connection:
+            return RolloutStore(connection).count_by_state()
+
     REGISTRY.register(VersionsByStage(count_versions))
+    REGISTRY.register(RolloutsByState(count_rollouts))
     grpc = GrpcServer(
         settings,
         [SERVICE],
@@ -71,11 +81,20 @@ def main() -> int:
             settings.reconcile_seconds,
             timedelta(hours=settings.request_retention_hours),
         ),
+        RolloutJudge(observer, settings.rollout_judge_seconds),
         EventConsumer(
             settings.kafka_bootstrap,
             GATEWAY,
             [TRAININGS],
             on_training(registrar),
+            attempts=settings.consumer_max_attempts,
+        ),
+        # A consumer of its own: alerts must not wait behind a training that waits for MLflow.
+        EventConsumer(
+            settings.kafka_bootstrap,
+            f"{GATEWAY}.drift",
+            [DRIFT],
+            on_drift(observer),
             attempts=settings.consumer_max_attempts,
         ),
         grpc,

@@ -6,12 +6,34 @@ from datetime import datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from everloop_contracts.latency import BUCKETS
 from everloop_contracts.stubs.everloop.registry.v1 import registry_pb2
 from everloop_contracts.stubs.everloop.training.v1 import events_pb2, training_pb2
-from everloop_registry_gateway.domain import AuditEntry, Candidate, ModelVersion, Stage
+from everloop_registry_gateway.domain import (
+    ArmTotals,
+    AuditEntry,
+    Candidate,
+    ModelVersion,
+    Rollout,
+    RolloutPlan,
+    RolloutState,
+    Stage,
+    Strategy,
+)
+from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.events import Event
 
-__all__ = ["audit_message", "candidate_of", "version_message"]
+__all__ = [
+    "ROLLOUT_STATES",
+    "audit_message",
+    "candidate_of",
+    "invalid",
+    "plan_of",
+    "rollout_message",
+    "totals_of",
+    "trial_message",
+    "version_message",
+]
 
 STAGES = {
     Stage.NONE: registry_pb2.STAGE_NONE,
@@ -20,6 +42,22 @@ STAGES = {
     Stage.ARCHIVED: registry_pb2.STAGE_ARCHIVED,
     Stage.REJECTED: registry_pb2.STAGE_REJECTED,
 }
+
+STRATEGIES = {
+    Strategy.CANARY: registry_pb2.ROLLOUT_STRATEGY_CANARY,
+    Strategy.SHADOW: registry_pb2.ROLLOUT_STRATEGY_SHADOW,
+    Strategy.AB: registry_pb2.ROLLOUT_STRATEGY_AB,
+}
+ROLLOUT_STATES = {
+    RolloutState.RUNNING: registry_pb2.ROLLOUT_STATE_RUNNING,
+    RolloutState.PROMOTED: registry_pb2.ROLLOUT_STATE_PROMOTED,
+    RolloutState.ABORTED: registry_pb2.ROLLOUT_STATE_ABORTED,
+}
+
+
+def invalid(field: str, message: str) -> EverloopError:
+    """What is wrong with a field of a request."""
+    return EverloopError(Kind.INVALID, "INVALID_ARGUMENT", f"{field}: {message}", field=field)
 
 
 def candidate_of(event: Event, trained: events_pb2.ModelTrained) -> Candidate:
@@ -81,6 +119,102 @@ def audit_message(entry: AuditEntry) -> registry_pb2.AuditEntry:
         reason=entry.reason,
         cause_id=entry.cause_id,
         time=_timestamp(entry.time),
+    )
+
+
+def rollout_message(rollout: Rollout) -> registry_pb2.Rollout:
+    """A rollout as the contract shows it."""
+    message = _rollout_without_totals(rollout)
+    message.candidate.CopyFrom(_arm(rollout.candidate))
+    message.baseline.CopyFrom(_arm(rollout.baseline))
+    return message
+
+
+def trial_message(version: ModelVersion, rollout: Rollout) -> registry_pb2.Trial:
+    """What a replica needs to serve a version on trial."""
+    return registry_pb2.Trial(
+        version=version_message(version), rollout=_rollout_without_totals(rollout)
+    )
+
+
+def plan_of(message: registry_pb2.RolloutPlan) -> RolloutPlan:
+    """The plan that a request brings; its numbers are not checked yet.
+
+    Raises:
+        EverloopError: kind invalid: no strategy, or a duration that is none.
+    """
+    by_number = {number: strategy for strategy, number in STRATEGIES.items()}
+    if message.strategy not in by_number:
+        raise invalid("plan.strategy", "must be canary, shadow or A/B")
+    try:
+        bake = message.bake.ToTimedelta()
+    except (ValueError, OverflowError) as error:
+        raise invalid("plan.bake", f"is no duration: {error}") from error
+    return RolloutPlan(
+        strategy=by_number[message.strategy],
+        percent=message.percent,
+        key=message.key,
+        bake=bake,
+        min_requests=message.min_requests,
+        max_error_rate=message.max_error_rate,
+        max_latency_ratio=message.max_latency_ratio,
+        abort_on_performance=message.abort_on_performance,
+    )
+
+
+def totals_of(field: str, message: registry_pb2.ArmStats) -> ArmTotals:
+    """What one version did in a replica.
+
+    Raises:
+        EverloopError: kind invalid: counts that no version can have.
+    """
+    counts = list(message.latency_counts)
+    if len(counts) > BUCKETS:
+        raise invalid(f"{field}.latency_counts", f"must not be more than {BUCKETS}")
+    if min(message.requests, message.errors, message.rows, *counts, 0) < 0:
+        raise invalid(field, "counts must not be negative")
+    if message.errors > message.requests:
+        raise invalid(f"{field}.errors", "must not be more than the requests")
+    counts += [0] * (BUCKETS - len(counts))
+    return ArmTotals(message.requests, message.errors, message.rows, tuple(counts))
+
+
+def _rollout_without_totals(rollout: Rollout) -> registry_pb2.Rollout:
+    message = registry_pb2.Rollout(
+        id=rollout.id,
+        model=rollout.model,
+        candidate_version=rollout.candidate_version,
+        baseline_version=rollout.baseline_version,
+        plan=_plan(rollout.plan),
+        state=ROLLOUT_STATES[rollout.state],
+        reason=rollout.reason,
+        start_time=_timestamp(rollout.start_time),
+    )
+    if rollout.end_time:
+        message.end_time.FromDatetime(rollout.end_time)
+    return message
+
+
+def _plan(plan: RolloutPlan) -> registry_pb2.RolloutPlan:
+    message = registry_pb2.RolloutPlan(
+        strategy=STRATEGIES[plan.strategy],
+        percent=plan.percent,
+        key=plan.key,
+        min_requests=plan.min_requests,
+        max_error_rate=plan.max_error_rate,
+        max_latency_ratio=plan.max_latency_ratio,
+        abort_on_performance=plan.abort_on_performance,
+    )
+    message.bake.FromTimedelta(plan.bake)
+    return message
+
+
+def _arm(totals: ArmTotals) -> registry_pb2.ArmStats:
+    return registry_pb2.ArmStats(
+        requests=totals.requests,
+        errors=totals.errors,
+        rows=totals.rows,
+        latency_counts=totals.latency_counts,
     )
 
 

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import Self
+
+from everloop_contracts.latency import BUCKETS
 
 __all__ = [
     "GATEWAY",
+    "ArmTotals",
     "AuditEntry",
     "Candidate",
     "GateResult",
     "ModelVersion",
     "Move",
     "Request",
+    "Rollout",
+    "RolloutPlan",
+    "RolloutReport",
+    "RolloutState",
     "Stage",
+    "Strategy",
     "Transition",
 ]
 
@@ -171,3 +180,103 @@ class AuditEntry:
     reason: str
     cause_id: str
     time: datetime
+
+
+class Strategy(StrEnum):
+    """What the candidate of a rollout does with requests."""
+
+    CANARY = "canary"
+    SHADOW = "shadow"
+    AB = "ab"
+
+
+class RolloutState(StrEnum):
+    """Life of a rollout."""
+
+    RUNNING = "running"
+    PROMOTED = "promoted"
+    ABORTED = "aborted"
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutPlan:
+    """How a trial runs and what ends it; `RolloutPlan` of the contract says what each part means.
+
+    Attributes:
+        max_latency_ratio: 0 for no bound.
+    """
+
+    strategy: Strategy
+    percent: float
+    key: str
+    bake: timedelta
+    min_requests: int
+    max_error_rate: float
+    max_latency_ratio: float
+    abort_on_performance: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ArmTotals:
+    """What one of the two versions of a rollout has done, in one replica or in all of them.
+
+    Attributes:
+        latency_counts: requests by bucket of `everloop_contracts.latency`, always `BUCKETS` of them.
+    """
+
+    requests: int = 0
+    errors: int = 0
+    rows: int = 0
+    latency_counts: tuple[int, ...] = (0,) * BUCKETS
+
+    def __add__(self, other: Self) -> ArmTotals:
+        counts = zip(self.latency_counts, other.latency_counts, strict=True)
+        return ArmTotals(
+            self.requests + other.requests,
+            self.errors + other.errors,
+            self.rows + other.rows,
+            tuple(mine + theirs for mine, theirs in counts),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """A trial of a version beside the one in Production.
+
+    Attributes:
+        candidate_version: version on trial.
+        baseline_version: version that it is compared with.
+        reason: why it ended; empty while it runs.
+        candidate: what the version on trial has done, over all replicas.
+        baseline: what the other one has done meanwhile.
+        end_time: None while it runs.
+    """
+
+    id: str
+    model: str
+    candidate_version: int
+    baseline_version: int
+    plan: RolloutPlan
+    state: RolloutState
+    reason: str
+    candidate: ArmTotals
+    baseline: ArmTotals
+    start_time: datetime
+    end_time: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutReport:
+    """What one life of a replica has seen of a rollout so far.
+
+    Attributes:
+        sequence: grows with every report of the replica.
+        failure: why the candidate cannot serve there; empty if it does.
+    """
+
+    rollout_id: str
+    replica: str
+    sequence: int
+    candidate: ArmTotals
+    baseline: ArmTotals
+    failure: str = ""

@@ -8,7 +8,14 @@ from prometheus_client import Counter
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-__all__ = ["ALIAS_CHANGES", "PROMOTIONS", "VERDICTS", "VersionsByStage"]
+__all__ = [
+    "ALIAS_CHANGES",
+    "PROMOTIONS",
+    "ROLLOUT_DECISIONS",
+    "VERDICTS",
+    "RolloutsByState",
+    "VersionsByStage",
+]
 
 VERDICTS = Counter(
     "everloop_registry_gate_verdicts", "Verdicts of gates.", ["model", "gate", "verdict"]
@@ -23,11 +30,23 @@ ALIAS_CHANGES = Counter(
 )
 
 
-class VersionsByStage(Collector):
-    """Number of versions per model and stage, counted in the database when it is asked for."""
+ROLLOUT_DECISIONS = Counter(
+    "everloop_registry_rollout_decisions",
+    "Rollouts that ended, by what ended them: baked, errors, latency, failure, performance, person, superseded, "
+    "overtaken, gone.",
+    ["model", "outcome", "cause"],
+)
+
+
+class _Counted(Collector):
+    """Numbers by model and one more label, counted in the database when they are asked for."""
+
+    name: str
+    about: str
+    label: str
 
     def __init__(self, count: Callable[[], Mapping[tuple[str, str], int]]) -> None:
-        """Takes what counts: (model, stage) to number."""
+        """Takes what counts: (model, label) to number."""
         self._count = count
 
     def describe(self) -> list[Metric]:
@@ -42,6 +61,16 @@ class VersionsByStage(Collector):
         yield family
 
     def _family(self) -> GaugeMetricFamily:
-        return GaugeMetricFamily(
-            "everloop_registry_model_versions", "Versions by stage.", labels=["model", "stage"]
-        )
+        return GaugeMetricFamily(self.name, self.about, labels=["model", self.label])
+
+
+class VersionsByStage(_Counted):
+    """Number of versions per model and stage."""
+
+    name, about, label = "everloop_registry_model_versions", "Versions by stage.", "stage"
+
+
+class RolloutsByState(_Counted):
+    """Number of rollouts per model and state."""
+
+    name, about, label = "everloop_registry_rollouts", "Rollouts by state.", "state"

@@ -4,7 +4,8 @@ A move has three steps, and a crash between any two is made good by repeating th
 
 1. one transaction decides it: the pending transition and the model's new etag;
 2. the alias in MLflow is set, which is what a stock MLflow client sees;
-3. one transaction finishes it: stages, audit entries, `ModelPromoted` in the outbox, the answer to the request.
+3. one transaction finishes it: stages, audit entries, `ModelPromoted` in the outbox, the answer to the request, and
+   the end of the model's rollout if one runs.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from datetime import UTC, datetime
 from typing import NoReturn
 
 from everloop_contracts.stubs.everloop.registry.v1 import events_pb2
+from everloop_registry_gateway import trial
+from everloop_registry_gateway.adapters.rollouts import RolloutStore
 from everloop_registry_gateway.adapters.store import Store
 from everloop_registry_gateway.convert import version_message
 from everloop_registry_gateway.domain import (
@@ -24,16 +27,17 @@ from everloop_registry_gateway.domain import (
     ModelVersion,
     Move,
     Request,
+    RolloutState,
     Stage,
     Transition,
 )
 from everloop_registry_gateway.metrics import ALIAS_CHANGES, PROMOTIONS
 from everloop_registry_gateway.ports import ModelRegistry
-from everloop_runtime.database import Database
+from everloop_runtime.database import Database, UnitOfWork
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.events import new_event
 
-__all__ = ["Promoter", "find"]
+__all__ = ["Promoter", "check_gates", "find"]
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +77,22 @@ def _check_model(store: Store, model: str) -> None:
     if not store.etag(model):
         raise EverloopError(
             Kind.NOT_FOUND, "MODEL_NOT_FOUND", f"there is no model {model!r}", model=model
+        )
+
+
+def check_gates(version: ModelVersion) -> None:
+    """Does nothing for a version that passed its gates.
+
+    Raises:
+        EverloopError: kind precondition, reason GATES_NOT_PASSED.
+    """
+    if version.stage in (Stage.NONE, Stage.REJECTED):
+        raise EverloopError(
+            Kind.PRECONDITION,
+            "GATES_NOT_PASSED",
+            f"version {version.version} of {version.model} did not pass its gates: {version.refusals}",
+            model=version.model,
+            version=str(version.version),
         )
 
 
@@ -129,13 +149,21 @@ class Promoter:
                 return answer
             with self._database.read() as connection:
                 target = _target(Store(connection), request)
-            self._registry.check_version(target.model, target.version)
+            self.check(target.model, target.version)
             self._decide(request)
             self.settle(request.model)
             if answer := self._first_answer(request):
                 return answer
             with self._database.read() as connection:
                 return find(Store(connection), target.model, target.version)
+
+    def check(self, model: str, version: int) -> None:
+        """Does nothing but raise what stands against a promotion in MLflow.
+
+        Raises:
+            EverloopError: kind not_found if the version was deleted there, unavailable if it does not answer.
+        """
+        self._registry.check_version(model, version)
 
     def settle(self, model: str, *, repair: bool = False) -> None:
         """Finishes what is decided and tells MLflow what it does not know yet; call it in the model's turn.
@@ -219,6 +247,7 @@ class Promoter:
                 store.pop_serving(model)
             else:
                 store.push_serving(model, version)
+            self._end_rollout(work, pending)
             store.set_stage(model, version, Stage.PRODUCTION, now)
             # What served, and what waited behind this version, will not serve by itself any more.
             put_away = [before] if before else []
@@ -254,10 +283,41 @@ class Promoter:
         PROMOTIONS.labels(model, pending.move.value).inc()
         log.info("version %d of %s was %s", version, model, DONE[pending.move])
 
+    def _end_rollout(self, work: UnitOfWork, done: Transition) -> None:
+        """Ends the model's rollout, if one runs: its candidate is in Production now, or another version is."""
+        by = "" if done.actor == GATEWAY else f" by {done.actor}"
+        for rollout in RolloutStore(work.connection).running(done.model):
+            mine = rollout.candidate_version == done.version
+            if mine and not by:
+                why = done.reason
+            else:
+                why = f"version {done.version} was {DONE[done.move].replace('_', ' ')}{by}"
+                why += f": {done.reason}" if done.reason else ""
+            trial.end(
+                work,
+                rollout,
+                RolloutState.PROMOTED if mine else RolloutState.ABORTED,
+                "person" if by else "baked" if mine else "overtaken",
+                why,
+                actor=done.actor,
+                cause_id=done.cause_id,
+            )
+
     def _abandon(self, pending: Transition, why: EverloopError) -> NoReturn:
         with self._database.unit_of_work() as work:
             store = Store(work.connection)
             if store.end(pending):
+                for rollout in RolloutStore(work.connection).running(pending.model):
+                    if rollout.candidate_version == pending.version:
+                        trial.end(
+                            work,
+                            rollout,
+                            RolloutState.ABORTED,
+                            "gone",
+                            why.message,
+                            actor=pending.actor,
+                            cause_id=pending.cause_id,
+                        )
                 store.advance(pending.model)
                 store.note(
                     pending.model,
@@ -315,14 +375,7 @@ def _target(store: Store, request: Request) -> ModelVersion:
             )
         return find(store, model, before)
     named = find(store, model, request.version)
-    if named.stage in (Stage.NONE, Stage.REJECTED):
-        raise EverloopError(
-            Kind.PRECONDITION,
-            "GATES_NOT_PASSED",
-            f"version {named.version} of {model} did not pass its gates: {named.refusals}",
-            model=model,
-            version=str(named.version),
-        )
+    check_gates(named)
     return named
 
 
@@ -344,8 +397,9 @@ def _overtaken(staged: int, pending: Transition) -> bool:
 
 def _tags(version: ModelVersion, known: bool) -> dict[str, str]:
     tags = {"everloop.stage": version.stage.value}
-    if not known:
-        for number, gate in enumerate(version.gates, start=1):
+    for number, gate in enumerate(version.gates, start=1):
+        # A trial speaks later than the gates.
+        if not known or gate.gate == trial.GATE:
             verdict = "passed" if gate.passed else "refused"
             tags[f"everloop.gate.{number}.{gate.gate}"] = f"{verdict}: {gate.message}"
     return tags

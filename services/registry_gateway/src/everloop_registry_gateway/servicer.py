@@ -5,12 +5,23 @@ from __future__ import annotations
 import grpc
 
 from everloop_contracts.stubs.everloop.registry.v1 import registry_pb2, registry_pb2_grpc
+from everloop_registry_gateway.adapters.rollouts import RolloutStore
 from everloop_registry_gateway.adapters.store import Store
-from everloop_registry_gateway.convert import audit_message, version_message
-from everloop_registry_gateway.domain import Move, Request
+from everloop_registry_gateway.convert import (
+    ROLLOUT_STATES,
+    audit_message,
+    invalid,
+    plan_of,
+    rollout_message,
+    totals_of,
+    trial_message,
+    version_message,
+)
+from everloop_registry_gateway.domain import Move, Request, RolloutReport
+from everloop_registry_gateway.observe import Observer
 from everloop_registry_gateway.promote import Promoter, find
+from everloop_registry_gateway.rollout import EndRequest, Rollouts, StartRequest, find_rollout
 from everloop_runtime.database import Database
-from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.paging import page
 
 __all__ = ["RegistryServicer"]
@@ -21,10 +32,14 @@ LONGEST_ID = 200
 class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
     """Reads from the gateway's database, also while MLflow is away; moves through the promoter."""
 
-    def __init__(self, database: Database, promoter: Promoter) -> None:
-        """Takes the gateway's database and what promotes."""
+    def __init__(
+        self, database: Database, promoter: Promoter, rollouts: Rollouts, observer: Observer
+    ) -> None:
+        """Takes the gateway's database, and what promotes, starts and ends rollouts, and takes reports of them."""
         self._database = database
         self._promoter = promoter
+        self._rollouts = rollouts
+        self._observer = observer
 
     def ListModelVersions(
         self, request: registry_pb2.ListModelVersionsRequest, context: grpc.ServicerContext
@@ -53,8 +68,11 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
     ) -> registry_pb2.ListProductionResponse:
         """Returns what should serve."""
         with self._database.read() as connection:
-            versions = Store(connection).production(request.model)
-        return registry_pb2.ListProductionResponse(versions=map(version_message, versions))
+            versions, trials = RolloutStore(connection).served(request.model)
+        return registry_pb2.ListProductionResponse(
+            versions=map(version_message, versions),
+            trials=[trial_message(version, rollout) for version, rollout in trials],
+        )
 
     def PromoteModelVersion(
         self, request: registry_pb2.PromoteModelVersionRequest, context: grpc.ServicerContext
@@ -63,7 +81,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         _require(model=request.model)
         _not_negative("version", request.version)
         if not request.version:
-            raise _invalid("version", "name the version to promote, 1 or higher")
+            raise invalid("version", "name the version to promote, 1 or higher")
         version = self._promoter.move(
             Request(
                 move=Move.PROMOTION,
@@ -121,23 +139,95 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
             entries=map(audit_message, entries), next_page_token=following
         )
 
+    def StartRollout(
+        self, request: registry_pb2.StartRolloutRequest, context: grpc.ServicerContext
+    ) -> registry_pb2.StartRolloutResponse:
+        """Puts a version on trial."""
+        _require(model=request.model)
+        _not_negative("version", request.version)
+        if not request.version:
+            raise invalid("version", "name the version to try, 1 or higher")
+        rollout = self._rollouts.start(
+            StartRequest(
+                model=request.model,
+                version=request.version,
+                plan=plan_of(request.plan) if request.HasField("plan") else None,
+                request_id=_request_id(request.request_id),
+                actor=request.actor or "unknown",
+                reason=request.reason,
+            )
+        )
+        return registry_pb2.StartRolloutResponse(rollout=rollout_message(rollout))
 
-def _invalid(field: str, message: str) -> EverloopError:
-    return EverloopError(Kind.INVALID, "INVALID_ARGUMENT", f"{field}: {message}", field=field)
+    def GetRollout(
+        self, request: registry_pb2.GetRolloutRequest, context: grpc.ServicerContext
+    ) -> registry_pb2.GetRolloutResponse:
+        """Returns one rollout with what its versions have done so far."""
+        _require(id=request.id)
+        with self._database.read() as connection:
+            rollout = find_rollout(RolloutStore(connection), request.id)
+        return registry_pb2.GetRolloutResponse(rollout=rollout_message(rollout))
+
+    def ListRollouts(
+        self, request: registry_pb2.ListRolloutsRequest, context: grpc.ServicerContext
+    ) -> registry_pb2.ListRolloutsResponse:
+        """Lists rollouts, newest first."""
+        before, size = page(request.page_token, request.page_size)
+        with self._database.read() as connection:
+            rollouts, following = RolloutStore(connection).page(request.model, before, size)
+        return registry_pb2.ListRolloutsResponse(
+            rollouts=map(rollout_message, rollouts), next_page_token=following
+        )
+
+    def EndRollout(
+        self, request: registry_pb2.EndRolloutRequest, context: grpc.ServicerContext
+    ) -> registry_pb2.EndRolloutResponse:
+        """Promotes the candidate of a rollout, or takes it back."""
+        _require(id=request.id)
+        rollout = self._rollouts.end(
+            EndRequest(
+                rollout_id=request.id,
+                promote=request.promote,
+                request_id=_request_id(request.request_id),
+                actor=request.actor or "unknown",
+                reason=request.reason,
+            )
+        )
+        return registry_pb2.EndRolloutResponse(rollout=rollout_message(rollout))
+
+    def ReportRollout(
+        self, request: registry_pb2.ReportRolloutRequest, context: grpc.ServicerContext
+    ) -> registry_pb2.ReportRolloutResponse:
+        """Takes what one replica has seen of a rollout."""
+        _require(id=request.id, replica=request.replica)
+        if len(request.replica) > LONGEST_ID:
+            raise invalid("replica", f"must not be longer than {LONGEST_ID} characters")
+        _not_negative("sequence", request.sequence)
+        state = self._observer.report(
+            RolloutReport(
+                rollout_id=request.id,
+                replica=request.replica,
+                sequence=request.sequence,
+                candidate=totals_of("candidate", request.candidate),
+                baseline=totals_of("baseline", request.baseline),
+                failure=request.failure,
+            )
+        )
+        return registry_pb2.ReportRolloutResponse(state=ROLLOUT_STATES[state])
 
 
 def _require(**fields: str) -> None:
     for field, value in fields.items():
         if not value:
-            raise _invalid(field, "must not be empty")
+            raise invalid(field, "must not be empty")
 
 
 def _not_negative(field: str, value: int) -> None:
     if value < 0:
-        raise _invalid(field, "must not be negative")
+        raise invalid(field, "must not be negative")
 
 
 def _request_id(value: str) -> str:
     if len(value) > LONGEST_ID:
-        raise _invalid("request_id", f"must not be longer than {LONGEST_ID} characters")
+        raise invalid("request_id", f"must not be longer than {LONGEST_ID} characters")
     return value

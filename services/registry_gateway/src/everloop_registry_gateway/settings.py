@@ -24,3 +24,7 @@ class RegistrySettings(ServiceSettings):
     """Time between two comparisons of MLflow's aliases with what they should be, in seconds."""
     request_retention_hours: float = Field(default=168.0, gt=0)
     """Time for which a repeated `request_id` is recognised, in hours."""
+    rollout_judge_seconds: float = Field(default=2.0, gt=0)
+    """Time between two looks at the rollouts that run, in seconds; failures and errors are looked at when reported."""
+    rollout_replicas: int = Field(default=10_000, ge=1)
+    """Lives of replicas whose totals one running rollout keeps; reports of more are refused."""

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from everloop.cli import data, dead_letters, models, predict, stack, watch
+from everloop.cli import data, dead_letters, models, predict, rollouts, stack, watch
 from everloop.cli.context import Commands
 
 __all__ = ["app"]
@@ -24,6 +24,7 @@ everloop cut flight-delays                    a dataset version
 everloop train flight-delays                  a model from all data so far
 everloop models flight-delays                 what was trained, what serves
 everloop predict flight-delays --file x.jsonl ask it
+everloop rollouts flight-delays               how a version on trial does
 everloop drift flight-delays                  how inputs and quality move
 everloop trace PREDICTION_ID                  from an answer back to its data
 everloop down                                 stop; the data stay
@@ -54,5 +55,5 @@ def _options(
     """Takes what holds for every command; they read it from the context."""
 
 
-for room in (stack, data, dead_letters, predict, models, watch):
+for room in (stack, data, dead_letters, predict, models, rollouts, watch):
     room.add_to(app)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 import sys
-import uuid
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
 import typer
 
-from everloop.cli.context import JsonOption, connected, say
+from everloop.cli.context import JsonOption, connected
 from everloop.errors import EverloopError
 
 __all__ = ["add_to"]
@@ -141,12 +140,9 @@ def replay(
     since: SinceOption = "",
     until: UntilOption = "",
     everything: Annotated[bool, typer.Option("--all", help="All that are kept.")] = False,
-    request_id: Annotated[
-        str, typer.Option(help="What a replay that broke off said, to go on with it.")
-    ] = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Send rejected records again after a fix, through the topic they came by; each goes once, whoever asks.
+    """Send rejected records again after a fix, through the topic they came by; each goes once, however often one asks.
 
     \b
     everloop dead-letters replay flight-delays --reason OUT_OF_RANGE
@@ -160,28 +156,10 @@ def replay(
             "which ones? Name ids, or say --reason, --since or --until, or --all",
             f"`everloop dead-letters list {pipeline}` shows them",
         )
-    # A name of its own, fixed times: what is said when it breaks off asks for the same again.
-    name = request_id or str(uuid.uuid4())
-    first, last = _time(since), _time(until)
     with connected(ctx) as everloop:
-        try:
-            replayed, skipped = everloop.replay_dead_letters(
-                pipeline, ids or (), reason=reason, since=first, until=last, request_id=name
-            )
-        except (EverloopError, KeyboardInterrupt):
-            options = "".join(
-                f" --{key} {value}"
-                for key, value in (
-                    ("reason", reason),
-                    ("since", first.isoformat() if first else ""),
-                    ("until", last.isoformat() if last else ""),
-                )
-                if value
-            )
-            named = "".join(f" {id}" for id in ids or ())
-            rest = f"{named}{options}{' --all' if everything else ''}"
-            say(f"to go on: everloop dead-letters replay {pipeline}{rest} --request-id {name}")
-            raise
+        replayed, skipped = everloop.replay_dead_letters(
+            pipeline, ids or (), reason=reason, since=_time(since), until=_time(until)
+        )
     if as_json:
         print_json({"replayed": replayed, "skipped": skipped})
         return

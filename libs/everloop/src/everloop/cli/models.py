@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import getpass
 import time
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from everloop.cli.context import JsonOption, connected, require_known, say
 
-__all__ = ["add_to"]
+if TYPE_CHECKING:
+    from everloop_contracts.stubs.everloop.registry.v1.registry_pb2 import ModelVersion
+
+__all__ = ["PANEL", "ReasonOption", "add_to"]
 
 PANEL = "Models"
 TOLD_METRICS = ("roc_auc", "log_loss", "rmse", "mae")
@@ -38,15 +41,19 @@ def models(
 
     with connected(ctx) as everloop:
         found = everloop.models(model, limit=limit)
+        trials = everloop.trials(model)
         if model and not found:
             require_known(everloop, model)
     if as_json:
         print_json(found)
         return
     colours = {"production": "bold green", "staging": "cyan", "rejected": "red"}
+    on_trial = {(trial.version.model, trial.version.version) for trial in trials}
 
-    def stage(name: str) -> str:
-        return f"[{colours.get(name, 'dim')}]{name}[/]"
+    def stage(item: ModelVersion) -> str:
+        name = enum_name(item.DESCRIPTOR.fields_by_name["stage"], item.stage)
+        shown = f"[{colours.get(name, 'dim')}]{name}[/]"
+        return f"{shown} [yellow]on trial[/]" if (item.model, item.version) in on_trial else shown
 
     table(
         ("model", "version", "stage", "family", "metrics", "dataset", "cause", "gates", "promoted"),
@@ -54,7 +61,7 @@ def models(
             (
                 item.model,
                 f"v{item.version}",
-                stage(enum_name(item.DESCRIPTOR.fields_by_name["stage"], item.stage)),
+                stage(item),
                 item.family,
                 "  ".join(
                     f"{name} {item.metrics[name]:.4f}"

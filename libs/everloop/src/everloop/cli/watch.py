@@ -141,7 +141,8 @@ def _tree(found: Trace) -> object:
         else f"{prediction.score:.4f}"
     )
     root = Tree(f"[bold]prediction[/] {prediction.prediction_id}")
-    root.add(f"answered {answer} at {when(prediction.time)}")
+    said = "answered nobody, its model was on trial: it said" if prediction.shadow else "answered"
+    root.add(f"{said} {answer} at {when(prediction.time)}")
     root.add(
         f"record {prediction.record_id or '(none given)'}, actual {prediction.actual or 'not known yet'}"
     )

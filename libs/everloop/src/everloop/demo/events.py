@@ -98,6 +98,14 @@ def describe(event: Seen) -> str:
         case "ModelPromoted":
             before = f", replaces v{data.previous_version}" if data.previous_version else ""
             return f"v{data.version.version} is in Production{before}"
+        case "RolloutStarted":
+            tried = data.rollout
+            return f"v{tried.candidate_version} is on trial beside v{tried.baseline_version}"
+        case "RolloutEnded":
+            state = enum_name(data.rollout.DESCRIPTOR.fields_by_name["state"], data.rollout.state)
+            return (
+                f"the trial of v{data.rollout.candidate_version} is {state}: {data.rollout.reason}"
+            )
         case "DriftDetected":
             chunk = data.chunk
             measured = (

@@ -75,6 +75,8 @@ def loop(summary: dict[str, Any]) -> str:
         "TrainingFailed": "training",
         "ModelRegistered": "registry",
         "ModelPromoted": "registry",
+        "RolloutStarted": "registry",
+        "RolloutEnded": "registry",
         "DriftDetected": "monitor",
         "RetrainRequested": "monitor",
     }

@@ -10,6 +10,16 @@ from typing import Any, TypeAlias
 
 import sqlalchemy as sa
 
+from everloop_registry_gateway.adapters.sql import (
+    METADATA,
+    NAME,
+    SERIAL,
+    TIME,
+    below,
+    moment,
+    moment_text,
+    of,
+)
 from everloop_registry_gateway.domain import (
     AuditEntry,
     GateResult,
@@ -21,25 +31,19 @@ from everloop_registry_gateway.domain import (
 )
 from everloop_runtime.errors import EverloopError, Kind
 
-__all__ = ["Store", "metadata"]
-
-metadata = sa.MetaData()
-_Serial = sa.BigInteger().with_variant(sa.Integer, "sqlite")
-_Name = sa.String(63)
-# RFC 3339 in UTC with microseconds: sorts as text and means the same in every database.
-_Time = sa.String(32)
+__all__ = ["VERSION", "Store", "models", "version_of", "versions"]
 
 models = sa.Table(
     "models",
-    metadata,
-    sa.Column("name", _Name, primary_key=True),
+    METADATA,
+    sa.Column("name", NAME, primary_key=True),
     sa.Column("revision", sa.BigInteger, nullable=False),
 )
 versions = sa.Table(
     "model_versions",
-    metadata,
-    sa.Column("id", _Serial, primary_key=True, autoincrement=True),
-    sa.Column("model", _Name, sa.ForeignKey("models.name"), nullable=False),
+    METADATA,
+    sa.Column("id", SERIAL, primary_key=True, autoincrement=True),
+    sa.Column("model", NAME, sa.ForeignKey("models.name"), nullable=False),
     sa.Column("version", sa.BigInteger, nullable=False),
     sa.Column("stage", sa.String(16), nullable=False),
     sa.Column("mirrored_stage", sa.String(16), nullable=False),
@@ -55,21 +59,21 @@ versions = sa.Table(
     sa.Column("gates", sa.Text, nullable=False),
     sa.Column("trained_event_id", sa.String(200), nullable=False),
     sa.Column("training_cause_id", sa.String(200), nullable=False),
-    sa.Column("create_time", _Time, nullable=False),
-    sa.Column("promote_time", _Time),
+    sa.Column("create_time", TIME, nullable=False),
+    sa.Column("promote_time", TIME),
     sa.UniqueConstraint("model", "version", name="uq_model_versions_model_version"),
 )
 serving = sa.Table(
     "serving",
-    metadata,
-    sa.Column("model", _Name, primary_key=True),
+    METADATA,
+    sa.Column("model", NAME, primary_key=True),
     sa.Column("position", sa.BigInteger, primary_key=True, autoincrement=False),
     sa.Column("version", sa.BigInteger, nullable=False),
 )
 transitions = sa.Table(
     "transitions",
-    metadata,
-    sa.Column("model", _Name, primary_key=True),
+    METADATA,
+    sa.Column("model", NAME, primary_key=True),
     sa.Column("move", sa.String(16), nullable=False),
     sa.Column("version", sa.BigInteger, nullable=False),
     sa.Column("requested_version", sa.BigInteger, nullable=False),
@@ -80,32 +84,33 @@ transitions = sa.Table(
 )
 requests = sa.Table(
     "requests",
-    metadata,
+    METADATA,
     sa.Column("request_id", sa.String(200), primary_key=True),
     sa.Column("move", sa.String(16), nullable=False),
-    sa.Column("model", _Name, nullable=False),
+    sa.Column("model", NAME, nullable=False),
     sa.Column("version", sa.BigInteger, nullable=False),
     sa.Column("answer", sa.Text, nullable=False),
-    sa.Column("time", _Time, nullable=False),
+    sa.Column("time", TIME, nullable=False),
 )
 audit = sa.Table(
     "audit",
-    metadata,
-    sa.Column("id", _Serial, primary_key=True, autoincrement=True),
-    sa.Column("model", _Name, nullable=False),
+    METADATA,
+    sa.Column("id", SERIAL, primary_key=True, autoincrement=True),
+    sa.Column("model", NAME, nullable=False),
     sa.Column("version", sa.BigInteger, nullable=False),
     sa.Column("action", sa.String(16), nullable=False),
     sa.Column("actor", sa.Text, nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("cause_id", sa.String(200), nullable=False),
-    sa.Column("time", _Time, nullable=False),
+    sa.Column("time", TIME, nullable=False),
 )
 
 _Row: TypeAlias = Mapping[str, Any] | sa.RowMapping
-_VERSION = [
+VERSION = [
     *(column for column in versions.c if column.name not in ("id", "mirrored_stage")),
     models.c.revision,
 ]
+"""Columns, of versions joined with models, that `version_of` reads."""
 
 
 class Store:
@@ -172,7 +177,7 @@ class Store:
                 gates=json.dumps([asdict(gate) for gate in version.gates]),
                 trained_event_id=version.trained_event_id,
                 training_cause_id=version.training_cause_id,
-                create_time=_text(version.create_time),
+                create_time=moment_text(version.create_time),
             )
         )
 
@@ -181,12 +186,20 @@ class Store:
     ) -> None:
         """Moves a version to a stage."""
         values = {"stage": stage.value} | (
-            {"promote_time": _text(promote_time)} if promote_time else {}
+            {"promote_time": moment_text(promote_time)} if promote_time else {}
         )
         self._connection.execute(
             versions.update()
             .where(versions.c.model == model, versions.c.version == version)
             .values(**values)
+        )
+
+    def add_gate(self, version: ModelVersion, result: GateResult) -> None:
+        """Adds a verdict to those that a version has."""
+        self._connection.execute(
+            versions.update()
+            .where(versions.c.model == version.model, versions.c.version == version.version)
+            .values(gates=json.dumps([asdict(gate) for gate in (*version.gates, result)]))
         )
 
     def version(self, model: str, version: int) -> ModelVersion | None:
@@ -202,7 +215,7 @@ class Store:
     def production(self, model: str = "") -> list[ModelVersion]:
         """What is in Production, of one model or of all, by name."""
         found = versions.c.stage == Stage.PRODUCTION.value
-        return self._versions(found, _of(versions, model), order=versions.c.model)
+        return self._versions(found, of(versions, model), order=versions.c.model)
 
     def staged(self, model: str) -> list[ModelVersion]:
         """The versions in Staging, newest first."""
@@ -217,15 +230,15 @@ class Store:
     ) -> tuple[list[ModelVersion], str]:
         """Versions, newest first, and the token of the next page (empty at the end)."""
         query = (
-            sa.select(versions.c.id, *_VERSION)
+            sa.select(versions.c.id, *VERSION)
             .join(models)
-            .where(_of(versions, model), _below(versions.c.id, before))
+            .where(of(versions, model), below(versions.c.id, before))
             .order_by(versions.c.id.desc())
             .limit(size + 1)
         )
         rows = self._connection.execute(query).mappings().all()
         following = str(rows[size - 1]["id"]) if len(rows) > size else ""
-        return [_version(row) for row in rows[:size]], following
+        return [version_of(row) for row in rows[:size]], following
 
     def count_by_stage(self) -> dict[tuple[str, str], int]:
         """Number of versions by model and stage."""
@@ -237,12 +250,12 @@ class Store:
     def unmirrored(self, model: str) -> list[tuple[ModelVersion, bool]]:
         """Versions whose stage MLflow has not been told, and whether it was told anything of them yet."""
         query = (
-            sa.select(versions.c.mirrored_stage, *_VERSION)
+            sa.select(versions.c.mirrored_stage, *VERSION)
             .join(models)
             .where(versions.c.model == model, versions.c.mirrored_stage != versions.c.stage)
         )
         return [
-            (_version(row), bool(row["mirrored_stage"]))
+            (version_of(row), bool(row["mirrored_stage"]))
             for row in self._connection.execute(query).mappings()
         ]
 
@@ -257,8 +270,8 @@ class Store:
     def _versions(
         self, *where: sa.ColumnElement[bool], order: sa.ColumnElement[Any] = versions.c.id
     ) -> list[ModelVersion]:
-        query = sa.select(*_VERSION).join(models).where(*where).order_by(order)
-        return [_version(row) for row in self._connection.execute(query).mappings()]
+        query = sa.select(*VERSION).join(models).where(*where).order_by(order)
+        return [version_of(row) for row in self._connection.execute(query).mappings()]
 
     # What served, the present one on top
 
@@ -319,45 +332,60 @@ class Store:
     # Answers to requests
 
     def remember(self, request_id: str, move: Move, requested: int, answer: ModelVersion) -> None:
-        """Keeps the answer to a request."""
-        query = sa.select(*_VERSION).join(models)
+        """Keeps the answer to a request for a move."""
+        query = sa.select(*VERSION).join(models)
         row = self._connection.execute(
             query.where(versions.c.model == answer.model, versions.c.version == answer.version)
         ).mappings()
+        self.keep_answer(request_id, move.value, answer.model, requested, dict(row.one()))
+
+    def recall(self, request: Request) -> ModelVersion | None:
+        """The first answer to a request for a move; raises as `answer` does."""
+        found = self.answer(request.request_id, request.move.value, request.model, request.version)
+        return None if found is None else version_of(found)
+
+    def keep_answer(
+        self, request_id: str, kind: str, model: str, version: int, answer: Mapping[str, Any]
+    ) -> None:
+        """Keeps the answer to a request of some kind about a version."""
         self._connection.execute(
             requests.insert().values(
                 request_id=request_id,
-                move=move.value,
-                model=answer.model,
-                version=requested,
-                answer=json.dumps(dict(row.one())),
-                time=_text(datetime.now(UTC)),
+                move=kind,
+                model=model,
+                version=version,
+                answer=json.dumps(answer),
+                time=moment_text(datetime.now(UTC)),
             )
         )
 
-    def recall(self, request: Request) -> ModelVersion | None:
-        """The first answer to a request.
+    def answer(
+        self, request_id: str, kind: str, model: str, version: int
+    ) -> Mapping[str, Any] | None:
+        """The first answer to a request; None if it is new, or has no id.
 
         Raises:
             EverloopError: kind invalid, reason REQUEST_ID_REUSED: the id belongs to a request for something else.
         """
-        query = requests.select().where(requests.c.request_id == request.request_id)
+        if not request_id:
+            return None
+        query = requests.select().where(requests.c.request_id == request_id)
         row = self._connection.execute(query).mappings().one_or_none()
         if row is None:
             return None
-        asked = (request.move.value, request.model, request.version)
-        if (row["move"], row["model"], row["version"]) != asked:
+        if (row["move"], row["model"], row["version"]) != (kind, model, version):
             raise EverloopError(
                 Kind.INVALID,
                 "REQUEST_ID_REUSED",
-                f"request_id {request.request_id!r} was used for another request: choose a new one",
+                f"request_id {request_id!r} was used for another request: choose a new one",
                 field="request_id",
             )
-        return _version(json.loads(row["answer"]))
+        found: Mapping[str, Any] = json.loads(row["answer"])
+        return found
 
     def forget(self, age: timedelta) -> None:
         """Drops answers older than `age`."""
-        limit = _text(datetime.now(UTC) - age)
+        limit = moment_text(datetime.now(UTC) - age)
         self._connection.execute(requests.delete().where(requests.c.time < limit))
 
     # The trail
@@ -374,7 +402,7 @@ class Store:
                 actor=actor,
                 reason=reason,
                 cause_id=cause_id,
-                time=_text(datetime.now(UTC)),
+                time=moment_text(datetime.now(UTC)),
             )
         )
 
@@ -389,7 +417,7 @@ class Store:
         """Entries, newest first, and the token of the next page (empty at the end)."""
         query = (
             audit.select()
-            .where(_of(audit, model), _below(audit.c.id, before))
+            .where(of(audit, model), below(audit.c.id, before))
             .order_by(audit.c.id.desc())
             .limit(size + 1)
         )
@@ -397,30 +425,19 @@ class Store:
         return entries[:size], str(entries[size - 1].id) if len(entries) > size else ""
 
 
-def _of(table: sa.Table, model: str) -> sa.ColumnElement[bool]:
-    return table.c.model == model if model else sa.true()
-
-
-def _below(column: sa.Column[Any], position: int | None) -> sa.ColumnElement[bool]:
-    return sa.true() if position is None else column < position
-
-
-def _text(time: datetime) -> str:
-    return time.astimezone(UTC).isoformat(timespec="microseconds")
-
-
 def _entries(rows: Iterable[_Row]) -> list[AuditEntry]:
-    return [AuditEntry(**{**row, "time": datetime.fromisoformat(row["time"])}) for row in rows]
+    return [AuditEntry(**{**row, "time": moment(row["time"])}) for row in rows]
 
 
-def _version(row: _Row) -> ModelVersion:
+def version_of(row: _Row) -> ModelVersion:
+    """The version of a row."""
     values = {key: row[key] for key in ModelVersion.__dataclass_fields__ if key != "etag"}
     promoted = row["promote_time"]
     values |= {
         "stage": Stage(row["stage"]),
         "metrics": json.loads(row["metrics"]),
         "gates": tuple(GateResult(**gate) for gate in json.loads(row["gates"])),
-        "create_time": datetime.fromisoformat(row["create_time"]),
-        "promote_time": datetime.fromisoformat(promoted) if promoted else None,
+        "create_time": moment(row["create_time"]),
+        "promote_time": moment(promoted) if promoted else None,
     }
     return ModelVersion(etag=str(row["revision"]), **values)

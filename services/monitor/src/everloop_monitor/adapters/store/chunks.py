@@ -104,7 +104,7 @@ _WITH_VERSION = _chunks.join(
     sa.and_(VERSIONS.c.pipeline == _chunks.c.pipeline, VERSIONS.c.version == _chunks.c.version),
     isouter=True,
 )
-_CHUNK = sa.select(_chunks, VERSIONS.c.run_id).select_from(_WITH_VERSION)
+_CHUNK = sa.select(_chunks, VERSIONS.c.run_id, VERSIONS.c.promoted_at).select_from(_WITH_VERSION)
 
 
 def _chunk(row: Any) -> Chunk:
@@ -118,6 +118,7 @@ def _chunk(row: Any) -> Chunk:
         cause=row.cause,
         trace=row.trace,
         run_id=row.run_id or "",
+        promoted=row.promoted_at is not None,
         labelled_rows=row.labelled_rows,
         announced=row.announced,
         first_event=aware(row.first_event) if row.first_event else None,
@@ -191,9 +192,13 @@ def recent(
 
 
 def newest_with(connection: sa.Connection, pipeline: str, condition: Condition) -> Chunk | None:
-    """The chunk of a pipeline that was filled last among those with a verdict on a condition."""
+    """The chunk of a pipeline's promoted versions that was filled last, of those with a verdict on a condition."""
     row = connection.execute(
-        _CHUNK.where(_chunks.c.pipeline == pipeline, _chunks.c[condition].is_not(None))
+        _CHUNK.where(
+            _chunks.c.pipeline == pipeline,
+            _chunks.c[condition].is_not(None),
+            VERSIONS.c.promoted_at.is_not(None),
+        )
         .order_by(_chunks.c.position.desc())
         .limit(1)
     ).first()

@@ -1,4 +1,4 @@
-"""Model versions that were promoted, and the one in Production."""
+"""Model versions that predict or may, and the one in Production."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ import sqlalchemy as sa
 
 from everloop_monitor.adapters.store.sql import METADATA, naive, upsert
 
-__all__ = ["VERSIONS", "forget", "known", "pipelines", "production", "set_production"]
+__all__ = [
+    "VERSIONS",
+    "add_candidate",
+    "forget",
+    "known",
+    "pipelines",
+    "production",
+    "set_production",
+]
 
 VERSIONS = sa.Table(
     "versions",
@@ -18,8 +26,15 @@ VERSIONS = sa.Table(
     sa.Column("version", sa.BigInteger, primary_key=True, autoincrement=False),
     sa.Column("run_id", sa.String(64)),
     sa.Column("production", sa.Boolean),
-    sa.Column("promoted_at", sa.DateTime),
+    sa.Column("promoted_at", sa.DateTime),  # null until then: of a version on trial
 )
+
+
+def add_candidate(connection: sa.Connection, pipeline: str, version: int, run_id: str) -> None:
+    """Notes a version that may be tried or promoted; one that is known stays as it is."""
+    if version not in known(connection, pipeline):
+        values = {"pipeline": pipeline, "version": version, "run_id": run_id, "production": False}
+        connection.execute(VERSIONS.insert().values(**values))
 
 
 def set_production(
@@ -47,12 +62,12 @@ def production(connection: sa.Connection, pipeline: str) -> int:
 
 
 def pipelines(connection: sa.Connection) -> set[str]:
-    """Names of the pipelines that a version was promoted in."""
+    """Names of the pipelines that a version is known of."""
     return set(connection.scalars(sa.select(VERSIONS.c.pipeline).distinct()))
 
 
 def known(connection: sa.Connection, pipeline: str) -> set[int]:
-    """Versions that were promoted."""
+    """Versions that were promoted or may be."""
     return set(
         connection.scalars(sa.select(VERSIONS.c.version).where(VERSIONS.c.pipeline == pipeline))
     )

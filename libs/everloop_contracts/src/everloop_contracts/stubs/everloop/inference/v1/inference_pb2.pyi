@@ -462,6 +462,7 @@ class Model(_message.Message):
     PREVIOUS_VERSION_FIELD_NUMBER: _builtins.int
     ONNX_SHA256_FIELD_NUMBER: _builtins.int
     ENGINE_FIELD_NUMBER: _builtins.int
+    ON_TRIAL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the model."""
     version: _builtins.int
@@ -484,6 +485,10 @@ class Model(_message.Message):
     def serving_since(self) -> _timestamp_pb2.Timestamp:
         """Since when this version has served here."""
 
+    @_builtins.property
+    def on_trial(self) -> Global___OnTrial:
+        """Version on trial beside it; absent where there is none."""
+
     def __init__(
         self,
         *,
@@ -495,14 +500,49 @@ class Model(_message.Message):
         previous_version: _builtins.int = ...,
         onnx_sha256: _builtins.str = ...,
         engine: Global___Engine.ValueType = ...,
+        on_trial: Global___OnTrial | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["serving_since", b"serving_since"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["on_trial", b"on_trial", "serving_since", b"serving_since"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "engine", b"engine", "inputs", b"inputs", "name", b"name", "onnx_sha256", b"onnx_sha256", "previous_version", b"previous_version", "serving_since", b"serving_since", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "engine", b"engine", "inputs", b"inputs", "name", b"name", "on_trial", b"on_trial", "onnx_sha256", b"onnx_sha256", "previous_version", b"previous_version", "serving_since", b"serving_since", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Model: _TypeAlias = Model  # noqa: Y015
+
+@_typing.final
+class OnTrial(_message.Message):
+    """A version on trial beside the served one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLLOUT_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    STRATEGY_FIELD_NUMBER: _builtins.int
+    PERCENT_FIELD_NUMBER: _builtins.int
+    rollout: _builtins.str
+    """Id of the rollout."""
+    version: _builtins.int
+    """Version on trial."""
+    strategy: _builtins.str
+    """What it does with requests: canary and ab answer their share, shadow answers none."""
+    percent: _builtins.float
+    """Share of the requests that it gets, 0 to 100."""
+    def __init__(
+        self,
+        *,
+        rollout: _builtins.str = ...,
+        version: _builtins.int = ...,
+        strategy: _builtins.str = ...,
+        percent: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["percent", b"percent", "rollout", b"rollout", "strategy", b"strategy", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OnTrial: _TypeAlias = OnTrial  # noqa: Y015
 
 @_typing.final
 class Input(_message.Message):

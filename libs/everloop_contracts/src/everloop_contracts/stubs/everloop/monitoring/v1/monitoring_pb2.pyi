@@ -389,12 +389,13 @@ class GetPredictionResponse(_message.Message):
     SCORE_FIELD_NUMBER: _builtins.int
     ACTUAL_FIELD_NUMBER: _builtins.int
     EVENT_ID_FIELD_NUMBER: _builtins.int
+    SHADOW_FIELD_NUMBER: _builtins.int
     prediction_id: _builtins.str
     """Id of the prediction."""
     pipeline: _builtins.str
     """Name of the pipeline."""
     model_version: _builtins.int
-    """Model version that answered."""
+    """Model version that made it."""
     record_id: _builtins.str
     """Record id the caller gave; empty if none."""
     label: _builtins.str
@@ -405,6 +406,8 @@ class GetPredictionResponse(_message.Message):
     """The label that arrived later; empty if none has."""
     event_id: _builtins.str
     """Id of the event that logged it."""
+    shadow: _builtins.bool
+    """True if it answered nobody: a version on trial made it beside the one that answered."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """When the answer was made."""
@@ -421,10 +424,11 @@ class GetPredictionResponse(_message.Message):
         score: _builtins.float = ...,
         actual: _builtins.str = ...,
         event_id: _builtins.str = ...,
+        shadow: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actual", b"actual", "event_id", b"event_id", "label", b"label", "model_version", b"model_version", "pipeline", b"pipeline", "prediction_id", b"prediction_id", "record_id", b"record_id", "score", b"score", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actual", b"actual", "event_id", b"event_id", "label", b"label", "model_version", b"model_version", "pipeline", b"pipeline", "prediction_id", b"prediction_id", "record_id", b"record_id", "score", b"score", "shadow", b"shadow", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

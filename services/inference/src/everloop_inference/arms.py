@@ -1,0 +1,78 @@
+"""What each of the two versions of a trial does in this replica."""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_left
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from everloop_contracts.latency import BUCKETS, bucket_limit
+
+__all__ = ["Arm", "ArmStats"]
+
+# The last bucket holds what is longer as well.
+_LIMITS: Final = tuple(bucket_limit(bucket) for bucket in range(BUCKETS - 1))
+
+
+@dataclass(frozen=True, slots=True)
+class ArmStats:
+    """Totals of one version since its trial began in this replica.
+
+    Attributes:
+        requests: that it predicted or failed.
+        errors: that it failed: its run raised an error, or it refused what the other version took.
+        rows: that it predicted.
+        latency_counts: the predicted requests by the time they took, in the buckets of `everloop_contracts.latency`.
+    """
+
+    requests: int = 0
+    errors: int = 0
+    rows: int = 0
+    latency_counts: tuple[int, ...] = (0,) * BUCKETS
+
+
+class Arm:
+    """Counts one version; written by the event loop once per batch, read by other threads.
+
+    >>> arm = Arm()
+    >>> arm.predicted([50e-6, 51e-6, 1000.0], rows=7)
+    >>> arm.failed()
+    >>> stats = arm.stats()
+    >>> stats.requests, stats.errors, stats.rows, stats.latency_counts[:3], stats.latency_counts[63]
+    (4, 1, 7, (1, 1, 0), 1)
+    """
+
+    __slots__ = ("_errors", "_latency", "_lock", "_requests", "_rows")
+
+    def __init__(self) -> None:
+        """Nothing has happened yet."""
+        self._lock = threading.Lock()
+        self._requests = self._errors = self._rows = 0
+        self._latency = [0] * BUCKETS
+
+    def predicted(self, seconds: Iterable[float], rows: int) -> None:
+        """Counts requests that ran together.
+
+        Args:
+            seconds: what each of them took.
+            rows: rows of all of them.
+        """
+        buckets = [bisect_left(_LIMITS, value) for value in seconds]
+        with self._lock:
+            self._requests += len(buckets)
+            self._rows += rows
+            for bucket in buckets:
+                self._latency[bucket] += 1
+
+    def failed(self) -> None:
+        """Counts a request that the version failed."""
+        with self._lock:
+            self._requests += 1
+            self._errors += 1
+
+    def stats(self) -> ArmStats:
+        """The totals, all of one moment."""
+        with self._lock:
+            return ArmStats(self._requests, self._errors, self._rows, tuple(self._latency))
