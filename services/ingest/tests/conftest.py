@@ -396,10 +396,9 @@ class IngestProcess:
     def __init__(self, folder: Path, endpoints: Endpoints, name: str) -> None:
         self.folder = folder
         self.endpoints = endpoints
-        self.pipeline = Pipeline.model_validate(SPEC | {"pipeline": name})
         pipelines = folder / "pipelines"
         pipelines.mkdir()
-        (pipelines / f"{name}.yaml").write_text(yaml.safe_dump(SPEC | {"pipeline": name}))
+        self.declare(name, SPEC)
         self.address, self.metrics = free_address(), free_address()
         data = folder / "data"
         self.repository = data / "datasets"
@@ -419,6 +418,12 @@ class IngestProcess:
         self.process: subprocess.Popen[bytes] | None = None
         self.channel = clients.channel(self.address)
         self.stub = ingest_pb2_grpc.IngestServiceStub(self.channel)
+
+    def declare(self, name: str, spec: dict[str, Any]) -> None:
+        """Writes its pipeline's file; the next start reads it."""
+        spec = spec | {"pipeline": name}
+        self.pipeline = Pipeline.model_validate(spec)
+        (self.folder / "pipelines" / f"{name}.yaml").write_text(yaml.safe_dump(spec))
 
     def start(self, *death: str) -> None:
         """Starts it; `death` makes it kill itself, see `dying_ingest.py`."""
