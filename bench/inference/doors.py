@@ -12,9 +12,19 @@ import numpy as np
 
 from bench.inference.subject import MODEL, Subject
 from everloop_contracts.pipeline import FieldType
+from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2 as native_pb2
 from everloop_contracts.stubs.inference import grpc_service_pb2 as oip
 
-__all__ = ["GRPC", "Door", "http_oip", "http_rows", "http_tensors", "native"]
+__all__ = [
+    "GRPC",
+    "STREAM",
+    "STREAM_OIP",
+    "Door",
+    "http_oip",
+    "http_rows",
+    "http_tensors",
+    "native",
+]
 
 _TYPES = {FieldType.STRING: "BYTES", FieldType.TIMESTAMP: "INT64"}
 
@@ -28,12 +38,16 @@ class Door:
         path: of the request.
         body: of a request about the first rows of the subject.
         read: takes the probabilities `[rows, 2]` out of an answer.
+        messages: requests of one call; where it is more than one the call is a stream.
+        sizes: names of the sizes of a request that are measured.
     """
 
     protocol: Literal["http", "grpc"]
     path: str
     body: Callable[[Subject, int], bytes]
     read: Callable[[bytes], Any]
+    messages: int = 1
+    sizes: tuple[str, ...] = ("single", "batch64")
 
 
 def native() -> Door:
@@ -120,3 +134,38 @@ def _grpc_probabilities(content: bytes) -> Any:
 
 GRPC = Door("grpc", "/inference.GRPCInferenceService/ModelInfer", _grpc, _grpc_probabilities)
 """The Open Inference Protocol over gRPC, raw contents."""
+
+
+def _stream(subject: Subject, count: int) -> bytes:
+    request = native_pb2.PredictStreamRequest(id="1")
+    request.request.model = MODEL
+    for row in subject.rows[:count]:
+        request.request.rows.add().update(row)
+    return request.SerializeToString()
+
+
+def _stream_probabilities(content: bytes) -> Any:
+    response = native_pb2.PredictStreamResponse.FromString(content).response
+    return [list(row.probabilities) for row in response.predictions]
+
+
+STREAM_MESSAGES = 64
+
+STREAM = Door(
+    "grpc",
+    "/everloop.inference.v1.InferenceService/PredictStream",
+    _stream,
+    _stream_probabilities,
+    STREAM_MESSAGES,
+    ("single",),
+)
+"""Requests of rows over one call, in Everloop's own API."""
+STREAM_OIP = Door(
+    "grpc",
+    "/inference.GRPCInferenceService/ModelStreamInfer",
+    _grpc,
+    _grpc_probabilities,
+    STREAM_MESSAGES,
+    ("single",),
+)
+"""Requests of tensors over one call, as MLServer has it beside the Open Inference Protocol."""

@@ -86,9 +86,15 @@ def uncorrected(corrected: Sequence[tuple[int, int]], expected: int) -> list[tup
 
 
 def over_grpc(
-    address: str, path: str, body: bytes, answer: int, callers: int, seconds: int
+    address: str,
+    path: str,
+    body: bytes,
+    answer: int,
+    callers: int,
+    seconds: int,
+    messages: int = 1,
 ) -> Load:
-    """Sends one message per call.
+    """Sends one message per call, or as many at once; the times are those of calls.
 
     Args:
         address: `host:port`.
@@ -98,11 +104,12 @@ def over_grpc(
             known by the message that it lacks.
         callers: calls in flight.
         seconds: how long.
+        messages: of one call; each is answered.
     """
     connections = min(callers, CONNECTIONS)
     with tempfile.TemporaryDirectory() as name:
         message, log = Path(name, "message"), Path(name, "log")
-        message.write_bytes(struct.pack(">BI", 0, len(body)) + body)
+        message.write_bytes((struct.pack(">BI", 0, len(body)) + body) * messages)
         command = ["h2load", "--threads=1", f"--clients={connections}"]
         command += [f"--max-concurrent-streams={callers // connections}"]
         command += [f"--duration={seconds}", f"--data={message}", f"--log-file={log}"]
@@ -112,9 +119,9 @@ def over_grpc(
     done, failed = _number(r"(\d+) done", output), _number(r"(\d+) failed", output)
     data = _number(r"\((\d+)\) data", output)
     times = rows[rows[:, 1] == 200, 2] / 1e3
-    without_message = max(0, done - failed - data // (answer + 5))
+    without_message = max(0, done - failed - data // ((answer + 5) * messages))
     p50, p99 = np.percentile(times, [50, 99]) if len(times) else (0.0, 0.0)
-    return Load(done, seconds, float(p50), float(p99), failed + without_message)
+    return Load(done * messages, seconds, float(p50), float(p99), failed + without_message)
 
 
 def _number(pattern: str, output: str) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +66,12 @@ class Sample:
 
 
 def measure(
-    server: Server, subject: Subject, work: Path, doors: Iterable[str], seconds: int
+    server: Server,
+    subject: Subject,
+    work: Path,
+    doors: Iterable[str],
+    seconds: int,
+    concurrency: Sequence[int] = CONCURRENCY,
 ) -> tuple[dict[Case, Sample], int]:
     """Starts a server, loads it with every case, and stops it.
 
@@ -79,9 +84,9 @@ def measure(
     samples = {}
     with ready(server, subject, work) as running:
         for name in [door for door in server.doors if door in doors]:
-            for size, rows in SIZES.items():
-                body, answer = verified(running, server.doors[name], subject, rows)
-                for callers in CONCURRENCY:
+            for size in server.doors[name].sizes:
+                body, answer = verified(running, server.doors[name], subject, SIZES[size])
+                for callers in concurrency:
                     case = Case(name, size, callers)
                     load = _load(running, server.doors[name], body, answer, callers)
                     samples[case] = sample(running, load, seconds)
@@ -100,8 +105,8 @@ def ready(server: Server, subject: Subject, work: Path) -> Iterator[Running]:
     ):
         for door in server.doors.values():
             wait_for_answer(running, door, door.body(subject, 1), START_SECONDS)
-            for rows in SIZES.values():
-                verified(running, door, subject, rows)
+            for size in door.sizes:
+                verified(running, door, subject, SIZES[size])
         running.settle()
         yield running
 
@@ -148,6 +153,6 @@ def _load(
 ) -> Callable[[int], Load]:
     if door.protocol == "grpc":
         return lambda seconds: over_grpc(
-            running.grpc, door.path, body, len(answer), callers, seconds
+            running.grpc, door.path, body, len(answer), callers, seconds, door.messages
         )
     return lambda seconds: over_http(running.http, [door.path], body, callers, seconds)

@@ -20,11 +20,14 @@ __all__ = ["Round", "plot", "result"]
 NOTE = """\
 Ratios are ours to theirs, each the median over the rounds of the ratio within a round. The best peer of a case \
 is the one with the highest throughput over that protocol (for `http_oip` among those that speak the Open \
-Inference Protocol); its p99 is what ours is compared with. Neither servers nor clients are pinned: both share \
+Inference Protocol); its p99 is what ours is compared with. `bare` is the graph behind the listeners that we use, \
+`vs_uvicorn` compares with the graph on uvicorn. Neither servers nor clients are pinned: both share \
 all cores. Load is a closed loop: wrk with one connection per caller (its correction for coordinated omission \
 taken out again: the others have none), h2load with at most 8 connections that share the callers. The same \
 request is sent over and over; `http` is rows as JSON, each server's own way (MLServer: the Open Inference \
-Protocol), `grpc` is `ModelInfer` with raw contents. Every server runs the same ONNX graph in onnxruntime with \
+Protocol), `grpc` is `ModelInfer` with raw contents, `stream` one call with 64 requests of one row that are sent at \
+once (ours: `PredictStream` with rows; the others: `ModelStreamInfer`): requests are counted, and the times are those \
+of the call. Every server runs the same ONNX graph in onnxruntime with \
 one thread and was asked once for every case before it was measured: probabilities equal within 1e-5. CPU is \
 that of the server's whole process tree (ours: Ray's head and service process included; the broker's is not), \
 memory its proportional set size."""
@@ -51,7 +54,11 @@ Rounds = Mapping[str, Sequence[Round]]
 
 
 def result(
-    rounds: Rounds, missing: Mapping[str, str], seconds: int, load: float | None = None
+    rounds: Rounds,
+    missing: Mapping[str, str],
+    seconds: int,
+    load: float | None = None,
+    remark: str = "",
 ) -> Result:
     """Everything that is reported.
 
@@ -60,10 +67,11 @@ def result(
         missing: why others were not.
         seconds: length of one sample.
         load: of the machine before the first one.
+        remark: what else a reader must know.
     """
     figures = _figures(rounds)
     ratios = _ratios(rounds)
-    note = NOTE
+    note = NOTE + remark
     if missing:
         note += "\n\nNot measured: " + "; ".join(f"{k}: {v}" for k, v in missing.items()) + "."
     return Result(
@@ -87,8 +95,8 @@ def _cases(rounds: Rounds) -> list[Case]:
 
 
 def _middle(some: Sequence[Round], case: Case, value: Callable[[Sample], float]) -> float:
-    same = _counterpart(some[0], case) or case
-    return medians([value(one.samples[same]) for one in some])
+    same = _counterpart(some[0], case)
+    return medians([value(one.samples[same]) for one in some]) if same else math.nan
 
 
 def _figures(rounds: Rounds) -> list[dict[str, float | str]]:
@@ -126,14 +134,14 @@ def _ratios(rounds: Rounds) -> dict[str, float]:
             ratios[f"{case}.vs_best_peer"] = median(a.throughput / b.throughput for a, b in pairs)
             ratios[f"{case}.p99_vs_best_peer"] = median(a.p99 / b.p99 for a, b in pairs)
             ratios[f"{case}.cpu_vs_best_peer"] = median(a.cpu / b.cpu for a, b in pairs)
-        bare = [one.samples.get(case) for one in rounds.get("bare", ())]
-        against = [
-            one.samples[case].throughput / other.throughput
-            for one, other in zip(rounds["everloop"], bare, strict=False)
-            if other
-        ]
-        if against:
-            ratios[f"{case}.vs_bare"] = median(against)
+        for name, key in (("bare", "vs_bare"), ("bare-uvicorn", "vs_uvicorn")):
+            against = [
+                one.samples[case].throughput / other.throughput
+                for one, two in zip(rounds["everloop"], rounds.get(name, ()), strict=False)
+                if (other := two.samples.get(case))
+            ]
+            if against:
+                ratios[f"{case}.{key}"] = median(against)
     return {name: float(f"{value:.4g}") for name, value in ratios.items()}
 
 
@@ -172,7 +180,7 @@ def _tables(rounds: Rounds, ratios: Mapping[str, float]) -> dict[str, Rows]:
         tables[f"`{door}`, {SIZES[size]} row(s): requests/s, p50 / p99 in ms, CPU µs"] = [
             {"server": name, **{f"{case.callers} callers": _cell(some, case) for case in cases}}
             for name, some in rounds.items()
-            if _counterpart(some[0], cases[0])
+            if any(_counterpart(some[0], case) for case in cases)
         ]
     return tables
 
@@ -182,6 +190,8 @@ def _groups(rounds: Rounds) -> list[tuple[str, str]]:
 
 
 def _cell(some: Sequence[Round], case: Case) -> str:
+    if not _counterpart(some[0], case):
+        return ""
     return (
         f"{_middle(some, case, lambda sample: sample.throughput):,.0f}, "
         f"{_middle(some, case, lambda sample: sample.p50):.3g} / "
@@ -208,9 +218,12 @@ def _ratio_table(rounds: Rounds, ratios: Mapping[str, float]) -> Rows:
                 "throughput": f"{ratios[f'{case}.vs_best_peer']:.2f} (≥ {goal})",
                 "p99": f"{ratios[f'{case}.p99_vs_best_peer']:.2f} (≤ 0.5)",
                 "CPU": f"{ratios[f'{case}.cpu_vs_best_peer']:.2f}",
-                "throughput, to bare": f"{ratios[f'{case}.vs_bare']:.2f} (≥ 0.7)"
-                if f"{case}.vs_bare" in ratios
-                else "",
+                **{
+                    f"throughput, to {name}": f"{ratios[f'{case}.{key}']:.2f} (≥ 0.7)"
+                    if f"{case}.{key}" in ratios
+                    else ""
+                    for name, key in (("bare", "vs_bare"), ("bare uvicorn", "vs_uvicorn"))
+                },
             }
         )
     return rows
@@ -227,7 +240,7 @@ def plot(rounds: Rounds) -> Figure:
     grid = figure.subplots(len(groups), len(LINES) + 1, squeeze=False)
     for (door, size), axes in zip(groups, grid, strict=True):
         cases = [Case(door, size, callers) for callers in CONCURRENCY]
-        shown = {name: some for name, some in rounds.items() if _counterpart(some[0], cases[0])}
+        shown = {name: some for name, some in rounds.items() if _counterpart(some[0], cases[1])}
         for axis, (label, value) in zip(axes, LINES, strict=False):
             for name, some in shown.items():
                 # Nothing that was answered has no place on a logarithmic axis.

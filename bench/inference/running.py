@@ -180,8 +180,14 @@ def ask(running: Running, door: Door, body: bytes) -> bytes:
     try:
         if door.protocol == "grpc":
             with grpc.insecure_channel(running.grpc) as channel:
-                method: Any = channel.unary_unary(door.path)
-                return bytes(method(body, timeout=10))
+                if door.messages == 1:
+                    method: Any = channel.unary_unary(door.path)
+                    return bytes(method(body, timeout=10))
+                method = channel.stream_stream(door.path)
+                answers = list(method(iter([body] * door.messages), timeout=10))
+            if len(answers) != door.messages:
+                raise ServerFailed(f"{door.path} answers {len(answers)} of {door.messages}")
+            return bytes(answers[0])
         connection = http.client.HTTPConnection(running.http, timeout=10)
         with contextlib.closing(connection):
             connection.request("POST", door.path, body, {"Content-Type": "application/json"})

@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import Literal
 
 from bench.inference import ours
-from bench.inference.doors import GRPC, Door, http_oip, http_rows, http_tensors, native
+from bench.inference.doors import (
+    GRPC,
+    STREAM,
+    STREAM_OIP,
+    Door,
+    http_oip,
+    http_rows,
+    http_tensors,
+    native,
+)
 from bench.inference.environments import binaries
 from bench.inference.running import Running, ServerFailed, free_port, program, watch
 from bench.inference.subject import MODEL, Subject
@@ -63,6 +72,7 @@ class Server:
         doors: ways in, by the name of the case.
         start: runs it in an empty folder.
         environment: name of its virtual environment; empty for this one.
+        behind: True if it is far behind the best peer at every case: a short run asks it once, at 8 callers.
     """
 
     name: str
@@ -71,6 +81,7 @@ class Server:
     doors: Mapping[str, Door]
     start: Callable[[Subject, Path], AbstractContextManager[Running]]
     environment: str = ""
+    behind: bool = False
 
 
 def _one_command(
@@ -94,8 +105,11 @@ def _one_command(
     return start
 
 
-def _bare(site: Site) -> list[str]:
-    return [sys.executable, "-m", f"{PEERS}.bare", str(site.http), str(site.grpc)]
+def _bare(http: str) -> Callable[[Site], list[str]]:
+    def command(site: Site) -> list[str]:
+        return [sys.executable, "-m", f"{PEERS}.bare", http, str(site.http), str(site.grpc)]
+
+    return command
 
 
 def _mlserver(**settings: object) -> Callable[[Site], list[str]]:
@@ -151,21 +165,28 @@ SERVERS = (
         "ours",
         "as deployed: service process, Ray head, one replica on it with its own listeners; prediction log on, "
         "to an Apache Kafka on the same machine; a stand-in for the registry names the version",
-        {"http": native(), "http_oip": http_oip(), "grpc": GRPC},
+        {"http": native(), "http_oip": http_oip(), "grpc": GRPC, "stream": STREAM},
         ours.start,
     ),
     Server(
         "bare",
         "bare",
         "the same listeners in one process with the graph behind them: no checks, ids, labels, log, metrics or swaps",
-        {"http": http_rows("/predict"), "grpc": GRPC},
-        _one_command("bare", _bare),
+        {"http": http_rows("/predict"), "grpc": GRPC, "stream": STREAM_OIP},
+        _one_command("bare", _bare("own")),
+    ),
+    Server(
+        "bare-uvicorn",
+        "bare",
+        "the same over HTTP, but on uvicorn (httptools, uvloop)",
+        {"http": http_rows("/predict")},
+        _one_command("bare-uvicorn", _bare("uvicorn")),
     ),
     Server(
         "mlserver",
         "peer",
         "MLServer 1.7.1, custom runtime, in the server's process (`parallel_workers` 0); gzip, metrics off",
-        {"http_oip": http_oip(), "grpc": GRPC},
+        {"http_oip": http_oip(), "grpc": GRPC, "stream": STREAM_OIP},
         _one_command("mlserver", _mlserver(**TUNED_MLSERVER)),
         "mlserver",
     ),
@@ -176,6 +197,7 @@ SERVERS = (
         {"http_oip": http_oip(), "grpc": GRPC},
         _one_command("mlserver-default", _mlserver()),
         "mlserver",
+        behind=True,
     ),
     Server(
         "bentoml",
@@ -184,6 +206,7 @@ SERVERS = (
         {"http": http_rows("/predict")},
         _one_command("bentoml", _bentoml, BENTOML_DO_NOT_TRACK="True"),
         "bentoml",
+        behind=True,
     ),
     Server(
         "litserve",
@@ -192,6 +215,7 @@ SERVERS = (
         {"http": http_rows("/predict")},
         _one_command("litserve", _litserve),
         "litserve",
+        behind=True,
     ),
     Server(
         "mlflow",
@@ -206,6 +230,7 @@ SERVERS = (
             PATH=f"{binaries('mlflow')}:{os.environ['PATH']}",
         ),
         "mlflow",
+        behind=True,
     ),
     Server(
         "ray",
@@ -219,6 +244,7 @@ SERVERS = (
             RAY_USAGE_STATS_ENABLED="0",
         ),
         "ray",
+        behind=True,
     ),
     Server(
         "ray-tuned",

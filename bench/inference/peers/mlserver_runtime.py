@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+
 import numpy as np
 from mlserver import MLModel
 from mlserver.types import InferenceRequest, InferenceResponse, ResponseOutput
@@ -37,3 +39,10 @@ class Runtime(MLModel):
             data=answer.ravel().tolist(),
         )
         return InferenceResponse(model_name=self.name, outputs=[output])
+
+    async def predict_stream(
+        self, payloads: AsyncIterator[InferenceRequest]
+    ) -> AsyncIterator[InferenceResponse]:
+        """Answers one after the other."""
+        async for payload in payloads:
+            yield await self.predict(payload)

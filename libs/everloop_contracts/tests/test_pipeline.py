@@ -338,7 +338,7 @@ def test_what_is_not_a_mapping_or_not_yaml_is_named_with_its_line(complaint, tex
 
 @pytest.mark.parametrize(
     "text",
-    ["x: 2013-13-45", "&a [*a]", "[" * 5000, "cut: {age: 99999999999d}"],
+    ["x: 2013-13-45", "&a [*a]", "[" * 1500, "cut: {age: 99999999999d}"],
     ids=["no such date", "holds itself", "nested too deep", "endless"],
 )
 def test_what_trips_a_parser_is_a_mistake_of_the_file(complaint, text):

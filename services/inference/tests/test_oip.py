@@ -372,8 +372,8 @@ def test_the_short_way_for_a_single_row_says_what_the_long_way_says(
 
     short = everywhere()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(oip_json, "plain", lambda _: None)
-        patch.setattr(oip_proto, "plain", lambda _: None)
+        patch.setattr(oip_json, "quick", lambda *_: None)
+        patch.setattr(oip_proto, "quick", lambda *_: None)
         long = everywhere()
     np.testing.assert_equal(short, long)
 

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from everloop_contracts.latency import bucket_limit
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2 as native
 from everloop_contracts.stubs.inference import grpc_service_pb2 as oip
-from everloop_features.inputs import Feeds, InputSpec
+from everloop_features.inputs import Block, Feeds, InputSpec
 from everloop_inference import arms, batching
 from everloop_inference.arms import ArmStats
 from everloop_inference.batching import Capacity
@@ -55,7 +55,7 @@ from everloop_inference.metrics import MIRRORS_DROPPED
 from everloop_inference.predict import Predictor
 from everloop_inference.servicer import NativeServicer, OipServicer
 from everloop_inference.swap import Models
-from everloop_inference.tensors import DTYPES, raw_values
+from everloop_inference.tensors import DTYPES, block_from_plain, raw_values
 from everloop_inference.trial import OnTrial
 from everloop_inference.trial_metrics import TrialMetrics
 from everloop_runtime.errors import EverloopError, Kind
@@ -409,8 +409,12 @@ def test_who_names_a_version_gets_it_from_a_canary_and_not_from_a_shadow(
     it = core()
 
     async def version(named: str) -> int:
-        plain = {name: ROW[name] for name in ("carrier", "distance", "stops", "departs")}
-        asked = it.predictor.tensors("flights", named, plain, lambda: [], now())
+        columns = {name: [ROW[name]] for name in ("carrier", "distance", "stops", "departs")}
+
+        def quick(model: ServedModel) -> tuple[Block, Sequence[str]] | None:
+            return block_from_plain(columns, model.layout, model.policy.id_field)
+
+        asked = it.predictor.tensors("flights", named, quick, lambda: [], now())
         return (await asked).model.version
 
     for percent in (0.0, 100.0):

@@ -74,9 +74,9 @@ def test_a_flight_that_never_arrived_has_no_label(two_days):
 
 @pytest.mark.slow
 def test_the_whole_year_is_read_in_seconds():
-    began = time.monotonic()
+    began = time.process_time()
     year = flights.load()
-    assert time.monotonic() - began < 30  # 6 s alone on 2 cores; the others' tests run beside
+    assert time.process_time() - began < 30  # 6 s; not of the clock, which others' work moves too
     assert len(year) == len(year.lines) == 336_776
     assert year.frame["flight_id"].is_unique
     assert int(np.isnan(year.late).sum()) == 9_430

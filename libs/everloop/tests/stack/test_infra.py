@@ -94,9 +94,10 @@ def _ray(there: Endpoints) -> None:
     script = """
 import os, ray, sys
 ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
-print(ray.get(ray.remote(lambda: os.environ["EVERLOOP_PART"]).remote(), timeout=60))
+work = ray.remote(lambda: (os.environ["EVERLOOP_PART"], os.nice(0)))
+print(*ray.get(work.remote(), timeout=60))
 """
-    assert _python(script, there.ray_address, there) == "ray"
+    assert _python(script, there.ray_address, there) == f"ray {os.nice(0)}"
 
 
 def _python(script: str, argument: str, there: Endpoints) -> str:

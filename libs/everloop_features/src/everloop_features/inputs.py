@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import lru_cache
+from itertools import chain
 from math import isnan, nan
+from operator import itemgetter
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
@@ -42,6 +45,7 @@ NULL_TIME: Final = int(np.iinfo(np.int64).min)
 _ABSENT: Final = object()
 _NUMBERS: Final = frozenset({float, int})
 _STRINGS: Final = frozenset({str})
+_INTEGERS: Final = {int}
 _NONE: Final = {type(None)}
 _EPOCH_DAY: Final = datetime(1970, 1, 1).toordinal()
 _KIND_NAMES: Final = {
@@ -181,6 +185,7 @@ class Layout:
 
     Attributes:
         inputs: the inputs, in the model's order.
+        order: names of numbers, of texts and of times as a block has them; numbers that may not be null come first.
     """
 
     def __init__(self, inputs: Sequence[InputSpec]) -> None:
@@ -205,6 +210,9 @@ class Layout:
         self._rest = rest
         self._times = [(spec, _zone(spec.timezone)) for spec in times]
         kinds = {"numbers": floats + rest, "texts": texts, "times": times}
+        self.order = [[spec.name for spec in specs] for specs in kinds.values()]
+        self._named = [*self.order[0], *self.order[1]]
+        self._picked = itemgetter(*(self._named or ("",)))
         self._widths = [len(specs) for specs in kinds.values()]
         self._places = {
             spec.name: (kind, place)
@@ -212,7 +220,7 @@ class Layout:
             for place, spec in enumerate(specs)
         }
         order = {name: place for place, name in enumerate(self._places)}
-        self._order = [(spec.name, order[spec.name]) for spec in self.inputs]
+        self._views = [(spec.name, order[spec.name]) for spec in self.inputs]
 
     def empty(self, rows: int) -> Block:
         """A block to be filled; numbers and times hold anything, texts None."""
@@ -238,7 +246,7 @@ class Layout:
             *block.texts.reshape(texts, count, 1),
             *block.times.reshape(times, count, 1),
         ]
-        return {name: views[place] for name, place in self._order}
+        return {name: views[place] for name, place in self._views}
 
     def block(self, feeds: Feeds) -> Block:
         """The opposite of `feeds`, as a copy."""
@@ -274,46 +282,57 @@ class Layout:
         except (_Doubtful, TypeError, OverflowError):
             return self._converted_one_by_one(rows)
 
-    def from_plain(self, row: Mapping[str, Any]) -> Block | None:
-        """Converts one row whose timestamps may be whole seconds of wall-clock time as well.
+    def from_plain(self, columns: Mapping[str, Sequence[Any]]) -> Block | None:
+        """Converts columns of one length whose timestamps may be whole seconds of wall-clock time as well.
+
+        Args:
+            columns: name to values, of one JSON type each (numbers are one) or null.
 
         Returns:
             None where a value is not of the very type that the model takes, or is NaN, missing or unknown: it needs a
             closer look than this one.
         """
+        if not columns or not columns.keys() <= self._places.keys():
+            return None
+        rows = len(next(iter(columns.values())))
+        nulls = (None,) * rows
         names, required = self._floats
-        floats: list[Any] = [row.get(name) for name in names]
-        if kinds := set(map(type, floats)) - _NUMBERS:
-            if kinds != _NONE or None in floats[:required]:
+        given = [columns.get(name, nulls) for name in names]
+        floats = list(chain.from_iterable(given))
+        try:
+            # Which takes truth for a number; a column holds values of one type, or nulls.
+            packed = array("f", floats)
+            doubtful = not _NUMBERS.issuperset([type(values[0]) for values in given])
+        except (TypeError, OverflowError):
+            doubtful = True
+        if doubtful:
+            kinds = set(map(type, floats)) - _NUMBERS
+            if kinds != _NONE or None in floats[: required * rows]:
                 return None
-            floats = [nan if value is None else value for value in floats]
-        if isnan(sum(floats[:required])):
+            packed = array("f", [nan if value is None else value for value in floats])
+        if isnan(sum(floats[: required * rows])):
             return None
         for spec in self._rest:
-            value = row.get(spec.name)
+            values = columns.get(spec.name, nulls)
             wanted = bool if spec.type is FieldType.BOOL else int
-            if type(value) is not wanted:
-                if value is not None or not spec.nullable:
+            if kinds := set(map(type, values)) - {wanted}:
+                if kinds != _NONE or not spec.nullable:
                     return None
-                value = nan
-            floats.append(value)
+                values = [nan if value is None else value for value in values]
+            packed.extend(values)
         names, required = self._texts
-        texts: list[Any] = [row.get(name) for name in names]
+        texts = list(chain.from_iterable([columns.get(name, nulls) for name in names]))
         if kinds := set(map(type, texts)) - _STRINGS:
-            if kinds != _NONE or None in texts[:required]:
+            if kinds != _NONE or None in texts[: required * rows]:
                 return None
             texts = ["" if value is None else value for value in texts]
-        if not row.keys() <= self._places.keys():
-            return None
         try:
-            times = [self._moment(row, spec, zone) for spec, zone in self._times]
-            return self._filled(1, floats, texts, times)
+            times: list[int] = []
+            for spec, zone in self._times:
+                times.extend(_moments(columns.get(spec.name, nulls), spec, zone))
+            return self._filled(rows, packed, texts, times)
         except (InputError, OverflowError):
             return None
-
-    def _moment(self, row: Mapping[str, Any], spec: InputSpec, zone: ZoneInfo) -> int:
-        value = row.get(spec.name)
-        return value if type(value) is int else _time((row,), row, spec, zone)
 
     def _converted(self, rows: Sequence[Mapping[str, object]]) -> Block:
         """Checks the exact types that a JSON parser gives for all values of a kind at once.
@@ -321,22 +340,31 @@ class Layout:
         Raises:
             _Doubtful, TypeError, OverflowError: some value needs a closer look.
         """
+        columns = self._columns(rows)
         names, required = self._floats
-        floats: list[Any] = [row.get(name) for name in names for row in rows]
+        floats: list[Any] = list(chain.from_iterable(columns[: len(names)]))
         if kinds := set(map(type, floats)) - _NUMBERS:
             if kinds != _NONE or None in floats[: required * len(rows)]:
                 raise _Doubtful
             floats = [nan if value is None else value for value in floats]
         for spec in self._rest:
             floats.extend([_number(rows, row, spec) for row in rows])
+        begin = len(names) + len(self._rest)
         names, required = self._texts
-        texts: list[Any] = [row.get(name) for name in names for row in rows]
+        texts: list[Any] = list(chain.from_iterable(columns[begin : begin + len(names)]))
         if kinds := set(map(type, texts)) - _STRINGS:
             if kinds != _NONE or None in texts[: required * len(rows)]:
                 raise _Doubtful
             texts = ["" if value is None else value for value in texts]
         times = [_time(rows, row, spec, zone) for spec, zone in self._times for row in rows]
         return self._filled(len(rows), floats, texts, times)
+
+    def _columns(self, rows: Sequence[Mapping[str, object]]) -> Sequence[Sequence[object]]:
+        """Numbers, then texts; None where a field is absent."""
+        if len(self._named) > 1:
+            with suppress(KeyError):
+                return list(zip(*map(self._picked, rows), strict=True))
+        return [[row.get(name) for row in rows] for name in self._named]
 
     def _converted_one_by_one(self, rows: Sequence[Mapping[str, object]]) -> Block:
         values: dict[str, Sequence[Any]] = {}
@@ -409,6 +437,21 @@ def _number(
     ):
         return value
     raise _refusal(rows, row, spec, value)
+
+
+def _moments(values: Sequence[Any], spec: InputSpec, zone: ZoneInfo) -> Sequence[int]:
+    """A column of timestamps; whole numbers are seconds already.
+
+    Raises:
+        InputError: a value is neither.
+    """
+    if set(map(type, values)) == _INTEGERS:
+        return values
+    rows = [{spec.name: value} for value in values]
+    return [
+        value if type(value) is int else _time(rows, row, spec, zone)
+        for value, row in zip(values, rows, strict=True)
+    ]
 
 
 def _time(

@@ -22,6 +22,8 @@ __all__ = [
     "from_tensors",
 ]
 
+Quick = Callable[[ServedModel], tuple[Block, Sequence[str]] | None]
+
 
 class Request(Protocol):
     """The content of a request, which more than one version may be asked with."""
@@ -58,13 +60,11 @@ class RowsRequest:
 class TensorsRequest:
     """Columns."""
 
-    __slots__ = ("_given", "_plain", "_tensors")
+    __slots__ = ("_given", "_quick", "_tensors")
 
-    def __init__(
-        self, plain: dict[str, Any] | None, tensors: Callable[[], Sequence[Tensor]]
-    ) -> None:
+    def __init__(self, quick: Quick, tensors: Callable[[], Sequence[Tensor]]) -> None:
         """Takes the tensors as `from_tensors` does."""
-        self._plain = plain
+        self._quick = quick
         self._tensors = tensors
         self._given: Sequence[Tensor] | None = None
 
@@ -74,8 +74,6 @@ class TensorsRequest:
         Raises:
             EverloopError: kind invalid: a tensor does not hold what it says.
         """
-        if self._plain is not None:
-            return self._plain.get(field)
         for tensor in self._read_once():
             if tensor.name == field and tensor.rows and 0 not in tensor.nulls:
                 value = tensor.values[0]
@@ -84,9 +82,7 @@ class TensorsRequest:
 
     def read(self, model: ServedModel) -> tuple[Block, Sequence[str]]:
         """See `Request`."""
-        # Reading takes the record id out.
-        plain = None if self._plain is None else dict(self._plain)
-        return from_tensors(model, plain, self._read_once)
+        return from_tensors(model, self._quick, self._read_once)
 
     def _read_once(self) -> Sequence[Tensor]:
         if self._given is None:
@@ -109,15 +105,15 @@ def from_rows(model: ServedModel, rows: Sequence[Mapping[str, Any]]) -> tuple[Bl
 
 def from_tensors(
     model: ServedModel,
-    plain: dict[str, Any] | None,
+    quick: Quick,
     tensors: Callable[[], Sequence[Tensor]],
 ) -> tuple[Block, Sequence[str]]:
     """Converts the columns of a request to predict.
 
     Args:
         model: the version.
-        plain: the tensors as one row of plain values, if they are; an array for each of them would cost more than
-            the prediction. The record id is taken out of it.
+        quick: reads the rows and their record ids where nothing about the tensors is unusual; an array for each of
+            them may cost more than the prediction.
         tensors: reads the tensors: one per input, and one with record ids if the caller has them.
 
     Returns:
@@ -126,11 +122,10 @@ def from_tensors(
     Raises:
         EverloopError: kind invalid: a value breaks the version's signature.
     """
-    if plain is not None:
-        record_id = plain.pop(model.policy.id_field, "")
-        single = model.layout.from_plain(plain) if type(record_id) is str else None
-        if single is not None and not _holds_infinity(single):
-            return single, (record_id,)
+    found = quick(model)
+    if found is not None and not _holds_infinity(found[0]):
+        check_count(model, found[0].rows, model.policy.max_rows)
+        return found
     given = tensors()
     if given:
         check_count(model, given[0].rows, model.policy.max_rows)

@@ -233,7 +233,11 @@ class HttpApp:
         text, binary = oip_json.split(request.body, request.headers.get(_JSON_LENGTH))
         asked = oip_json.request(_parsed(text), binary)
         waiting = self._predictor.tensors(
-            name, version, oip_json.plain(asked), partial(oip_json.tensors, asked), request.call()
+            name,
+            version,
+            partial(oip_json.quick, asked),
+            partial(oip_json.tensors, asked),
+            request.call(),
         )
         answer = await self._awaited(request, waiting)
         document, binaries = oip_json.response(answer, asked)

@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-import uvicorn
 import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
@@ -18,6 +17,7 @@ from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2_grpc as
 from everloop_contracts.stubs.inference import grpc_service_pb2_grpc as oip_grpc
 from everloop_inference.addresses import bound
 from everloop_inference.http_app import HttpApp
+from everloop_inference.http_listener import HttpLimits, HttpServer
 from everloop_inference.metrics import GRPC_CLOSED
 from everloop_inference.predict import Predictor
 from everloop_inference.rpc import GrpcioServer, Limits, Methods, NativeServer, RpcServer
@@ -88,50 +88,31 @@ class Listeners:
             self._loop.close()
 
     async def _serve(self) -> None:
-        http = _http_server(self._settings, self._app)
+        http = HttpServer(self._app, _http_limits(self._settings))
         methods, health_servicer = await _methods(self._predictor, lambda: not self._app.draining)
         rpc = _grpc_server(self._settings, methods)
         await rpc.start(self._settings.predict_grpc_address)
         with bound(self._settings.http_address) as listening:
-            serving = asyncio.ensure_future(http.serve(sockets=[listening]))
-            while not http.started and not serving.done():
-                await asyncio.sleep(0.01)
-            if serving.done():
-                await serving
-                raise RuntimeError("the HTTP server ended at once")
+            await http.start(listening)
             self._started.set()
             log.info(
                 "listening: HTTP %s, gRPC %s",
                 self._settings.http_address,
                 self._settings.predict_grpc_address,
             )
-            stop = asyncio.ensure_future(self._stop.wait())
-            await asyncio.wait((stop, serving), return_when=asyncio.FIRST_COMPLETED)
+            await self._stop.wait()
             # Whoever calls now is told to come back over a new connection, to another replica.
             self._app.draining = True
             await health_servicer.enter_graceful_shutdown()
             await rpc.stop(self._settings.drain_seconds)
-            http.should_exit = True
-            await serving
+            await http.stop(self._settings.drain_seconds)
 
 
-def _http_server(settings: InferenceSettings, app: HttpApp) -> uvicorn.Server:
-    return uvicorn.Server(
-        uvicorn.Config(
-            app,
-            http="httptools",
-            ws="none",
-            lifespan="off",
-            interface="asgi3",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            date_header=False,
-            proxy_headers=False,
-            limit_concurrency=settings.http_max_connections,
-            timeout_keep_alive=settings.http_keep_alive_seconds,
-            timeout_graceful_shutdown=max(1, int(settings.drain_seconds)),
-        )
+def _http_limits(settings: InferenceSettings) -> HttpLimits:
+    return HttpLimits(
+        connections=settings.http_max_connections,
+        body_bytes=settings.http_max_body_bytes,
+        idle_seconds=settings.http_keep_alive_seconds,
     )
 
 

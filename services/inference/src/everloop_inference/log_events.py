@@ -1,10 +1,15 @@
-"""Buffered predictions as `PredictionsLogged` events, by columns."""
+"""Buffered predictions as `PredictionsLogged` events, by columns.
+
+Columns of numbers go from NumPy's bytes to the wire: packed doubles are just that. The rest of an event is a message
+without columns; bytes of two messages one behind the other are the bytes of both.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +26,8 @@ __all__ = ["Entry", "messages"]
 SOURCE = "inference"
 MAX_BYTES = 900_000
 """Size of an event above which it is split: a broker refuses 1 MiB by default."""
+_COLUMN = PredictionsLogged.DESCRIPTOR.fields_by_name["columns"].number << 3 | 2
+_NUMBERS = Column.DESCRIPTOR.fields_by_name["numbers"].number << 3 | 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,83 +79,123 @@ def messages(entries: Sequence[Entry], max_rows: int) -> Iterator[Message]:
         yield from _events(batch, max_rows)
 
 
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Rows of several entries, one behind the other."""
+
+    block: Block
+    probabilities: npt.NDArray[np.float32]
+    ids: list[str]
+    records: list[str]
+    times: list[int]
+    latencies: list[int]
+    labels: list[str]
+    scores: list[float]
+
+    @classmethod
+    def of(cls, entries: Sequence[Entry]) -> _Rows:
+        return cls(
+            Block.joined(
+                [
+                    item.block if item.rows is None else item.block.take(item.rows)
+                    for item in entries
+                ]
+            ),
+            np.concatenate(
+                [
+                    item.answer.probabilities
+                    if item.rows is None
+                    else item.answer.probabilities[item.rows]
+                    for item in entries
+                ]
+            ),
+            _logged(entries, lambda item: item.answer.prediction_ids),
+            _logged(entries, lambda item: item.record_ids),
+            [time for item in entries for time in [item.time_micros] * item.count],
+            _logged(entries, lambda item: item.latency_micros),
+            _logged(entries, lambda item: item.answer.labels),
+            _logged(entries, lambda item: item.answer.scores),
+        )
+
+
+def _logged(entries: Sequence[Entry], values: Callable[[Entry], Sequence[Any]]) -> list[Any]:
+    """Values of the rows that are logged; none where there are none."""
+    return list(
+        chain.from_iterable(
+            found if item.rows is None or not found else [found[row] for row in item.rows.tolist()]
+            for item in entries
+            for found in (values(item),)
+        )
+    )
+
+
 def _events(entries: Sequence[Entry], max_rows: int) -> Iterator[Message]:
     model = entries[0].answer.model
-    block = Block.joined(
-        [entry.block if entry.rows is None else entry.block.take(entry.rows) for entry in entries]
-    )
-    whole = [
-        (
-            entry.answer.prediction_ids[row],
-            entry.record_ids[row],
-            entry.time_micros,
-            entry.latency_micros[row],
-            entry.answer.labels[row] if model.classes else "",
-            entry.answer.scores[row],
-        )
-        for entry in entries
-        for row in (range(entry.count) if entry.rows is None else entry.rows.tolist())
-    ]
-    probabilities = np.concatenate(
-        [
-            entry.answer.probabilities
-            if entry.rows is None
-            else entry.answer.probabilities[entry.rows]
-            for entry in entries
-        ]
-    )
-    parts = [slice(start, start + max_rows) for start in range(0, len(whole), max_rows)]
+    rows = _Rows.of(entries)
+    count = len(rows.ids)
+    parts = [slice(at, min(at + max_rows, count)) for at in range(0, count, max_rows)]
     while parts:
         part = parts.pop(0)
-        rows = whole[part]
-        event = new_event(SOURCE, model.name, _data(model, rows, block, probabilities, part))
-        key, value, headers = encode(event)
-        if len(value) > MAX_BYTES and len(rows) > 1:
-            middle = part.start + len(rows) // 2
-            parts[:0] = [slice(part.start, middle), slice(middle, part.start + len(rows))]
+        size = part.stop - part.start
+        value = _value(model, rows, part)
+        if len(value) > MAX_BYTES and size > 1:
+            middle = part.start + size // 2
+            parts[:0] = [slice(part.start, middle), slice(middle, part.stop)]
             continue
-        yield Message(model.name, len(rows), event.topic, key, value, tuple(headers))
+        event = new_event(SOURCE, model.name, PredictionsLogged())
+        key, _, headers = encode(event)
+        yield Message(model.name, size, event.topic, key, value, tuple(headers))
 
 
-def _data(
-    model: ServedModel,
-    rows: Sequence[tuple[str, str, int, int, str, float]],
-    block: Block,
-    probabilities: npt.NDArray[np.float32],
-    part: slice,
-) -> PredictionsLogged:
-    ids, records, times, latencies, labels, scores = zip(*rows, strict=True)
+def _value(model: ServedModel, rows: _Rows, part: slice) -> bytes:
+    """An event's message."""
     multiclass = len(model.classes) > 2
-    return PredictionsLogged(
+    records = rows.records[part]
+    rest = PredictionsLogged(
         pipeline=model.name,
         model_version=model.version,
-        prediction_ids=ids,
+        prediction_ids=rows.ids[part],
         record_ids=records if any(records) else (),
-        time_micros=times,
-        latency_micros=latencies,
-        columns=[_column(model, spec, block, part) for spec in model.inputs],
-        labels=labels if model.classes else (),
-        scores=() if multiclass else scores,
-        probabilities=probabilities[part].ravel().tolist() if multiclass else (),
+        time_micros=rows.times[part],
+        latency_micros=rows.latencies[part],
+        labels=rows.labels[part],
+        scores=() if multiclass else rows.scores[part],
+        probabilities=rows.probabilities[part].ravel().tolist() if multiclass else (),
         shadow=model.shadow,
     )
+    pieces = [rest.SerializeToString()]
+    for spec in model.inputs:
+        column = _column(model, spec, rows.block, part)
+        pieces += (_prefix(_COLUMN, len(column)), column)
+    return b"".join(pieces)
 
 
-def _column(model: ServedModel, spec: InputSpec, block: Block, part: slice) -> Column:
+def _column(model: ServedModel, spec: InputSpec, block: Block, part: slice) -> bytes:
+    """A column's message."""
     values = model.layout.column(block, spec.name)[part]
-    if spec.name in model.policy.log_redact:
-        return _redacted(spec, len(values))
+    redacted = spec.name in model.policy.log_redact
     if spec.type is FieldType.STRING:
+        texts = [""] * len(values) if redacted else values.tolist()
         # The model takes "" for null: where null is allowed the two are one.
-        nulls = np.flatnonzero(values == "").tolist() if spec.nullable else ()
-        return Column(name=spec.name, texts=values.tolist(), null_rows=nulls)
-    if spec.type is FieldType.TIMESTAMP:
+        nulls = [row for row, text in enumerate(texts) if not text] if "" in texts else ()
+        if not (spec.nullable or redacted):
+            nulls = ()
+        column = Column(name=spec.name, texts=texts, null_rows=nulls, redacted=redacted)
+        return column.SerializeToString()
+    if redacted:
+        values = np.full(len(values), np.nan)
+    elif spec.type is FieldType.TIMESTAMP:
         values = np.where(values == NULL_TIME, np.nan, values)
-    return Column(name=spec.name, numbers=values.tolist())
+    numbers = values.astype("<f8").tobytes()
+    rest = Column(name=spec.name, redacted=redacted).SerializeToString()
+    return b"".join((rest, _prefix(_NUMBERS, len(numbers)), numbers))
 
 
-def _redacted(spec: InputSpec, rows: int) -> Column:
-    """As many nulls as there are rows."""
-    if spec.type is FieldType.STRING:
-        return Column(name=spec.name, texts=[""] * rows, null_rows=range(rows), redacted=True)
-    return Column(name=spec.name, numbers=[math.nan] * rows, redacted=True)
+def _prefix(tag: int, length: int) -> bytes:
+    """What stands before bytes of a field: its tag and their number, which is a varint."""
+    found = [tag]
+    while length > 127:
+        found.append(length & 127 | 128)
+        length >>= 7
+    found.append(length)
+    return bytes(found)

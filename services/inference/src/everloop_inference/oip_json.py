@@ -14,10 +14,12 @@ from typing import Any, Final
 
 import numpy as np
 
+from everloop_features.inputs import Block
 from everloop_inference.domain import Answer, ServedModel
 from everloop_inference.tensors import (
     DTYPES,
     Tensor,
+    block_from_plain,
     check_length,
     check_parameters,
     input_signature,
@@ -37,7 +39,7 @@ __all__ = [
     "VERSION",
     "Request",
     "model_metadata",
-    "plain",
+    "quick",
     "repository",
     "request",
     "response",
@@ -52,16 +54,15 @@ PLATFORM: Final = {"onnx": "onnxruntime_onnx", "mlflow": "mlflow_pyfunc"}
 """What runs a model, by kind of engine."""
 EXTENSIONS: Final = ("binary_tensor_data",)
 
-_SINGLE: Final = ([1], [1, 1])
-_NUMBER: Final = frozenset({int, float})
+_NUMBER: Final[frozenset[type]] = frozenset({int, float, type(None)})
 _PLAIN: Final[dict[str, frozenset[type]]] = {
-    "BYTES": frozenset({str}),
-    "BOOL": frozenset({bool}),
-    "INT64": frozenset({int}),
+    "BYTES": frozenset({str, type(None)}),
+    "BOOL": frozenset({bool, type(None)}),
+    "INT64": frozenset({int, type(None)}),
     "FP32": _NUMBER,
     "FP64": _NUMBER,
 }
-"""Python's types of the data types whose single value needs no look at its range."""
+"""Python's types of the data types whose values need no look at their range."""
 _PYTHON: Final[dict[str, set[type]]] = {"b": {bool}, "i": {int}, "u": {int}, "f": {float, int}}
 
 
@@ -142,22 +143,41 @@ def request(document: Mapping[str, Any], binary: memoryview) -> Request:
     return Request(given, parts, binary, wanted, wants_binary, binaries)
 
 
-def plain(asked: Request) -> dict[str, Any] | None:
-    """The inputs as one row of plain values; None where they are more than that, or need a closer look."""
-    row: dict[str, Any] = {}
+def plain(asked: Request) -> dict[str, list[Any]] | None:
+    """The inputs as columns of plain values; None where they are not, or need a closer look."""
+    columns: dict[str, list[Any]] = {}
+    floats: list[list[Any]] = []
+    rows = 0
     for name, datatype, shape, data, options in asked.inputs:
-        if options or type(name) is not str or type(data) is not list or len(data) != 1:
+        if options or type(name) is not str or type(data) is not list or not data:
             return None
-        (value,) = data
-        if shape == [1, 1] and type(value) is list and len(value) == 1:
-            (value,) = value
+        rows = rows or len(data)
+        if len(data) != rows or shape not in ([rows], [rows, 1]):
+            return None
+        if type(data[0]) is list:
+            if rows > 1 or len(data[0]) != 1:
+                return None
+            (data,) = data
         types = _PLAIN.get(datatype) if type(datatype) is str else None
-        if types is None or shape not in _SINGLE:
+        if types is None:
             return None
-        if value is not None and type(value) not in types:
+        if types is _NUMBER:
+            floats.append(data)
+        elif not types.issuperset(map(type, data)):
             return None
-        row[name] = value
-    return row if len(row) == len(asked.inputs) and not asked.raw else None
+        columns[name] = data
+    # One look at all of them: most inputs are such numbers.
+    if not _NUMBER.issuperset(map(type, chain.from_iterable(floats))):
+        return None
+    return columns if len(columns) == len(asked.inputs) and not asked.raw else None
+
+
+def quick(asked: Request, model: ServedModel) -> tuple[Block, Sequence[str]] | None:
+    """The rows and their record ids (none if not given); None where they need a closer look."""
+    columns = plain(asked)
+    if columns is None:
+        return None
+    return block_from_plain(columns, model.layout, model.policy.id_field)
 
 
 def tensors(asked: Request) -> list[Tensor]:

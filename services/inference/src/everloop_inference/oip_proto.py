@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from everloop_contracts.stubs.inference import grpc_service_pb2 as oip
+from everloop_features.inputs import Block
 from everloop_inference.domain import Answer, ServedModel
 from everloop_inference.oip_json import PLATFORM
+from everloop_inference.raw_block import raw_block
 from everloop_inference.tensors import (
     DTYPES,
     Tensor,
+    block_from_plain,
     check_length,
     check_parameters,
     input_signature,
@@ -28,7 +31,7 @@ from everloop_inference.tensors import (
 )
 from everloop_runtime.errors import EverloopError, Kind
 
-__all__ = ["check_outputs", "described", "plain", "response", "tensors"]
+__all__ = ["check_outputs", "described", "quick", "response", "tensors"]
 
 _CONTENTS: Final = {
     "BOOL": "bool_contents",
@@ -60,9 +63,9 @@ def check_outputs(request: oip.ModelInferRequest) -> None:
             check_parameters(wanted.name, wanted.parameters)
 
 
-def plain(request: oip.ModelInferRequest) -> dict[str, Any] | None:
-    """The inputs as one row of plain values; None where they are more than that, or need a closer look."""
-    row: dict[str, Any] = {}
+def plain(request: oip.ModelInferRequest) -> dict[str, list[Any]] | None:
+    """The inputs of one row as columns of plain values; None where they are more than that, or need a closer look."""
+    row: dict[str, list[Any]] = {}
     inputs, raws = request.inputs, request.raw_input_contents
     if raws and len(raws) != len(inputs):
         return None
@@ -74,13 +77,25 @@ def plain(request: oip.ModelInferRequest) -> dict[str, Any] | None:
             if raws:
                 if item.HasField("contents"):
                     return None
-                row[name] = plain_from_raw(datatype, raws[index])
+                row[name] = [plain_from_raw(datatype, raws[index])]
             else:
                 (value,) = getattr(item.contents, _SINGLE[datatype])
-                row[name] = value.decode() if datatype == "BYTES" else value
+                row[name] = [value.decode() if datatype == "BYTES" else value]
     except (ValueError, IndexError, KeyError):
         return None
     return row if len(row) == len(inputs) else None
+
+
+def quick(request: oip.ModelInferRequest, model: ServedModel) -> tuple[Block, Sequence[str]] | None:
+    """The rows and their record ids (none if not given); None where they need a closer look."""
+    if request.raw_input_contents and (
+        found := raw_block(request, model.layout, model.policy.id_field)
+    ):
+        return found
+    columns = plain(request)
+    if columns is None:
+        return None
+    return block_from_plain(columns, model.layout, model.policy.id_field)
 
 
 def tensors(request: oip.ModelInferRequest) -> list[Tensor]:

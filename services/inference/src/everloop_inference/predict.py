@@ -98,7 +98,7 @@ class Predictor:
         self,
         name: str,
         version: str,
-        plain: dict[str, Any] | None,
+        quick: Callable[[ServedModel], tuple[Block, Sequence[str]] | None],
         tensors: Callable[[], Sequence[Tensor]],
         call: Call,
     ) -> asyncio.Future[Answer]:
@@ -107,8 +107,8 @@ class Predictor:
         Args:
             name: name of the model.
             version: version that the caller insists on; empty for whichever serves.
-            plain: the tensors as one row of plain values, if they are; an array for each of them would cost more than
-                the prediction.
+            quick: reads the rows and their record ids where nothing about the tensors is unusual; an array for each
+                of them may cost more than the prediction.
             tensors: reads the tensors: one per input, and one with record ids if the caller has them.
             call: what else is known about the request.
 
@@ -117,10 +117,10 @@ class Predictor:
         """
         served = self.models.served(name)
         if served.trial is not None:
-            request = TensorsRequest(plain, tensors)
+            request = TensorsRequest(quick, tensors)
             return self._tried(served, served.trial, version, request, call)
         model = served.named(version)
-        block, record_ids = from_tensors(model, plain, tensors)
+        block, record_ids = from_tensors(model, quick, tensors)
         return self._queued(model, block, record_ids, call)
 
     async def explain(

@@ -149,7 +149,7 @@ class OipServicer(oip_grpc.GRPCInferenceServiceServicer):
         answer = await self._predictor.tensors(
             request.model_name,
             request.model_version,
-            oip_proto.plain(request),
+            functools.partial(oip_proto.quick, request),
             functools.partial(oip_proto.tensors, request),
             call,
         )

@@ -76,7 +76,7 @@ class InferenceSettings(ServiceSettings):
     prime_seconds: float = Field(default=20.0, ge=0)
     """Time that a starting replica takes for its first look at the registry before it listens, in seconds."""
 
-    log_batch_rows: int = Field(default=500, ge=1)
+    log_batch_rows: int = Field(default=2000, ge=1)
     """Rows in one `PredictionsLogged` event, at most."""
     log_batch_seconds: float = Field(default=0.5, gt=0)
     """Age at which buffered rows are sent, in seconds; what `kill -9` of a replica may lose from the log."""

@@ -26,6 +26,7 @@ from everloop_runtime.errors import EverloopError, Kind
 __all__ = [
     "DTYPES",
     "Tensor",
+    "block_from_plain",
     "block_from_tensors",
     "check_length",
     "check_parameters",
@@ -37,6 +38,7 @@ __all__ = [
     "raw_values",
     "rows_of",
     "text",
+    "texts_from_raw",
     "values_from_raw",
 ]
 
@@ -60,6 +62,9 @@ DTYPES: Final[dict[str, np.dtype[Any]]] = {
 """Data types of numbers; BYTES is the one of texts."""
 
 _LENGTH: Final = struct.Struct("<I")
+_ASCII: Final = 128
+_PREFIXES: Final = [_LENGTH.pack(length).decode("ascii") for length in range(_ASCII)]
+"""Lengths of short texts as they are written before them, which is ASCII too."""
 _SINGLE: Final = {
     name: struct.Struct(code)
     for name, code in {"INT32": "<i", "INT64": "<q", "FP32": "<f", "FP64": "<d"}.items()
@@ -139,7 +144,7 @@ def values_from_raw(
         EverloopError: kind invalid: the bytes are not so many values of that type.
     """
     if datatype == "BYTES":
-        return _texts_from_raw(name, rows, raw)
+        return texts_from_raw(name, rows, raw)
     dtype = np.dtype("<u2") if datatype == "BF16" else DTYPES.get(datatype)
     if dtype is None:
         raise invalid("WRONG_TYPE", f"data type {datatype!r} is not supported", name)
@@ -172,23 +177,30 @@ def raw_values(values: npt.NDArray[Any] | Sequence[str]) -> bytes:
     """Writes numbers row-major and little-endian, texts each behind its length as four little-endian bytes."""
     if isinstance(values, np.ndarray):
         return values.tobytes()
+    if len(values) > 1 and max(map(len, values)) < _ASCII and "".join(values).isascii():
+        # Lengths are characters then, and all of it is encoded at once.
+        return "".join([f"{_PREFIXES[len(item)]}{item}" for item in values]).encode()
     encoded = [item.encode() for item in values]
-    return b"".join(part for item in encoded for part in (_LENGTH.pack(len(item)), item))
+    return b"".join([part for item in encoded for part in (_LENGTH.pack(len(item)), item)])
 
 
-def _texts_from_raw(name: str, rows: int, raw: bytes) -> list[str]:
+def texts_from_raw(name: str, rows: int, raw: bytes) -> list[str]:
     """Reads texts, each behind its length as four little-endian bytes."""
     texts: list[str] = []
+    # Where all is ASCII it is decoded at once: a place among the bytes is one among the characters.
+    plain = raw.decode() if raw.isascii() else None
     position, end = 0, len(raw)
     while position < end:
-        if position + 4 > end:
+        start = position + 4
+        if start > end:
             raise invalid("WRONG_SHAPE", "a length is cut off", name)
         (length,) = _LENGTH.unpack_from(raw, position)
-        position += 4
-        if position + length > end:
+        position = start + length
+        if position > end:
             raise invalid("WRONG_SHAPE", "a text is cut off", name)
-        texts.append(text(name, raw[position : position + length]))
-        position += length
+        texts.append(
+            plain[start:position] if plain is not None else text(name, raw[start:position])
+        )
     check_length(name, rows, len(texts))
     return texts
 
@@ -199,6 +211,17 @@ def text(name: str, value: bytes) -> str:
         return value.decode()
     except UnicodeDecodeError as error:
         raise invalid("WRONG_TYPE", "a text is not UTF-8", name) from error
+
+
+def block_from_plain(
+    plain: dict[str, list[Any]], layout: Layout, id_field: str
+) -> tuple[Block, Sequence[str]] | None:
+    """Converts columns of plain values, and takes the record ids from them; None where they need a closer look."""
+    ids = plain.pop(id_field, [])
+    if not set(map(type, ids)) <= {str}:
+        return None
+    block = layout.from_plain(plain)
+    return None if block is None else (block, ids)
 
 
 def block_from_tensors(

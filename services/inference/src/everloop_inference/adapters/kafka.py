@@ -1,22 +1,29 @@
-"""The broker as the place where prediction logs go."""
+"""The broker as the place where prediction logs go.
+
+The other services use kafka-python; a replica sends its log by librdkafka, whose threads compress, frame and send
+without Python's lock: the loop that answers predictions does not wait for them.
+"""
 
 from __future__ import annotations
 
 import logging
 import socket
-import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
-from kafka import KafkaProducer
-from kafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooLargeError
+from confluent_kafka import KafkaError, KafkaException, Producer
+from kafka.errors import KafkaError as AdminError
 
 from everloop_inference.ports import Message, Outcome
-from everloop_runtime.kafka import ensure_topics, producer
+from everloop_runtime.kafka import ensure_topics
 
 __all__ = ["KafkaSink"]
 
 log = logging.getLogger(__name__)
+
+MAX_BYTES = 16 * 1024 * 1024
+_REFUSALS = frozenset({KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_MSG_SIZE})
 
 
 class KafkaSink:
@@ -26,78 +33,86 @@ class KafkaSink:
         """Takes the bootstrap servers and the time that the broker has for an acknowledgement."""
         self._bootstrap = bootstrap
         self._seconds = send_seconds
-        self._producer: KafkaProducer | None = None
+        self._producer: Producer | None = None
 
     def send(self, messages: Sequence[Message]) -> list[Outcome]:
         """See `ports.LogSink`."""
+        outcomes: list[Outcome | None] = [None] * len(messages)
         try:
             client = self._connected()
-            futures = [_begin(client, item) for item in messages]
-        except (OSError, KafkaError) as error:
+            for index, item in enumerate(messages):
+                _begin(client, item, partial(_settle, outcomes, index))
+        except (OSError, BufferError, AdminError, KafkaException) as error:
             log.debug("the broker is away: %s", error)
             self._abandon()
             return [Outcome.AWAY] * len(messages)
         deadline = time.monotonic() + self._seconds
-        outcomes = [self._outcome(future, deadline) for future in futures]
-        if Outcome.AWAY in outcomes:
+        while None in outcomes and (left := deadline - time.monotonic()) > 0:
+            client.poll(left)
+        settled = [outcome or Outcome.AWAY for outcome in outcomes]
+        if Outcome.AWAY in settled:
             self._abandon()
-        return outcomes
+        return settled
 
     def close(self) -> None:
         """See `ports.LogSink`."""
-        if self._producer:
-            _close(self._producer, self._seconds)
-        self._producer = None
+        self._abandon()
 
     def _abandon(self) -> None:
-        """Drops the producer; it ends by itself once what it holds has timed out."""
+        """Drops the producer, with what nobody waits for any more."""
         if self._producer:
-            ending = (self._producer, 3 * self._seconds)
-            threading.Thread(target=_close, args=ending, name="old producer", daemon=True).start()
+            self._producer.purge()
         self._producer = None
 
-    def _connected(self) -> KafkaProducer:
+    def _connected(self) -> Producer:
         if self._producer is None:
-            # kafka-python waits 30 s for a port that is closed.
+            # Elsewhere a port that is closed takes long to be noticed.
             _probe(self._bootstrap)
             ensure_topics(self._bootstrap)
-            milliseconds = int(self._seconds * 1000)
-            self._producer = producer(
-                self._bootstrap,
-                max_block_ms=milliseconds,
-                request_timeout_ms=max(milliseconds - 100, 100),
-                delivery_timeout_ms=milliseconds,
-                reconnect_backoff_max_ms=1000,
+            self._producer = Producer(
+                {
+                    "bootstrap.servers": self._bootstrap,
+                    "acks": "all",
+                    "enable.idempotence": True,
+                    "partitioner": "murmur2_random",  # as all other clients have it
+                    "compression.type": "lz4",
+                    "linger.ms": 0,
+                    "message.max.bytes": MAX_BYTES,
+                    "delivery.timeout.ms": max(int(self._seconds * 1000), 1000),
+                    "reconnect.backoff.max.ms": 1000,
+                    "log_level": 0,
+                    "error_cb": lambda error: log.debug("librdkafka: %s", error),
+                }
             )
         return self._producer
 
-    def _outcome(self, future: object, deadline: float) -> Outcome:
-        try:
-            if isinstance(future, KafkaError):
-                raise future
-            future.get(timeout=max(0.0, deadline - time.monotonic()))  # type: ignore[attr-defined]
-        except (MessageSizeTooLargeError, RecordListTooLargeError) as error:
-            log.error("the broker refuses a batch of predictions: %s", error)
-            return Outcome.REFUSED
-        except KafkaError as error:
-            log.debug("no acknowledgement: %s", error)
-            return Outcome.AWAY
-        return Outcome.STORED
 
-
-def _begin(client: KafkaProducer, item: Message) -> object:
-    """Returns a future, or the error of a message that is too large to be sent at all."""
+def _begin(
+    client: Producer, item: Message, settle: Callable[[KafkaError | None, object], None]
+) -> None:
+    """Hands a message over; one that is too large to be sent at all is settled at once."""
     try:
-        return client.send(item.topic, key=item.key, value=item.value, headers=list(item.headers))
-    except MessageSizeTooLargeError as error:
-        return error
+        client.produce(
+            item.topic, item.value, item.key, headers=list(item.headers), on_delivery=settle
+        )
+    except KafkaException as error:
+        if error.args[0].code() not in _REFUSALS:
+            raise
+        settle(error.args[0], None)
 
 
-def _close(client: KafkaProducer, seconds: float) -> None:
-    try:
-        client.close(timeout=seconds)
-    except KafkaError as error:  # it could not empty itself in time
-        log.debug("a producer did not close: %s", error)
+def _settle(
+    outcomes: list[Outcome | None], index: int, error: KafkaError | None, _: object
+) -> None:
+    """Called by the producer, inside `poll`."""
+    if error is None:
+        outcomes[index] = Outcome.STORED
+    elif error.code() in _REFUSALS:
+        log.error("the broker refuses a batch of predictions: %s", error)
+        outcomes[index] = Outcome.REFUSED
+    else:
+        log.debug("no acknowledgement: %s", error)
+        outcomes[index] = Outcome.AWAY
 
 
 def _probe(bootstrap: str) -> None:

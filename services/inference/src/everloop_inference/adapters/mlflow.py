@@ -1,7 +1,8 @@
 """Artifacts of MLflow runs, fetched by MLflow's own client in a process of its own.
 
 MLflow's import takes seconds and 170 MB, its client retries for minutes, and none of that belongs into a process that
-answers requests: a child is killed when its time is up, and what it used is gone with it.
+answers requests: a child is killed when its time is up, and what it used is gone with it. It is nicer than the replica:
+what it does can wait.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from everloop_runtime.errors import EverloopError, Kind
 
 __all__ = ["MlflowArtifacts"]
 
+NICENESS = 10
+"""Not the most that there is: on a busy machine the download must still end in its time."""
 FILES = ("model", "everloop/manifest.json", "everloop/golden.json")
 
 
@@ -86,4 +89,5 @@ def _download(run_id: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    os.nice(NICENESS)
     _download(sys.argv[1], Path(sys.argv[2]))

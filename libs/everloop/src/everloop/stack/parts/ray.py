@@ -54,6 +54,9 @@ def part(home: Home, endpoints: Endpoints) -> Part:
         environment={
             # Ray renames its workers, by default over their environment, where the stack's mark is.
             "SPT_NOENV": "1",
+            # Ray makes its workers nicer than everything else by default, and with them the replicas, which answer
+            # callers. Trials of a training, which can wait, step back by themselves.
+            "RAY_worker_niceness": "0",
             "RAY_prestart_worker_first_driver": "0",
             "RAY_enable_worker_prestart": "0",
         },
