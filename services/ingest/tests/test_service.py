@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import confluent_kafka
 import pyarrow.parquet as pq
 import pytest
 from kafka import KafkaProducer
@@ -135,6 +136,15 @@ def test_both_doors_lead_to_one_version_that_dvc_gets(
     assert service.stop() == 0
 
 
+def typed(parcel: str) -> bytes:
+    """A record as Protobuf, too heavy for the pipeline."""
+    record = Record()
+    record.fields["parcel"].string_value = parcel
+    record.fields["sent"].timestamp_value.FromJsonString("2026-03-01T12:00:00Z")
+    record.fields["weight"].float_value = 60.0
+    return record.SerializeToString()
+
+
 def test_after_a_fix_what_was_rejected_comes_in_by_the_door_it_came_by(
     ingest: Callable[[str], Any], make_record: Make, spec: dict[str, Any]
 ) -> None:
@@ -142,16 +152,15 @@ def test_after_a_fix_what_was_rejected_comes_in_by_the_door_it_came_by(
     service = ingest(name)
     service.start()
     service.ready()
-    record = Record()
-    record.fields["parcel"].string_value = "typed"
-    record.fields["sent"].timestamp_value.FromJsonString("2026-03-01T12:00:00Z")
-    record.fields["weight"].float_value = 60.0
-    typed = record.SerializeToString()
-    producer = KafkaProducer(bootstrap_servers=service.endpoints.kafka_bootstrap)
-    headers = [("content-type", b"application/x-protobuf")]
-    producer.send(service.pipeline.record_topic, typed, key=b"typed", headers=headers)
-    producer.flush(30)
-    producer.close()
+    headers: list[tuple[str, str | bytes | None]] = [("content-type", b"application/x-protobuf")]
+    topic, bootstrap = service.pipeline.record_topic, service.endpoints.kafka_bootstrap
+    python = KafkaProducer(bootstrap_servers=bootstrap)
+    python.send(topic, typed("typed-1"), key=b"typed-1", headers=headers)
+    python.flush(30)
+    python.close()
+    confluent = confluent_kafka.Producer({"bootstrap.servers": bootstrap})
+    confluent.produce(topic, key=b"typed-2", value=typed("typed-2"), headers=headers)
+    assert confluent.flush(30) == 0
     requests = [
         ingest_pb2.StreamRecordsRequest(
             pipeline=name, records=[make_record(f"s{n}", weight=n)], request_id=f"r{n}"
@@ -163,7 +172,7 @@ def test_after_a_fix_what_was_rejected_comes_in_by_the_door_it_came_by(
         assert [item.results[0].reason for item in answers] == ["", "", *["OUT_OF_RANGE"] * 2]
     assert service.cut("v1").rows == 2
     stats = service.stats()
-    assert (stats.received, stats.accepted, stats.rejected) == (5, 2, 3)
+    assert (stats.received, stats.accepted, stats.rejected) == (6, 2, 4)
     assert service.stop() == 0
 
     wider = copy.deepcopy(spec)
@@ -186,14 +195,21 @@ def test_after_a_fix_what_was_rejected_comes_in_by_the_door_it_came_by(
     replay = dead_letter_pb2.ReplayDeadLettersRequest(pipeline=name, request_id="fix")
     for _ in range(2):
         answer = clients.call(service.stub.ReplayDeadLetters, replay, timeout=20)
-        assert (answer.replayed, answer.skipped) == (3, 0)
+        assert (answer.replayed, answer.skipped) == (4, 0)
     deadline = time.monotonic() + 30
-    while service.stats().received < 8:
+    while service.stats().received < 10:
         assert time.monotonic() < deadline
         time.sleep(0.1)
     version = service.cut("v2")
     rows = pq.read_table(service.get(version)).to_pylist()
-    assert sorted(row["parcel"] for row in rows) == ["s49", "s50", "s51", "s52", "typed"]
+    assert sorted(row["parcel"] for row in rows) == [
+        "s49",
+        "s50",
+        "s51",
+        "s52",
+        "typed-1",
+        "typed-2",
+    ]
     assert all(item.replay_request_id == "fix" for item in listed())
     assert service.stop() == 0
 
