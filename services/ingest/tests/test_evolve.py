@@ -279,6 +279,8 @@ def test_another_target_takes_no_label_of_the_one_before(
         make_record("b", damaged=True),
         make_record("c", damaged=False),
         b'{"parcel": "z", "lost": true}',
+        # A part that the cut below has no row for.
+        *(make_record(f"d{n}", sent="2026-02-01T00:00:00Z", damaged=True) for n in range(4)),
     )
     assert world.cut(world.pipeline, "r1", 5.0).rows.labelled_rows == 1
 
@@ -298,8 +300,8 @@ def test_another_target_takes_no_label_of_the_one_before(
         "b": (2.0, None, True),
         "c": (1.0, None, False),
         "z": (1.0, None, None),
-    }
-    assert version.rows.labelled_rows == 3
+    } | {f"d{n}": (1.0, None, True) for n in range(4)}
+    assert version.rows.labelled_rows == 7
 
 
 def test_small_shards_of_two_schemas_are_put_together(
