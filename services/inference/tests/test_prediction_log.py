@@ -202,6 +202,31 @@ def test_the_buffer_limit_drops_without_waiting(bench: Callable[..., Bench]) -> 
     assert (it.books.served, it.books.dropped) == (3, 3)
 
 
+def test_the_buffer_has_one_limit_and_a_flood_leaves_room_for_other_models(
+    model: ServedModel, tmp_path: Path
+) -> None:
+    limit = 1 << 20
+    it = Bench(model, tmp_path / "spill", batch_seconds=60, batch_rows=1 << 20, buffer_bytes=limit)
+    counts = it.log.books.counts
+
+    def flood(name: str) -> None:
+        wanted = replace(model.wanted, model=name)
+        it.predictor.models._served = {"flights": Served(replace(model, wanted=wanted))}
+        while not counts(name).dropped:
+            it.predict(10)
+
+    names = ["flights", *(f"model-{number}" for number in range(5))]
+    for name in names:
+        flood(name)
+        assert counts(name).buffered > 0
+    assert it.log._held <= limit
+    assert it.log._bytes["flights"] > limit * 0.45
+    buffered = sum(counts(name).buffered for name in names)
+    it.log.close()
+    assert it.log._held == 0
+    assert sum(counts(name).logged for name in names) == buffered
+
+
 def test_a_message_that_is_refused_for_good_blocks_nothing(
     bench: Callable[..., Bench], until: Callable[..., None]
 ) -> None:

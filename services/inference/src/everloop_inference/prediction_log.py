@@ -55,6 +55,7 @@ class PredictionLog:
         self._entries: list[Entry] = []
         self._rows = 0
         self._bytes: dict[str, int] = {}
+        self._held = 0
         self._full = threading.Event()
         self._stopping = False
         self._retry_at = 0.0
@@ -113,12 +114,15 @@ class PredictionLog:
         entry = Entry(answer, block, record_ids, latency_micros, now, rows, size)
         with self._lock:
             held = self._bytes.get(model.name, 0) + entry.size
-            fits = held <= self._buffer_bytes
+            total = self._held + entry.size
+            # A model may hold as much as it leaves free: whoever floods the buffer leaves room for the others.
+            fits = held <= self._buffer_bytes - total
             if fits:
                 # In the books before the thread can see it.
                 self.books.move(model.name, served=count, buffered=count)
                 self._entries.append(entry)
                 self._bytes[model.name] = held
+                self._held = total
                 self._rows += count
                 full = self._rows >= self._batch_rows
         if not fits:
@@ -150,6 +154,7 @@ class PredictionLog:
             with self._lock:
                 for entry in entries:
                     self._bytes[entry.answer.model.name] -= entry.size
+                    self._held -= entry.size
         self._replay()
 
     def _events(self, entries: list[Entry]) -> list[Message]:
