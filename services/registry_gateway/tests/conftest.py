@@ -36,6 +36,7 @@ from everloop_runtime.database import Database
 from everloop_runtime.events import Event, decode
 
 MIGRATIONS = Path(everloop_registry_gateway.__file__).parent / "migrations"
+FRESH = timedelta(seconds=2)
 GATES = [
     {"kind": "metric_floor", "metric": "roc_auc", "min": 0.6},
     {"kind": "better_than_production", "metric": "roc_auc"},
@@ -81,6 +82,7 @@ class World:
     pipelines: dict[str, Pipeline] = field(default_factory=dict)
     later: timedelta = timedelta(0)
     replicas: int = 3
+    heard: dict[tuple[str, str], RolloutReport] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.restart()
@@ -91,7 +93,7 @@ class World:
         self.pipelines["late"] = self.pipeline
         self.registrar = Registrar(self.database, self.registry, self.promoter, self.pipelines)
         self.rollouts = Rollouts(self.database, self.promoter, self.pipelines, self.now)
-        self.observer = Observer(self.database, self.promoter, self.replicas, self.now)
+        self.observer = Observer(self.database, self.promoter, self.replicas, FRESH, self.now)
 
     def now(self) -> datetime:
         """The present, or what a test lets be the present."""
@@ -157,21 +159,32 @@ class World:
         rollout: Rollout | None = None,
     ) -> str:
         """One replica reports; the baseline answers within a millisecond and never fails."""
-        return self.observer.report(
-            RolloutReport(
-                rollout_id=(rollout or self.rollout()).id,
-                replica=replica,
-                sequence=sequence,
-                candidate=ArmTotals(requests, errors, requests, latencies(requests, millis)),
-                baseline=ArmTotals(baseline, 0, baseline, latencies(baseline, 1.0)),
-                failure=failure,
-            )
+        report = RolloutReport(
+            rollout_id=(rollout or self.rollout()).id,
+            replica=replica,
+            # Room for what `judge` repeats in between.
+            sequence=sequence * 1000,
+            candidate=ArmTotals(requests, errors, requests, latencies(requests, millis)),
+            baseline=ArmTotals(baseline, 0, baseline, latencies(baseline, 1.0)),
+            failure=failure,
         )
+        state = self.observer.report(report)
+        self.heard[report.rollout_id, replica] = report
+        return state
 
     def judge(self, **later: float) -> None:
-        """Some time passes, and the judge looks."""
+        """Some time passes, replicas go on reporting what they reported last, and the judge looks."""
         self.later += timedelta(**later)
+        self.repeat()
+        self.later += FRESH
+        self.repeat()
         self.observer.judge()
+
+    def repeat(self) -> None:
+        """Every replica reports once more; nothing has happened in it."""
+        for name, report in self.heard.items():
+            self.heard[name] = replace(report, sequence=report.sequence + 1)
+            self.observer.report(self.heard[name])
 
     def rollout(self) -> Rollout:
         """The newest rollout."""

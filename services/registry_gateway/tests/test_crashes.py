@@ -312,7 +312,7 @@ def test_a_promotion_that_the_judge_decided_comes_true_without_another_look(worl
 
 def test_a_failure_between_decision_and_end_does_not_undo_the_promotion(world):
     put_on_trial(world)
-    with armed(world, 3) as bomb:  # decided and committed, nothing else
+    with armed(world, 7) as bomb:  # two reports; then decided and committed, nothing else
         bake(world)
     assert bomb.left == 0
     assert world.report(200, sequence=2, failure="too late") == "running"

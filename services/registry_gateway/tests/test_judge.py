@@ -92,6 +92,12 @@ def test_an_a_b_test_waits_for_a_person_and_is_taken_back_as_a_canary_is():
     assert judge(plan, arm(5000, 51), BASELINE, 40 * MINUTE).action == "abort"
 
 
+@pytest.mark.parametrize("errors", [0, 51])
+def test_totals_of_the_past_end_no_trial_by_its_bounds(errors):
+    verdict = judge(PLAN, arm(5000, errors), BASELINE, 40 * MINUTE, heard=False)
+    assert (verdict.action, verdict.cause) == ("keep", "reports")
+
+
 def test_where_no_request_may_fail_the_first_that_does_is_enough():
     plan = replace(PLAN, max_error_rate=0.0)
     assert judge(plan, arm(1, 1), BASELINE, MINUTE).action == "abort"

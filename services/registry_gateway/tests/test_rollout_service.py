@@ -114,7 +114,13 @@ def test_a_trial_is_promoted_though_the_gateway_is_killed_and_the_next_is_aborte
     call(registry.ReportRollout, report, timeout=30)
     killed = stack.kill(home, "registry_gateway")
     stack.wait_healthy(home, "registry_gateway", 90, not_pid=killed)
-    eventually(lambda: served() == ([2], []))
+
+    def promoted_while_the_replica_reports() -> bool:
+        report.sequence += 1
+        call(registry.ReportRollout, report, timeout=30)
+        return served() == ([2], [])
+
+    eventually(promoted_while_the_replica_reports)
     assert newest().state == pb.ROLLOUT_STATE_PROMOTED
     assert newest().candidate.requests == 200
     assert MlflowRegistry(stack.load(home).mlflow_uri).aliases(MODEL) == {"production": 2}

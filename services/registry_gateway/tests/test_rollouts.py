@@ -199,6 +199,41 @@ def test_a_candidate_that_baked_is_promoted(tried):
     assert tried.registry.tags("late", 2)["everloop.gate.4.rollout"].startswith("passed: baked")
 
 
+def test_after_an_outage_the_totals_of_the_past_promote_nothing(tried):
+    """The gateway is away while the candidate bakes and breaks; the judge is back before the replicas are heard."""
+    tried.report(200, replica="a")
+    tried.report(200, replica="b")
+    tried.later += timedelta(minutes=10)
+    tried.restart()
+    tried.observer.judge()
+    assert tried.rollout().state == "running"
+    tried.report(300, replica="a", sequence=2)
+    tried.observer.judge()
+    assert tried.rollout().state == "running", "the other replica had no time to report"
+    assert tried.report(300, 100, replica="b", sequence=2) == "aborted"
+
+
+def test_what_ends_a_trial_is_what_replicas_report_now(tried):
+    tried.report(200)
+    tried.judge(minutes=1)
+    tried.later += timedelta(minutes=10)
+    tried.observer.judge()
+    assert tried.rollout().state == "running", "nobody has reported for minutes"
+    tried.repeat()
+    tried.observer.judge()
+    assert tried.rollout().state == "promoted"
+
+
+def test_a_replica_that_is_gone_for_good_holds_nothing_up_and_its_totals_count(tried):
+    tried.report(80, replica="gone")
+    tried.report(80, replica="there")
+    gone = tried.heard.pop((tried.rollout().id, "gone"))
+    tried.restart()
+    tried.judge(minutes=10)
+    rollout = tried.rollout()
+    assert (rollout.state, rollout.candidate.requests) == ("promoted", 80 + gone.candidate.requests)
+
+
 def test_a_candidate_nobody_asked_keeps_waiting(tried):
     tried.judge(days=30)
     assert tried.rollout().state == "running"
@@ -504,6 +539,7 @@ def test_the_database_keeps_a_second_trial_out(tried):
 def test_the_judge_runs_by_itself_and_outlives_an_outage(tried):
     tried.report(200)
     tried.later = timedelta(minutes=10)
+    tried.repeat()
     tried.registry.reachable = False
     stopper, judge = Stopper(), RolloutJudge(tried.observer, 0.01)
     judge.start(stopper)

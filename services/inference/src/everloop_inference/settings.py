@@ -82,8 +82,9 @@ class InferenceSettings(ServiceSettings):
     """Rows in one `PredictionsLogged` event, at most."""
     log_batch_seconds: float = Field(default=0.5, gt=0)
     """Age at which buffered rows are sent, in seconds; what `kill -9` of a replica may lose from the log."""
-    log_buffer_bytes: int = Field(default=64 * 1024 * 1024, ge=0)
-    """Memory that the buffered rows of one model may take, in bytes; beyond it rows are dropped and counted."""
+    log_buffer_bytes: int = Field(default=128 * 1024 * 1024, ge=0)
+    """Memory that buffered rows may take, in bytes. A model may hold as much as it leaves free, which is half of it
+    for one alone; rows beyond it are dropped and counted."""
     log_spill_bytes: int = Field(default=1024 * 1024 * 1024, ge=0)
     """Disk that a replica's rows may take while Kafka is away, in bytes; beyond it rows are dropped and counted."""
     log_send_seconds: float = Field(default=5.0, gt=0)

@@ -52,7 +52,12 @@ def main() -> int:
     promoter = Promoter(database, registry, settings.mlflow_timeout_seconds)
     registrar = Registrar(database, registry, promoter, pipelines)
     rollouts = Rollouts(database, promoter, pipelines)
-    observer = Observer(database, promoter, settings.rollout_replicas)
+    observer = Observer(
+        database,
+        promoter,
+        settings.rollout_replicas,
+        timedelta(seconds=settings.rollout_fresh_seconds),
+    )
     servicer = RegistryServicer(database, promoter, rollouts, observer)
 
     def count_versions() -> dict[tuple[str, str], int]:

@@ -39,6 +39,7 @@ def judge(
     age: timedelta,
     *,
     alert: str = "",
+    heard: bool = True,
 ) -> Verdict:
     """Judges a running rollout.
 
@@ -47,7 +48,8 @@ def judge(
       that took (see `error_evidence`); what is left is compared with the plan's bound once the trial has baked.
     - The p99 latencies are compared once both versions have `min_requests`; never where the baseline has not.
     - A candidate that stood for `bake` and saw `min_requests` is promoted, or kept for a person to decide where the
-      strategy is A/B. One that saw fewer waits for more, however old the trial is.
+      strategy is A/B. One that saw fewer waits for more, however old the trial is. At the end of a trial nothing is
+      decided by totals of the past: it waits until replicas are heard.
 
     Args:
         plan: how the trial runs.
@@ -55,6 +57,7 @@ def judge(
         baseline: what the Production version has done meanwhile.
         age: time since the trial began.
         alert: what the monitor measured of the candidate out of bounds; empty if nothing.
+        heard: whether the totals are what replicas say now.
 
     >>> plan = RolloutPlan(Strategy.CANARY, 10, "", timedelta(minutes=30), 1000, 0.01, 2.0, True)
     >>> one_in_three = ArmTotals(requests=3, errors=1)
@@ -81,6 +84,8 @@ def judge(
     if candidate.requests < plan.min_requests:
         seen = f"{candidate.requests} of {plan.min_requests}"
         return Verdict("keep", "requests", f"waits for requests: {seen}")
+    if not heard:
+        return Verdict("keep", "reports", "waits for what replicas report now")
     if candidate.errors > plan.max_error_rate * candidate.requests:
         return Verdict("abort", "errors", f"errors: {failed}")
     if plan.strategy is Strategy.AB:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from everloop_registry_gateway import trial
 from everloop_registry_gateway.adapters.rollouts import RolloutStore
@@ -34,13 +34,25 @@ class Observer:
         database: Database,
         promoter: Promoter,
         replicas: int,
+        fresh: timedelta = timedelta(seconds=10),
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """Takes the gateway's database, what promotes, and how many lives of replicas one rollout may count."""
+        """Takes what it works with.
+
+        Args:
+            database: the gateway's.
+            promoter: what promotes.
+            replicas: how many lives of replicas one rollout may count.
+            fresh: age up to which a report says how a replica does now, and the time that all of them get to
+                report to this process before a trial comes to its end.
+            now: the clock.
+        """
         self._database = database
         self._promoter = promoter
         self._replicas = replicas
+        self._fresh = fresh
         self._now = now
+        self._listening_since: datetime | None = None
 
     def report(self, report: RolloutReport) -> RolloutState:
         """Takes what a replica has seen, and aborts at once where its failure or its errors say so.
@@ -63,13 +75,16 @@ class Observer:
                 return rollout.state
             if last is None and not report.failure:
                 self._check_room(rollouts, rollout)
-            rollouts.set_report(report)
+            now = self._now()
+            rollouts.set_report(report, now)
+            # Not since the start: the door opens later, and replicas come back one after the other.
+            self._listening_since = self._listening_since or now
             if report.failure:
                 told = report.failure[:LONGEST_FAILURE]
                 why = f"failure: replica {report.replica} cannot serve it: {told}"
                 verdict = Verdict("abort", "failure", why)
             elif report.candidate.errors > (last.candidate.errors if last else 0):
-                verdict = self._verdict(find_rollout(rollouts, rollout.id))
+                verdict = self._verdict(rollouts, find_rollout(rollouts, rollout.id))
             else:
                 return rollout.state
             self._abort(work, rollout.id, verdict, cause_id=rollout.id)
@@ -87,38 +102,41 @@ class Observer:
         with self._database.unit_of_work() as work:
             if not work.first_time(event_id):
                 return
-            for rollout in RolloutStore(work.connection).running(model):
+            rollouts = RolloutStore(work.connection)
+            for rollout in rollouts.running(model):
                 if rollout.candidate_version == version:
-                    verdict = self._verdict(rollout, alert=measured)
+                    verdict = self._verdict(rollouts, rollout, alert=measured)
                     self._abort(work, rollout.id, verdict, cause_id=event_id)
 
     def judge(self) -> None:
         """Judges every rollout that runs; one that cannot be settled now does not keep the others from it."""
         with self._database.read() as connection:
-            running = RolloutStore(connection).running()
-        for rollout in running:
+            rollouts = RolloutStore(connection)
+            seen = [(rollout, self._verdict(rollouts, rollout)) for rollout in rollouts.running()]
+        for rollout, verdict in seen:
             try:
-                self._judge(rollout)
+                self._judge(rollout, verdict)
             except EverloopError as error:
                 log.warning("the rollout of %s is judged again: %s", rollout.model, error)
 
-    def _judge(self, seen: Rollout) -> None:
-        verdict = self._verdict(seen)
+    def _judge(self, seen: Rollout, verdict: Verdict) -> None:
         if verdict.action == "keep":
             return
         if verdict.action == "abort":
             with self._database.unit_of_work() as work:
-                rollout = find_rollout(RolloutStore(work.connection), seen.id)
-                self._abort(work, seen.id, self._verdict(rollout), cause_id=seen.id)
+                rollouts = RolloutStore(work.connection)
+                verdict = self._verdict(rollouts, find_rollout(rollouts, seen.id))
+                self._abort(work, seen.id, verdict, cause_id=seen.id)
             return
         with self._promoter.turn(seen.model):
             # A promotion that was decided before a crash is finished here, and the rollout with it.
             self._promoter.settle(seen.model)
             self._check_mlflow(seen)
             with self._database.unit_of_work() as work:
-                rollout = find_rollout(RolloutStore(work.connection), seen.id)
+                rollouts = RolloutStore(work.connection)
+                rollout = find_rollout(rollouts, seen.id)
                 pending = Store(work.connection).pending(seen.model)
-                verdict = self._verdict(rollout)
+                verdict = self._verdict(rollouts, rollout)
                 if (
                     rollout.state is not RolloutState.RUNNING
                     or pending
@@ -141,9 +159,22 @@ class Observer:
             if error.kind is not Kind.NOT_FOUND:
                 raise
 
-    def _verdict(self, rollout: Rollout, alert: str = "") -> Verdict:
+    def _verdict(self, rollouts: RolloutStore, rollout: Rollout, alert: str = "") -> Verdict:
         age = self._now() - rollout.start_time
-        return judge(rollout.plan, rollout.candidate, rollout.baseline, age, alert=alert)
+        heard = self._heard(rollouts, rollout)
+        return judge(
+            rollout.plan, rollout.candidate, rollout.baseline, age, alert=alert, heard=heard
+        )
+
+    def _heard(self, rollouts: RolloutStore, rollout: Rollout) -> bool:
+        """True where a replica reports now and all of them had the time to.
+
+        While the gateway is away reports are lost and trials bake on: what it finds in its database then says nothing
+        of how the candidate does now. A replica that is gone for good holds nothing up; its last totals count.
+        """
+        since, last = self._listening_since, rollouts.heard(rollout.id)
+        limit = self._now() - self._fresh
+        return since is not None and since <= limit and last is not None and last >= limit
 
     def _abort(self, work: UnitOfWork, rollout_id: str, verdict: Verdict, *, cause_id: str) -> None:
         """Aborts a rollout that runs if the verdict says so."""

@@ -26,5 +26,7 @@ class RegistrySettings(ServiceSettings):
     """Time for which a repeated `request_id` is recognised, in hours."""
     rollout_judge_seconds: float = Field(default=2.0, gt=0)
     """Time between two looks at the rollouts that run, in seconds; failures and errors are looked at when reported."""
+    rollout_fresh_seconds: float = Field(default=10.0, gt=0)
+    """Age up to which a replica's report says how it does now, in seconds; without one no trial is promoted."""
     rollout_replicas: int = Field(default=10_000, ge=1)
     """Lives of replicas whose totals one running rollout keeps; reports of more are refused."""

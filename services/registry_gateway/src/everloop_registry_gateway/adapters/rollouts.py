@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import reduce
 from operator import add
 from typing import Any
@@ -60,6 +60,7 @@ reports = sa.Table(
     sa.Column("sequence", sa.BigInteger, nullable=False),
     sa.Column("candidate", sa.Text, nullable=False),
     sa.Column("baseline", sa.Text, nullable=False),
+    sa.Column("reported_at", TIME),
 )
 
 
@@ -191,8 +192,14 @@ class RolloutStore:
         query = sa.select(sa.func.count()).where(reports.c.rollout_id == rollout_id)
         return self._connection.execute(query).scalar_one()
 
-    def set_report(self, report: RolloutReport) -> None:
-        """Puts a report in the place of the replica's last one."""
+    def heard(self, rollout_id: str) -> datetime | None:
+        """When a replica reported last; None if none has."""
+        query = sa.select(sa.func.max(reports.c.reported_at))
+        last = self._connection.scalar(query.where(reports.c.rollout_id == rollout_id))
+        return moment(last) if last else None
+
+    def set_report(self, report: RolloutReport, now: datetime) -> None:
+        """Puts a report that came now in the place of the replica's last one."""
         mine = sa.and_(
             reports.c.rollout_id == report.rollout_id, reports.c.replica == report.replica
         )
@@ -204,6 +211,7 @@ class RolloutStore:
                 sequence=report.sequence,
                 candidate=_totals_text(report.candidate),
                 baseline=_totals_text(report.baseline),
+                reported_at=moment_text(now),
             )
         )
 
