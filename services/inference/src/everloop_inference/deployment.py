@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import logging
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -42,7 +41,6 @@ class ServeReplica:
     ) -> None:
         """Returns when the replica listens; `only` names the model of a pool's replica, which does not."""
         telemetry.configure("inference-replica", settings.log_level)
-        logging.getLogger("uvicorn").setLevel(logging.WARNING)
         log_to_file(settings.data_dir / "logs", f"pool-{only}" if only else "replica")
         self._replica = Replica(
             settings,
