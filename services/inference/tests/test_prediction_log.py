@@ -450,6 +450,16 @@ def test_a_sample_is_logged_and_the_rest_is_counted(
     it.log.close()
 
 
+def test_what_comes_after_the_end_is_counted_as_dropped(bench: Callable[..., Bench]) -> None:
+    it = bench()
+    it.predict(2)
+    it.log.close()
+    it.predict(3)
+    books = it.books
+    assert (books.logged, books.dropped, books.buffered) == (2, 3, 0)
+    assert books.balanced
+
+
 def test_events_larger_than_a_broker_takes_are_split(
     model: ServedModel, tmp_path: Path, until: Callable[..., None]
 ) -> None:

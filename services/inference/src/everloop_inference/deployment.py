@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import logging
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +15,7 @@ from everloop_inference import autoscaling
 from everloop_inference.adapters.serve_handle import ServeHandle
 from everloop_inference.autoscaling import ONGOING
 from everloop_inference.domain import ServingPolicy
+from everloop_inference.listeners import STOP_SECONDS
 from everloop_inference.log_files import log_to_file
 from everloop_inference.passing import HttpReply, HttpRequest, RpcReply, RpcRequest
 from everloop_inference.replica import Replica
@@ -25,6 +25,7 @@ from everloop_runtime import telemetry
 __all__ = ["ServeReplica", "application"]
 
 HEALTH_TIMEOUT_SECONDS = 10.0
+STOP_MARGIN_SECONDS = 5.0
 
 
 class ServeReplica:
@@ -40,7 +41,6 @@ class ServeReplica:
     ) -> None:
         """Returns when the replica listens; `only` names the model of a pool's replica, which does not."""
         telemetry.configure("inference-replica", settings.log_level)
-        logging.getLogger("uvicorn").setLevel(logging.WARNING)
         log_to_file(settings.data_dir / "logs", f"pool-{only}" if only else "replica")
         self._replica = Replica(
             settings,
@@ -129,8 +129,17 @@ def _deployment(
         health_check_period_s=settings.replica_health_seconds,
         health_check_timeout_s=HEALTH_TIMEOUT_SECONDS,
         graceful_shutdown_wait_loop_s=0.1,
-        graceful_shutdown_timeout_s=settings.drain_seconds + 10.0,
+        graceful_shutdown_timeout_s=_stop_seconds(settings),
     )(ServeReplica)
+
+
+def _stop_seconds(settings: InferenceSettings) -> float:
+    """Time after which Ray ends a replica that does not end by itself: to drain, and to write the log out.
+
+    Kafka may take its time twice: for the batch that is on its way, and for the last one.
+    """
+    log_seconds = 2 * settings.log_send_seconds
+    return settings.drain_seconds + STOP_SECONDS + log_seconds + STOP_MARGIN_SECONDS
 
 
 def _replicas(settings: InferenceSettings, least: int, most: int, **scaling: Any) -> dict[str, Any]:

@@ -142,13 +142,15 @@ class HttpServer:
 
     async def stop(self, seconds: float) -> None:
         """Closes, answers what it has been asked, and ends its connections; after so many seconds at once."""
+        deadline = self._loop.time() + seconds
         if not self.draining:
             await self.close()
         for connection in tuple(self.connections):
             connection.drain()
         if self.connections:
             try:
-                await asyncio.wait_for(self._emptied.wait(), seconds)
+                left = max(0.0, deadline - self._loop.time())
+                await asyncio.wait_for(self._emptied.wait(), left)
             except TimeoutError:
                 log.warning("%d HTTP connections are cut off", len(self.connections))
         self._checking.cancel()

@@ -29,7 +29,7 @@ from everloop_inference.servicer import NativeServicer, OipServicer
 from everloop_inference.settings import InferenceSettings
 from everloop_runtime.reflection import Descriptors
 
-__all__ = ["SERVICES", "Listeners"]
+__all__ = ["SERVICES", "STOP_SECONDS", "Listeners"]
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +37,8 @@ T = TypeVar("T")
 
 SERVICES = ("inference.GRPCInferenceService", "everloop.inference.v1.InferenceService")
 START_SECONDS = 30.0
+STOP_SECONDS = 5.0
+"""Time that the listeners need besides draining, at most."""
 
 
 class Listeners:
@@ -104,11 +106,13 @@ class Listeners:
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
 
     def stop(self) -> None:
-        """Takes no new connections, lets what runs finish, and closes."""
+        """Takes no new connections, lets what runs finish, and closes; `STOP_SECONDS` after the drain in any case."""
         if self._thread.is_alive():
             with contextlib.suppress(RuntimeError):  # the loop closed meanwhile
                 self._loop.call_soon_threadsafe(self._stop.set)
-            self._thread.join(self._settings.drain_seconds + 10.0)
+            self._thread.join(self._settings.drain_seconds + STOP_SECONDS)
+            if self._thread.is_alive():
+                log.error("the listeners do not stop")
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -144,10 +148,9 @@ class Listeners:
             await self._stop.wait()
             # Whoever calls now is told to come back over a new connection, to another replica.
             self._app.draining = True
-            await http.close()
             await health_servicer.enter_graceful_shutdown()
-            await rpc.stop(self._settings.drain_seconds)
-            await http.stop(self._settings.drain_seconds)
+            seconds = self._settings.drain_seconds
+            await asyncio.gather(http.stop(seconds), rpc.stop(seconds))
 
 
 def _http_limits(settings: InferenceSettings) -> HttpLimits:

@@ -57,7 +57,7 @@ class PredictionLog:
         self._bytes: dict[str, int] = {}
         self._held = 0
         self._full = threading.Event()
-        self._stopping = False
+        self._stopping = self._closed = False
         self._retry_at = 0.0
         self._thread = threading.Thread(target=self._run, name="prediction log", daemon=True)
         for model, rows in spill.adopted:
@@ -73,7 +73,7 @@ class PredictionLog:
         return self._thread.is_alive()
 
     def close(self) -> None:
-        """Sends or spills what is buffered and ends the thread."""
+        """Sends or spills what is buffered and ends the thread; what is offered later is dropped."""
         self._stopping = True
         self._full.set()
         self._thread.join()
@@ -116,7 +116,7 @@ class PredictionLog:
             held = self._bytes.get(model.name, 0) + entry.size
             total = self._held + entry.size
             # A model may hold as much as it leaves free: whoever floods the buffer leaves room for the others.
-            fits = held <= self._buffer_bytes - total
+            fits = held <= self._buffer_bytes - total and not self._closed
             if fits:
                 # In the books before the thread can see it.
                 self.books.move(model.name, served=count, buffered=count)
@@ -135,6 +135,8 @@ class PredictionLog:
             self._full.wait(self._batch_seconds)
             self._full.clear()
             self._guarded()
+        with self._lock:
+            self._closed = True  # nobody comes for what is offered from here on
         self._guarded()
 
     def _guarded(self) -> None:

@@ -160,7 +160,8 @@ class Replica:
         """Stops taking requests, answers those it has, and writes the log out."""
         self._stopping.set()
         self._listeners.stop()
-        self._slow.shutdown()
+        # Nobody is left to be answered: what still runs must not keep the log waiting.
+        self._slow.shutdown(wait=False, cancel_futures=True)
         self.log.close()
         REGISTRY.unregister(self._trial_metrics)
         REGISTRY.unregister(self.log.books)
