@@ -23,7 +23,6 @@ from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2 as nati
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2_grpc as native_grpc
 from everloop_contracts.stubs.everloop.inference.v1.events_pb2 import PredictionsLogged
 from everloop_contracts.stubs.everloop.registry.v1 import registry_pb2, registry_pb2_grpc
-from everloop_inference import load
 from everloop_inference.adapters.registry import GrpcRegistry
 from everloop_inference.arms import ArmStats
 from everloop_inference.domain import Strategy, Trial, Wanted
@@ -307,16 +306,15 @@ def test_what_befalls_one_replica_is_no_failure_of_the_version(
         world.begin(candidate)
         until(lambda: failures("CHECKSUM_MISMATCH") > before)
     else:
-        started = load.OnnxEngine
 
         def lacking(graph: bytes) -> Any:
             raise fault
 
-        monkeypatch.setattr(load, "OnnxEngine", lacking)
+        monkeypatch.setattr("everloop_inference.load.OnnxEngine", lacking)
         before = failures(type(fault).__name__)
         world.begin(candidate)
         until(lambda: failures(type(fault).__name__) >= before + 3)
-        monkeypatch.setattr(load, "OnnxEngine", started)
+        monkeypatch.undo()
     world.artifacts.runs[candidate.run_id] = good
     until(lambda: on_trial(replica) == 2)
     until(lambda: world.registry.reports)

@@ -80,6 +80,20 @@ class Attempts:
         log.info("%s version %d was loaded in %.2f s", wanted.model, wanted.version, took)
         return model
 
+    def cached(self, wanted: Wanted) -> ServedModel | None:
+        """Returns the version if this machine's disk has it; what it has not `load` may download at once."""
+        try:
+            return self._loader.cached(wanted, self._policies.get(wanted.model, ServingPolicy()))
+        except Exception as error:
+            log.error(
+                "%s version %d cannot serve from this machine's disk: %s",
+                wanted.model,
+                wanted.version,
+                error,
+                exc_info=not isinstance(error, EverloopError),
+            )
+            return None
+
     def lasting_failure(self, wanted: Wanted) -> str:
         """Why a version cannot be loaded; empty unless two downloads showed it and waiting does not mend it.
 

@@ -46,6 +46,21 @@ class Loader:
         self._cache = cache
         self._tolerance = tolerance
 
+    def has(self, wanted: Wanted) -> bool:
+        """Whether the cache holds a version's files, which may be damaged."""
+        return self._folder(wanted).is_dir()
+
+    def cached(self, wanted: Wanted, policy: ServingPolicy) -> ServedModel:
+        """As `load`, from this machine's disk alone; leaves the files as they are.
+
+        Raises:
+            EverloopError: as `load`; kind unavailable also where the cache does not hold the version.
+        """
+        if not self.has(wanted):
+            message = f"{wanted.model} version {wanted.version} is not on this machine's disk"
+            raise EverloopError(Kind.UNAVAILABLE, "NOT_CACHED", message, model=wanted.model)
+        return self._read(wanted, policy, self._folder(wanted))
+
     def load(self, wanted: Wanted, policy: ServingPolicy) -> ServedModel:
         """Returns the version, verified against the registry's SHA-256 and its golden answers.
 
@@ -59,7 +74,7 @@ class Loader:
             MemoryError, OSError: this machine lacks something.
         """
         folder = self._folder(wanted)
-        fresh = not folder.is_dir()
+        fresh = not self.has(wanted)
         if fresh:
             self._download(wanted, folder)
         try:
