@@ -155,7 +155,7 @@ class Mirror:
                 if isinstance(part.output, Exception):
                     raise part.output
                 copies = [job.copy for job in part.jobs]
-                self._finish(trial, copies, part.block, part.output, took + seconds)
+                self._finish(trial, copies, part.block, part.output, part.seconds)
             except Exception as error:
                 for _ in part.jobs:
                     trial.failed(trial.candidate, error)
