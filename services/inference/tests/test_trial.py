@@ -797,6 +797,25 @@ def test_in_a_crowd_nothing_is_mirrored_and_what_was_not_is_counted(
     asyncio.run(asking())
 
 
+def test_what_waits_for_a_shadow_is_bounded_by_its_size(core: Callable[..., Core]) -> None:
+    it = core(capacity=Capacity(mirror_bytes=35))
+    it.begin(Strategy.SHADOW)
+    before = MIRRORS_DROPPED.labels("flights")._value.get()
+
+    async def asking() -> None:
+        for asked, made in ((5, 3), (2, 5)):  # of 10 bytes each
+            await asyncio.gather(*(it.ask() for _ in range(asked)))
+            await it.quiet()
+            assert len(it.log.ids(2)) == made
+        # One request fits into an empty queue whatever its size.
+        await it.predictor.rows("flights", [ROW], Call(time.perf_counter(), 1000))
+        await it.quiet()
+
+    asyncio.run(asking())
+    assert len(it.log.ids(2)) == 6
+    assert MIRRORS_DROPPED.labels("flights")._value.get() - before == 2
+
+
 def test_a_slow_shadow_leaves_the_loop_to_others(core: Callable[..., Core]) -> None:
     it = core()
     on = it.begin(Strategy.SHADOW)

@@ -62,6 +62,7 @@ class Capacity:
         explain_rows: rows of one request to explain.
         explain_requests: requests to explain.
         mirror_rows: rows that wait to be predicted once more by versions on trial that answer nobody.
+        mirror_bytes: size of the requests that hold these rows.
     """
 
     rows: int = 65_536
@@ -72,6 +73,7 @@ class Capacity:
     explain_rows: int = 32
     explain_requests: int = 16
     mirror_rows: int = 8192
+    mirror_bytes: int = 64 * 1024 * 1024
 
 
 @dataclass(slots=True, eq=False)

@@ -67,7 +67,7 @@ class Predictor:
         self.models = models
         self.capacity = capacity or Capacity()
         self.batcher = Batcher(self._finish, self.capacity, slow)
-        self._mirror = Mirror(self._mirrored, self.batcher, slow, self.capacity.mirror_rows)
+        self._mirror = Mirror(self._mirrored, self.batcher, slow, self.capacity)
         self._explainer = Explainer(slow, self.capacity.explain_requests)
         self._epoch = epoch
         self._log = log
