@@ -27,8 +27,8 @@ from hypothesis import strategies as st
 
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2 as native
 from everloop_contracts.stubs.inference import grpc_service_pb2 as oip
-from everloop_features.inputs import Feeds
-from everloop_inference import batching, cost, deadlines
+from everloop_features.inputs import Block, Feeds
+from everloop_inference import cost, deadlines
 from everloop_inference.batching import Capacity
 from everloop_inference.cost import Cost
 from everloop_inference.domain import Answer, Call, EngineKind, ServedModel, ServingPolicy, Wanted
@@ -677,7 +677,7 @@ def test_rows_that_cannot_be_joined_run_by_themselves(
     def refuse(blocks: Any) -> Any:
         raise MemoryError("too many")
 
-    monkeypatch.setattr(batching.Block, "joined", refuse)
+    monkeypatch.setattr(Block, "joined", refuse)
 
     async def asking() -> list[Answer]:
         async with asyncio.timeout(10):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from everloop_inference.fakes import INPUTS, ROW, Artifact, ask, sample_artifact
 from everloop_inference.load import Loader
 from everloop_inference.metrics import LOAD_FAILURES
+from everloop_inference.replica import Replica
 from everloop_runtime.errors import EverloopError, Kind
 
 
@@ -145,6 +147,55 @@ def test_the_cache_holds_the_current_and_the_previous_version_only(
     cache = world.settings.data_dir / "artifacts"
     until(lambda: len(list(cache.glob("*/*"))) == 2)
     assert {path.name for path in cache.glob("*/*")} == {"flights-run-3", "flights-run-4"}
+
+
+def test_a_start_downloads_nothing_before_the_last_good_set_serves(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.publish(1)
+    other = world.publish(1, name="other")
+    world.stop(world.replica())
+    shutil.rmtree(world.settings.data_dir / "artifacts" / other.sha256 / other.run_id)
+    replica = Replica(
+        world.settings,
+        world.policies,
+        "mark",
+        registry=world.registry,
+        artifacts=world.artifacts,
+        sink=world.sink,
+    )
+    downloads = world.artifacts.downloads
+    replica.reconciler.restore()
+    assert world.artifacts.downloads == downloads
+    assert (version(replica), version(replica, "other")) == (1, 0)
+    # The first look at the registry gets it, without a pause.
+    replica.reconciler.once()
+    assert version(replica, "other") == 1
+
+
+def test_what_is_on_disk_does_not_wait_for_a_download(
+    world: Any, until: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.publish(1, name="a")
+    one = world.publish(1)
+    replica = world.replica()
+    world.publish(2)
+    until(lambda: version(replica) == 2)
+    replica._stopping.set()
+    replica._reconciling.join()
+    downloaded = world.artifacts.download
+    seen: list[int] = []
+
+    def download(run_id: str, folder: Path) -> None:
+        seen.append(version(replica))
+        downloaded(run_id, folder)
+
+    monkeypatch.setattr(world.artifacts, "download", download)
+    world.publish(2, name="a")
+    world.registry.promote(one)
+    replica.reconciler.once()
+    assert seen == [1]
+    assert version(replica, "a") == 2
 
 
 def test_pruning_leaves_what_another_replica_puts_in_meanwhile(

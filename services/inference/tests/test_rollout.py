@@ -292,6 +292,35 @@ def test_a_candidate_that_cannot_serve_is_reported_and_touches_nothing(
     assert on_trial(replica) == 0
 
 
+@pytest.mark.parametrize("fault", [MemoryError("full"), OSError("no files left"), "transfer"])
+def test_what_befalls_one_replica_is_no_failure_of_the_version(
+    world: Any, until: Callable[..., None], monkeypatch: pytest.MonkeyPatch, fault: Any
+) -> None:
+    world.publish(1)
+    replica = world.replica()
+    good = sample_artifact(0.9)
+    candidate = world.store(2, good)
+    if fault == "transfer":  # the first download is damaged, the next is not
+        world.artifacts.runs[candidate.run_id] = dataclasses.replace(good, graph=b"nonsense")
+        before = failures("CHECKSUM_MISMATCH")
+        world.begin(candidate)
+        until(lambda: failures("CHECKSUM_MISMATCH") > before)
+    else:
+
+        def lacking(graph: bytes) -> Any:
+            raise fault
+
+        monkeypatch.setattr("everloop_inference.load.OnnxEngine", lacking)
+        before = failures(type(fault).__name__)
+        world.begin(candidate)
+        until(lambda: failures(type(fault).__name__) >= before + 3)
+        monkeypatch.undo()
+    world.artifacts.runs[candidate.run_id] = good
+    until(lambda: on_trial(replica) == 2)
+    until(lambda: world.registry.reports)
+    assert {report.failure for report in world.registry.reports} == {""}
+
+
 def test_a_store_that_is_away_is_waited_for_and_no_failure(
     world: Any, until: Callable[..., None]
 ) -> None:

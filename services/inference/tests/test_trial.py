@@ -517,6 +517,39 @@ def test_only_the_rows_that_break_the_candidate_fall_back(core: Callable[..., Co
     assert sum(stats.latency_counts) == 3
 
 
+def test_a_slow_candidate_does_not_slow_the_counts_of_the_other(core: Callable[..., Core]) -> None:
+    it = core()
+    on = it.begin(percent=50)
+    inner = it.engines[1]._inner.run
+    slow, limit = 0.2, 0.1
+
+    def run(feeds: Feeds) -> Any:
+        until = time.perf_counter() + slow
+        while time.perf_counter() < until:
+            pass
+        if -1.0 in feeds["distance"]:
+            raise RuntimeError("late")
+        return inner(feeds)
+
+    it.engines[1].run = run
+    it.engines[0].run = it.engines[0]._inner.run
+
+    async def asking() -> None:
+        taken = [name for name in map(str, range(100)) if on.takes(name)]
+        other = [name for name in map(str, range(100)) if not on.takes(name)]
+        # It answers late, the baseline queues behind it; then it fails late, and the baseline answers for it.
+        await asyncio.gather(it.ask(flight_id=taken[0]), it.ask(flight_id=other[0]))
+        await it.ask(flight_id=taken[0], distance=-1.0)
+
+    asyncio.run(asking())
+
+    def slow_ones(stats: ArmStats) -> int:
+        return sum(n for i, n in enumerate(stats.latency_counts) if bucket_limit(i) > limit)
+
+    assert slow_ones(on.candidate_arm.stats()) == 1
+    assert (on.baseline_arm.stats().requests, slow_ones(on.baseline_arm.stats())) == (2, 0)
+
+
 def test_what_breaks_both_fails_once_and_does_not_go_round(core: Callable[..., Core]) -> None:
     it = core()
     on = it.begin()
@@ -762,6 +795,25 @@ def test_in_a_crowd_nothing_is_mirrored_and_what_was_not_is_counted(
         assert len(it.log.ids(2)) == 71
 
     asyncio.run(asking())
+
+
+def test_what_waits_for_a_shadow_is_bounded_by_its_size(core: Callable[..., Core]) -> None:
+    it = core(capacity=Capacity(mirror_bytes=35))
+    it.begin(Strategy.SHADOW)
+    before = MIRRORS_DROPPED.labels("flights")._value.get()
+
+    async def asking() -> None:
+        for asked, made in ((5, 3), (2, 5)):  # of 10 bytes each
+            await asyncio.gather(*(it.ask() for _ in range(asked)))
+            await it.quiet()
+            assert len(it.log.ids(2)) == made
+        # One request fits into an empty queue whatever its size.
+        await it.predictor.rows("flights", [ROW], Call(time.perf_counter(), 1000))
+        await it.quiet()
+
+    asyncio.run(asking())
+    assert len(it.log.ids(2)) == 6
+    assert MIRRORS_DROPPED.labels("flights")._value.get() - before == 2
 
 
 def test_a_slow_shadow_leaves_the_loop_to_others(core: Callable[..., Core]) -> None:

@@ -24,7 +24,8 @@ class ArmStats:
         requests: that it predicted or failed.
         errors: that it failed: its run raised an error, or it refused what the other version took.
         rows: that it predicted.
-        latency_counts: the predicted requests by the time they took, in the buckets of `everloop_contracts.latency`.
+        latency_counts: the predicted requests by the time that their batch ran, in the buckets of
+            `everloop_contracts.latency`.
     """
 
     requests: int = 0
@@ -56,7 +57,7 @@ class Arm:
         """Counts requests that ran together.
 
         Args:
-            seconds: what each of them took.
+            seconds: how long the run of each of them took.
             rows: rows of all of them.
         """
         buckets = [bisect_left(_LIMITS, value) for value in seconds]

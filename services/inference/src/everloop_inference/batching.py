@@ -62,6 +62,7 @@ class Capacity:
         explain_rows: rows of one request to explain.
         explain_requests: requests to explain.
         mirror_rows: rows that wait to be predicted once more by versions on trial that answer nobody.
+        mirror_bytes: size of the requests that hold these rows.
     """
 
     rows: int = 65_536
@@ -72,6 +73,7 @@ class Capacity:
     explain_rows: int = 32
     explain_requests: int = 16
     mirror_rows: int = 8192
+    mirror_bytes: int = 64 * 1024 * 1024
 
 
 @dataclass(slots=True, eq=False)
@@ -103,7 +105,7 @@ class _Queue:
     rows: int = 0
 
 
-Finish = Callable[[ServedModel, Sequence[Job], Block, Output], None]
+Finish = Callable[[ServedModel, Sequence[Job], Block, Output, float], None]
 
 
 class Batcher:
@@ -274,7 +276,7 @@ class Batcher:
         try:
             if isinstance(part.output, Exception):
                 raise part.output
-            self._finish(model, part.jobs, part.block, part.output)
+            self._finish(model, part.jobs, part.block, part.output, part.seconds)
         except Exception as error:
             self._fail(part.jobs, error)
         return part.block.rows
@@ -300,21 +302,24 @@ _Runs = TypeVar("_Runs", bound=_HasBlock)
 
 
 class Ran(NamedTuple, Generic[_Runs]):
-    """Jobs that ran together, and what came out."""
+    """Jobs that ran together, what came out, and the seconds that it took."""
 
     jobs: Sequence[_Runs]
     block: Block
     output: Output | Exception
+    seconds: float
 
 
 def ran(model: ServedModel, jobs: Sequence[_Runs]) -> list[Ran[_Runs]]:
     """Runs jobs as one batch; where that fails in halves, so that only who is to blame fails."""
+    began = time.perf_counter()
     try:
         block = jobs[0].block if len(jobs) == 1 else Block.joined([job.block for job in jobs])
-        return [Ran(jobs, block, model.run(model.layout.feeds(block)))]
+        output = model.run(model.layout.feeds(block))
+        return [Ran(jobs, block, output, time.perf_counter() - began)]
     except Exception as error:
         if len(jobs) == 1:
-            return [Ran(jobs, jobs[0].block, as_failure(error))]
+            return [Ran(jobs, jobs[0].block, as_failure(error), time.perf_counter() - began)]
     middle = len(jobs) // 2
     return [*ran(model, jobs[:middle]), *ran(model, jobs[middle:])]
 

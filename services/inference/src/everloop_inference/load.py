@@ -46,6 +46,21 @@ class Loader:
         self._cache = cache
         self._tolerance = tolerance
 
+    def has(self, wanted: Wanted) -> bool:
+        """Whether the cache holds a version's files, which may be damaged."""
+        return self._folder(wanted).is_dir()
+
+    def cached(self, wanted: Wanted, policy: ServingPolicy) -> ServedModel:
+        """As `load`, from this machine's disk alone; leaves the files as they are.
+
+        Raises:
+            EverloopError: as `load`; kind unavailable also where the cache does not hold the version.
+        """
+        if not self.has(wanted):
+            message = f"{wanted.model} version {wanted.version} is not on this machine's disk"
+            raise EverloopError(Kind.UNAVAILABLE, "NOT_CACHED", message, model=wanted.model)
+        return self._read(wanted, policy, self._folder(wanted))
+
     def load(self, wanted: Wanted, policy: ServingPolicy) -> ServedModel:
         """Returns the version, verified against the registry's SHA-256 and its golden answers.
 
@@ -53,12 +68,13 @@ class Loader:
         logged in another flavor as well, that flavor runs instead: right and slow.
 
         Raises:
-            EverloopError: kind unavailable: the artifact cannot be had now; kind precondition: it is not what the
-                registry says, or does not answer as it did when it was made (reasons `CHECKSUM_MISMATCH`,
-                `BROKEN_ARTIFACT`, `EXPORT_MISSING`, `BROKEN_EXPORT`, `GOLDEN_MISMATCH`).
+            EverloopError: kind unavailable: the artifact cannot be had now; kind precondition: as it was downloaded
+                just now it is not what the registry says, or does not answer as it did when it was made (reasons
+                `CHECKSUM_MISMATCH`, `BROKEN_ARTIFACT`, `EXPORT_MISSING`, `BROKEN_EXPORT`, `GOLDEN_MISMATCH`).
+            MemoryError, OSError: this machine lacks something.
         """
         folder = self._folder(wanted)
-        fresh = not folder.is_dir()
+        fresh = not self.has(wanted)
         if fresh:
             self._download(wanted, folder)
         try:
@@ -107,6 +123,8 @@ class Loader:
             manifest = json.loads((folder / MANIFEST).read_bytes())
             golden = json.loads((folder / GOLDEN).read_bytes())
             layout = Layout([InputSpec.from_json(item) for item in manifest["inputs"]])
+        except MemoryError:  # says nothing about the file
+            raise
         except Exception as error:  # anything can be wrong with a file
             raise _refused(wanted, "BROKEN_ARTIFACT", f"{type(error).__name__}: {error}") from error
         try:
@@ -123,6 +141,8 @@ class Loader:
             )
         try:
             engine = PyfuncEngine(folder / LOGGED, layout.inputs)
+        except MemoryError:
+            raise
         except Exception as error:  # a flavor's own library may fail in any way
             what = f"the logged model cannot be loaded: {type(error).__name__}: {error}"
             raise _refused(wanted, "BROKEN_ARTIFACT", what) from error
@@ -143,6 +163,8 @@ class Loader:
             block = layout.from_rows(golden["rows"])
             expected = np.asarray(golden["probabilities"], dtype=np.float64)
             answers = engine.run(layout.feeds(block))
+        except (MemoryError, OSError):  # says nothing about the version
+            raise
         except Exception as error:  # anything can be wrong with a file, or with a runtime
             raise _refused(wanted, "BROKEN_ARTIFACT", f"{type(error).__name__}: {error}") from error
         width = len(classes) or 1
@@ -189,6 +211,8 @@ def _export(wanted: Wanted, folder: Path, layout: Layout) -> OnnxEngine:
         raise _refused(wanted, "CHECKSUM_MISMATCH", what)
     try:
         engine = OnnxEngine(graph)
+    except (MemoryError, OSError):
+        raise
     except Exception as error:  # onnxruntime has no error type of its own
         raise _refused(wanted, "BROKEN_EXPORT", f"{type(error).__name__}: {error}") from error
     if sorted(engine.inputs) != sorted(spec.name for spec in layout.inputs):

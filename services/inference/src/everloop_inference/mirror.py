@@ -15,7 +15,16 @@ from dataclasses import dataclass
 from typing import Final
 
 from everloop_features.inputs import Block
-from everloop_inference.batching import Batcher, Output, Ran, as_failure, is_slow, most_rows, ran
+from everloop_inference.batching import (
+    Batcher,
+    Capacity,
+    Output,
+    Ran,
+    as_failure,
+    is_slow,
+    most_rows,
+    ran,
+)
 from everloop_inference.convert import Request
 from everloop_inference.domain import Answer
 from everloop_inference.metrics import MIRRORS_DROPPED
@@ -62,27 +71,33 @@ class Mirror:
     """Queues copies, runs them when nobody is kept waiting, and hands over what came out; lives on one event loop."""
 
     def __init__(
-        self, finish: Finish, batcher: Batcher, slow: Executor | None, most_waiting: int
+        self, finish: Finish, batcher: Batcher, slow: Executor | None, capacity: Capacity
     ) -> None:
-        """Takes what writes outputs down, who comes first, where slow runs go, and how many rows may wait."""
+        """Takes what writes outputs down, who comes first, where slow runs go, and how much may wait."""
         self._finish = finish
         self._batcher = batcher
         self._slow = slow
-        self._most_waiting = most_waiting
+        self._capacity = capacity
         self._copies: deque[Copy] = deque()
         self._rows = 0
+        self._size = 0
         self._busy = False
 
     def offer(self, copy: Copy, answer: asyncio.Future[Answer]) -> None:
         """Takes a request when it has its answer; drops and counts it where there is no room for it."""
         if answer.cancelled() or answer.exception() is not None:
             return
-        full = self._rows and self._rows + copy.rows > self._most_waiting
+        limit = self._capacity
+        full = self._copies and (
+            self._rows + copy.rows > limit.mirror_rows
+            or self._size + copy.size > limit.mirror_bytes
+        )
         if full or self._batcher.crowded:
             MIRRORS_DROPPED.labels(copy.trial.candidate.name).inc()
             return
         self._copies.append(copy)
         self._rows += copy.rows
+        self._size += copy.size
         if not self._busy:
             self._later(0.0)
 
@@ -119,6 +134,7 @@ class Mirror:
                 break
             self._copies.popleft()
             self._rows -= copy.rows
+            self._size -= copy.size
             rows += copy.rows
             try:
                 block = copy.given
@@ -155,7 +171,7 @@ class Mirror:
                 if isinstance(part.output, Exception):
                     raise part.output
                 copies = [job.copy for job in part.jobs]
-                self._finish(trial, copies, part.block, part.output, took + seconds)
+                self._finish(trial, copies, part.block, part.output, part.seconds)
             except Exception as error:
                 for _ in part.jobs:
                     trial.failed(trial.candidate, error)

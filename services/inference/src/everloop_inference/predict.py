@@ -67,7 +67,7 @@ class Predictor:
         self.models = models
         self.capacity = capacity or Capacity()
         self.batcher = Batcher(self._finish, self.capacity, slow)
-        self._mirror = Mirror(self._mirrored, self.batcher, slow, self.capacity.mirror_rows)
+        self._mirror = Mirror(self._mirrored, self.batcher, slow, self.capacity)
         self._explainer = Explainer(slow, self.capacity.explain_requests)
         self._epoch = epoch
         self._log = log
@@ -219,7 +219,12 @@ class Predictor:
             self._by(baseline, trial, request, call, answer)
 
     def _finish(
-        self, model: ServedModel, jobs: Sequence[Job], block: Block, output: Output
+        self,
+        model: ServedModel,
+        jobs: Sequence[Job],
+        block: Block,
+        output: Output,
+        seconds: float,
     ) -> None:
         """Gives each job of a batch its part of the output, and the log all of it."""
         whole = self._answer(model, output)
@@ -239,7 +244,7 @@ class Predictor:
             size += job.call.size
         # Jobs are in the order in which they came: a trial began or ended between the two, or not at all.
         if jobs[0].arm is not None or jobs[-1].arm is not None:
-            _count(jobs, now)
+            _count(jobs, seconds)
         self._log.offer(whole, block, record_ids, latencies, size)
 
     def _mirrored(
@@ -272,10 +277,12 @@ class Predictor:
         return Answer(model, ids, labels, scores, output)
 
 
-def _count(jobs: Sequence[Job], now: float) -> None:
-    """Counts requests that ran together and were answered now, on the clock of `time.perf_counter`."""
+def _count(jobs: Sequence[Job], seconds: float) -> None:
+    """Counts requests by the time of the run that they shared.
+
+    Both versions queue on one event loop: the time since a request came would tell of the other one's runs as well.
+    """
     for arm, group in itertools.groupby(jobs, key=attrgetter("arm")):
         if arm is not None:
             counted = list(group)
-            seconds = [now - job.call.began for job in counted]
-            arm.predicted(seconds, sum(job.block.rows for job in counted))
+            arm.predicted([seconds] * len(counted), sum(job.block.rows for job in counted))

@@ -72,8 +72,11 @@ class Reconciler:
         for wanted, previous in self._remembered():
             if not self._share(Production([wanted])).versions:
                 continue
-            if not self._load(wanted, previous.version if previous else 0) and previous:
-                self._load(previous)
+            model = self._attempts.cached(wanted)
+            if model is not None:
+                self._swap(replace(model, previous_version=previous.version if previous else 0))
+            elif previous and (model := self._attempts.cached(previous)):
+                self._swap(model)
 
     def once(self) -> None:
         """Does everything that can be done now; whatever fails is logged and tried again by a later call."""
@@ -99,7 +102,8 @@ class Reconciler:
         self._named = frozenset(production.versions).union(candidates)
         self._attempts.forget(keep=self._named)
         before = self._models.serving
-        for wanted in production.versions:
+        # A download may take long: what is on disk, a rollback above all, does not wait for it.
+        for wanted in sorted(production.versions, key=lambda one: not self._loader.has(one)):
             serving = before.get(wanted.model)
             if serving is None or serving.wanted != wanted:
                 replaced = serving.wanted if serving else None
@@ -125,13 +129,13 @@ class Reconciler:
             return True
         return self._load(wanted)
 
-    def _load(self, wanted: Wanted, previous_version: int = 0) -> bool:
+    def _load(self, wanted: Wanted) -> bool:
         serving = self._models.serving.get(wanted.model)
         meanwhile = f"version {serving.version} goes on" if serving else "no version serves"
         model = self._attempts.load(wanted, meanwhile)
         if model is None:
             return False
-        self._swap(replace(model, previous_version=previous_version))
+        self._swap(model)
         return True
 
     def _swap(self, model: ServedModel) -> None:

@@ -200,6 +200,7 @@ def _capacity(settings: InferenceSettings) -> Capacity:
         explain_rows=settings.explain_rows,
         explain_requests=settings.explain_requests,
         mirror_rows=settings.mirror_rows,
+        mirror_bytes=settings.mirror_bytes,
     )
 
 

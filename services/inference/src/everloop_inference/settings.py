@@ -60,6 +60,8 @@ class InferenceSettings(ServiceSettings):
     """Requests to explain that a replica holds at once; beyond it one is refused."""
     mirror_rows: int = Field(default=8192, ge=1)
     """Rows that may wait in a replica to be predicted by a shadow; beyond it a request is not mirrored, and counted."""
+    mirror_bytes: int = Field(default=64 * 1024 * 1024, ge=1)
+    """Size of the requests that wait for that, in bytes; beyond it a request is not mirrored, and counted."""
     slow_threads: int = Field(default=1, ge=1)
     """Threads of a replica for runs that take longer than a batch may: large requests, explanations, slow models."""
 

@@ -51,7 +51,7 @@ class TrialMetrics(Collector):
         )
         duration = HistogramMetricFamily(
             "everloop_inference_trial_duration_seconds",
-            "Time from a complete request to its answer; of a shadow, that its own prediction took.",
+            "Time that the version took to run the batch that a request was in.",
             labels=_LABELS,
         )
         for name, on in self._models.trials.items():

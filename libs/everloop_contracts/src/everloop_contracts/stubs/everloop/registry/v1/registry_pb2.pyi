@@ -914,7 +914,7 @@ class ArmStats(_message.Message):
     """Rows that it predicted."""
     @_builtins.property
     def latency_counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Requests by the time from the complete request to the answer (of a shadow: that its own prediction took), in 64
+        """Predicted requests by the time that the version took to run the batch they were in, waiting not counted, in 64
         buckets: bucket i counts those up to 50 µs × 2^(i/4) and above the bucket before; the last one also what is longer.
         """
 
