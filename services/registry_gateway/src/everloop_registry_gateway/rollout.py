@@ -162,6 +162,7 @@ class Rollouts:
 
     def _start(self, work: UnitOfWork, request: StartRequest, plan: RolloutPlan) -> Rollout:
         store, rollouts = Store(work.connection), RolloutStore(work.connection)
+        store.lock(request.model)
         if answer := self._begun(store, rollouts, request):
             return answer
         candidate = find(store, request.model, request.version)
@@ -187,8 +188,9 @@ class Rollouts:
 
     def _decide(self, request: EndRequest) -> None:
         with self._database.unit_of_work() as work:
-            store = Store(work.connection)
-            rollout = find_rollout(RolloutStore(work.connection), request.rollout_id)
+            store, rollouts = Store(work.connection), RolloutStore(work.connection)
+            rollouts.lock(request.rollout_id)
+            rollout = find_rollout(rollouts, request.rollout_id)
             asked = (request.request_id, request.kind, rollout.model, rollout.candidate_version)
             if store.answer(*asked) is not None:
                 return
