@@ -38,10 +38,10 @@ status: setup ## Show every part of the stack: state, endpoint, memory
 test: test-unit test-e2e ## Run every test a fresh machine can run
 
 test-unit: setup ## Run the tests that start no part of the stack
-	@$(PYTEST) -m "not e2e and not faults and not clients" -n 2
+	@$(PYTEST) -m "not e2e and not faults and not clients" -n 2 --durations 15
 
 test-e2e: setup ## Run the tests that start the embedded stack
-	@$(PYTEST) -m "e2e and not faults" --timeout 900
+	@$(PYTEST) -m "e2e and not faults" --timeout 900 --durations 15
 
 test-faults: setup ## Run the long tests that kill processes
 	@$(PYTEST) -m faults --timeout 1800

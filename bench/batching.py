@@ -119,7 +119,7 @@ def core(
         Spill(folder / "spill", "bench", 1 << 30),
         batch_rows=500,
         batch_seconds=0.5,
-        buffer_bytes=1 << 26,
+        buffer_bytes=1 << 27,
         retry_seconds=1.0,
     )
     log.start()

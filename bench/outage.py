@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,14 +22,13 @@ from bench.inference.running import stop_in_order
 from bench.report import OUT, Result, load_before, write
 from bench.serving import deployment, logged, replicas
 from bench.serving.callers import DOORS, Answer, Callers, calling
+from bench.serving.ending import complain, finish
 from bench.serving.logged import Logged
 from bench.serving.models import NotServed, register
 from bench.serving.replicas import Books, Replica
 from bench.serving.rows import sample_row
 from everloop import stack
-from everloop.errors import EverloopError
 from everloop.stack.endpoints import Endpoints
-from everloop_runtime.errors import EverloopError as ServiceError
 
 CALLERS = Callers(each=8, rate=150)
 LONG_CALLERS = Callers(each=16, rate=400)
@@ -119,13 +117,8 @@ def main() -> int:
         for name, count in checks(runs[-1]).items():
             print(f"  {count} {name}", flush=True)
     write(judge(runs, load), plot(runs), publish=not (options.quick or options.long))
-    bad = 0
-    for seen in runs:
-        for name, count in checks(seen).items():
-            if count:
-                print(f"{seen.plan.replicas} replica(s): {count} {name}", file=sys.stderr)
-                bad = 1
-    return bad
+    wrong = [complain(checks(seen), f"{seen.plan.replicas} replica(s): ") for seen in runs]
+    return int(any(wrong))
 
 
 def run(plan: Plan, home: Path) -> Seen:
@@ -209,10 +202,17 @@ class _Watch:
 
     def _look(self) -> Look:
         books = [replica.books for replica in self._found]
-        size = sum(path.stat().st_size for path in self._spill.glob("*/*.events") if path.exists())
+        size = sum(_size(path) for path in self._spill.glob("*/*.events"))
         look = Look(time.time(), sum(books, Books()), all(one.balanced for one in books), size)
         self.seen.looks.append(look)
         return look
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0  # it has just been replayed
 
 
 def _settled(books: Books) -> int:
@@ -364,9 +364,4 @@ def plot(runs: Sequence[Seen]) -> Figure:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (NotServed, stack.StackError, EverloopError, ServiceError) as error:
-        sys.exit(str(error))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    finish(main)

@@ -18,7 +18,12 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from everloop.addresses import Addresses
 from everloop.client import Everloop
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2, inference_pb2_grpc
-from everloop_contracts.stubs.everloop.ingest.v1 import dataset_pb2, ingest_pb2, ingest_pb2_grpc
+from everloop_contracts.stubs.everloop.ingest.v1 import (
+    dataset_pb2,
+    dead_letter_pb2,
+    ingest_pb2,
+    ingest_pb2_grpc,
+)
 from everloop_contracts.stubs.everloop.monitoring.v1 import monitoring_pb2, monitoring_pb2_grpc
 from everloop_contracts.stubs.everloop.registry.v1 import registry_pb2, registry_pb2_grpc
 from everloop_contracts.stubs.everloop.training.v1 import training_pb2, training_pb2_grpc
@@ -51,12 +56,16 @@ class FakeEverloop:
         fail: Told the number of each prediction request; True lets it fail.
         asked: Rows of each prediction request, and by which door.
         pushes: Request id of each push, also of those that were not answered.
-        away: Pushes that are still not to be answered.
+        push_sizes: Records of each.
+        away: Pushes and replays that are still not to be answered.
         trainings: What is listed.
         progress: States of the training that is started, one for each time that it is asked after.
         asked_to_train: Request id of each training that was asked for.
         rollouts: What is listed, newest first; the first one runs if its state says so.
         asked_of_rollouts: Every request to start or to end one.
+        letters: Dead letters, listed two to a page.
+        letter_filters: Filter of each page that was asked for.
+        replays: What was asked to be replayed.
     """
 
     def __init__(self) -> None:
@@ -71,6 +80,7 @@ class FakeEverloop:
         self.released: list[tuple[int, str, str]] = []
         self.page_sizes: list[int] = []
         self.pushes: list[str] = []
+        self.push_sizes: list[int] = []
         self.away = 0
         self.lock = threading.Lock()
         self.trainings = [self.training(training_pb2.Training.STATE_SUCCEEDED, 6)]
@@ -83,6 +93,25 @@ class FakeEverloop:
         self.asked_to_train: list[str] = []
         self.rollouts: list[registry_pb2.Rollout] = []
         self.asked_of_rollouts: list[Any] = []
+        self.letters = [self.letter(offset) for offset in (9, 5, 2)]
+        self.letter_filters: list[dead_letter_pb2.DeadLetterFilter] = []
+        self.replays: list[dead_letter_pb2.ReplayDeadLettersRequest] = []
+
+    def letter(self, offset: int) -> dead_letter_pb2.DeadLetter:
+        letter = dead_letter_pb2.DeadLetter(
+            id=f"everloop.records.{MODEL}/0/{offset}",
+            pipeline=MODEL,
+            reason="OUT_OF_RANGE",
+            field="distance",
+            message=f"-{offset} is not between 1 and 10000",
+            value=b'{"distance": -%d} [\xff]' % offset,
+            value_bytes=22,
+            key=b"UA-1",
+        )
+        letter.headers.add(name="from", value=b"here")
+        letter.message_time.FromJsonString("2026-03-01T12:00:00Z")
+        letter.reject_time.FromJsonString("2026-03-01T12:00:05Z")
+        return letter
 
     def admit(self, door: str, ids: list[str]) -> bool:
         """Notes a prediction request; False if it is to fail."""
@@ -147,6 +176,7 @@ class Ingest(ingest_pb2_grpc.IngestServiceServicer):
     def PushRecords(self, request: Any, context: Any) -> Any:
         known(context, request.pipeline)
         self.fake.pushes.append(request.request_id)
+        self.fake.push_sizes.append(len(request.records))
         if self.fake.away:
             self.fake.away -= 1
             refuse(context, grpc.StatusCode.UNAVAILABLE, "BROKER_UNAVAILABLE", "no broker")
@@ -192,6 +222,34 @@ class Ingest(ingest_pb2_grpc.IngestServiceServicer):
         return ingest_pb2.ListDatasetVersionsResponse(
             datasets=[self.fake.dataset(version) for version in shown],
             next_page_token=str(newest - 2) if newest > 2 else "",
+        )
+
+    def ListDeadLetters(self, request: Any, context: Any) -> Any:
+        known(context, request.pipeline)
+        self.fake.letter_filters.append(request.filter)
+        start = int(request.page_token or 0)
+        shown = self.fake.letters[start : start + 2]
+        rest = start + 2 < len(self.fake.letters)
+        return dead_letter_pb2.ListDeadLettersResponse(
+            dead_letters=shown, next_page_token=str(start + 2) if rest else ""
+        )
+
+    def GetDeadLetter(self, request: Any, context: Any) -> Any:
+        for letter in self.fake.letters:
+            if letter.id == request.id:
+                return dead_letter_pb2.GetDeadLetterResponse(dead_letter=letter)
+        return refuse(context, grpc.StatusCode.NOT_FOUND, "DEAD_LETTER_NOT_FOUND", "no such letter")
+
+    def ReplayDeadLetters(self, request: Any, context: Any) -> Any:
+        self.fake.replays.append(request)
+        if self.fake.away:
+            self.fake.away -= 1
+            refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "OUTBOX_FULL", "too many")
+        if request.ids:
+            return dead_letter_pb2.ReplayDeadLettersResponse(replayed=len(request.ids))
+        last = request.page_token == "more"
+        return dead_letter_pb2.ReplayDeadLettersResponse(
+            replayed=2, skipped=1, next_page_token="" if last else "more"
         )
 
     def GetPipelineStats(self, request: Any, context: Any) -> Any:
@@ -453,7 +511,7 @@ def fake() -> FakeEverloop:
 @pytest.fixture
 def addresses(fake: FakeEverloop) -> Iterator[Addresses]:
     server = grpc.server(ThreadPoolExecutor(8))
-    ingest_pb2_grpc.add_IngestServiceServicer_to_server(Ingest(fake), server)
+    ingest_pb2_grpc.add_IngestServiceServicer_to_server(Ingest(fake), server)  # type: ignore[abstract]
     training_pb2_grpc.add_TrainingServiceServicer_to_server(Training(fake), server)  # type: ignore[abstract]
     registry_pb2_grpc.add_RegistryServiceServicer_to_server(Registry(fake), server)  # type: ignore[abstract]
     monitoring_pb2_grpc.add_MonitoringServiceServicer_to_server(Monitoring(), server)

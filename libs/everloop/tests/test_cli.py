@@ -156,7 +156,7 @@ def commands_of(group: Any, path: str = "") -> Iterator[str]:
 
 
 COMMANDS = list(commands_of(typer.main.get_command(app)))
-NEEDS_NO_STACK = {"up", "down", "demo", "check", "rollout"}
+NEEDS_NO_STACK = {"up", "down", "demo", "check", "rollout", "dead-letters"}
 ARGUMENTS = {
     "erase": [MODEL, "--record-id", "a", "--reason", "asked"],
     "push": [str(PIPELINES / "rows.jsonl"), "-p", MODEL],
@@ -168,6 +168,9 @@ ARGUMENTS = {
     "datasets": [MODEL],
     "rollback": [MODEL],
     "drift": [MODEL],
+    "dead-letters list": [MODEL],
+    "dead-letters show": [MODEL, "everloop.records.flight-delays/0/5"],
+    "dead-letters replay": [MODEL, "--all"],
     "rollout start": [MODEL, "2"],
     "rollout promote": [MODEL],
     "rollout abort": [MODEL],

@@ -126,6 +126,28 @@ def test_words_that_older_yaml_takes_for_truth_values_are_words(load):
             "serving: {pool: {min_replicas: 3, max_replicas: 2}}\ncut: {rows",
             "17: serving.pool: min_replicas (3) cannot exceed max_replicas (2)",
         ),
+        # The contract of the data.
+        (
+            "categories: [NO, on, red]",
+            "pattern: '(?=a)'",
+            "8: schema.fields.colour.pattern: no regular expression of RE2: invalid perl operator: (?=",
+        ),
+        ("min: 0}", "max_length: 3}", "9: schema.fields.size: max_length is for string fields"),
+        (
+            "  fields:",
+            "  freshness: {}\n  fields:",
+            "5: schema.freshness: max_age or max_ahead is wanted",
+        ),
+        (
+            "  fields:",
+            "  rules:\n  - {name: r, check: size > 0}\n  - {name: r, check: sise > 0}\n  fields:",
+            "7: schema.rules.1.name: there is another rule 'r'",
+        ),
+        (
+            "  fields:",
+            "  rules:\n  - {name: r, check: size > 0, when: weight > 'a'}\n  fields:",
+            "6: schema.rules.0.when: a number cannot be compared with a string",
+        ),
         # References to fields.
         ("id: id", "id: key", "3: schema.id: there is no field 'key'"),
         (

@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2 as native
 from everloop_contracts.stubs.inference import grpc_service_pb2 as oip
 from everloop_features.inputs import Feeds
-from everloop_inference import cost, deadlines
+from everloop_inference import batching, cost, deadlines
 from everloop_inference.batching import Capacity
 from everloop_inference.cost import Cost
 from everloop_inference.domain import Answer, Call, EngineKind, ServedModel, ServingPolicy, Wanted
@@ -615,3 +615,73 @@ def test_units_of_timeouts() -> None:
         2e-6,
         2e-9,
     ]
+
+
+def raising(spy: Spy, error: BaseException) -> None:
+    """Lets an engine fail once, in whatever way."""
+    run = spy.run
+
+    def once(feeds: Feeds) -> Any:
+        spy.run = run  # type: ignore[method-assign]
+        raise error
+
+    spy.run = once  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    [
+        (EngineKind.ONNX, StopIteration("no more")),
+        (EngineKind.MLFLOW, StopIteration("no more")),
+        (EngineKind.MLFLOW, SystemExit(1)),
+        (EngineKind.MLFLOW, asyncio.CancelledError()),
+    ],
+)
+def test_whatever_an_engine_raises_its_caller_is_told_and_the_next_is_answered(
+    core: Callable[..., Core], kind: EngineKind, error: BaseException
+) -> None:
+    it = core(kind=kind)
+    raising(it.spies["flights"], error)
+
+    async def asking() -> None:
+        async with asyncio.timeout(10):
+            with pytest.raises(RuntimeError, match=type(error).__name__):
+                await it.ask(1.0)
+            assert len((await it.ask(2.0)).scores) == 1
+        assert it.predictor.batcher.waiting == 0
+        assert not it.predictor.batcher.crowded
+
+    asyncio.run(asking())
+
+
+def test_when_the_slow_threads_have_ended_callers_are_told(core: Callable[..., Core]) -> None:
+    it = core(kind=EngineKind.MLFLOW)
+    it.pool.shutdown()
+
+    async def asking() -> None:
+        async with asyncio.timeout(10):
+            for _ in range(2):
+                with pytest.raises(RuntimeError, match="shutdown"):
+                    await it.ask(1.0)
+        assert not it.predictor.batcher.crowded
+
+    asyncio.run(asking())
+
+
+@pytest.mark.parametrize("kind", EngineKind)
+def test_rows_that_cannot_be_joined_run_by_themselves(
+    core: Callable[..., Core], kind: EngineKind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it = core(kind=kind)
+
+    def refuse(blocks: Any) -> Any:
+        raise MemoryError("too many")
+
+    monkeypatch.setattr(batching.Block, "joined", refuse)
+
+    async def asking() -> list[Answer]:
+        async with asyncio.timeout(10):
+            return await asyncio.gather(*(it.ask(float(number)) for number in range(3)))
+
+    assert [len(answer.scores) for answer in asyncio.run(asking())] == [1, 1, 1]
+    assert it.spies["flights"].runs == [[0.0], [1.0], [2.0]]

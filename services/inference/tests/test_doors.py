@@ -424,6 +424,21 @@ def test_a_request_of_another_shape_is_told_what_it_lacks(
     assert "Error(" not in answer["error"]
 
 
+def test_head_is_answered_like_get_without_the_body(doors: Doors) -> None:
+    for path, status in (("/v1/models", 200), ("/v2/health/live", 200), ("/nothing", 404)):
+        seen = []
+        for method in ("GET", "HEAD"):
+            with contextlib.closing(
+                http.client.HTTPConnection(doors.world.settings.http_address, timeout=10)
+            ) as connection:
+                connection.request(method, path)
+                answer = connection.getresponse()
+                seen.append((answer.status, answer.getheaders()))
+                assert (answer.read() == b"") is (method == "HEAD")
+        assert seen[0] == seen[1]
+        assert seen[0][0] == status
+
+
 def test_another_method_is_told_the_one_to_use(doors: Doors) -> None:
     for method, path, allowed in (
         ("GET", "/v1/models/flights:predict", "POST"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -16,13 +16,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from everloop_contracts.stubs.everloop.inference.v1.events_pb2 import PredictionsLogged
+from everloop_inference import log_events
 from everloop_inference.domain import ServedModel
 from everloop_inference.fakes import ROW, MemorySink, ask
 from everloop_inference.load import Loader
-from everloop_inference.ports import Message
+from everloop_inference.ports import Message, Outcome
 from everloop_inference.predict import Predictor
 from everloop_inference.prediction_log import PredictionLog
-from everloop_inference.spill import Spill
+from everloop_inference.spill import DAMAGED_FILES, Spill
 from everloop_inference.swap import Models, Served
 from everloop_runtime.events import decode
 
@@ -201,6 +202,31 @@ def test_the_buffer_limit_drops_without_waiting(bench: Callable[..., Bench]) -> 
     assert (it.books.served, it.books.dropped) == (3, 3)
 
 
+def test_the_buffer_has_one_limit_and_a_flood_leaves_room_for_other_models(
+    model: ServedModel, tmp_path: Path
+) -> None:
+    limit = 1 << 20
+    it = Bench(model, tmp_path / "spill", batch_seconds=60, batch_rows=1 << 20, buffer_bytes=limit)
+    counts = it.log.books.counts
+
+    def flood(name: str) -> None:
+        wanted = replace(model.wanted, model=name)
+        it.predictor.models._served = {"flights": Served(replace(model, wanted=wanted))}
+        while not counts(name).dropped:
+            it.predict(10)
+
+    names = ["flights", *(f"model-{number}" for number in range(5))]
+    for name in names:
+        flood(name)
+        assert counts(name).buffered > 0
+    assert it.log._held <= limit
+    assert it.log._bytes["flights"] > limit * 0.45
+    buffered = sum(counts(name).buffered for name in names)
+    it.log.close()
+    assert it.log._held == 0
+    assert sum(counts(name).logged for name in names) == buffered
+
+
 def test_a_message_that_is_refused_for_good_blocks_nothing(
     bench: Callable[..., Bench], until: Callable[..., None]
 ) -> None:
@@ -274,6 +300,137 @@ def test_a_damaged_file_does_not_keep_a_replica_from_starting(tmp_path: Path) ->
     second = Spill(tmp_path, "two", 1 << 20)
     assert second.adopted == [("flights", 2), ("flights", 2)]
     assert second.oldest() == [message, message]
+    (kept,) = tmp_path.glob("*.damaged")
+    assert kept.read_bytes() == b"\xff" * 50
+
+
+def test_damaged_files_are_kept_up_to_a_number(tmp_path: Path) -> None:
+    message = Message("flights", 1, "topic", b"k", b"v", ())
+    for number in range(DAMAGED_FILES + 3):
+        spill = Spill(tmp_path, str(number), 1 << 20)
+        assert spill.write([message])
+        spill.close()
+        (left,) = tmp_path.glob("*/*.events")
+        left.write_bytes(b"x")
+    Spill(tmp_path, "last", 1 << 20).close()
+    assert len(list(tmp_path.glob("*.damaged"))) == DAMAGED_FILES
+
+
+def test_a_file_that_cannot_be_read_does_not_keep_a_replica_from_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Spill(tmp_path, "one", 1 << 20)
+    assert first.write([Message("flights", 2, "topic", b"k", b"v", ())])
+    first.close()
+
+    def unreadable(_: Path) -> bytes:
+        raise OSError("input/output error")
+
+    monkeypatch.setattr(Path, "read_bytes", unreadable)
+    second = Spill(tmp_path, "two", 1 << 20)
+    assert second.is_empty()
+    assert len(list(tmp_path.glob("*.damaged"))) == 1
+    second.close()
+
+
+def test_a_cut_file_is_not_published(
+    bench: Callable[..., Bench], until: Callable[..., None]
+) -> None:
+    it = bench(retry_seconds=3600)
+    it.sink.away = True
+    it.predict(3)
+    until(lambda: it.books.spilled == 3)
+    it.predict(2)
+    until(lambda: it.books.spilled == 5)
+    oldest, *_ = sorted(it.folder.glob("*/*.events"))
+    oldest.write_bytes(oldest.read_bytes()[:-10])
+    it.sink.away = False
+    it.log._retry_at = 0
+    until(lambda: it.books.logged == 2)
+    assert (it.books.dropped, it.books.spilled) == (3, 0)
+    assert it.books.balanced
+    assert len(list(it.folder.glob("*.damaged"))) == 1
+
+
+def test_a_disk_that_fails_for_a_while_loses_nothing(
+    bench: Callable[..., Bench], until: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it = bench()
+    it.sink.away = True
+    ids = it.predict(3)
+    until(lambda: it.books.spilled == 3)
+    failed = threading.Event()
+
+    def fails(_: Spill) -> list[Message]:
+        failed.set()
+        raise OSError("input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Spill, "oldest", fails)
+        it.sink.away = False
+        assert failed.wait(10)
+        ids += it.predict(2)
+        until(lambda: it.books.spilled == 5)
+    until(lambda: it.books.logged == 5)
+    assert it.logged_ids() == ids
+
+
+def test_a_sink_that_fails_as_nobody_foresaw_does_not_end_the_log(
+    bench: Callable[..., Bench], until: Callable[..., None]
+) -> None:
+    class Broken(MemorySink):
+        broken = True
+
+        def send(self, messages: Sequence[Message]) -> list[Outcome]:
+            if self.broken:
+                raise ValueError("unforeseen")
+            return super().send(messages)
+
+    sink = Broken()
+    it = bench(sink=sink)
+    ids = it.predict(3)
+    until(lambda: it.books.spilled == 3)
+    sink.broken = False
+    ids += it.predict(2)
+    until(lambda: it.books.logged == 5)
+    assert it.logged_ids() == ids
+
+
+def test_rows_that_cannot_be_written_down_cost_no_other_models_rows(
+    model: ServedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def value(model: ServedModel, *rest: Any) -> bytes:
+        if model.name == "other":
+            raise ValueError("unforeseen")
+        return encoded(model, *rest)
+
+    encoded = log_events._value
+    monkeypatch.setattr(log_events, "_value", value)
+    it = Bench(model, tmp_path / "spill", batch_seconds=60, batch_rows=1000)
+    other = replace(model, wanted=replace(model.wanted, model="other"))
+    ids = it.predict(2)
+    it.predictor.models._served = {"flights": Served(other)}
+    it.predict(3)
+    it.log.close()
+    assert it.logged_ids() == ids
+    assert (it.books.logged, it.log.books.counts("other").dropped) == (2, 3)
+
+
+def test_a_cycle_that_fails_is_not_the_last(
+    bench: Callable[..., Bench], until: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it = bench()
+    failed = threading.Event()
+
+    def fails() -> None:
+        failed.set()
+        raise RuntimeError("unforeseen")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(it.log, "_replay", fails)
+        assert failed.wait(10)
+    it.predict(2)
+    until(lambda: it.books.logged == 2)
 
 
 def test_a_sample_is_logged_and_the_rest_is_counted(

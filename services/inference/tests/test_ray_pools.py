@@ -28,7 +28,7 @@ from everloop_contracts.stubs.inference import grpc_service_pb2_grpc as oip_grpc
 from everloop_inference.adapters.serve_handle import SMALL_BYTES
 from everloop_inference.fakes import ROW
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(600)]
 
 POOL = {"min_replicas": 0, "max_replicas": 2, "ongoing_requests": 4, "idle": "1s"}
 

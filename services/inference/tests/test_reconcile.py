@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -144,6 +145,31 @@ def test_the_cache_holds_the_current_and_the_previous_version_only(
     cache = world.settings.data_dir / "artifacts"
     until(lambda: len(list(cache.glob("*/*"))) == 2)
     assert {path.name for path in cache.glob("*/*")} == {"flights-run-3", "flights-run-4"}
+
+
+def test_pruning_leaves_what_another_replica_puts_in_meanwhile(
+    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    empty = cache / "sha"
+    empty.mkdir(parents=True)
+    listed = Path.iterdir
+    removed = Path.rmdir
+
+    def racing(act: Callable[[Path], Any]) -> Callable[[Path], Any]:
+        def then(path: Path) -> Any:
+            if path != empty:
+                return act(path)
+            found = iter(list(act(path))) if act is listed else None
+            (path / "run").mkdir(exist_ok=True)
+            return found if act is listed else act(path)
+
+        return then
+
+    monkeypatch.setattr(Path, "iterdir", racing(listed))
+    monkeypatch.setattr(Path, "rmdir", racing(removed))
+    Loader(world.artifacts, cache).prune([])
+    assert (empty / "run").is_dir()
 
 
 def test_a_rollback_needs_no_store(world: Any, until: Callable[..., None]) -> None:

@@ -784,6 +784,39 @@ def test_a_slow_shadow_leaves_the_loop_to_others(core: Callable[..., Core]) -> N
     assert [len(run) for run in it.engines[1].runs] == [1, 10]
 
 
+@pytest.mark.parametrize("error", [StopIteration(), SystemExit(1), None])
+def test_a_shadow_that_fails_in_any_way_is_asked_again(
+    core: Callable[..., Core], error: BaseException | None
+) -> None:
+    it = core()
+    on = it.begin(Strategy.SHADOW)
+    engine = it.engines[1]
+    engine.kind = EngineKind.MLFLOW
+    threads = it.predictor._mirror._slow
+
+    def once(feeds: Feeds) -> Any:
+        del engine.run
+        assert error is not None
+        raise error
+
+    if error is None:  # no thread takes it
+        it.predictor._mirror._slow = ThreadPoolExecutor(1)
+        it.predictor._mirror._slow.shutdown()
+    else:
+        engine.run = once
+
+    async def asking() -> None:
+        await it.ask()
+        await it.quiet()
+        it.predictor._mirror._slow = threads
+        await it.ask()
+        await it.quiet()
+
+    asyncio.run(asking())
+    stats = on.candidate_arm.stats()
+    assert (stats.requests, stats.errors) == ((1, 0) if error is None else (2, 1))
+
+
 def test_what_was_not_answered_is_not_mirrored(core: Callable[..., Core]) -> None:
     it = core()
     on = it.begin(Strategy.SHADOW)

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,16 +34,23 @@ from everloop.stack import Endpoints
 from everloop_contracts.pipeline import Pipeline
 from everloop_contracts.stubs.everloop.ingest.v1 import ingest_pb2, ingest_pb2_grpc
 from everloop_contracts.stubs.everloop.ingest.v1.dataset_pb2 import DatasetVersion
+from everloop_ingest.adapters.letter_store import LetterStore
 from everloop_ingest.adapters.store import Store
 from everloop_ingest.build_parts import BuildLimits
 from everloop_ingest.cut_version import CutVersion
+from everloop_ingest.dead_letters import DeadLetters
 from everloop_ingest.domain import Batch, ObjectFile, Part, Partition, ShardsLost, Version
+from everloop_ingest.erase_letters import EraseLetters
 from everloop_ingest.erase_records import EraseRecords
 from everloop_ingest.keep_small import KeepSmall
+from everloop_ingest.push import Push
 from everloop_ingest.release_version import ReleaseVersion
+from everloop_ingest.servicer import IngestServicer
 from everloop_ingest.settle import Settle
+from everloop_ingest.stream import RecordStream, StreamLimits
 from everloop_runtime import clients
 from everloop_runtime.database import Database
+from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.events import Event, decode
 
 # A busy machine is no failure.
@@ -69,6 +77,9 @@ SPEC: dict[str, Any] = {
     "cut": {"rows": 100, "age": "1h"},
     "partitions": 3,
 }
+
+
+STREAM_LIMITS = StreamLimits(max_bytes=2**20, timeout_seconds=20.0, idle_seconds=20.0)
 
 
 class Crash(BaseException):
@@ -138,6 +149,10 @@ class FolderFiles:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
 
+    def delete(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            (self.folder / key).unlink(missing_ok=True)
+
     def fetch(self, keys: Sequence[str], folder: Path) -> list[Path]:
         if lost := [key for key in keys if not (self.folder / key).exists()]:
             raise ShardsLost(lost)
@@ -146,9 +161,34 @@ class FolderFiles:
             for index, key in enumerate(keys)
         ]
 
-    def delete(self, keys: Sequence[str]) -> None:
-        for key in keys:
-            (self.folder / key).unlink(missing_ok=True)
+
+class MemorySink:
+    """Fake of `ports.RecordSink`, whose deliveries are there when `acknowledge` is set."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[bytes | None, bytes]] = []
+        self.timestamps: list[int] = []
+        self.error: EverloopError | None = None
+        self.acknowledge = threading.Event()
+        self.acknowledge.set()
+
+    def begin(
+        self,
+        topic: str,
+        records: Sequence[tuple[bytes | None, bytes]],
+        timestamp: int,
+        seconds: float,
+        patience: float = 0.0,
+    ) -> MemorySink:
+        if self.error:
+            raise self.error
+        self.sent += records
+        self.timestamps += [timestamp] * len(records)
+        return self
+
+    def wait(self, seconds: float) -> None:
+        if not self.acknowledge.wait(seconds):
+            raise EverloopError(Kind.UNAVAILABLE, "BROKER_UNAVAILABLE", "no acknowledgement")
 
 
 @dataclass
@@ -184,6 +224,14 @@ class World:
         pipelines = {item.name: item for item in (self.pipeline, self.other)}
         self.store = Store(self.database)
         self.files = FolderFiles(self.bucket)
+        letters = LetterStore(self.database)
+        self.letters = DeadLetters(
+            letters,
+            self.files,
+            self.folder / "work",
+            4096,
+            lambda: self.store.backlog(1000),
+        )
         self.settle = Settle(pipelines, self.store, self.files, 4096)
         limits = BuildLimits(self.folder / "work", 256 * 2**20, 1, self.part_rows, 1)
         self.keep_small = KeepSmall(
@@ -202,7 +250,30 @@ class World:
             wait=lambda seconds: None,
         )
         self.erase = EraseRecords(
-            self.store, self.repository, self.cut, self.keep_small, self.folder / "work"
+            self.store,
+            self.repository,
+            self.cut,
+            self.keep_small,
+            EraseLetters(letters, self.files, self.folder / "work"),
+            self.folder / "work",
+        )
+
+    def servicer(self, sink: MemorySink, limits: StreamLimits = STREAM_LIMITS) -> IngestServicer:
+        """The gRPC door in front of a sink."""
+        pipelines = {self.pipeline.name: self.pipeline}
+        push = Push(pipelines, sink, self.store, 4096)
+        return IngestServicer(
+            pipelines,
+            self.store,
+            push,
+            RecordStream(push, limits),
+            self.cut,
+            self.release,
+            self.erase,
+            self.letters,
+            self,
+            self.repository,
+            30.0,
         )
 
     def send(self, number: int, *values: bytes | None, timestamp: int | None = None) -> None:
@@ -213,6 +284,19 @@ class World:
             self.topic[number].append(
                 Message(offset, now, b"key", value, [("from", b"test"), ("none", None)])
             )
+
+    def relay(self, number: int) -> int:
+        """Takes what is replayed from the outbox to a partition, with new timestamps; returns how many it was."""
+        positions = []
+        for row in self.database.pending(100_000):
+            if row.topic == self.pipeline.record_topic:
+                headers = [(name, text.encode("latin-1")) for name, text in json.loads(row.headers)]
+                offset = len(self.topic[number])
+                message = Message(offset, 10**12 + offset, row.key, row.value, headers)
+                self.topic[number].append(message)
+                positions.append(row.position)
+        self.database.sent(positions)
+        return len(positions)
 
     def end_offsets(self, topic: str, seconds: float) -> dict[int, int]:
         return {number: len(messages) for number, messages in self.topic.items()}
@@ -266,6 +350,11 @@ class World:
     def dead_letters(self) -> list[tuple[bytes, dict[str, str]]]:
         wanted = self.pipeline.dead_letter_topic
         return [(value, headers) for topic, value, headers in self.outbox() if topic == wanted]
+
+
+@pytest.fixture
+def sink() -> MemorySink:
+    return MemorySink()
 
 
 @pytest.fixture(scope="session")
@@ -350,10 +439,9 @@ class IngestProcess:
     def __init__(self, folder: Path, endpoints: Endpoints, name: str) -> None:
         self.folder = folder
         self.endpoints = endpoints
-        self.pipeline = Pipeline.model_validate(SPEC | {"pipeline": name})
         pipelines = folder / "pipelines"
         pipelines.mkdir()
-        (pipelines / f"{name}.yaml").write_text(yaml.safe_dump(SPEC | {"pipeline": name}))
+        self.declare(name, SPEC)
         self.address, self.metrics = free_address(), free_address()
         data = folder / "data"
         self.repository = data / "datasets"
@@ -373,6 +461,12 @@ class IngestProcess:
         self.process: subprocess.Popen[bytes] | None = None
         self.channel = clients.channel(self.address)
         self.stub = ingest_pb2_grpc.IngestServiceStub(self.channel)
+
+    def declare(self, name: str, spec: dict[str, Any]) -> None:
+        """Writes its pipeline's file; the next start reads it."""
+        spec = spec | {"pipeline": name}
+        self.pipeline = Pipeline.model_validate(spec)
+        (self.folder / "pipelines" / f"{name}.yaml").write_text(yaml.safe_dump(spec))
 
     def start(self, *death: str) -> None:
         """Starts it; `death` makes it kill itself, see `dying_ingest.py`."""

@@ -38,6 +38,13 @@ def test_a_field_with_too_many_values_is_no_category() -> None:
     assert many.plus(Profile(1, {}, {"c": {"one more": 1}})).values == {"c": None}
 
 
+def test_a_field_that_came_later_was_null_before() -> None:
+    before = Profile(900, {}, {}).plus(Profile(100, {"colour": 100}, {}))
+    assert before.nulls == {"colour": 1_000}
+    checks = Checks(max_null_rise=0.5, min_sample=100)
+    assert violations(checks, 1_100, before, Profile(100, {"colour": 100}, {})) == []
+
+
 BEFORE = Profile(1_000, {"gust": 100}, {"zone": {"A": 900}})
 
 

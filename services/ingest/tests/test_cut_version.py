@@ -417,7 +417,14 @@ def test_versions_are_due_by_rows_and_by_age(pipeline: Pipeline) -> None:
 
 def test_the_scheduler_cuts_what_is_due(world: Any, make_record: Make) -> None:
     scheduler = Scheduler(
-        {"parcels": world.pipeline}, world.store, world.cut, world.keep_small, 1.0, timedelta(30)
+        {"parcels": world.pipeline},
+        world.store,
+        world.cut,
+        world.keep_small,
+        world.letters,
+        1.0,
+        timedelta(30),
+        timedelta(30),
     )
     scheduler._stopper = Stopper()
     now = datetime.now(UTC)
@@ -440,7 +447,14 @@ def test_requests_are_forgotten_after_their_time_some_at_a_turn(
     world: Any, make_record: Make
 ) -> None:
     scheduler = Scheduler(
-        {"parcels": world.pipeline}, world.store, world.cut, world.keep_small, 1.0, timedelta(30)
+        {"parcels": world.pipeline},
+        world.store,
+        world.cut,
+        world.keep_small,
+        world.letters,
+        1.0,
+        timedelta(30),
+        timedelta(30),
     )
     now = datetime.now(UTC)
     old = now - timedelta(days=31)

@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from kafka.errors import KafkaTimeoutError
 from kafka.future import Future
 
+from everloop_contracts.pipeline import Pipeline
+from everloop_contracts.stubs.everloop.ingest.v1 import dead_letter_pb2
 from everloop_contracts.stubs.everloop.ingest.v1 import ingest_pb2 as pb
 from everloop_contracts.stubs.everloop.ingest.v1.dataset_pb2 import DatasetVersion
 from everloop_ingest.adapters.kafka import TopicEnds, TopicProducer
+from everloop_ingest.domain import Reason
 from everloop_ingest.push import Push
 from everloop_ingest.servicer import IngestServicer
 from everloop_runtime.errors import EverloopError, Kind
 
 Make = Callable[..., bytes]
-
-
-class MemorySink:
-    """Fake of `ports.RecordSink`."""
-
-    def __init__(self) -> None:
-        self.sent: list[tuple[bytes | None, bytes]] = []
-        self.error: EverloopError | None = None
-
-    def send(
-        self, topic: str, records: Sequence[tuple[bytes | None, bytes]], seconds: float
-    ) -> None:
-        if self.error:
-            raise self.error
-        self.sent += records
 
 
 class Context:
@@ -46,32 +36,16 @@ class Context:
 
 
 @pytest.fixture
-def sink() -> MemorySink:
-    return MemorySink()
-
-
-@pytest.fixture
-def door(world: Any, sink: MemorySink) -> IngestServicer:
-    pipelines = {world.pipeline.name: world.pipeline}
-    push = Push(pipelines, sink, world.store, 4096)
-    return IngestServicer(
-        pipelines,
-        world.store,
-        push,
-        world.cut,
-        world.release,
-        world.erase,
-        world,
-        world.repository,
-        30.0,
-    )
+def door(world: Any, sink: Any) -> IngestServicer:
+    servicer: IngestServicer = world.servicer(sink)
+    return servicer
 
 
 CONTEXT: Any = Context()
 
 
 def test_every_record_is_answered_and_every_record_is_on_the_topic(
-    door: IngestServicer, sink: MemorySink, make_record: Make
+    door: IngestServicer, sink: Any, make_record: Make
 ) -> None:
     records = [
         make_record("a"),
@@ -97,7 +71,7 @@ def test_every_record_is_answered_and_every_record_is_on_the_topic(
 
 
 def test_pushed_records_are_in_the_books_once(
-    door: IngestServicer, world: Any, sink: MemorySink, make_record: Make
+    door: IngestServicer, world: Any, sink: Any, make_record: Make
 ) -> None:
     records = [make_record("a"), b"{", b"x" * 9000]
     door.PushRecords(pb.PushRecordsRequest(pipeline="parcels", records=records), CONTEXT)
@@ -116,7 +90,7 @@ def test_nothing_to_push_is_no_error(door: IngestServicer) -> None:
 
 
 def test_a_broker_that_is_away_fails_the_call(
-    door: IngestServicer, sink: MemorySink, make_record: Make
+    door: IngestServicer, sink: Any, make_record: Make
 ) -> None:
     sink.error = EverloopError(Kind.UNAVAILABLE, "BROKER_UNAVAILABLE", "away")
     request = pb.PushRecordsRequest(pipeline="parcels", records=[make_record("a")])
@@ -126,7 +100,7 @@ def test_a_broker_that_is_away_fails_the_call(
 
 
 def test_a_repeated_push_returns_the_first_answer_and_adds_nothing(
-    door: IngestServicer, world: Any, sink: MemorySink, make_record: Make
+    door: IngestServicer, world: Any, sink: Any, make_record: Make
 ) -> None:
     records = [make_record("a"), b"{", make_record("b", weight=-1)]
     request = pb.PushRecordsRequest(pipeline="parcels", records=records, request_id="p1")
@@ -135,26 +109,14 @@ def test_a_repeated_push_returns_the_first_answer_and_adds_nothing(
     assert first.results[2].field == "weight"
     sink.error = EverloopError(Kind.UNAVAILABLE, "BROKER_UNAVAILABLE", "away")
     world.restart()
-    pipelines = {world.pipeline.name: world.pipeline}
-    push = Push(pipelines, sink, world.store, 4096)
-    again = IngestServicer(
-        pipelines,
-        world.store,
-        push,
-        world.cut,
-        world.release,
-        world.erase,
-        world,
-        world.repository,
-        30.0,
-    )
+    again = world.servicer(sink)
     for servicer in (door, again):
         assert servicer.PushRecords(request, CONTEXT) == first
     assert len(sink.sent) == 3
 
 
 def test_a_push_without_an_id_or_with_another_one_is_a_new_one(
-    door: IngestServicer, sink: MemorySink, make_record: Make
+    door: IngestServicer, sink: Any, make_record: Make
 ) -> None:
     for request_id in ("", "", "p1", "p2"):
         door.PushRecords(
@@ -168,7 +130,7 @@ def test_a_push_without_an_id_or_with_another_one_is_a_new_one(
 
 @pytest.mark.parametrize("other", [[b"ab", b"d"], [b"a", b"bc"], [b"abc"], []])
 def test_an_id_that_comes_again_with_other_records_is_a_conflict(
-    door: IngestServicer, sink: MemorySink, other: list[bytes]
+    door: IngestServicer, sink: Any, other: list[bytes]
 ) -> None:
     for records in ([b"ab", b"c"], other):
         request = pb.PushRecordsRequest(pipeline="parcels", records=records, request_id="p1")
@@ -185,7 +147,7 @@ def test_an_id_that_comes_again_with_other_records_is_a_conflict(
 def test_a_push_that_ended_without_an_answer_is_sent_again(
     door: IngestServicer,
     world: Any,
-    sink: MemorySink,
+    sink: Any,
     make_record: Make,
     monkeypatch: pytest.MonkeyPatch,
     where: str,
@@ -215,7 +177,7 @@ def test_a_push_that_ended_without_an_answer_is_sent_again(
 @pytest.mark.parametrize("same", [True, False])
 def test_of_pushes_that_race_with_one_id_the_first_answer_counts(
     door: IngestServicer,
-    sink: MemorySink,
+    sink: Any,
     make_record: Make,
     monkeypatch: pytest.MonkeyPatch,
     same: bool,
@@ -223,16 +185,16 @@ def test_of_pushes_that_race_with_one_id_the_first_answer_counts(
     def request(*records: bytes) -> pb.PushRecordsRequest:
         return pb.PushRecordsRequest(pipeline="parcels", records=records, request_id="p1")
 
-    real = sink.send
+    real = sink.begin
     winner = request(b"{")
     loser = winner if same else request(make_record("a"))
 
-    def overtaken(*arguments: Any) -> None:
-        monkeypatch.setattr(sink, "send", real)
+    def overtaken(*arguments: Any) -> Any:
+        monkeypatch.setattr(sink, "begin", real)
         assert door.PushRecords(winner, CONTEXT).accepted == 0
-        real(*arguments)
+        return real(*arguments)
 
-    monkeypatch.setattr(sink, "send", overtaken)
+    monkeypatch.setattr(sink, "begin", overtaken)
     if same:
         assert door.PushRecords(loser, CONTEXT).accepted == 0
     else:
@@ -352,19 +314,34 @@ class Broker:
 
 
 def test_bytes_under_way_are_bounded_until_the_broker_has_them() -> None:
-    producer = TopicProducer("unused:1", max_bytes=100, timeout_seconds=1.0)
+    producer = TopicProducer("unused:1", max_bytes=2000, timeout_seconds=1.0)
     broker = Broker()
     producer._client = broker
+    first = producer.begin("t", [(None, b"x" * 1000)], 0, 1.0)
     with pytest.raises(EverloopError) as caught:
-        producer.send("t", [(None, b"x" * 80)], 1.0)
+        first.wait(1.0)
     assert caught.value.kind is Kind.UNAVAILABLE
-    with pytest.raises(EverloopError) as caught:
-        producer.send("t", [(None, b"x" * 30)], 1.0)
-    assert (caught.value.kind, caught.value.reason) == (Kind.EXHAUSTED, "TOO_MANY_BYTES")
+    for patience in (0.0, 0.01):
+        with pytest.raises(EverloopError) as caught:
+            producer.begin("t", [(None, b"")], 0, 1.0, patience)
+        assert (caught.value.kind, caught.value.reason) == (Kind.EXHAUSTED, "TOO_MANY_BYTES")
     broker.futures[0].failure(KafkaTimeoutError("given up"))
-    with pytest.raises(EverloopError) as caught:
-        producer.send("t", [(None, b"x" * 30)], 1.0)
-    assert caught.value.kind is Kind.UNAVAILABLE
+    producer.begin("t", [(None, b"x" * 1000)], 0, 1.0)
+
+
+def test_the_patient_are_served_when_there_is_room() -> None:
+    producer = TopicProducer("unused:1", max_bytes=1000, timeout_seconds=1.0)
+    broker = Broker()
+    producer._client = broker
+    producer.begin("t", [(None, b"x" * 400)], 0, 1.0)
+    waiting = threading.Thread(
+        target=producer.begin, args=("t", [(None, b"y" * 400)], 0, 1.0, 30.0)
+    )
+    waiting.start()
+    assert len(broker.futures) == 1
+    broker.futures[0].failure(KafkaTimeoutError("given up"))
+    waiting.join(30)
+    assert len(broker.futures) == 2
 
 
 def test_a_broker_that_does_not_answer_is_an_outage_in_time() -> None:
@@ -372,10 +349,82 @@ def test_a_broker_that_does_not_answer_is_an_outage_in_time() -> None:
     away = TopicProducer("127.0.0.1:9", max_bytes=100, timeout_seconds=0.5)
     for attempt in (
         lambda: away.connect(["t"]),
-        lambda: away.send("t", [(None, b"x")], 0.5),
+        lambda: away.begin("t", [(None, b"x")], 0, 0.5),
         lambda: TopicEnds("127.0.0.1:9").end_offsets("t", 0.5),
     ):
         with pytest.raises(EverloopError) as caught:
             attempt()
         assert caught.value.kind is Kind.UNAVAILABLE
     assert time.monotonic() - began < 5
+
+
+def test_both_doors_judge_by_the_same_contract_and_the_same_clock(
+    world: Any, sink: Any, spec: dict[str, Any], make_record: Make
+) -> None:
+    section = spec["schema"] | {
+        "freshness": {"max_age": "1h"},
+        "rules": [{"name": "light", "check": "weight <= 9", "when": "zone == 'B'"}],
+    }
+    world.pipeline = Pipeline.model_validate(spec | {"schema": section})
+    world.restart()
+    now = datetime.now(UTC)
+    border = now - timedelta(hours=1)
+    records = [
+        make_record("a", sent=now.isoformat()),
+        make_record("b", sent=now.isoformat(), zone="B", weight=10),
+        *(
+            make_record(f"c{n}", sent=(border + timedelta(milliseconds=n)).isoformat())
+            for n in range(-20, 21)
+        ),
+    ]
+    push = Push({world.pipeline.name: world.pipeline}, sink, world.store, 4096)
+    answered = {item.row: item for item in push(world.pipeline, records, "", 5.0)}
+    assert answered[1].reason == Reason.RULE_BROKEN
+    assert {item.reason for item in answered.values()} == {Reason.RULE_BROKEN, Reason.TOO_OLD}
+    # The topic keeps the time that the door has judged by: the writer comes to the same result, whenever it reads.
+    for (_, value), timestamp in zip(sink.sent, sink.timestamps, strict=True):
+        world.send(0, value, timestamp=timestamp)
+    world.settle_all()
+    letters = [(headers["everloop-reason"], value) for value, headers in world.dead_letters()]
+    assert letters == [(str(answered[row].reason), records[row]) for row in sorted(answered)]
+
+
+def test_dead_letters_are_listed_shown_and_replayed_over_grpc(
+    door: IngestServicer, world: Any, make_record: Make
+) -> None:
+    world.send(0, b"{", make_record("a", weight=-1))
+    world.settle_all()
+    listed = door.ListDeadLetters(
+        dead_letter_pb2.ListDeadLettersRequest(pipeline="parcels", page_size=1), CONTEXT
+    )
+    [first] = listed.dead_letters
+    assert (first.reason, first.field, first.value) == ("OUT_OF_RANGE", "weight", b"")
+    rest = door.ListDeadLetters(
+        dead_letter_pb2.ListDeadLettersRequest(
+            pipeline="parcels", page_token=listed.next_page_token
+        ),
+        CONTEXT,
+    )
+    [second] = rest.dead_letters
+    assert (second.reason, rest.next_page_token) == ("MALFORMED_JSON", "")
+    get = dead_letter_pb2.GetDeadLetterRequest(pipeline="parcels", id=second.id)
+    assert door.GetDeadLetter(get, CONTEXT).dead_letter.value == b"{"
+    again = dead_letter_pb2.ReplayDeadLettersRequest(
+        pipeline="parcels",
+        request_id="r",
+        filter=dead_letter_pb2.DeadLetterFilter(reason="OUT_OF_RANGE"),
+    )
+    for _ in range(2):
+        answer = door.ReplayDeadLetters(again, CONTEXT)
+        assert (answer.replayed, answer.skipped) == (1, 0)
+    assert world.relay(1) == 1
+    get.id = first.id
+    assert door.GetDeadLetter(get, CONTEXT).dead_letter.replay_request_id == "r"
+
+
+def test_a_replay_needs_a_request_id(door: IngestServicer) -> None:
+    with pytest.raises(EverloopError) as caught:
+        door.ReplayDeadLetters(
+            dead_letter_pb2.ReplayDeadLettersRequest(pipeline="parcels"), CONTEXT
+        )
+    assert caught.value.reason == "INVALID_REQUEST_ID"

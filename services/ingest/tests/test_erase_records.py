@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from everloop_contracts.events import DATASETS
+from everloop_contracts.stubs.everloop.ingest.v1.record_pb2 import Record
+from everloop_ingest.dead_letters import Wanted
 from everloop_ingest.domain import State
 from everloop_ingest.erase_records import Entity
+from everloop_ingest.formats import CONTENT_TYPE, PROTOBUF
 from everloop_ingest.schedule import Scheduler
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.service import Stopper
@@ -94,7 +98,14 @@ def test_a_crash_at_any_step_is_made_good(
     world.restart()
     if resume == "scheduler" and (method, when) != ("ask_erasure", "before"):
         scheduler = Scheduler(
-            {"parcels": world.pipeline}, world.store, world.cut, world.keep_small, 1, timedelta(1)
+            {"parcels": world.pipeline},
+            world.store,
+            world.cut,
+            world.keep_small,
+            world.letters,
+            1,
+            timedelta(1),
+            timedelta(1),
         )
         scheduler._stopper = Stopper()
         world.cut.finish()
@@ -117,3 +128,36 @@ def test_the_books_forget_the_ids_as_well(world: Any, make_record: Make) -> None
     with world.database.read() as connection:
         held = connection.exec_driver_sql("SELECT first_record_id FROM parts").scalars().all()
     assert set(held) <= {"", names[5]}
+
+
+def test_dead_letters_of_the_entity_go_too(world: Any, make_record: Make) -> None:
+    world.send(0, make_record("p1"), make_record("p2", zone="B"))
+    bodies = []
+    for name in ("p1", "p12"):
+        message = Record()
+        message.fields["parcel"].string_value = name
+        bodies.append(message.SerializeToString())
+        world.send(0, bodies[-1])
+        world.topic[0][-1] = replace(world.topic[0][-1], headers=[(CONTENT_TYPE, PROTOBUF)])
+    world.send(0, make_record("p1", weight=-1), make_record("p11", weight=-2))
+    world.send(1, b'{"parcel": "p1", ', b'{"parcel": "p2", ')
+    world.send(2, make_record("p1", weight=-3), make_record("p3", weight=-4, zone="B"))
+
+    def left() -> list[bytes]:
+        found, _ = world.letters.page(world.pipeline, Wanted(), "", 100)
+        return sorted(world.letters.get(world.pipeline, kept.id).letter.value for kept in found)
+
+    world.settle_all()
+    assert len(left()) == 8
+    world.erase(world.pipeline, Entity(["p1"]), "e1", "ann", "why", 5.0)
+    beside = [
+        bodies[1],
+        make_record("p11", weight=-2),
+        b'{"parcel": "p2", ',
+        make_record("p3", weight=-4, zone="B"),
+    ]
+    assert left() == sorted(beside)
+    world.erase(world.pipeline, Entity(field="zone", value="B"), "e2", "ann", "why", 5.0)
+    assert left() == sorted(beside[:2])
+    files = list((world.bucket / "parcels" / "dead-letters").rglob("*.parquet"))
+    assert len(files) == 1

@@ -29,3 +29,13 @@ def test_a_bucket_that_is_missing_is_an_outage(tmp_path: Path) -> None:
     with pytest.raises(EverloopError) as caught:
         files.fetch(["a"], tmp_path)
     assert caught.value.kind is Kind.UNAVAILABLE
+
+
+def test_deleting_what_is_gone_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    for name in ("a", "b/c"):
+        (tmp_path / name).write_bytes(b"one")
+    files = ShardBucket(fs.LocalFileSystem(), str(tmp_path))
+    files.delete(["a", "b/c", "d", "b/e"])
+    files.delete(["a"])
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

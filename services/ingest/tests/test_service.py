@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import random
 import time
@@ -11,12 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import confluent_kafka
 import pyarrow.parquet as pq
 import pytest
 from kafka import KafkaProducer
+from pyarrow import fs
 
 from everloop import stack
-from everloop_contracts.stubs.everloop.ingest.v1 import ingest_pb2
+from everloop_contracts.stubs.everloop.ingest.v1 import dead_letter_pb2, ingest_pb2
+from everloop_contracts.stubs.everloop.ingest.v1.record_pb2 import Record
 from everloop_ingest.adapters.s3 import ShardBucket
 from everloop_ingest.domain import ShardsLost
 from everloop_runtime import clients
@@ -131,6 +135,111 @@ def test_both_doors_lead_to_one_version_that_dvc_gets(
         'everloop_ingest_shard_rows_sum{pipeline="parcels-doors"} 52.0',
     ):
         assert line in exposed
+    assert service.stop() == 0
+
+
+def typed(parcel: str) -> bytes:
+    """A record as Protobuf, too heavy for the pipeline."""
+    record = Record()
+    record.fields["parcel"].string_value = parcel
+    record.fields["sent"].timestamp_value.FromJsonString("2026-03-01T12:00:00Z")
+    record.fields["weight"].float_value = 60.0
+    return record.SerializeToString()
+
+
+def test_after_a_fix_what_was_rejected_comes_in_by_the_door_it_came_by(
+    ingest: Callable[[str], Any], make_record: Make, spec: dict[str, Any]
+) -> None:
+    name = "parcels-fixed"
+    service = ingest(name)
+    service.start()
+    service.ready()
+    headers: list[tuple[str, str | bytes | None]] = [("content-type", b"application/x-protobuf")]
+    topic, bootstrap = service.pipeline.record_topic, service.endpoints.kafka_bootstrap
+    python = KafkaProducer(bootstrap_servers=bootstrap)
+    python.send(topic, typed("typed-1"), key=b"typed-1", headers=headers)
+    python.flush(30)
+    python.close()
+    confluent = confluent_kafka.Producer({"bootstrap.servers": bootstrap})
+    confluent.produce(topic, key=b"typed-2", value=typed("typed-2"), headers=headers)
+    assert confluent.flush(30) == 0
+    requests = [
+        ingest_pb2.StreamRecordsRequest(
+            pipeline=name, records=[make_record(f"s{n}", weight=n)], request_id=f"r{n}"
+        )
+        for n in range(49, 53)
+    ]
+    for _ in range(2):  # the second stream repeats the first, and adds nothing
+        answers = list(service.stub.StreamRecords(iter(requests), timeout=30))
+        assert [item.results[0].reason for item in answers] == ["", "", *["OUT_OF_RANGE"] * 2]
+    assert service.cut("v1").rows == 2
+    stats = service.stats()
+    assert (stats.received, stats.accepted, stats.rejected) == (6, 2, 4)
+    assert service.stop() == 0
+
+    wider = copy.deepcopy(spec)
+    wider["schema"]["fields"]["weight"]["max"] = 100
+    service.declare(name, wider)
+    service.start()
+    assert service.process.wait(60) == 2
+    said = (service.folder / "log").read_text()
+    assert f"{name}: schema.fields.weight.max: is 100.0, was 50.0; set schema.version to 2" in said
+    wider["schema"]["version"] = 2
+    service.declare(name, wider)
+    service.start()
+    service.ready()
+
+    def listed() -> Any:
+        request = dead_letter_pb2.ListDeadLettersRequest(pipeline=name)
+        return clients.call(service.stub.ListDeadLetters, request, timeout=20).dead_letters
+
+    assert {item.reason for item in listed()} == {"OUT_OF_RANGE"}
+    replay = dead_letter_pb2.ReplayDeadLettersRequest(pipeline=name, request_id="fix")
+    for _ in range(2):
+        answer = clients.call(service.stub.ReplayDeadLetters, replay, timeout=20)
+        assert (answer.replayed, answer.skipped) == (4, 0)
+    deadline = time.monotonic() + 30
+    while service.stats().received < 10:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    version = service.cut("v2")
+    rows = pq.read_table(service.get(version)).to_pylist()
+    assert sorted(row["parcel"] for row in rows) == [
+        "s49",
+        "s50",
+        "s51",
+        "s52",
+        "typed-1",
+        "typed-2",
+    ]
+    assert all(item.replay_request_id == "fix" for item in listed())
+    assert service.stop() == 0
+
+
+def test_dead_letters_leave_the_object_store_when_their_time_is_over(
+    ingest: Callable[[str], Any],
+) -> None:
+    service = ingest("parcels-short")
+    service.environment["EVERLOOP_DEAD_LETTER_RETENTION_DAYS"] = str(5 / 86_400)
+    service.start()
+    service.ready()
+    produce(service, [b"{"])
+    endpoints = service.endpoints
+    filesystem = s3_filesystem(
+        endpoints.s3_url, endpoints.s3_access_key, endpoints.s3_secret_key, "us-east-1"
+    )
+    below = fs.FileSelector("everloop-data/parcels-short", allow_not_found=True, recursive=True)
+    seen = False
+    deadline = time.monotonic() + 60
+    while True:
+        objects = [i for i in filesystem.get_file_info(below) if i.type is fs.FileType.File]
+        seen = seen or bool(objects)
+        if seen and not objects:
+            break
+        assert time.monotonic() < deadline, (service.folder / "log").read_text()
+        time.sleep(0.05)
+    request = dead_letter_pb2.ListDeadLettersRequest(pipeline="parcels-short")
+    assert not clients.call(service.stub.ListDeadLetters, request, timeout=20).dead_letters
     assert service.stop() == 0
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from operator import attrgetter
 from pathlib import Path
 from types import TracebackType
@@ -30,7 +31,12 @@ from everloop.rows import Row, Unsendable, plain
 from everloop.wire import call, check_http, http_failure
 from everloop_contracts.grpc_client import channel
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2, inference_pb2_grpc
-from everloop_contracts.stubs.everloop.ingest.v1 import dataset_pb2, ingest_pb2, ingest_pb2_grpc
+from everloop_contracts.stubs.everloop.ingest.v1 import (
+    dataset_pb2,
+    dead_letter_pb2,
+    ingest_pb2,
+    ingest_pb2_grpc,
+)
 from everloop_contracts.stubs.everloop.monitoring.v1 import monitoring_pb2, monitoring_pb2_grpc
 from everloop_contracts.stubs.everloop.registry.v1 import registry_pb2, registry_pb2_grpc
 from everloop_contracts.stubs.everloop.training.v1 import training_pb2, training_pb2_grpc
@@ -141,6 +147,9 @@ class Everloop:
         batch: int = 500,
         patience: float = 10.0,
         on_batch: Callable[[int], None] = lambda records: None,
+        start: int = 0,
+        push_id: str = "",
+        result: Pushed | None = None,
     ) -> Pushed:
         """Pushes records: mappings, or JSON objects as bytes.
 
@@ -154,17 +163,22 @@ class Everloop:
             patience: For so many seconds a call is repeated while ingest is unavailable; what was answered once is not
                 taken twice.
             on_batch: Told how many more records have their answer.
+            start: Position of the first of `records`, where those before it have their answer already.
+            push_id: Names the push; a new one where empty. What went under it before, from a position where a batch
+                ended, adds nothing when it is sent again.
+            result: Counted on and returned; a new one where not given.
 
         Raises:
             EverloopError: The call failed; batches before it are in.
         """
-        result = Pushed()
+        result = Pushed() if result is None else result
+        name = push_id or str(uuid.uuid4())
         method = self._ingest().PushRecords
-        for chunk in batches(records, batch):
+        for chunk in batches(records, batch, start):
             rejected = list(chunk.refused)
             if chunk.bodies:
                 request = ingest_pb2.PushRecordsRequest(
-                    pipeline=pipeline, records=chunk.bodies, request_id=str(uuid.uuid4())
+                    pipeline=pipeline, records=chunk.bodies, request_id=f"{name}/{chunk.first}"
                 )
                 answer = call(method, request, self.timeout, patience)
                 result.accepted += answer.accepted
@@ -250,6 +264,91 @@ class Everloop:
         """Returns the books of a pipeline: received, accepted, rejected by reason, lag."""
         request = ingest_pb2.GetPipelineStatsRequest(pipeline=pipeline)
         return call(self._ingest().GetPipelineStats, request, self.timeout)
+
+    def dead_letters(
+        self,
+        pipeline: str,
+        *,
+        reason: str = "",
+        since: datetime | None = None,
+        until: datetime | None = None,
+        limit: int = 50,
+    ) -> list[dead_letter_pb2.DeadLetter]:
+        """Lists records that were rejected, newest first and without their bodies.
+
+        Args:
+            pipeline: Name of the pipeline.
+            reason: Only those with this reason code.
+            since: Rejected at this time or later; with a zone, or local.
+            until: Rejected before this time.
+            limit: At most this many.
+        """
+        method = self._ingest().ListDeadLetters
+        wanted = _letter_filter(reason, since, until)
+
+        def page(size: int, token: str) -> tuple[Sequence[dead_letter_pb2.DeadLetter], str]:
+            request = dead_letter_pb2.ListDeadLettersRequest(
+                pipeline=pipeline, filter=wanted, page_size=size, page_token=token
+            )
+            answer = call(method, request, self.timeout)
+            return answer.dead_letters, answer.next_page_token
+
+        return _pages(page, limit)
+
+    def dead_letter(self, pipeline: str, id: str) -> dead_letter_pb2.DeadLetter:
+        """Returns one rejected record as it came."""
+        request = dead_letter_pb2.GetDeadLetterRequest(pipeline=pipeline, id=id)
+        return call(self._ingest().GetDeadLetter, request, self.timeout).dead_letter
+
+    def replay_dead_letters(
+        self,
+        pipeline: str,
+        ids: Sequence[str] = (),
+        *,
+        reason: str = "",
+        since: datetime | None = None,
+        until: datetime | None = None,
+        request_id: str = "",
+        patience: float = 10.0,
+        on_page: Callable[[int], None] = lambda records: None,
+    ) -> tuple[int, int]:
+        """Puts rejected records on the pipeline's topic again, each at most once whoever asks.
+
+        Args:
+            pipeline: Name of the pipeline.
+            ids: Which; where none are named, all that fit the rest.
+            reason: Only those with this reason code.
+            since: Rejected at this time or later.
+            until: Rejected before this time.
+            request_id: The same again goes on where a call broke off; a new one where empty.
+            patience: For so many seconds a call is repeated while ingest is unavailable.
+            on_page: Told how many more were looked at.
+
+        Returns:
+            How many were replayed, and how many stay: replayed before, or too large still.
+        """
+        method = self._ingest().ReplayDeadLetters
+        name = request_id or str(uuid.uuid4())
+        parts = [list(ids[first : first + _PAGE]) for first in range(0, len(ids), _PAGE)] or [[]]
+        replayed = skipped = number = 0
+        for part in parts:
+            token = ""
+            while True:
+                request = dead_letter_pb2.ReplayDeadLettersRequest(
+                    pipeline=pipeline,
+                    request_id=f"{name}/{number}",
+                    ids=part,
+                    filter=None if part else _letter_filter(reason, since, until),
+                    page_size=_PAGE,
+                    page_token=token,
+                )
+                answer = call(method, request, self.timeout, patience)
+                replayed, skipped = replayed + answer.replayed, skipped + answer.skipped
+                number, token = number + 1, answer.next_page_token
+                on_page(answer.replayed + answer.skipped)
+                if not token:
+                    break
+        return replayed, skipped
 
     # Predictions
 
@@ -533,6 +632,16 @@ def _sendable(rows: Sequence[Row]) -> list[dict[str, Any]]:
                 "values are text, numbers, true, false, null and times",
                 {"field": error.field},
             ) from error
+    return found
+
+
+def _letter_filter(
+    reason: str, since: datetime | None, until: datetime | None
+) -> dead_letter_pb2.DeadLetterFilter:
+    found = dead_letter_pb2.DeadLetterFilter(reason=reason)
+    for time, field in ((since, found.start_time), (until, found.end_time)):
+        if time is not None:
+            field.FromDatetime(time.astimezone(UTC))
     return found
 
 

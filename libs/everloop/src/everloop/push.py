@@ -57,12 +57,14 @@ class Batch:
     """The records of one call.
 
     Attributes:
+        first: Position of its first record.
         bodies: JSON objects.
         positions: Place of each among the records pushed.
         refused: Records that no call can carry.
         size: Bytes of the bodies.
     """
 
+    first: int = 0
     bodies: list[bytes] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     refused: list[Rejection] = field(default_factory=list)
@@ -81,15 +83,18 @@ class Batch:
             self.size += len(entry)
 
 
-def batches(records: Iterable[Row | bytes], rows: int) -> Iterator[Batch]:
-    """Cuts records into batches of at most so many rows and `BATCH_BYTES`."""
-    batch = Batch()
-    for position, record in enumerate(records):
+def batches(records: Iterable[Row | bytes], rows: int, first: int = 0) -> Iterator[Batch]:
+    """Cuts records into batches of at most so many rows and `BATCH_BYTES`; `first` is the first one's position.
+
+    Where a batch ends depends on its own records alone: from the first of any batch on, the rest is cut alike.
+    """
+    batch = Batch(first)
+    for position, record in enumerate(records, start=first):
         entry = _entry(position, record)
         size = len(entry) if isinstance(entry, bytes) else 0
         if len(batch) >= rows or batch.size + size > BATCH_BYTES:
             yield batch
-            batch = Batch()
+            batch = Batch(position)
         batch.add(entry, position)
     if len(batch):
         yield batch

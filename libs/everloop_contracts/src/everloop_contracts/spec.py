@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 
 __all__ = ["Duration", "KeyPath", "Misfit", "Misfits", "Spec", "Window"]
 
@@ -57,5 +57,10 @@ def _window(value: object) -> object:
         raise ValueError(f"'all' or a duration is wanted; {error}") from error
 
 
-Duration = Annotated[timedelta, BeforeValidator(_duration)]
+Duration = Annotated[
+    timedelta,
+    BeforeValidator(_duration),
+    # In JSON as it is written in YAML, so that it can be read again.
+    PlainSerializer(lambda value: f"{value.total_seconds():f}s", when_used="json"),
+]
 Window = Annotated[Literal["all"] | timedelta, BeforeValidator(_window)]

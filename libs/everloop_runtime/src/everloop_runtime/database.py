@@ -65,10 +65,15 @@ class UnitOfWork:
         self.connection = connection
         self.published = 0
 
+    def insert(self, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
+        """An insert that may say what happens on a conflict, in the words of the database that there is."""
+        if self.connection.dialect.name == "postgresql":
+            return postgresql.insert(table)
+        return sqlite.insert(table)
+
     def first_time(self, event_id: str) -> bool:
         """Notes an event id in the inbox; False if it is there already, and then the caller does nothing."""
-        dialect = postgresql if self.connection.dialect.name == "postgresql" else sqlite
-        insert = dialect.insert(_INBOX).values(event_id=event_id).on_conflict_do_nothing()
+        insert = self.insert(_INBOX).values(event_id=event_id).on_conflict_do_nothing()
         # Not by its row count: that of an insert is not kept with every driver (-1 with psycopg).
         return self.connection.scalar(insert.returning(_INBOX.c.event_id)) is not None
 

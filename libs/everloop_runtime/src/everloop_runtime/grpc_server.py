@@ -55,7 +55,7 @@ class _Interceptor(grpc.ServerInterceptor):
         handler = continuation(details)
         method = str(details.method)
         # Health and reflection bring their own ways: a health watch must not hold a worker.
-        if handler is None or handler.request_streaming or method.startswith("/grpc."):
+        if handler is None or method.startswith("/grpc."):
             return handler
         headers = {
             key: value for key, value in details.invocation_metadata or () if isinstance(value, str)
@@ -64,21 +64,27 @@ class _Interceptor(grpc.ServerInterceptor):
             "request_deserializer": handler.request_deserializer,
             "response_serializer": handler.response_serializer,
         }
-        if answer_all := handler.unary_stream:
+        if answer_all := handler.unary_stream or handler.stream_stream:
 
             def stream(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
-                with _observed(method, headers, context):
-                    if not self._streams.acquire(blocking=False):
-                        raise EverloopError(
-                            Kind.EXHAUSTED, "TOO_MANY_STREAMS", "too many streams: ask again later"
-                        )
-                    try:
-                        yield from answer_all(request, context)
-                    finally:
-                        self._streams.release()
+                with _observed(method, headers, context), self._stream():
+                    yield from answer_all(request, context)
 
-            streaming: Handler = grpc.unary_stream_rpc_method_handler(stream, **coding)
+            make = (
+                grpc.stream_stream_rpc_method_handler
+                if handler.request_streaming
+                else grpc.unary_stream_rpc_method_handler
+            )
+            streaming: Handler = make(stream, **coding)
             return streaming
+        if collect := handler.stream_unary:
+
+            def collected(requests: Any, context: grpc.ServicerContext) -> Any:
+                with _observed(method, headers, context), self._stream():
+                    return collect(requests, context)
+
+            collecting: Handler = grpc.stream_unary_rpc_method_handler(collected, **coding)
+            return collecting
         answer = handler.unary_unary
         assert answer is not None
 
@@ -88,6 +94,18 @@ class _Interceptor(grpc.ServerInterceptor):
 
         single: Handler = grpc.unary_unary_rpc_method_handler(unary, **coding)
         return single
+
+    @contextmanager
+    def _stream(self) -> Iterator[None]:
+        """Holds one of the workers that streams may have."""
+        if not self._streams.acquire(blocking=False):
+            raise EverloopError(
+                Kind.EXHAUSTED, "TOO_MANY_STREAMS", "too many streams: ask again later"
+            )
+        try:
+            yield
+        finally:
+            self._streams.release()
 
 
 @contextmanager

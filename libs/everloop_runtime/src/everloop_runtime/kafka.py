@@ -104,12 +104,25 @@ def producer(bootstrap: str, **options: object) -> KafkaProducer:
     )
 
 
-def ensure_topics(bootstrap: str, partitions: Mapping[str, int] = {}) -> None:
-    """Makes the event topics and those in `partitions` (name to number) where they do not exist."""
+def ensure_topics(
+    bootstrap: str, partitions: Mapping[str, int] = {}, *, seconds: float = 30.0
+) -> None:
+    """Makes the event topics and those in `partitions` (name to number) where they do not exist.
+
+    The broker has `seconds` for each step: the connection, an answer, and the new topics on every broker.
+
+    Raises:
+        KafkaError: it does not keep to them, or refuses.
+    """
     wanted = {topic: EVENT_PARTITIONS for topic in (*TOPICS.values(), DEAD_LETTERS)} | dict(
         partitions
     )
-    admin = KafkaAdminClient(bootstrap_servers=bootstrap.split(","))
+    patience = int(seconds * 1000)
+    admin = KafkaAdminClient(
+        bootstrap_servers=bootstrap.split(","),
+        bootstrap_timeout_ms=patience,
+        request_timeout_ms=patience,
+    )
     try:
         missing = set(wanted) - set(admin.list_topics())
         for topic in sorted(missing):
@@ -121,7 +134,7 @@ def ensure_topics(bootstrap: str, partitions: Mapping[str, int] = {}) -> None:
             except TopicAlreadyExistsError:
                 continue  # another service was quicker
         # Until every broker knows them, consumers and producers would be told that they do not exist.
-        admin.wait_for_topics(sorted(missing), timeout_ms=30_000)
+        admin.wait_for_topics(sorted(missing), timeout_ms=patience)
     finally:
         admin.close()
 

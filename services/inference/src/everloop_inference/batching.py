@@ -31,7 +31,17 @@ from everloop_inference.domain import Answer, Call, EngineKind, ServedModel
 from everloop_inference.metrics import DROPPED
 from everloop_runtime.errors import EverloopError, Kind
 
-__all__ = ["Batcher", "Capacity", "Job", "Output", "Ran", "is_slow", "most_rows", "ran"]
+__all__ = [
+    "Batcher",
+    "Capacity",
+    "Job",
+    "Output",
+    "Ran",
+    "as_failure",
+    "is_slow",
+    "most_rows",
+    "ran",
+]
 
 Output = npt.NDArray[np.float32]
 
@@ -181,20 +191,22 @@ class Batcher:
         self._scheduled = False
         model = self._ready.popleft()
         queue = self._queues[model]
-        jobs, rows = self._take(model, queue)
-        if jobs and is_slow(model, rows):
-            self._run_slowly(model, queue, jobs)
-        else:
-            if queue.jobs:
-                self._ready.append(model)
+        try:
+            jobs, rows = self._take(model, queue)
+            if jobs and is_slow(model, rows):
+                self._run_slowly(model, queue, jobs)
             else:
-                del self._queues[model]
-            if jobs:
-                self._run(model, jobs)
-        self._left = bool(self._queues)
-        # After the answers of this batch: they leave before the next one runs.
-        if self._ready:
-            self._schedule()
+                if queue.jobs:
+                    self._ready.append(model)
+                else:
+                    del self._queues[model]
+                if jobs:
+                    self._run(model, jobs)
+        finally:  # whatever went wrong with one batch, those who wait get theirs
+            self._left = bool(self._queues)
+            # After the answers of this batch: they leave before the next one runs.
+            if self._ready:
+                self._schedule()
 
     def _take(self, model: ServedModel, queue: _Queue) -> tuple[list[Job], int]:
         """Takes the next batch; drops what nobody waits for any more."""
@@ -233,16 +245,29 @@ class Batcher:
             return ran(model, jobs), time.perf_counter() - began
 
         def settle(running: asyncio.Future[tuple[list[Ran[Job]], float]]) -> None:
-            parts, seconds = running.result()
-            model.cost.learn(sum(self._settle(model, part) for part in parts), seconds)
-            if queue.jobs:
-                self._wake(model)
-            else:
-                del self._queues[model]
-                self._left = bool(self._queues)
+            try:
+                parts, seconds = running.result()
+                model.cost.learn(sum(self._settle(model, part) for part in parts), seconds)
+            except BaseException as error:  # a model's own code may raise what ends a thread
+                self._fail(jobs, as_failure(error))
+            finally:
+                self._go_on(model, queue)
 
-        running = asyncio.get_running_loop().run_in_executor(self._slow, run)
+        try:
+            running = asyncio.get_running_loop().run_in_executor(self._slow, run)
+        except RuntimeError as error:  # the threads have been told to end
+            self._fail(jobs, error)
+            self._go_on(model, queue)
+            return
         running.add_done_callback(settle)
+
+    def _go_on(self, model: ServedModel, queue: _Queue) -> None:
+        """Lets a model take part again whose batch left the loop."""
+        if queue.jobs:
+            self._wake(model)
+        else:
+            del self._queues[model]
+            self._left = bool(self._queues)
 
     def _settle(self, model: ServedModel, part: Ran[Job]) -> int:
         """Answers jobs that ran together; returns their rows."""
@@ -251,14 +276,18 @@ class Batcher:
                 raise part.output
             self._finish(model, part.jobs, part.block, part.output)
         except Exception as error:
-            for job in part.jobs:
-                if job.answer.done():
-                    continue
-                if job.failed is None:
-                    job.answer.set_exception(error)
-                else:
-                    job.failed(error)
+            self._fail(part.jobs, error)
         return part.block.rows
+
+    def _fail(self, jobs: Sequence[Job], error: Exception) -> None:
+        """Tells those who still wait what went wrong."""
+        for job in jobs:
+            if job.answer.done():
+                continue
+            if job.failed is None:
+                job.answer.set_exception(error)
+            else:
+                job.failed(error)
 
 
 class _HasBlock(Protocol):
@@ -280,14 +309,23 @@ class Ran(NamedTuple, Generic[_Runs]):
 
 def ran(model: ServedModel, jobs: Sequence[_Runs]) -> list[Ran[_Runs]]:
     """Runs jobs as one batch; where that fails in halves, so that only who is to blame fails."""
-    block = jobs[0].block if len(jobs) == 1 else Block.joined([job.block for job in jobs])
     try:
+        block = jobs[0].block if len(jobs) == 1 else Block.joined([job.block for job in jobs])
         return [Ran(jobs, block, model.run(model.layout.feeds(block)))]
     except Exception as error:
         if len(jobs) == 1:
-            return [Ran(jobs, block, error)]
+            return [Ran(jobs, jobs[0].block, as_failure(error))]
     middle = len(jobs) // 2
     return [*ran(model, jobs[:middle]), *ran(model, jobs[middle:])]
+
+
+def as_failure(error: BaseException) -> Exception:
+    """What a caller can be given for whatever a model raised; a future refuses `StopIteration`."""
+    if isinstance(error, EverloopError):
+        return error
+    failure = RuntimeError(f"the model failed: {type(error).__name__}: {error}")
+    failure.__cause__ = error
+    return failure
 
 
 def most_rows(model: ServedModel) -> int:

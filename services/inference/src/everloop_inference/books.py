@@ -21,7 +21,7 @@ class Counts:
         adopted: found on disk at start, left by a replica that is gone.
         logged: acknowledged by the broker.
         spilled: on disk now.
-        dropped: given up, because buffer or disk were full.
+        dropped: given up: buffer or disk were full, the broker refused them, or they were damaged.
         buffered: in memory now.
         unsampled: left out because the pipeline logs a sample.
     """

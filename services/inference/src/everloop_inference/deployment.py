@@ -6,7 +6,6 @@ import atexit
 import logging
 import math
 from collections.abc import Mapping
-from logging.handlers import RotatingFileHandler
 from typing import Any
 
 from ray import serve
@@ -17,6 +16,7 @@ from everloop_inference import autoscaling
 from everloop_inference.adapters.serve_handle import ServeHandle
 from everloop_inference.autoscaling import ONGOING
 from everloop_inference.domain import ServingPolicy
+from everloop_inference.log_files import log_to_file
 from everloop_inference.passing import HttpReply, HttpRequest, RpcReply, RpcRequest
 from everloop_inference.replica import Replica
 from everloop_inference.settings import InferenceSettings
@@ -25,7 +25,6 @@ from everloop_runtime import telemetry
 __all__ = ["ServeReplica", "application"]
 
 HEALTH_TIMEOUT_SECONDS = 10.0
-LOG_BYTES = 10 * 1024 * 1024
 
 
 class ServeReplica:
@@ -40,7 +39,9 @@ class ServeReplica:
         only: str = "",
     ) -> None:
         """Returns when the replica listens; `only` names the model of a pool's replica, which does not."""
-        _log_to_file(settings, f"pool-{only}" if only else "replica")
+        telemetry.configure("inference-replica", settings.log_level)
+        logging.getLogger("uvicorn").setLevel(logging.WARNING)
+        log_to_file(settings.data_dir / "logs", f"pool-{only}" if only else "replica")
         self._replica = Replica(
             settings,
             policies,
@@ -146,15 +147,3 @@ def _replicas(settings: InferenceSettings, least: int, most: int, **scaling: Any
             **scaling,
         )
     }
-
-
-def _log_to_file(settings: InferenceSettings, name: str) -> None:
-    """Writes the log to a file beside the data: Ray keeps a worker's own output where nobody looks."""
-    telemetry.configure("inference-replica", settings.log_level)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    root = logging.getLogger()
-    folder = settings.data_dir / "logs"
-    folder.mkdir(parents=True, exist_ok=True)
-    handler = RotatingFileHandler(folder / f"{name}.log", maxBytes=LOG_BYTES, backupCount=2)
-    handler.setFormatter(root.handlers[0].formatter)
-    root.addHandler(handler)

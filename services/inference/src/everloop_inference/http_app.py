@@ -148,6 +148,8 @@ class HttpApp:
     ) -> _Reply:
         method, path = scope["method"], scope["path"]
         try:
+            if method == "HEAD":  # the listener leaves the body out
+                method = "GET"
             body = b"" if method == "GET" else await self._body(receive)
             if self._pools is not None and (model := _passed_model(path)) in self._pools:
                 request = _Request(method, path, headers, body, time.perf_counter(), receive)

@@ -154,6 +154,7 @@ def _http_limits(settings: InferenceSettings) -> HttpLimits:
     return HttpLimits(
         connections=settings.http_max_connections,
         body_bytes=settings.http_max_body_bytes,
+        received_bytes=settings.http_max_received_bytes,
         idle_seconds=settings.http_keep_alive_seconds,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -80,8 +81,9 @@ class Loader:
             if folder not in kept:
                 shutil.rmtree(folder, ignore_errors=True)
         for parent in self._cache.glob("*"):
-            if not any(parent.iterdir()):
-                shutil.rmtree(parent, ignore_errors=True)
+            # Another replica may be putting something into it: only what is empty goes.
+            with contextlib.suppress(OSError):
+                parent.rmdir()
 
     def _folder(self, wanted: Wanted) -> Path:
         return self._cache / (wanted.sha256 or "no-export") / wanted.run_id

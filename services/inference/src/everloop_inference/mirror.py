@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from everloop_features.inputs import Block
-from everloop_inference.batching import Batcher, Output, Ran, is_slow, most_rows, ran
+from everloop_inference.batching import Batcher, Output, Ran, as_failure, is_slow, most_rows, ran
 from everloop_inference.convert import Request
 from everloop_inference.domain import Answer
 from everloop_inference.metrics import MIRRORS_DROPPED
@@ -131,9 +131,21 @@ class Mirror:
 
     def _run_slowly(self, trial: OnTrial, jobs: list[_Job], seconds: float) -> None:
         def settle(running: asyncio.Future[tuple[list[Ran[_Job]], float]]) -> None:
-            self._settle(trial, *running.result(), seconds)
+            try:
+                parts, took = running.result()
+            except BaseException as error:  # a model's own code may raise what ends a thread
+                for _ in jobs:
+                    trial.failed(trial.candidate, as_failure(error))
+                self._next(seconds)
+            else:
+                self._settle(trial, parts, took, seconds)
 
-        running = asyncio.get_running_loop().run_in_executor(self._slow, _timed, trial, jobs)
+        try:
+            running = asyncio.get_running_loop().run_in_executor(self._slow, _timed, trial, jobs)
+        except RuntimeError:  # the threads have been told to end
+            MIRRORS_DROPPED.labels(trial.candidate.name).inc(len(jobs))
+            self._next(seconds)
+            return
         running.add_done_callback(settle)
 
     def _settle(self, trial: OnTrial, parts: list[Ran[_Job]], took: float, seconds: float) -> None:

@@ -103,7 +103,10 @@ class LogSink(Protocol):
     """Takes events with predictions."""
 
     def send(self, messages: Sequence[Message]) -> list[Outcome]:
-        """Sends in order and waits, but not long; tells what became of each message. Never raises."""
+        """Sends in order and tells what became of each message; never raises.
+
+        Waits for a bounded time: a few times what the broker is given to acknowledge a batch.
+        """
 
     def close(self) -> None:
         """Lets go of what it holds."""

@@ -18,7 +18,7 @@ from everloop_inference.books import Books
 from everloop_inference.domain import Answer
 from everloop_inference.log_events import Entry, messages
 from everloop_inference.ports import LogSink, Message, Outcome
-from everloop_inference.spill import Spill
+from everloop_inference.spill import Damaged, Spill
 
 __all__ = ["PredictionLog"]
 
@@ -55,6 +55,7 @@ class PredictionLog:
         self._entries: list[Entry] = []
         self._rows = 0
         self._bytes: dict[str, int] = {}
+        self._held = 0
         self._full = threading.Event()
         self._stopping = False
         self._retry_at = 0.0
@@ -113,12 +114,15 @@ class PredictionLog:
         entry = Entry(answer, block, record_ids, latency_micros, now, rows, size)
         with self._lock:
             held = self._bytes.get(model.name, 0) + entry.size
-            fits = held <= self._buffer_bytes
+            total = self._held + entry.size
+            # A model may hold as much as it leaves free: whoever floods the buffer leaves room for the others.
+            fits = held <= self._buffer_bytes - total
             if fits:
                 # In the books before the thread can see it.
                 self.books.move(model.name, served=count, buffered=count)
                 self._entries.append(entry)
                 self._bytes[model.name] = held
+                self._held = total
                 self._rows += count
                 full = self._rows >= self._batch_rows
         if not fits:
@@ -130,25 +134,42 @@ class PredictionLog:
         while not self._stopping:
             self._full.wait(self._batch_seconds)
             self._full.clear()
+            self._guarded()
+        self._guarded()
+
+    def _guarded(self) -> None:
+        """A cycle that goes wrong is not the last one: a log without its thread drops everything."""
+        try:
             self._cycle()
-        self._cycle()
+        except Exception:
+            log.exception("the prediction log goes on after an error")
 
     def _cycle(self) -> None:
         with self._lock:
             # Their bytes stay counted until they are settled: they are still in memory.
             entries, self._entries, self._rows = self._entries, [], 0
         try:
-            batch = list(messages(entries, self._batch_rows))
-        except Exception:
-            log.exception("rows of the prediction log cannot be written down and are dropped")
-            for entry in entries:
-                self._move(entry.answer.model.name, entry.count, "buffered", "dropped")
-            batch = []
-        self._settle(batch)
-        with self._lock:
-            for entry in entries:
-                self._bytes[entry.answer.model.name] -= entry.size
+            self._settle(self._events(entries))
+        finally:
+            with self._lock:
+                for entry in entries:
+                    self._bytes[entry.answer.model.name] -= entry.size
+                    self._held -= entry.size
         self._replay()
+
+    def _events(self, entries: list[Entry]) -> list[Message]:
+        """Returns the events of every model; of one whose rows cannot be written down, none."""
+        models: dict[str, list[Entry]] = {}
+        for entry in entries:
+            models.setdefault(entry.answer.model.name, []).append(entry)
+        batch: list[Message] = []
+        for model, some in models.items():
+            try:
+                batch += list(messages(some, self._batch_rows))
+            except Exception:
+                log.exception("rows of %s cannot be written down and are dropped", model)
+                self._move(model, sum(entry.count for entry in some), "buffered", "dropped")
+        return batch
 
     def _settle(self, batch: list[Message]) -> None:
         """Sends new messages, or puts them behind those that wait on disk already."""
@@ -167,7 +188,18 @@ class PredictionLog:
         """Sends what is on disk, oldest first, until it is gone, the broker refuses, or new rows have waited enough."""
         deadline = time.monotonic() + self._batch_seconds
         while not self._spill.is_empty() and self._retry_at <= time.monotonic() < deadline:
-            waiting = self._send(self._spill.oldest(), "spilled")
+            try:
+                oldest = self._spill.oldest()
+            except Damaged:
+                log.exception("rows of the prediction log are lost on disk")
+                for model, rows in self._spill.set_aside():
+                    self._move(model, rows, "spilled", "dropped")
+                continue
+            except OSError as error:
+                log.error("the prediction log cannot be read from disk, and tries again: %s", error)
+                self._retry_at = time.monotonic() + self._retry_seconds
+                return
+            waiting = self._send(oldest, "spilled")
             if waiting:
                 self._retry_at = time.monotonic() + self._retry_seconds
                 self._spill.keep(waiting)
@@ -179,7 +211,12 @@ class PredictionLog:
     def _send(self, batch: list[Message], source: str) -> list[Message]:
         """Sends and books messages that come from `source`; returns those that must go again."""
         waiting = []
-        for message, outcome in zip(batch, self._sink.send(batch), strict=True):
+        try:
+            outcomes = self._sink.send(batch)
+        except Exception:
+            log.exception("the prediction log cannot be sent")
+            outcomes = [Outcome.AWAY] * len(batch)
+        for message, outcome in zip(batch, outcomes, strict=True):
             if outcome is Outcome.AWAY:
                 waiting.append(message)
                 continue

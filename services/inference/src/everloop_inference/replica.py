@@ -100,7 +100,10 @@ class Replica:
             functools.partial(_share, only, self.pools),
         )
         self.log = PredictionLog(
-            sink or KafkaSink(settings.kafka_bootstrap, settings.log_send_seconds),
+            sink
+            or KafkaSink(
+                settings.kafka_bootstrap, settings.log_send_seconds, settings.log_buffer_bytes
+            ),
             Spill(settings.data_dir / "spill", epoch, settings.log_spill_bytes),
             batch_rows=settings.log_batch_rows,
             batch_seconds=settings.log_batch_seconds,

@@ -31,6 +31,8 @@ class InferenceSettings(ServiceSettings):
     """Where every replica listens for predictions over gRPC, `host:port`; replicas of a node share it."""
     http_max_body_bytes: int = Field(default=32 * 1024 * 1024, ge=1024)
     """Largest HTTP body, in bytes; beyond it the answer is 413."""
+    http_max_received_bytes: int = Field(default=256 * 1024 * 1024, ge=1024)
+    """HTTP bodies that a replica holds at once, in bytes; beyond it a large one is answered 503. One body must fit."""
     http_max_connections: int = Field(default=4096, ge=1)
     """HTTP connections that a replica serves at once; beyond it the answer is 503."""
     http_keep_alive_seconds: int = Field(default=75, ge=1)
@@ -80,8 +82,9 @@ class InferenceSettings(ServiceSettings):
     """Rows in one `PredictionsLogged` event, at most."""
     log_batch_seconds: float = Field(default=0.5, gt=0)
     """Age at which buffered rows are sent, in seconds; what `kill -9` of a replica may lose from the log."""
-    log_buffer_bytes: int = Field(default=64 * 1024 * 1024, ge=0)
-    """Memory that the buffered rows of one model may take, in bytes; beyond it rows are dropped and counted."""
+    log_buffer_bytes: int = Field(default=128 * 1024 * 1024, ge=0)
+    """Memory that buffered rows may take, in bytes. A model may hold as much as it leaves free, which is half of it
+    for one alone; rows beyond it are dropped and counted."""
     log_spill_bytes: int = Field(default=1024 * 1024 * 1024, ge=0)
     """Disk that a replica's rows may take while Kafka is away, in bytes; beyond it rows are dropped and counted."""
     log_send_seconds: float = Field(default=5.0, gt=0)
@@ -130,6 +133,13 @@ class InferenceSettings(ServiceSettings):
     def most_replicas(self) -> int:
         """Replicas that there may be."""
         return max(self.replicas, self.replicas_max)
+
+    @field_validator("http_max_received_bytes")
+    @classmethod
+    def _holds_a_body(cls, value: int, info: ValidationInfo) -> int:
+        if value < info.data.get("http_max_body_bytes", 0):
+            raise ValueError("is less than EVERLOOP_HTTP_MAX_BODY_BYTES")
+        return value
 
     @field_validator("ray_grpc_port")
     @classmethod

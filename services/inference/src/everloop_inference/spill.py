@@ -10,16 +10,32 @@ import struct
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from everloop_inference.ports import Message
 
-__all__ = ["Spill"]
+__all__ = ["Damaged", "Spill"]
 
 log = logging.getLogger(__name__)
 
 _LENGTHS = struct.Struct("<III")
 _LOCK = "lock"
+_DAMAGED = ".damaged"
+DAMAGED_FILES = 8
+"""Files that are kept for whoever wants to know what was in them."""
+
+
+class Damaged(Exception):
+    """A file does not hold what was written."""
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    path: Path
+    size: int
+    rows: list[tuple[str, int]]
+    """Model and rows of every message in it."""
 
 
 class Spill:
@@ -39,7 +55,7 @@ class Spill:
         self._own = folder / owner
         self._max = max_bytes
         self._next = 0
-        self._files: deque[tuple[Path, int]] = deque()
+        self._files: deque[_File] = deque()
         self._bytes = 0
         self._left: list[Message] = []
         self.adopted: list[tuple[str, int]] = []
@@ -50,7 +66,10 @@ class Spill:
             self._own.mkdir()
             self._lock = _own(self._own)
             for orphan in _orphans(folder, self._own):
-                self._take_over(orphan)
+                try:
+                    self._take_over(orphan)
+                except OSError:
+                    log.exception("files of the prediction log cannot be taken over: %s", orphan)
 
     def is_empty(self) -> bool:
         """Whether nothing waits."""
@@ -68,21 +87,38 @@ class Spill:
         except OSError as error:
             log.error("the prediction log cannot spill: %s", error)
             return False
-        self._add(path, len(content))
+        rows = [(message.model, message.rows) for message in messages]
+        self._add(_File(path, len(content), rows))
         return True
 
     def oldest(self) -> list[Message]:
-        """Returns the messages of the oldest file."""
+        """Returns the messages of the oldest file.
+
+        Raises:
+            Damaged: they are lost.
+            OSError: it cannot be read now.
+        """
         if not self._left:
-            self._left = list(_read(self._files[0][0]))
+            self._left = _read(self._files[0].path)
         return self._left
 
     def forget(self) -> None:
         """Removes the oldest file: its messages are stored elsewhere now."""
-        path, size = self._files.popleft()
-        self._bytes -= size
-        self._left = []
-        path.unlink(missing_ok=True)
+        file = self._pop()
+        try:
+            file.path.unlink(missing_ok=True)
+        except OSError as error:
+            log.error("a file stays, and the next replica will log it again: %s", error)
+
+    def set_aside(self) -> list[tuple[str, int]]:
+        """Gives the oldest file up and keeps it as `*.damaged`; returns model and rows of its messages."""
+        file = self._pop()
+        try:
+            with _alone(self._own.parent):
+                _set_aside(file.path)
+        except OSError:
+            log.exception("a damaged file cannot be moved: %s", file.path)
+        return file.rows
 
     def keep(self, messages: list[Message]) -> None:
         """Leaves only these of the oldest file's messages, for this replica: on disk nothing changes."""
@@ -92,13 +128,22 @@ class Spill:
         """Lets the next replica take over what is left."""
         with _alone(self._own.parent):
             if self.is_empty():
-                (self._own / _LOCK).unlink()
-                self._own.rmdir()
+                try:
+                    (self._own / _LOCK).unlink()
+                    self._own.rmdir()
+                except OSError as error:
+                    log.warning("the folder of the prediction log stays: %s", error)
             os.close(self._lock)
 
-    def _add(self, path: Path, size: int) -> None:
-        self._files.append((path, size))
-        self._bytes += size
+    def _add(self, file: _File) -> None:
+        self._files.append(file)
+        self._bytes += file.size
+
+    def _pop(self) -> _File:
+        file = self._files.popleft()
+        self._bytes -= file.size
+        self._left = []
+        return file
 
     def _path(self) -> Path:
         self._next += 1
@@ -108,12 +153,13 @@ class Spill:
         for old in sorted(orphan.glob("*.events")):
             try:
                 rows = [(message.model, message.rows) for message in _read(old)]
-            except (struct.error, ValueError, KeyError):
-                log.exception("a file of the prediction log is damaged and is left out: %s", old)
+            except (Damaged, OSError):
+                log.exception("a file of the prediction log is lost: %s", old)
+                _set_aside(old)
                 continue
             path = self._path()
             old.rename(path)
-            self._add(path, path.stat().st_size)
+            self._add(_File(path, path.stat().st_size, rows))
             self.adopted.extend(rows)
         for rest in orphan.iterdir():
             rest.unlink()
@@ -161,6 +207,18 @@ def _own(folder: Path) -> int:
     return held
 
 
+def _set_aside(path: Path) -> None:
+    """Moves a file to the folder of all replicas, in place of the oldest one where there are enough."""
+    folder = path.parent.parent
+    kept = folder / f"{path.parent.name}-{path.stem}{_DAMAGED}"
+    size = path.stat().st_size
+    path.rename(kept)
+    log.error("%d bytes of the prediction log are damaged and are kept as %s", size, kept)
+    found = sorted(folder.glob(f"*{_DAMAGED}"), key=lambda one: one.stat().st_mtime)
+    for old in found[:-DAMAGED_FILES]:
+        old.unlink()
+
+
 def _frame(message: Message) -> bytes:
     head = json.dumps(
         {
@@ -174,12 +232,28 @@ def _frame(message: Message) -> bytes:
     return b"".join((lengths, head, message.key, message.value))
 
 
-def _read(path: Path) -> Iterator[Message]:
-    content = path.read_bytes()
+def _read(path: Path) -> list[Message]:
+    """Returns the messages of a file.
+
+    Raises:
+        Damaged: it is not what was written, or it is gone.
+        OSError: it cannot be read.
+    """
+    try:
+        return list(_messages(path.read_bytes()))
+    except FileNotFoundError as error:
+        raise Damaged(f"{path} is gone") from error
+    except (struct.error, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise Damaged(f"{path}: {error!r}") from error
+
+
+def _messages(content: bytes) -> Iterator[Message]:
     position = 0
     while position < len(content):
         head, key, value = _LENGTHS.unpack_from(content, position)
         position += _LENGTHS.size
+        if position + head + key + value > len(content):
+            raise ValueError("cut off")
         parts = json.loads(content[position : position + head])
         position += head
         yield Message(

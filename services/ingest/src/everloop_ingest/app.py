@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import logging
 import sys
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from everloop_contracts.pipeline import Pipeline, PipelineError, load_pipelines
 from everloop_contracts.stubs.everloop.ingest.v1 import ingest_pb2_grpc
 from everloop_ingest.adapters.dvc import DvcRepository
 from everloop_ingest.adapters.kafka import TopicEnds, TopicProducer
+from everloop_ingest.adapters.letter_store import LetterStore
 from everloop_ingest.adapters.s3 import ShardBucket
 from everloop_ingest.adapters.store import Store
 from everloop_ingest.build_parts import BuildLimits
 from everloop_ingest.cut_version import CutVersion
+from everloop_ingest.dead_letters import DeadLetters
+from everloop_ingest.erase_letters import EraseLetters
 from everloop_ingest.erase_records import EraseRecords
+from everloop_ingest.evolve import adopt_schemas
 from everloop_ingest.keep_small import KeepSmall
 from everloop_ingest.push import Push
 from everloop_ingest.release_version import ReleaseVersion
@@ -23,16 +27,18 @@ from everloop_ingest.schedule import Scheduler
 from everloop_ingest.servicer import IngestServicer
 from everloop_ingest.settings import IngestSettings
 from everloop_ingest.settle import Settle
+from everloop_ingest.stream import RecordStream, StreamLimits
 from everloop_ingest.writer import DatasetWriter, Limits
 from everloop_runtime import telemetry
 from everloop_runtime.database import Database
+from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.grpc_server import GrpcServer
 from everloop_runtime.kafka import OutboxRelay, ensure_topics, wait_for_broker
 from everloop_runtime.metrics import MetricsServer
 from everloop_runtime.s3 import s3_filesystem
 from everloop_runtime.service import Component, Stopper, run
 
-__all__ = ["run_service"]
+__all__ = ["check_record_sizes", "run_service"]
 
 SERVICE = "everloop.ingest.v1.IngestService"
 
@@ -78,6 +84,13 @@ def run_service() -> int:
     database = Database(settings.database_url)
     database.upgrade(Path(__file__).parent / "migrations")
     store = Store(database)
+    try:
+        check_record_sizes(pipelines, settings.max_record_bytes)
+        adopt_schemas(pipelines, store, datetime.now(UTC))
+    except EverloopError as error:
+        print(error, file=sys.stderr)
+        database.close()
+        return 2
     bootstrap = settings.kafka_bootstrap
     filesystem = s3_filesystem(
         settings.s3_endpoint,
@@ -106,10 +119,16 @@ def run_service() -> int:
         settings.part_rows,
         settings.compact_parts,
     )
-    # Half of the gRPC workers stay free of callers that wait for a version.
-    callers = max(1, settings.grpc_workers // 2)
+    # Streams may hold half of the gRPC workers; with callers that wait for a version, a quarter stays free.
+    callers = max(1, settings.grpc_workers // 4)
     cut = CutVersion(pipelines, store, files, repository, ends, writer, build, callers)
     push = Push(pipelines, sink, store, settings.max_record_bytes)
+    stream = RecordStream(
+        push,
+        StreamLimits(
+            settings.stream_max_bytes, settings.push_timeout_seconds, settings.stream_idle_seconds
+        ),
+    )
     keep_small = KeepSmall(
         store,
         files,
@@ -119,13 +138,24 @@ def run_service() -> int:
         timedelta(days=settings.shard_retention_days),
         settings.reclaim_objects,
     )
+    letters = LetterStore(database)
+    erase_letters = EraseLetters(letters, files, build.folder)
+    dead_letters = DeadLetters(
+        letters,
+        files,
+        build.folder,
+        settings.max_record_bytes,
+        lambda: store.backlog(settings.outbox_limit),
+    )
     servicer = IngestServicer(
         pipelines,
         store,
         push,
+        stream,
         cut,
         ReleaseVersion(store, repository),
-        EraseRecords(store, repository, cut, keep_small, build.folder),
+        EraseRecords(store, repository, cut, keep_small, erase_letters, build.folder),
+        dead_letters,
         ends,
         repository,
         settings.call_deadline_seconds,
@@ -135,19 +165,45 @@ def run_service() -> int:
         [SERVICE],
         [lambda server: ingest_pb2_grpc.add_IngestServiceServicer_to_server(servicer, server)],
     )
-    retention = timedelta(days=settings.request_retention_days)
+    scheduler = Scheduler(
+        pipelines,
+        store,
+        cut,
+        keep_small,
+        dead_letters,
+        settings.schedule_seconds,
+        timedelta(days=settings.request_retention_days),
+        timedelta(days=settings.dead_letter_retention_days),
+    )
     components: list[Component] = [
         MetricsServer(settings.metrics_address),
         _Topics(bootstrap, pipelines, sink),
         OutboxRelay(database, bootstrap),
         writer,
-        Scheduler(pipelines, store, cut, keep_small, settings.schedule_seconds, retention),
+        scheduler,
         grpc,
     ]
     status = run(components, on_ready=grpc.ready)
     ends.close()
     database.close()
     return status
+
+
+def check_record_sizes(pipelines: dict[str, Pipeline], most: int) -> None:
+    """Returns where no pipeline asks for larger records than the service takes.
+
+    Raises:
+        EverloopError: kind precondition, reason RECORD_LIMIT_TOO_LARGE.
+    """
+    for pipeline in pipelines.values():
+        wanted = pipeline.schema_.max_record_bytes or 0
+        if wanted > most:
+            raise EverloopError(
+                Kind.PRECONDITION,
+                "RECORD_LIMIT_TOO_LARGE",
+                f"{pipeline.name}: schema.max_record_bytes: {wanted} is more than this service takes, {most} "
+                "(EVERLOOP_MAX_RECORD_BYTES)",
+            )
 
 
 def _credentials(settings: IngestSettings) -> dict[str, str]:

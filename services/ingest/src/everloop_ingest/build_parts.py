@@ -24,13 +24,14 @@ from everloop_ingest.parts import (
     LABEL_ORDER,
     LABELLED,
     ORDER,
+    TARGET,
     PartFiles,
     columns_digest,
     labels_schema,
     write_part,
 )
 from everloop_ingest.record_index import RecordIndex
-from everloop_ingest.shards import IS_ACTUAL
+from everloop_ingest.shards import IS_ACTUAL, template
 
 __all__ = ["Base", "BuildLimits", "Built", "build_parts"]
 
@@ -174,16 +175,18 @@ class _Build:
         run(f"CREATE TABLE old ({columns}, {order}, {label_order}, part INTEGER)")
         run(f"CREATE TABLE merged ({columns}, {order}, {label_order})")
         run(f"CREATE TABLE labels ({self._key} VARCHAR, {self._label} {label_type}, {label_order})")
-        fields = self._present(self._view_events(shards))
+        self._view_events(shards)
         run(f"""
-            INSERT INTO records SELECT {fields}, {_list(ORDER)} FROM events
+            INSERT INTO records SELECT {self._fields}, {_list(ORDER)} FROM events
             WHERE NOT {IS_ACTUAL} {self._newest(ORDER)}
         """)
         known = f"SELECT {self._key}, {self._label}, {_list(ORDER)} FROM events"
         waiting = ""
         if self._base.labels is not None:
-            self._database.read_parquet(str(self._base.labels)).create_view("waiting")
-            waiting = f"UNION ALL SELECT * FROM waiting ANTI JOIN erased USING ({self._key})"
+            held = self._database.read_parquet(str(self._base.labels))
+            held.create_view("waiting")
+            if self._pipeline.target.field in held.columns:  # else they are labels of another field
+                waiting = f"UNION ALL SELECT * FROM waiting ANTI JOIN erased USING ({self._key})"
         run(f"""
             INSERT INTO labels FROM ({known} WHERE {self._label} IS NOT NULL {waiting})
             AS known({self._key}, {self._label}, {_list(LABEL_ORDER)}) {self._newest(LABEL_ORDER)}
@@ -193,15 +196,13 @@ class _Build:
             FROM (SELECT {self._key} FROM records UNION SELECT {self._key} FROM labels)
         """)
 
-    def _view_events(self, shards: Sequence[Path]) -> list[str]:
-        """View `events`: all messages of the shards; its columns are returned."""
-        if shards:
-            # By name: shards from before a field was added read as null there.
-            events = self._database.read_parquet([str(path) for path in shards], union_by_name=True)
-        else:
-            events = self._database.sql(f"SELECT *, false AS {IS_ACTUAL} FROM records")
-        events.create_view("events")
-        return list(events.columns)
+    def _view_events(self, shards: Sequence[Path]) -> None:
+        """View `events`: all messages of the shards."""
+        # By name: shards from before a field was added read as null there, and as today's type where it was widened.
+        today = self._folder / "template.parquet"
+        today.write_bytes(template(self._pipeline))
+        files = [str(path) for path in (*shards, today)]
+        self._database.read_parquet(files, union_by_name=True).create_view("events")
 
     def _erase(self) -> set[int]:
         """Takes the erased ids out of table `old`; positions of the parts that held one."""
@@ -222,14 +223,25 @@ class _Build:
         self._loaded.update(new)
         files = self._base.fetch([self._base.parts[position] for position in new])
         for position, item in zip(new, files, strict=True):
-            fields = self._present(pq.read_schema(item.rows).names)
+            names = pq.read_schema(item.rows).names
             self._database.execute(
                 f"""
-                INSERT INTO old SELECT {fields}, {_list((*ORDER, *LABEL_ORDER))}, ?
+                INSERT INTO old
+                SELECT {self._present(names)}, {_list(ORDER)}, {self._label_order(item, names)}, ?
                 FROM read_parquet(?) AS rows POSITIONAL JOIN read_parquet(?) AS state
                 """,
                 [position, str(item.rows), str(item.state)],
             )
+
+    def _label_order(self, item: PartFiles, names: Sequence[str]) -> str:
+        """What orders the labels of a part, for a SELECT."""
+        target = self._pipeline.target.field
+        metadata = pq.read_schema(item.state).metadata or {}
+        if metadata.get(TARGET, target.encode()) == target.encode():
+            return _list(LABEL_ORDER)
+        # Another field was the target: what is known of this one came with the record.
+        known = f"{self._label if target in names else 'NULL'} IS NOT NULL"
+        return ", ".join(f"CASE WHEN {known} THEN {name} END" for name in ORDER)
 
     def _merge(self) -> Path | None:
         """Table `merged`: the row of each changed id that has a record; the labels of the others are returned."""

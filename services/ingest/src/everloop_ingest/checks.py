@@ -30,11 +30,11 @@ class Profile:
     values: Mapping[str, Mapping[str, int] | None]
 
     def plus(self, other: Profile) -> Profile:
-        """Both together.
+        """Both together; a field that one of them does not know was null there.
 
         >>> one = Profile(2, {"a": 1}, {"c": {"x": 2}})
         >>> one.plus(Profile(1, {"a": 0, "b": 1}, {"c": {"y": 1}}))
-        Profile(records=3, nulls={'a': 1, 'b': 1}, values={'c': {'x': 2, 'y': 1}})
+        Profile(records=3, nulls={'a': 1, 'b': 3}, values={'c': {'x': 2, 'y': 1}})
         """
         values: dict[str, Mapping[str, int] | None] = dict(self.values)
         for name, counts in other.values.items():
@@ -44,7 +44,11 @@ class Profile:
                 continue
             both = _sum(known, counts)
             values[name] = both if len(both) <= MAX_VALUES else None
-        return Profile(self.records + other.records, _sum(self.nulls, other.nulls), values)
+        nulls = {
+            name: self.nulls.get(name, self.records) + other.nulls.get(name, other.records)
+            for name in [*self.nulls, *other.nulls]
+        }
+        return Profile(self.records + other.records, nulls, values)
 
     def encode(self) -> str:
         """As the database keeps it."""

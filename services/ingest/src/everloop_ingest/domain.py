@@ -12,6 +12,8 @@ __all__ = [
     "Audit",
     "Batch",
     "Books",
+    "DeadLetter",
+    "LetterFile",
     "Message",
     "ObjectFile",
     "Part",
@@ -20,6 +22,8 @@ __all__ = [
     "Reason",
     "Reclaimable",
     "Rejection",
+    "Replay",
+    "Replayed",
     "Rows",
     "Shard",
     "ShardsLost",
@@ -35,6 +39,7 @@ class Reason(StrEnum):
 
     RECORD_TOO_LARGE = "RECORD_TOO_LARGE"
     MALFORMED_JSON = "MALFORMED_JSON"
+    MALFORMED_PROTOBUF = "MALFORMED_PROTOBUF"
     NOT_AN_OBJECT = "NOT_AN_OBJECT"
     UNKNOWN_FIELD = "UNKNOWN_FIELD"
     MISSING_FIELD = "MISSING_FIELD"
@@ -42,6 +47,11 @@ class Reason(StrEnum):
     WRONG_TYPE = "WRONG_TYPE"
     OUT_OF_RANGE = "OUT_OF_RANGE"
     UNKNOWN_CATEGORY = "UNKNOWN_CATEGORY"
+    TOO_LONG = "TOO_LONG"
+    PATTERN_MISMATCH = "PATTERN_MISMATCH"
+    RULE_BROKEN = "RULE_BROKEN"
+    TOO_OLD = "TOO_OLD"
+    IN_FUTURE = "IN_FUTURE"
     UNPROCESSABLE = "UNPROCESSABLE"
     """Settling failed on it: a defect of ours, kept from blocking the partition."""
 
@@ -125,6 +135,73 @@ class Batch:
     start: int
     end: int
     messages: Sequence[Message]
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A message that was rejected, as it came.
+
+    Attributes:
+        offset: its offset in its partition.
+        timestamp: when it was sent first, milliseconds since 1970-01-01 UTC.
+        key: its key.
+        value: its body.
+        headers: its headers.
+        reason: why it was rejected, for programs.
+        field: the field that breaks the schema; empty where it is the message as a whole.
+        message: why, for a person.
+    """
+
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes
+    headers: Sequence[tuple[str, bytes]]
+    reason: Reason
+    field: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class LetterFile:
+    """The object that holds the dead letters of one batch.
+
+    Attributes:
+        id: rises with the time at which they were rejected.
+        reasons: those that are in it, with how many.
+        create_time: when they were rejected.
+    """
+
+    id: int
+    partition: Partition
+    key: str
+    reasons: dict[str, int]
+    create_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """That a dead letter was put on its topic again."""
+
+    request_id: str
+    time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """What a replay request was answered.
+
+    Attributes:
+        digest: of what was asked.
+        replayed: dead letters that are on their way to the topic.
+        skipped: dead letters that stay.
+        next_page_token: where the next request goes on; empty at the end.
+    """
+
+    digest: bytes
+    replayed: int
+    skipped: int
+    next_page_token: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from everloop_contracts.pipeline import FieldType, Pipeline
 from everloop_ingest.adapters.store import Store
 from everloop_ingest.cut_version import CutVersion
 from everloop_ingest.domain import Audit, State, Version
+from everloop_ingest.erase_letters import EraseLetters
 from everloop_ingest.keep_small import KeepSmall
 from everloop_ingest.ports import DataRepository
 from everloop_runtime.errors import EverloopError, Kind
@@ -41,6 +42,7 @@ class EraseRecords:
         repository: DataRepository,
         cut: CutVersion,
         keep_small: KeepSmall,
+        letters: EraseLetters,
         folder: Path,
     ) -> None:
         """Takes the database, the data repository, the use cases that it is made of, and a folder for work."""
@@ -48,6 +50,7 @@ class EraseRecords:
         self._repository = repository
         self._cut = cut
         self._keep_small = keep_small
+        self._letters = letters
         self._folder = folder
 
     def __call__(
@@ -62,8 +65,8 @@ class EraseRecords:
         """Cuts a version without the entity's records and labels, and notes who asked for it and why.
 
         A first version takes in what has arrived and says which records the entity has, the second one is without
-        them. A crash after the request was noted is made good by the scheduler, or by a repeat with the same
-        `request_id`.
+        them; the entity's dead letters go in between. A crash after the request was noted is made good by the
+        scheduler, or by a repeat with the same `request_id`.
 
         Raises:
             EverloopError: kind invalid, reason INVALID_ENTITY; kind not_found, reason RECORDS_NOT_FOUND; and what
@@ -81,6 +84,8 @@ class EraseRecords:
                     "RECORDS_NOT_FOUND",
                     f"no record of {pipeline.name} has this {entity.field}",
                 )
+            # Before the request is noted: who finishes it after a crash knows the ids no more.
+            self._letters(pipeline, ids, entity.field, entity.value)
             entry = Audit(pipeline.name, request_id, 0, "ERASED", actor, reason, datetime.now(UTC))
             self._store.ask_erasure(entry, ids)
         left = max(0.0, deadline - time.monotonic())

@@ -82,9 +82,7 @@ class KeepSmall:
                 paths = self._files.fetch(keys, Path(name))
             except ShardsLost:
                 return  # the next version says so
-            # By name: fields may have been added in between.
-            tables = [pq.read_table(path) for path in paths]
-            together = pa.concat_tables(tables, promote_options="default")
+            together = _concatenated([pq.read_table(path) for path in paths])
             sink = pa.BufferOutputStream()
             pq.write_table(together, sink, compression="zstd", compression_level=1)
         digest = hashlib.sha256("\n".join(keys).encode()).hexdigest()[:32]
@@ -93,3 +91,14 @@ class KeepSmall:
         # What a crash leaves behind here is an orphan that nothing reads.
         if self._store.put_together(pipeline, keys, key):
             self._files.delete(keys)
+
+
+def _concatenated(tables: Sequence[pa.Table]) -> pa.Table:
+    """Tables of several schemas as one, by name: null where a table has no such column, int as float where one has."""
+    schema = pa.unify_schemas([table.schema for table in tables], promote_options="permissive")
+    # Not safe: a large int becomes the nearest float, as where the shards are read one by one.
+    widened = [
+        table.cast(pa.schema([schema.field(name) for name in table.column_names]), safe=False)
+        for table in tables
+    ]
+    return pa.concat_tables(widened, promote_options="default")

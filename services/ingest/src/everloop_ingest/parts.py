@@ -26,6 +26,7 @@ __all__ = [
     "LABEL_ORDER",
     "ORDER",
     "STATE",
+    "TARGET",
     "PartFiles",
     "columns_digest",
     "labels_key",
@@ -40,6 +41,8 @@ LABEL_ORDER = ("everloop_label_timestamp", "everloop_label_partition", "everloop
 LABELLED = LABEL_ORDER[0]
 HASH = "everloop_hash"
 """First 64 bits of the record id's MD5, see `record_index.py`."""
+TARGET = b"everloop_target"
+"""Key in a state's metadata: the field whose labels are ordered there."""
 
 _TYPES = (pa.int64(), pa.int32(), pa.int64())
 _ORDERS = [*zip(ORDER, _TYPES, strict=True), *zip(LABEL_ORDER, _TYPES, strict=True)]
@@ -58,8 +61,9 @@ class PartFiles:
 
 
 def columns_digest(pipeline: Pipeline) -> str:
-    """What changes where a part of before would have other columns or types."""
-    text = "\n".join(f"{field.name}: {field.type}" for field in arrow_schema(pipeline))
+    """What changes where a part of before would have other columns or types, or labels of another field."""
+    columns = [f"{field.name}: {field.type}" for field in arrow_schema(pipeline)]
+    text = "\n".join([*columns, pipeline.target.field])
     return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
 
 
@@ -89,7 +93,8 @@ def write_part(pipeline: Pipeline, table: pa.Table, stem: Path) -> PartFiles:
     pq.write_table(
         table.select(schema.names).cast(schema), rows, compression="zstd", row_group_size=_ROW_GROUP
     )
-    pq.write_table(table.select(STATE.names).cast(STATE), state, compression="zstd")
+    labels_of = STATE.with_metadata({TARGET: pipeline.target.field.encode()})
+    pq.write_table(table.select(STATE.names).cast(labels_of), state, compression="zstd")
     md5 = _md5(rows)
     times = table.column(pipeline.schema_.time)
     part = Part(

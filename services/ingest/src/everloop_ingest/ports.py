@@ -8,7 +8,7 @@ from typing import Protocol
 
 from everloop_ingest.domain import ObjectFile, Part, Version
 
-__all__ = ["DataRepository", "RecordLog", "RecordSink", "ShardFiles", "Writer"]
+__all__ = ["DataRepository", "Delivery", "RecordLog", "RecordSink", "ShardFiles", "Writer"]
 
 
 class ShardFiles(Protocol):
@@ -33,7 +33,7 @@ class ShardFiles(Protocol):
         """Deletes objects; one that is not there is no error.
 
         Raises:
-            EverloopError: kind unavailable.
+            EverloopError: kind unavailable: some may be there still.
         """
 
 
@@ -78,17 +78,39 @@ class RecordLog(Protocol):
         """
 
 
+class Delivery(Protocol):
+    """Records on their way to the broker."""
+
+    def wait(self, seconds: float) -> None:
+        """Returns when the broker has all of them.
+
+        Raises:
+            EverloopError: kind unavailable, it does not have all of them after `seconds` (some may be there).
+        """
+
+
 class RecordSink(Protocol):
     """The way onto the record topics."""
 
-    def send(
-        self, topic: str, records: Sequence[tuple[bytes | None, bytes]], seconds: float
-    ) -> None:
-        """Puts keyed records on a topic and returns when the broker has all of them.
+    def begin(
+        self,
+        topic: str,
+        records: Sequence[tuple[bytes | None, bytes]],
+        timestamp: int,
+        seconds: float,
+        patience: float = 0.0,
+    ) -> Delivery:
+        """Puts keyed records on their way to a topic, in their order.
+
+        Args:
+            topic: where they go.
+            records: keys and bodies.
+            timestamp: becomes theirs, in milliseconds since 1970-01-01 UTC: what was judged fresh by it stays so.
+            seconds: how long handing them over may take.
+            patience: how many seconds to wait for others that are under way, where these are too many bytes with them.
 
         Raises:
-            EverloopError: kind unavailable, it does not have all of them after `seconds` (some may be there);
-                kind exhausted, too many bytes are under way.
+            EverloopError: kind exhausted, too many bytes are under way: none of these is; kind unavailable.
         """
 
 

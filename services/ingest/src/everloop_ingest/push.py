@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 
 import orjson
 
@@ -12,11 +14,11 @@ from everloop_contracts.pipeline import Pipeline
 from everloop_ingest import metrics
 from everloop_ingest.adapters.store import Store
 from everloop_ingest.domain import Pushed, Rejection
-from everloop_ingest.ports import RecordSink
+from everloop_ingest.ports import Delivery, RecordSink
 from everloop_ingest.validate import Validator
 from everloop_runtime.errors import EverloopError, Kind
 
-__all__ = ["Push"]
+__all__ = ["Pending", "Push"]
 
 
 class Push:
@@ -42,36 +44,43 @@ class Push:
     def __call__(
         self, pipeline: Pipeline, records: Sequence[bytes], request_id: str, seconds: float
     ) -> list[Rejection]:
-        """Returns what is wrong, by row, when the broker has all records.
+        """Returns what is wrong, by row, when the broker has all records; see `begin` and `Pending.answer`."""
+        deadline = time.monotonic() + seconds
+        pending = self.begin(pipeline, records, request_id, seconds)
+        return pending.answer(max(0.0, deadline - time.monotonic()))
+
+    def begin(
+        self,
+        pipeline: Pipeline,
+        records: Sequence[bytes],
+        request_id: str,
+        seconds: float,
+        patience: float = 0.0,
+    ) -> Pending:
+        """Validates records and puts them on their way.
 
         A repeat of a `request_id` that was answered returns that answer and sends nothing. One whose first call ended
         without an answer, or has not ended yet, sends again: the last event of an id wins. An empty `request_id` is
         none.
 
+        Args:
+            pipeline: whose records they are.
+            records: JSON objects.
+            request_id: of the request.
+            seconds: how long handing them over may take.
+            patience: how many seconds to wait where too many bytes are under way.
+
         Raises:
             EverloopError: kind unavailable: some may be on the topic; kind exhausted: none is; kind conflict, reason
                 REQUEST_ID_REUSED: the request came with other records before.
         """
-        if not request_id:
-            return self._push(pipeline, records, seconds)
-        digest = _digest(records)
-        answer = self._store.pushed(pipeline.name, request_id)
-        if answer is None:
-            mine = Pushed(digest, self._push(pipeline, records, seconds))
-            answer = self._store.answer_push(pipeline.name, request_id, mine, datetime.now(UTC))
-        if answer.digest != digest:
-            raise EverloopError(
-                Kind.CONFLICT,
-                "REQUEST_ID_REUSED",
-                "this request_id came with other records before; take a new one for each request",
-                field="request_id",
-            )
-        return answer.rejections
-
-    def _push(
-        self, pipeline: Pipeline, records: Sequence[bytes], seconds: float
-    ) -> list[Rejection]:
-        validated = self._validators[pipeline.name](records)
+        digest = _digest(records) if request_id else b""
+        answer = self._store.pushed(pipeline.name, request_id) if request_id else None
+        if answer is not None:
+            rejections = _same(answer, digest).rejections
+            return Pending(None, lambda: rejections)
+        now = time.time_ns() // 1_000_000
+        validated = self._validators[pipeline.name](records, [now] * len(records))
         ids: dict[int, str] = dict(
             zip(
                 validated.positions.to_pylist(),
@@ -83,12 +92,25 @@ class Push:
             (self._key(pipeline, record, ids.get(row)), self._carried(record))
             for row, record in enumerate(records)
         ]
+        delivery = None
         if keyed:
-            self._sink.send(pipeline.record_topic, keyed, seconds)
-        rejected = len(validated.rejections)
-        metrics.PUSHED.labels(pipeline.name, "accepted").inc(len(records) - rejected)
-        metrics.PUSHED.labels(pipeline.name, "rejected").inc(rejected)
-        return validated.rejections
+            delivery = self._sink.begin(pipeline.record_topic, keyed, now, seconds, patience)
+        mine = Pushed(digest, validated.rejections)
+        return Pending(
+            delivery, partial(self._settle, pipeline.name, request_id, mine, len(records))
+        )
+
+    def _settle(
+        self, pipeline: str, request_id: str, mine: Pushed, records: int
+    ) -> list[Rejection]:
+        """Counts and remembers what was sent; the answer that the request gets."""
+        rejected = len(mine.rejections)
+        metrics.PUSHED.labels(pipeline, "accepted").inc(records - rejected)
+        metrics.PUSHED.labels(pipeline, "rejected").inc(rejected)
+        if not request_id:
+            return mine.rejections
+        answer = self._store.answer_push(pipeline, request_id, mine, datetime.now(UTC))
+        return _same(answer, mine.digest).rejections
 
     def _key(self, pipeline: Pipeline, record: bytes, record_id: str | None) -> bytes | None:
         """The record id, also of a record that is rejected for something else."""
@@ -104,6 +126,38 @@ class Push:
     def _carried(self, record: bytes) -> bytes:
         # Of a record that is too large just enough for the writer to see it: no topic would take all of it.
         return record[: self._max_bytes + 1]
+
+
+class Pending:
+    """Records on their way, or the answer that their request got before."""
+
+    def __init__(self, delivery: Delivery | None, settle: Callable[[], list[Rejection]]) -> None:
+        """Takes how they go, None where none does, and what is done when the broker has them."""
+        self._delivery = delivery
+        self._settle = settle
+
+    def answer(self, seconds: float) -> list[Rejection]:
+        """What is wrong, by row, when the broker has all records.
+
+        Raises:
+            EverloopError: kind unavailable, it does not have all of them after `seconds`; kind conflict, reason
+                REQUEST_ID_REUSED: another call of the same request was quicker, with other records.
+        """
+        if self._delivery is not None:
+            self._delivery.wait(seconds)
+        return self._settle()
+
+
+def _same(answer: Pushed, digest: bytes) -> Pushed:
+    """The answer, if it was given to the same records."""
+    if answer.digest != digest:
+        raise EverloopError(
+            Kind.CONFLICT,
+            "REQUEST_ID_REUSED",
+            "this request_id came with other records before; take a new one for each request",
+            field="request_id",
+        )
+    return answer
 
 
 def _digest(records: Sequence[bytes]) -> bytes:

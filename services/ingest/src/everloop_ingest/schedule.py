@@ -1,4 +1,4 @@
-"""Cuts by rows and by age, finishes what a crash left behind, and drops what is no more needed."""
+"""Cuts by rows and by age, finishes what a crash left behind, drops what is no more needed, and forgets what is old."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from everloop_contracts.pipeline import Pipeline
 from everloop_ingest.adapters.store import Store
 from everloop_ingest.cut_version import CutVersion
+from everloop_ingest.dead_letters import DeadLetters
 from everloop_ingest.domain import Unversioned
 from everloop_ingest.keep_small import KeepSmall
 from everloop_runtime.errors import EverloopError
@@ -42,19 +43,24 @@ class Scheduler(Component):
         store: Store,
         cut: CutVersion,
         keep_small: KeepSmall,
+        dead_letters: DeadLetters,
         seconds: float,
         retention: timedelta,
+        letter_retention: timedelta,
     ) -> None:
         """Takes the pipelines by name, the database and the use cases.
 
-        `seconds` is the time between two looks, `retention` how long requests are remembered.
+        `seconds` is the time between two looks, `retention` how long requests are remembered, `letter_retention` how
+        long dead letters are kept.
         """
         self._pipelines = pipelines
         self._store = store
         self._cut = cut
         self._keep_small = keep_small
         self._seconds = seconds
+        self._letters = dead_letters
         self._retention = retention
+        self._letter_retention = letter_retention
 
     def start(self, stopper: Stopper) -> None:
         """Starts the thread."""
@@ -77,7 +83,7 @@ class Scheduler(Component):
             try:
                 self.forget(datetime.now(UTC))
             except Exception as error:
-                self._failed("old requests", error)
+                self._failed("old requests and dead letters", error)
             self._stopper.wait(self._seconds)
 
     def look(self, pipeline: Pipeline, now: datetime) -> None:
@@ -98,8 +104,9 @@ class Scheduler(Component):
                 raise
 
     def forget(self, now: datetime) -> None:
-        """Forgets requests that are past their time, as many as go at once."""
+        """Forgets requests and dead letters that are past their time, as many as go at once."""
         self._store.forget_requests(now - self._retention, _FORGOTTEN_AT_ONCE)
+        self._letters.expire(now - self._letter_retention)
 
     def _failed(self, what: str, error: Exception) -> None:
         """The next look tries again: a pipeline that fails must not stop the others."""

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import cast
 
 import grpc
 
 from everloop_contracts.pipeline import Pipeline
-from everloop_contracts.stubs.everloop.ingest.v1 import dataset_pb2, ingest_pb2, ingest_pb2_grpc
+from everloop_contracts.stubs.everloop.ingest.v1 import (
+    dataset_pb2,
+    dead_letter_pb2,
+    ingest_pb2,
+    ingest_pb2_grpc,
+)
 from everloop_ingest.adapters.store import Store
-from everloop_ingest.convert import dataset_version
+from everloop_ingest.convert import (
+    dataset_version,
+    dead_letter,
+    record_result,
+    record_results,
+    wanted,
+)
 from everloop_ingest.cut_version import CutVersion
+from everloop_ingest.dead_letters import DeadLetters
 from everloop_ingest.domain import Version
 from everloop_ingest.erase_records import Entity, EraseRecords
 from everloop_ingest.ports import DataRepository, RecordLog
 from everloop_ingest.push import Push
 from everloop_ingest.release_version import ReleaseVersion
+from everloop_ingest.stream import Incoming, RecordStream
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.paging import page
 
@@ -24,6 +37,8 @@ __all__ = ["IngestServicer"]
 
 _MARGIN_SECONDS = 0.5
 """Kept of the caller's deadline, so that our answer arrives before it."""
+_REJECTED_TOLD = 1_000
+"""Rejected records that the answer to an upload holds; the dead letters hold all."""
 
 
 class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
@@ -34,9 +49,11 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
         pipelines: Mapping[str, Pipeline],
         store: Store,
         push: Push,
+        stream: RecordStream,
         cut: CutVersion,
         release: ReleaseVersion,
         erase: EraseRecords,
+        dead_letters: DeadLetters,
         record_log: RecordLog,
         repository: DataRepository,
         deadline_seconds: float,
@@ -45,9 +62,11 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
         self._pipelines = pipelines
         self._store = store
         self._push = push
+        self._stream = stream
         self._cut = cut
         self._release = release
         self._erase = erase
+        self._letters = dead_letters
         self._log = record_log
         self._repository = repository
         self._deadline = deadline_seconds
@@ -59,14 +78,41 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
         pipeline = self._pipeline(request.pipeline)
         request_id = _checked(request.request_id) if request.request_id else ""
         rejections = self._push(pipeline, request.records, request_id, self._seconds(context))
-        results = [ingest_pb2.RecordResult(accepted=True) for _ in request.records]
-        for item in rejections:
-            results[item.row] = ingest_pb2.RecordResult(
-                reason=item.reason, field=item.field, message=item.message
-            )
         return ingest_pb2.PushRecordsResponse(
-            results=results, accepted=len(results) - len(rejections)
+            results=record_results(len(request.records), rejections),
+            accepted=len(request.records) - len(rejections),
         )
+
+    def StreamRecords(
+        self,
+        request_iterator: Iterator[ingest_pb2.StreamRecordsRequest],
+        context: grpc.ServicerContext,
+    ) -> Iterator[ingest_pb2.StreamRecordsResponse]:
+        """See the contract."""
+        for number, answer in enumerate(self._stream(self._incoming(request_iterator)), start=1):
+            yield ingest_pb2.StreamRecordsResponse(
+                sequence=number,
+                results=record_results(answer.records, answer.rejections),
+                accepted=answer.records - len(answer.rejections),
+            )
+
+    def UploadRecords(
+        self,
+        request_iterator: Iterator[ingest_pb2.UploadRecordsRequest],
+        context: grpc.ServicerContext,
+    ) -> ingest_pb2.UploadRecordsResponse:
+        """See the contract."""
+        summary = ingest_pb2.UploadRecordsResponse()
+        for answer in self._stream(self._incoming(request_iterator)):
+            for item in answer.rejections:
+                summary.rejected_by_reason[item.reason] += 1
+                if len(summary.rejected) < _REJECTED_TOLD:
+                    summary.rejected.add(
+                        position=summary.received + item.row, result=record_result(item)
+                    )
+            summary.received += answer.records
+            summary.accepted += answer.records - len(answer.rejections)
+        return summary
 
     def CutVersion(
         self, request: ingest_pb2.CutVersionRequest, context: grpc.ServicerContext
@@ -141,6 +187,61 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
             lag=sum(max(0, end - positions.get(number, 0)) for number, end in ends.items()),
             actuals=books.actuals,
         )
+
+    def ListDeadLetters(
+        self, request: dead_letter_pb2.ListDeadLettersRequest, context: grpc.ServicerContext
+    ) -> dead_letter_pb2.ListDeadLettersResponse:
+        """See the contract."""
+        pipeline = self._pipeline(request.pipeline)
+        _, size = page("", request.page_size)
+        found, token = self._letters.page(
+            pipeline, wanted(request.filter), request.page_token, size
+        )
+        return dead_letter_pb2.ListDeadLettersResponse(
+            dead_letters=[dead_letter(kept, pipeline, whole=False) for kept in found],
+            next_page_token=token,
+        )
+
+    def GetDeadLetter(
+        self, request: dead_letter_pb2.GetDeadLetterRequest, context: grpc.ServicerContext
+    ) -> dead_letter_pb2.GetDeadLetterResponse:
+        """See the contract."""
+        pipeline = self._pipeline(request.pipeline)
+        kept = self._letters.get(pipeline, request.id)
+        return dead_letter_pb2.GetDeadLetterResponse(
+            dead_letter=dead_letter(kept, pipeline, whole=True)
+        )
+
+    def ReplayDeadLetters(
+        self, request: dead_letter_pb2.ReplayDeadLettersRequest, context: grpc.ServicerContext
+    ) -> dead_letter_pb2.ReplayDeadLettersResponse:
+        """See the contract."""
+        pipeline = self._pipeline(request.pipeline)
+        _, size = page("", request.page_size)
+        answer = self._letters.replay(
+            pipeline,
+            _checked(request.request_id),
+            request.ids,
+            wanted(request.filter),
+            request.page_token,
+            size,
+        )
+        return dead_letter_pb2.ReplayDeadLettersResponse(
+            replayed=answer.replayed,
+            skipped=answer.skipped,
+            next_page_token=answer.next_page_token,
+        )
+
+    def _incoming(
+        self,
+        requests: Iterator[ingest_pb2.StreamRecordsRequest]
+        | Iterator[ingest_pb2.UploadRecordsRequest],
+    ) -> Iterator[Incoming]:
+        name = ""
+        for request in requests:
+            name = request.pipeline or name
+            request_id = _checked(request.request_id) if request.request_id else ""
+            yield Incoming(self._pipeline(name), request.records, request_id)
 
     def _whole(self, version: Version) -> dataset_pb2.DatasetVersion:
         parts = self._store.parts(version)

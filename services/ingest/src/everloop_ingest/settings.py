@@ -41,8 +41,15 @@ class IngestSettings(ServiceSettings):
     outbox_limit: int = Field(default=50_000, ge=1)
     """Messages waiting in the outbox at which no batch is settled."""
 
+    grpc_workers: int = Field(default=16, ge=1)
+    """Threads that answer gRPC calls at once; streams take at most half of them, CutVersion a quarter."""
     push_max_bytes: int = Field(default=64 * _MIB, ge=1024)
-    """Bytes on their way to the broker beyond which PushRecords is refused."""
+    """Bytes on their way to the broker, of all callers, beyond which PushRecords is refused and streams are held up;
+    half a KiB counts for each record besides its body."""
+    stream_max_bytes: int = Field(default=8 * _MIB, ge=1024)
+    """Bytes of one stream's records that are not acknowledged yet, beyond which the stream is not read."""
+    stream_idle_seconds: float = Field(default=300.0, gt=0)
+    """Time after which a stream on which nothing comes is ended, in seconds."""
     push_timeout_seconds: float = Field(default=10.0, gt=0)
     """How long the broker may take to acknowledge pushed records, in seconds."""
     call_deadline_seconds: float = Field(default=120.0, gt=0)
@@ -50,6 +57,9 @@ class IngestSettings(ServiceSettings):
 
     request_retention_days: float = Field(default=30.0, gt=0)
     """How long a request_id is remembered, in days; a repeat that comes later is a new request."""
+    dead_letter_retention_days: float = Field(default=30.0, gt=0)
+    """How long dead letters are kept on the object store, to look at and to replay, in days; on their topic Kafka's own
+    retention holds."""
     schedule_seconds: float = Field(default=5.0, gt=0)
     """Time between two looks whether a version is due, in seconds."""
     compact_shards: int = Field(default=64, ge=2, le=1_000)
@@ -64,6 +74,6 @@ class IngestSettings(ServiceSettings):
     """Most rows of a part: one Parquet file of a dataset version, and what a late label makes a cut write anew."""
     cut_memory_bytes: int = Field(default=512 * _MIB, ge=64 * _MIB)
     """Memory for merging one version's new rows, in bytes; beyond it goes to disk. At once: one version per pipeline,
-    and no more than half of the gRPC workers and the scheduler cut."""
+    and no more than a quarter of the gRPC workers and the scheduler cut."""
     cut_threads: int = Field(default=2, ge=1)
     """Threads that merge one version's new rows."""

@@ -6,16 +6,17 @@ import logging
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import pyarrow.compute as pc
 
 from everloop_contracts.pipeline import Pipeline
 from everloop_contracts.stubs.everloop.ingest.v1 import events_pb2
-from everloop_ingest import metrics, shards
-from everloop_ingest.adapters.store import DeadLetter, Store
-from everloop_ingest.domain import Batch, Message, Reason, Rejection, Shard
+from everloop_ingest import letters, metrics, shards
+from everloop_ingest.adapters.store import OutboxMessage, Store
+from everloop_ingest.domain import Batch, DeadLetter, Message, Reason, Rejection, Shard
+from everloop_ingest.formats import is_protobuf
 from everloop_ingest.ports import ShardFiles
 from everloop_ingest.validate import Validated, Validator
 from everloop_runtime.errors import EverloopError, Kind
@@ -53,8 +54,8 @@ class Settle:
     def __call__(self, batch: Batch) -> bool:
         """Settles a batch once, whatever its messages are.
 
-        The object goes first and the transaction that names it second: after a crash between the two the object is
-        an orphan that nothing reads, and the batch comes again from the position in the database.
+        The objects (rows, dead letters) go first and the transaction that names them second: after a crash between
+        the two they are orphans that nothing reads, and the batch comes again from the position in the database.
 
         A batch that fails for another reason than an outage is settled in halves, down to the message that it fails
         on: that one is rejected as unprocessable, a defect of ours that must not block its partition.
@@ -89,18 +90,25 @@ class Settle:
     def _whole(self, batch: Batch) -> bool:
         began = time.monotonic()
         pipeline = self._pipelines[batch.pipeline]
-        validated = self._validators[batch.pipeline]([message.value for message in batch.messages])
+        messages = [_as_sent(message) for message in batch.messages]
+        validated = self._validators[batch.pipeline](
+            [message.value for message in messages],
+            [message.timestamp for message in messages],
+            {
+                row
+                for row, message in enumerate(messages)
+                if message.headers and is_protobuf(message.headers)
+            },
+        )
         key, content = "", b""
         if validated.rows.num_rows:
             key = shards.object_key(batch)
-            content = shards.encode(validated, batch.messages, batch.partition.number)
+            content = shards.encode(validated, messages, batch.partition.number)
             self._files.put(key, content)
         shard = _shard(batch, pipeline, validated, key, len(content))
-        letters = (
-            _dead_letter(pipeline, batch, batch.messages[item.row], item, self._max_bytes)
-            for item in validated.rejections
-        )
-        if not self._store.settle(batch, shard, letters, _labels(batch, pipeline, validated)):
+        rejected = [_dead_letter(messages[item.row], item) for item in validated.rejections]
+        events = _labels(batch, pipeline, validated)
+        if not self._commit(batch, shard, rejected, events):
             return False
         _count(shard, time.monotonic() - began)
         return True
@@ -110,12 +118,43 @@ class Settle:
         [message] = batch.messages
         rejection = Rejection(0, Reason.UNPROCESSABLE, "", repr(error)[:500])
         shard = _rejected(batch, [rejection])
-        pipeline = self._pipelines[batch.pipeline]
-        letter = _bare_letter(pipeline, batch, message, rejection, self._max_bytes)
-        if not self._store.settle(batch, shard, [letter], ()):
+        # Without the message's own headers: nothing in it can fail.
+        if not self._commit(batch, shard, [_bare_letter(message, rejection)], ()):
             return False
         _count(shard, 0.0)
         return True
+
+    def _commit(
+        self, batch: Batch, shard: Shard, rejected: Sequence[DeadLetter], events: Iterable[Event]
+    ) -> bool:
+        """Stores the dead letters as an object, then commits everything at once."""
+        key = ""
+        if rejected:
+            key = letters.object_key(batch)
+            self._files.put(key, letters.encode(rejected))
+        pipeline = self._pipelines[batch.pipeline]
+        outgoing = (_outgoing(pipeline, batch, letter, self._max_bytes) for letter in rejected)
+        return self._store.settle(batch, shard, outgoing, events, key)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A replayed message with the time at which it was sent first."""
+
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes | None]]
+
+
+def _as_sent(message: Message) -> Message:
+    if not message.headers:
+        return message
+    timestamp = letters.sent_at(message.timestamp, message.headers)
+    if timestamp == message.timestamp:
+        return message
+    return _Sent(message.offset, timestamp, message.key, message.value, message.headers)
 
 
 def _halves(batch: Batch) -> tuple[Batch, Batch]:
@@ -159,35 +198,45 @@ def _shard(
     )
 
 
-def _dead_letter(
-    pipeline: Pipeline, batch: Batch, message: Message, rejection: Rejection, max_bytes: int
-) -> DeadLetter:
-    """The message as it came, with why; cut where it is so large that no topic could carry it with the reason."""
-    topic, key, value, notes = _bare_letter(pipeline, batch, message, rejection, max_bytes)
-    own = [(name, header or b"") for name, header in message.headers]
-    if sum(len(name) + len(header) for name, header in own) > _HEADER_BYTES:
-        own = []
-    return topic, key, value, [*own, *notes]
+def _dead_letter(message: Message, rejection: Rejection) -> DeadLetter:
+    """The message as it came, with why."""
+    headers = [(name, value or b"") for name, value in message.headers]
+    return replace(_bare_letter(message, rejection), headers=headers)
 
 
-def _bare_letter(
-    pipeline: Pipeline, batch: Batch, message: Message, rejection: Rejection, max_bytes: int
-) -> DeadLetter:
-    """The same without the message's own headers: nothing in it can fail."""
+def _bare_letter(message: Message, rejection: Rejection) -> DeadLetter:
+    return DeadLetter(
+        offset=message.offset,
+        timestamp=message.timestamp,
+        key=message.key,
+        value=message.value or b"",
+        headers=(),
+        reason=rejection.reason,
+        field=rejection.field,
+        message=rejection.message,
+    )
+
+
+def _outgoing(
+    pipeline: Pipeline, batch: Batch, letter: DeadLetter, max_bytes: int
+) -> OutboxMessage:
+    """The dead letter as a message; cut where it is so large that no topic could carry it with the reason."""
     notes = {
-        "reason": str(rejection.reason),
-        "field": rejection.field,
-        "message": rejection.message,
-        "origin": f"{batch.partition.topic}/{batch.partition.number}/{message.offset}",
+        "reason": str(letter.reason),
+        "field": letter.field,
+        "message": letter.message,
+        "origin": f"{batch.partition.topic}/{batch.partition.number}/{letter.offset}",
     }
-    value = message.value or b""
-    if len(value) > max_bytes:
-        notes["truncated-from-bytes"] = str(len(value))
-    key = message.key[:_KEY_BYTES] if message.key is not None else None
+    if len(letter.value) > max_bytes:
+        notes["truncated-from-bytes"] = str(len(letter.value))
+    key = letter.key[:_KEY_BYTES] if letter.key is not None else None
+    own = list(letter.headers)
+    if sum(len(name) + len(value) for name, value in own) > _HEADER_BYTES:
+        own = []
     headers = [
         (f"everloop-{name}", text.encode(errors="backslashreplace")) for name, text in notes.items()
     ]
-    return pipeline.dead_letter_topic, key, value[:max_bytes], headers
+    return pipeline.dead_letter_topic, key, letter.value[:max_bytes], [*own, *headers]
 
 
 def _labels(batch: Batch, pipeline: Pipeline, validated: Validated) -> Iterator[Event]:

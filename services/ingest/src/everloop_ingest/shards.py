@@ -8,10 +8,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from everloop_contracts.pipeline import Pipeline
 from everloop_ingest.domain import Batch, Message
-from everloop_ingest.validate import Validated
+from everloop_ingest.validate import Validated, arrow_schema
 
-__all__ = ["IS_ACTUAL", "OFFSET", "PARTITION", "TIMESTAMP", "encode", "object_key"]
+__all__ = ["IS_ACTUAL", "OFFSET", "PARTITION", "TIMESTAMP", "encode", "object_key", "template"]
 
 # The pipeline specification reserves the prefix: no field of a schema can be called so.
 TIMESTAMP = "everloop_timestamp"
@@ -46,6 +47,25 @@ def encode(validated: Validated, messages: Sequence[Message], partition: int) ->
         ],
         names=[*rows.schema.names, TIMESTAMP, PARTITION, OFFSET, IS_ACTUAL],
     )
+    return _parquet(table)
+
+
+def template(pipeline: Pipeline) -> bytes:
+    """A shard without rows.
+
+    Shards of earlier schemas that are read by name along with it have every column of today's, null where they have
+    none of their own, and of a type that holds today's values and theirs.
+    """
+    own = [
+        pa.field(TIMESTAMP, pa.int64()),
+        pa.field(PARTITION, pa.int32()),
+        pa.field(OFFSET, pa.int64()),
+        pa.field(IS_ACTUAL, pa.bool_()),
+    ]
+    return _parquet(pa.schema([*arrow_schema(pipeline), *own]).empty_table())
+
+
+def _parquet(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", compression_level=1)
     return bytes(sink.getvalue())

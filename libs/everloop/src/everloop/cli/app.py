@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from everloop.cli import data, models, predict, rollouts, stack, watch
+from everloop.cli import data, dead_letters, models, predict, rollouts, stack, watch
 from everloop.cli.context import Commands
 
 __all__ = ["app"]
@@ -19,6 +19,7 @@ _EXAMPLES = """A closed loop for tabular models: push data, predict, and let dri
 \b
 everloop up                                   start everything here
 everloop push flights.csv -p flight-delays    data in, bad records listed
+everloop dead-letters list flight-delays      what was rejected, and why
 everloop cut flight-delays                    a dataset version
 everloop train flight-delays                  a model from all data so far
 everloop models flight-delays                 what was trained, what serves
@@ -54,5 +55,5 @@ def _options(
     """Takes what holds for every command; they read it from the context."""
 
 
-for room in (stack, data, predict, models, rollouts, watch):
+for room in (stack, data, dead_letters, predict, models, rollouts, watch):
     room.add_to(app)

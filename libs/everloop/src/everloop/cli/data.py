@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import getpass
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from everloop.cli.context import JsonOption, connected, say
+from everloop.cli.context import JsonOption, connected, home_of, say
 from everloop.errors import EverloopError
 
 if TYPE_CHECKING:
     from everloop.client import Everloop, Pushed
+    from everloop.resume import PushState
     from everloop_contracts.stubs.everloop.ingest.v1.dataset_pb2 import DatasetVersion
 
 __all__ = ["add_to"]
@@ -26,6 +28,9 @@ def push(
     ctx: typer.Context,
     file: Annotated[Path, typer.Argument(help="CSV, JSON Lines or Parquet.")],
     pipeline: Annotated[str, typer.Option("--pipeline", "-p", help="Where the records belong.")],
+    go_on: Annotated[
+        bool, typer.Option("--resume", help="Go on where a push of this file was interrupted.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Push the records of a file. Exit code 1 if any was rejected.
@@ -34,7 +39,11 @@ def push(
 
     \b
     everloop push flights.csv --pipeline flight-delays
+    everloop push flights.csv --pipeline flight-delays --resume
     """  # noqa: D301 - the backspace keeps the lines apart
+    from dataclasses import replace
+    from itertools import islice
+
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -44,7 +53,9 @@ def push(
         TimeRemainingColumn,
     )
 
+    from everloop import resume
     from everloop.cli.output import print_json
+    from everloop.push import Pushed
     from everloop.records import field_types, open_records
 
     with connected(ctx) as everloop:
@@ -55,22 +66,62 @@ def push(
             MofNCompleteColumn(),
             TimeRemainingColumn(),
         )
+        find = resume.resume if go_on else resume.begin
+        state = find(file, pipeline, everloop.addresses.ingest)
+        if state.position:
+            say(
+                f"the first {state.position:,} records had their answer before:"
+                f" {state.accepted:,} accepted, {state.rejected:,} rejected"
+            )
+        before = replace(state)
+        result = Pushed()
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-            task = progress.add_task(file.name, total=source.total)
+            task = progress.add_task(file.name, total=source.total, completed=state.position)
+
+            def answered(count: int) -> None:
+                state.position += count
+                state.accepted = before.accepted + result.accepted
+                state.rejected = before.rejected + len(result.rejected)
+                _keep(state)
+                progress.advance(task, count)
+
+            # They are read again, so that the lines of what follows are known.
+            next(islice(source.records, state.position, state.position), None)
             try:
-                result = everloop.push(
-                    pipeline, source.records, on_batch=lambda count: progress.advance(task, count)
+                everloop.push(
+                    pipeline,
+                    source.records,
+                    on_batch=answered,
+                    start=state.position,
+                    push_id=state.id,
+                    result=result,
                 )
-            except EverloopError:
+            except (EverloopError, KeyboardInterrupt):
                 progress.stop()
-                if answered := int(progress.tasks[task].completed):
-                    say(f"the first {answered:,} records had their answer before this:")
+                if state.position:
+                    say(
+                        f"the first {state.position:,} records had their answer before this; go on:"
+                    )
+                    home = home_of(ctx)
+                    where = f" --home {shlex.quote(str(home))}" if home else ""
+                    say(f"  everloop{where} push {shlex.quote(str(file))} -p {pipeline} --resume")
                 raise
+            resume.finish(state)
     if as_json:
         print_json(result)
     else:
         _summarise(result, source.place)
-    raise typer.Exit(1 if result.rejected else 0)
+    raise typer.Exit(1 if state.rejected else 0)
+
+
+def _keep(state: PushState) -> None:
+    from everloop import resume
+
+    try:
+        resume.save(state)
+    except OSError:
+        # A push does not fail for want of a place to note how far it is: --resume says then that there is nothing.
+        return
 
 
 def _summarise(result: Pushed, place: Callable[[int], str]) -> None:

@@ -29,10 +29,17 @@ _REFUSALS = frozenset({KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_MSG_SIZ
 class KafkaSink:
     """Sends with a producer that is thrown away at the first failure and made anew when a broker answers."""
 
-    def __init__(self, bootstrap: str, send_seconds: float) -> None:
-        """Takes the bootstrap servers and the time that the broker has for an acknowledgement."""
+    def __init__(self, bootstrap: str, send_seconds: float, queue_bytes: int) -> None:
+        """Takes the limits as the settings give them.
+
+        Args:
+            bootstrap: servers.
+            send_seconds: time that the broker has for each step: to be reached, to have the topics, to acknowledge.
+            queue_bytes: memory of what is handed over and not acknowledged; one message always has room.
+        """
         self._bootstrap = bootstrap
         self._seconds = send_seconds
+        self._queue_bytes = max(queue_bytes, MAX_BYTES)
         self._producer: Producer | None = None
 
     def send(self, messages: Sequence[Message]) -> list[Outcome]:
@@ -40,15 +47,15 @@ class KafkaSink:
         outcomes: list[Outcome | None] = [None] * len(messages)
         try:
             client = self._connected()
+            deadline = time.monotonic() + self._seconds
             for index, item in enumerate(messages):
-                _begin(client, item, partial(_settle, outcomes, index))
+                _begin(client, item, partial(_settle, outcomes, index), deadline)
+            while None in outcomes and (left := deadline - time.monotonic()) > 0:
+                client.poll(left)
         except (OSError, BufferError, AdminError, KafkaException) as error:
             log.debug("the broker is away: %s", error)
-            self._abandon()
-            return [Outcome.AWAY] * len(messages)
-        deadline = time.monotonic() + self._seconds
-        while None in outcomes and (left := deadline - time.monotonic()) > 0:
-            client.poll(left)
+        except Exception:
+            log.exception("the prediction log cannot be sent")
         settled = [outcome or Outcome.AWAY for outcome in outcomes]
         if Outcome.AWAY in settled:
             self._abandon()
@@ -60,15 +67,17 @@ class KafkaSink:
 
     def _abandon(self) -> None:
         """Drops the producer, with what nobody waits for any more."""
-        if self._producer:
-            self._producer.purge()
-        self._producer = None
+        producer, self._producer = self._producer, None
+        if producer:
+            producer.purge()
+            # Serves the reports of what was purged: unserved ones keep the producer, and its messages, for ever.
+            producer.flush(1)
 
     def _connected(self) -> Producer:
         if self._producer is None:
             # Elsewhere a port that is closed takes long to be noticed.
             _probe(self._bootstrap)
-            ensure_topics(self._bootstrap)
+            ensure_topics(self._bootstrap, seconds=self._seconds)
             self._producer = Producer(
                 {
                     "bootstrap.servers": self._bootstrap,
@@ -78,6 +87,7 @@ class KafkaSink:
                     "compression.type": "lz4",
                     "linger.ms": 0,
                     "message.max.bytes": MAX_BYTES,
+                    "queue.buffering.max.kbytes": -(-self._queue_bytes // 1024),
                     "delivery.timeout.ms": max(int(self._seconds * 1000), 1000),
                     "reconnect.backoff.max.ms": 1000,
                     "log_level": 0,
@@ -88,17 +98,33 @@ class KafkaSink:
 
 
 def _begin(
-    client: Producer, item: Message, settle: Callable[[KafkaError | None, object], None]
+    client: Producer,
+    item: Message,
+    settle: Callable[[KafkaError | None, object], None],
+    deadline: float,
 ) -> None:
-    """Hands a message over; one that is too large to be sent at all is settled at once."""
-    try:
-        client.produce(
-            item.topic, item.value, item.key, headers=list(item.headers), on_delivery=settle
-        )
-    except KafkaException as error:
-        if error.args[0].code() not in _REFUSALS:
-            raise
-        settle(error.args[0], None)
+    """Hands a message over, once there is room; one that is too large to be sent at all is settled at once.
+
+    Raises:
+        BufferError: there was no room until the deadline.
+        KafkaException: it is not taken.
+    """
+    while True:
+        try:
+            client.produce(
+                item.topic, item.value, item.key, headers=list(item.headers), on_delivery=settle
+            )
+            return
+        except BufferError:
+            # What is on disk may be more than the queue holds, and must not wait for ever.
+            if time.monotonic() > deadline:
+                raise
+            client.poll(0.05)
+        except KafkaException as error:
+            if error.args[0].code() not in _REFUSALS:
+                raise
+            settle(error.args[0], None)
+            return
 
 
 def _settle(

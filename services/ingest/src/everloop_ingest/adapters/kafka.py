@@ -9,13 +9,18 @@ from contextlib import suppress
 
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError
+from kafka.producer.future import FutureRecordMetadata
 
+from everloop_ingest.ports import Delivery
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.kafka import producer, wait_for_broker
 from everloop_runtime.service import Stopper
 from everloop_runtime.telemetry import trace_headers
 
 __all__ = ["TopicEnds", "TopicProducer"]
+
+_RECORD_BYTES = 512
+"""What a record takes in memory besides its body while it is under way."""
 
 
 def _unavailable(what: str) -> EverloopError:
@@ -74,7 +79,7 @@ class TopicProducer:
         self._max_bytes = max_bytes
         self._timeout = timeout_seconds
         self._bytes = 0
-        self._lock = threading.Lock()
+        self._room = threading.Condition()
         self._client: KafkaProducer | None = None
 
     def connect(self, topics: Iterable[str]) -> None:
@@ -102,35 +107,40 @@ class TopicProducer:
         except KafkaError as error:
             raise _unavailable(f"the broker does not answer: {error}") from error
 
-    def send(
-        self, topic: str, records: Sequence[tuple[bytes | None, bytes]], seconds: float
-    ) -> None:
+    def begin(
+        self,
+        topic: str,
+        records: Sequence[tuple[bytes | None, bytes]],
+        timestamp: int,
+        seconds: float,
+        patience: float = 0.0,
+    ) -> Delivery:
         """See `ports.RecordSink`."""
         client = self._client
         if client is None:
             raise _unavailable("not connected to the broker yet")
+        self._take(sum(map(_size, records)), patience)
         deadline = time.monotonic() + min(seconds, self._timeout)
-        self._take(sum(len(value) for _, value in records))
         headers = [(name, text.encode()) for name, text in trace_headers().items()]
-        sent = 0
         futures = []
         try:
-            for key, value in records:
-                future = client.send(topic, key=key, value=value, headers=headers)
-                sent += 1
-                # The bytes are under way until the broker has them or the client gives up, whoever waits.
-                future.add_both(self._give_back, len(value))
+            for record in records:
+                key, value = record
+                future = client.send(
+                    topic, key=key, value=value, headers=headers, timestamp_ms=timestamp
+                )
                 futures.append(future)
+                # The bytes are under way until the broker has them or the client gives up, whoever waits.
+                future.add_both(self._give_back, _size(record))
                 if time.monotonic() > deadline:
                     raise _unavailable(
                         f"the broker did not take all {len(records)} records in time"
                     )
-            for future in futures:
-                future.get(timeout=max(0.0, deadline - time.monotonic()))
         except KafkaError as error:
             raise _unavailable(f"the broker does not take records: {error}") from error
         finally:
-            self._give_back(sum(len(value) for _, value in records[sent:]))
+            self._give_back(sum(map(_size, records[len(futures) :])))
+        return _Delivery(futures, self._timeout)
 
     def close(self) -> None:
         """Sends what is under way, as far as the broker takes it, and closes the connections."""
@@ -138,9 +148,12 @@ class TopicProducer:
             with suppress(KafkaError):  # nobody was told that these records are there
                 self._client.close(timeout=self._timeout)
 
-    def _take(self, size: int) -> None:
-        with self._lock:
-            if self._bytes and self._bytes + size > self._max_bytes:
+    def _take(self, size: int, patience: float) -> None:
+        with self._room:
+            fits = self._room.wait_for(
+                lambda: not self._bytes or self._bytes + size <= self._max_bytes, patience
+            )
+            if not fits:
                 raise EverloopError(
                     Kind.EXHAUSTED,
                     "TOO_MANY_BYTES",
@@ -149,5 +162,27 @@ class TopicProducer:
             self._bytes += size
 
     def _give_back(self, size: int, _result: object = None) -> None:
-        with self._lock:
+        with self._room:
             self._bytes -= size
+            self._room.notify_all()
+
+
+class _Delivery:
+    """Records that the client has taken."""
+
+    def __init__(self, futures: Sequence[FutureRecordMetadata], timeout_seconds: float) -> None:
+        self._futures = futures
+        self._timeout = timeout_seconds
+
+    def wait(self, seconds: float) -> None:
+        """See `ports.Delivery`."""
+        deadline = time.monotonic() + min(seconds, self._timeout)
+        try:
+            for future in self._futures:
+                future.get(timeout=max(0.0, deadline - time.monotonic()))
+        except KafkaError as error:
+            raise _unavailable(f"the broker does not take records: {error}") from error
+
+
+def _size(record: tuple[bytes | None, bytes]) -> int:
+    return _RECORD_BYTES + len(record[1])

@@ -53,7 +53,7 @@ class ShardBucket:
         try:
             self._files.delete_file(key)
         except FileNotFoundError:
-            pass
+            return
         except OSError as error:
             raise _unavailable(f"cannot delete {key}", error) from error
 

@@ -1,4 +1,4 @@
-"""The ingest database: the writer's positions, the shards and their books, the dataset versions, the requests."""
+"""The ingest database: positions of the writer, shards and their books, dataset versions, requests, schemas."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from everloop_runtime.database import Database, UnitOfWork
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.events import Event
 
-__all__ = ["Change", "DeadLetter", "Store"]
+__all__ = ["Change", "OutboxMessage", "Store", "letter_files", "replay_requests", "replays"]
 
 metadata = sa.MetaData()
 
@@ -154,6 +154,14 @@ push_requests = sa.Table(
     sa.Column("rejections", sa.LargeBinary),
     sa.Column("create_time", _Utc),
 )
+schemas = sa.Table(
+    "schemas",
+    metadata,
+    sa.Column("pipeline", sa.String, primary_key=True),
+    sa.Column("version", sa.BigInteger, primary_key=True),
+    sa.Column("document", sa.Text),
+    sa.Column("create_time", _Utc),
+)
 
 erasures = sa.Table(
     "erasures",
@@ -167,7 +175,41 @@ erasures = sa.Table(
     sa.Column("create_time", _Utc),
 )
 
-DeadLetter = tuple[str, bytes | None, bytes, list[tuple[str, bytes]]]
+letter_files = sa.Table(
+    "dead_letter_files",
+    metadata,
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    sa.Column("pipeline", sa.String),
+    sa.Column("topic", sa.String),
+    sa.Column("partition", sa.Integer),
+    sa.Column("first_offset", sa.BigInteger),
+    sa.Column("last_offset", sa.BigInteger),
+    sa.Column("key", sa.Text),
+    sa.Column("reasons", sa.Text),
+    sa.Column("create_time", _Utc),
+)
+replays = sa.Table(
+    "replays",
+    metadata,
+    sa.Column("topic", sa.String, primary_key=True),
+    sa.Column("partition", sa.Integer, primary_key=True),
+    sa.Column("offset", sa.BigInteger, primary_key=True),
+    sa.Column("request_id", sa.String),
+    sa.Column("create_time", _Utc),
+)
+replay_requests = sa.Table(
+    "replay_requests",
+    metadata,
+    sa.Column("pipeline", sa.String, primary_key=True),
+    sa.Column("request_id", sa.String, primary_key=True),
+    sa.Column("digest", sa.LargeBinary),
+    sa.Column("replayed", sa.BigInteger),
+    sa.Column("skipped", sa.BigInteger),
+    sa.Column("next_page_token", sa.String),
+    sa.Column("create_time", _Utc),
+)
+
+OutboxMessage = tuple[str, bytes | None, bytes, list[tuple[str, bytes]]]
 """Topic, key, value and headers of a message for the outbox."""
 
 
@@ -219,10 +261,11 @@ class Store:
         self,
         batch: Batch,
         shard: Shard | None,
-        dead_letters: Iterable[DeadLetter],
+        dead_letters: Iterable[OutboxMessage],
         events: Iterable[Event],
+        letters_key: str = "",
     ) -> bool:
-        """Commits a batch: position, books, dead letters and events together.
+        """Commits a batch: position, books, dead letters, the object that keeps them, and events together.
 
         Returns False and changes nothing where the position is not at the batch's start: another writer has
         taken over the partition, or this batch has been settled already.
@@ -232,6 +275,8 @@ class Store:
                 return False
             if shard is not None:
                 _record(work, shard)
+                if letters_key:
+                    _record_letters(work, shard, letters_key)
             for letter in dead_letters:
                 work.send(*letter)
             for event in events:
@@ -568,10 +613,30 @@ class Store:
             work.connection.execute(insert.on_conflict_do_nothing())
             return _pushed(work.connection, pipeline, request_id) or answer
 
+    def schemas(self, pipeline: str) -> dict[int, str]:
+        """The schemas that a pipeline was served with, JSON by number."""
+        query = sa.select(schemas.c.version, schemas.c.document).where(
+            schemas.c.pipeline == pipeline
+        )
+        with self._database.read() as connection:
+            return {row.version: row.document for row in connection.execute(query)}
+
+    def keep_schema(self, pipeline: str, version: int, document: str, now: datetime) -> None:
+        """Remembers a schema, in the place of one with its number."""
+        key = {"pipeline": pipeline, "version": version}
+        row = {"document": document, "create_time": now}
+        with self._database.unit_of_work() as work:
+            insert = _insert(work, schemas).values(key | row)
+            work.connection.execute(
+                insert.on_conflict_do_update(
+                    index_elements=list(key), set_={"document": insert.excluded.document}
+                )
+            )
+
     def forget_requests(self, before: datetime, limit: int) -> int:
         """Deletes requests from before a moment, the oldest `limit` of each kind; returns how many it were."""
         gone = 0
-        for table in (cut_requests, push_requests):
+        for table in (cut_requests, push_requests, replay_requests):
             key = table.c.pipeline, table.c.request_id
             old = sa.select(*key).where(table.c.create_time < before)
             oldest = old.order_by(table.c.create_time).limit(limit)
@@ -586,9 +651,7 @@ class Store:
 
 
 def _insert(work: UnitOfWork, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
-    if work.connection.dialect.name == "postgresql":
-        return postgresql.insert(table)
-    return sqlite.insert(table)
+    return work.insert(table)
 
 
 def _is(partition: Partition) -> sa.ColumnElement[bool]:
@@ -623,6 +686,20 @@ def _record(work: UnitOfWork, shard: Shard) -> None:
                 index_elements=["pipeline", "reason"], set_={"count": total}
             )
         )
+
+
+def _record_letters(work: UnitOfWork, shard: Shard, key: str) -> None:
+    row = {
+        "pipeline": shard.pipeline,
+        "topic": shard.partition.topic,
+        "partition": shard.partition.number,
+        "first_offset": shard.first_offset,
+        "last_offset": shard.last_offset,
+        "key": key,
+        "reasons": orjson.dumps(shard.rejected).decode(),
+        "create_time": datetime.now(UTC),
+    }
+    work.connection.execute(letter_files.insert().values(row))
 
 
 def _stored(pipeline: str) -> sa.ColumnElement[bool]:

@@ -23,49 +23,64 @@ _sym_db = _symbol_database.Default()
 
 
 from everloop_contracts.stubs.everloop.ingest.v1 import dataset_pb2 as everloop_dot_ingest_dot_v1_dot_dataset__pb2
+from everloop_contracts.stubs.everloop.ingest.v1 import dead_letter_pb2 as everloop_dot_ingest_dot_v1_dot_dead__letter__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x65verloop/ingest/v1/ingest.proto\x12\x12\x65verloop.ingest.v1\x1a everloop/ingest/v1/dataset.proto\"i\n\x12PushRecordsRequest\x12\x1a\n\x08pipeline\x18\x01 \x01(\tR\x08pipeline\x12\x18\n\x07records\x18\x02 \x03(\x0cR\x07records\x12\x1d\n\nrequest_id\x18\x03 \x01(\tR\trequestId\"m\n\x13PushRecordsResponse\x12:\n\x07results\x18\x01 \x03(\x0b\x32 .everloop.ingest.v1.RecordResultR\x07results\x12\x1a\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x03R\x08\x61\x63\x63\x65pted\"r\n\x0cRecordResult\x12\x1a\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08R\x08\x61\x63\x63\x65pted\x12\x16\n\x06reason\x18\x02 \x01(\tR\x06reason\x12\x14\n\x05\x66ield\x18\x03 \x01(\tR\x05\x66ield\x12\x18\n\x07message\x18\x04 \x01(\tR\x07message\"N\n\x11\x43utVersionRequest\x12\x1a\n\x08pipeline\x18\x01 \x01(\tR\x08pipeline\x12\x1d\n\nrequest_id\x18\x02 \x01(\tR\trequestId\"R\n\x12\x43utVersionResponse\x12<\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\".everloop.ingest.v1.DatasetVersionR\x07\x64\x61taset\"\x9a\x01\n\x15ReleaseVersionRequest\x12\x1a\n\x08pipeline\x18\x01 \x01(\tR\x08pipeline\x12\x18\n\x07version\x18\x02 \x01(\x03R\x07version\x12\x1d\n\nrequest_id\x18\x03 \x01(\tR\trequestId\x12\x14\n\x05\x61\x63tor\x18\x04 \x01(\tR\x05\x61\x63tor\x12\x16\n\x06reason\x18\x05 \x01(\tR\x06reason\"V\n\x16ReleaseVersionResponse\x12<\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\".everloop.ingest.v1.DatasetVersionR\x07\x64\x61taset\"\xc9\x01\n\x13\x45raseRecordsRequest\x12\x1a\n\x08pipeline\x18\x01 \x01(\tR\x08pipeline\x12\x1d\n\nrecord_ids\x18\x02 \x03(\tR\trecordIds\x12\x14\n\x05\x66ield\x18\x03 \x01(\tR\x05\x66ield\x12\x14\n\x05value\x18\x04 \x01(\tR\x05value\x12\x1d\n\nrequest_id\x18\x05 \x01(\tR\trequestId\x12\x14\n\x05\x61\x63tor\x18\x06 \x01(\tR\x05\x61\x63tor\x12\x16\n\x06reason\x18\x07 \x01(\tR\x06reason\"T\n\x14\x45raseRecordsResponse\x12<\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\".everloop.ingest.v1.DatasetVersionR\x07\x64\x61taset\"P\n\x18GetDatasetVersionRequest\x12\x1a\n\x08pipeline\x18\x01 \x01(\tR\x08pipeline\x12\x18\n\x07version\x18\x02 \x01(\x03R\x07version\"Y\n\x19GetDatasetVersionResponse\x12<\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\".everloop.ingest.v1.DatasetVersionR\x07\x64\x61taset\"t\n\x1aListDatasetVersionsRequest\x12\x1a\n\x08pipeline\x18\x01 \x01(\tR\x08pipeline\x12\x1b\n\tpage_size\x18\x02 \x01(\x05R\x08pageSize\x12\x1d\n\npage_token\x18\x03 \x01(\tR\tpageToken\"\x85\x01\n\x1bListDatasetVersionsResponse\x12>\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\".everloop.ingest.v1.DatasetVersionR\x08\x64\x61tasets\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"5\n\x17GetPipelineStatsRequest\x12\x1a\n\x08pipeline\x18\x01 \x01(\tR\x08pipeline\"\xd1\x02\n\x18GetPipelineStatsResponse\x12\x1a\n\x08received\x18\x01 \x01(\x03R\x08received\x12\x1a\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x03R\x08\x61\x63\x63\x65pted\x12\x1a\n\x08rejected\x18\x03 \x01(\x03R\x08rejected\x12p\n\x12rejected_by_reason\x18\x04 \x03(\x0b\x32\x42.everloop.ingest.v1.GetPipelineStatsResponse.RejectedByReasonEntryR\x10rejectedByReason\x12\x10\n\x03lag\x18\x05 \x01(\x03R\x03lag\x12\x18\n\x07\x61\x63tuals\x18\x06 \x01(\x03R\x07\x61\x63tuals\x1a\x43\n\x15RejectedByReasonEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x03R\x05value:\x02\x38\x01\x32\xf1\x05\n\rIngestService\x12^\n\x0bPushRecords\x12&.everloop.ingest.v1.PushRecordsRequest\x1a\'.everloop.ingest.v1.PushRecordsResponse\x12[\n\nCutVersion\x12%.everloop.ingest.v1.CutVersionRequest\x1a&.everloop.ingest.v1.CutVersionResponse\x12g\n\x0eReleaseVersion\x12).everloop.ingest.v1.ReleaseVersionRequest\x1a*.everloop.ingest.v1.ReleaseVersionResponse\x12\x61\n\x0c\x45raseRecords\x12\'.everloop.ingest.v1.EraseRecordsRequest\x1a(.everloop.ingest.v1.EraseRecordsResponse\x12p\n\x11GetDatasetVersion\x12,.everloop.ingest.v1.GetDatasetVersionRequest\x1a-.everloop.ingest.v1.GetDatasetVersionResponse\x12v\n\x13ListDatasetVersions\x12..everloop.ingest.v1.ListDatasetVersionsRequest\x1a/.everloop.ingest.v1.ListDatasetVersionsResponse\x12m\n\x10GetPipelineStats\x12+.everloop.ingest.v1.GetPipelineStatsRequest\x1a,.everloop.ingest.v1.GetPipelineStatsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x65verloop/ingest/v1/ingest.proto\x12\x12\x65verloop.ingest.v1\x1a everloop/ingest/v1/dataset.proto\x1a$everloop/ingest/v1/dead_letter.proto\"i\n\x12PushRecordsRequest\x12\x1a\n\x08pipeline\x18\x01 \x01(\tR\x08pipeline\x12\x18\n\x07records\x18\x02 \x03(\x0cR\x07records\x12\x1d\n\nrequest_id\x18\x03 \x01(\tR\trequestId\"m\n\x13PushRecordsResponse\x12:\n\x07results\x18\x01 \x03(\x0b\x32 .everloop.ingest.v1.RecordResultR\x07results\x12\x1a\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x03R\x08\x61\x63\x63\x65pted\"k\n\x14StreamRecordsRequest\x12\x1a\n\x08pipeline\x18\x01 \x01(\tR\x08pipeline\x12\x18\n\x07records\x18\x02 \x03(\x0cR\x07records\x12\x1d\n\nrequest_id\x18\x03 \x01(\tR\trequestId\"\x8b\x01\n\x15StreamRecordsResponse\x12\x1a\n\x08sequence\x18\x01 \x01(\x03R\x08sequence\x12:\n\x07results\x18\x02 \x03(\x0b\x32 .everloop.ingest.v1.RecordResultR\x07results\x12\x1a\n\x08\x61\x63\x63\x65pted\x18\x03 \x01(\x03R\x08\x61\x63\x63\x65pted\"k\n\x14UploadRecordsRequest\x12\x1a\n\x08pipeline\x18\x01 \x01(\tR\x08pipeline\x12\x18\n\x07records\x18\x02 \x03(\x0cR\x07records\x12\x1d\n\nrequest_id\x18\x03 \x01(\tR\trequestId\"\xb5\x03\n\x15UploadRecordsResponse\x12\x1a\n\x08received\x18\x01 \x01(\x03R\x08received\x12\x1a\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x03R\x08\x61\x63\x63\x65pted\x12m\n\x12rejected_by_reason\x18\x03 \x03(\x0b\x32?.everloop.ingest.v1.UploadRecordsResponse.RejectedByReasonEntryR\x10rejectedByReason\x12N\n\x08rejected\x18\x04 \x03(\x0b\x32\x32.everloop.ingest.v1.UploadRecordsResponse.RejectedR\x08rejected\x1a\x43\n\x15RejectedByReasonEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x03R\x05value:\x02\x38\x01\x1a`\n\x08Rejected\x12\x1a\n\x08position\x18\x01 \x01(\x03R\x08position\x12\x38\n\x06result\x18\x02 \x01(\x0b\x32 .everloop.ingest.v1.RecordResultR\x06result\"r\n\x0cRecordResult\x12\x1a\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08R\x08\x61\x63\x63\x65pted\x12\x16\n\x06reason\x18\x02 \x01(\tR\x06reason\x12\x14\n\x05\x66ield\x18\x03 \x01(\tR\x05\x66ield\x12\x18\n\x07message\x18\x04 \x01(\tR\x07message\"N\n\x11\x43utVersionRequest\x12\x1a\n\x08pipeline\x18\x01 \x01(\tR\x08pipeline\x12\x1d\n\nrequest_id\x18\x02 \x01(\tR\trequestId\"R\n\x12\x43utVersionResponse\x12<\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\".everloop.ingest.v1.DatasetVersionR\x07\x64\x61taset\"\x9a\x01\n\x15ReleaseVersionRequest\x12\x1a\n\x08pipeline\x18\x01 \x01(\tR\x08pipeline\x12\x18\n\x07version\x18\x02 \x01(\x03R\x07version\x12\x1d\n\nrequest_id\x18\x03 \x01(\tR\trequestId\x12\x14\n\x05\x61\x63tor\x18\x04 \x01(\tR\x05\x61\x63tor\x12\x16\n\x06reason\x18\x05 \x01(\tR\x06reason\"V\n\x16ReleaseVersionResponse\x12<\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\".everloop.ingest.v1.DatasetVersionR\x07\x64\x61taset\"\xc9\x01\n\x13\x45raseRecordsRequest\x12\x1a\n\x08pipeline\x18\x01 \x01(\tR\x08pipeline\x12\x1d\n\nrecord_ids\x18\x02 \x03(\tR\trecordIds\x12\x14\n\x05\x66ield\x18\x03 \x01(\tR\x05\x66ield\x12\x14\n\x05value\x18\x04 \x01(\tR\x05value\x12\x1d\n\nrequest_id\x18\x05 \x01(\tR\trequestId\x12\x14\n\x05\x61\x63tor\x18\x06 \x01(\tR\x05\x61\x63tor\x12\x16\n\x06reason\x18\x07 \x01(\tR\x06reason\"T\n\x14\x45raseRecordsResponse\x12<\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\".everloop.ingest.v1.DatasetVersionR\x07\x64\x61taset\"P\n\x18GetDatasetVersionRequest\x12\x1a\n\x08pipeline\x18\x01 \x01(\tR\x08pipeline\x12\x18\n\x07version\x18\x02 \x01(\x03R\x07version\"Y\n\x19GetDatasetVersionResponse\x12<\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\".everloop.ingest.v1.DatasetVersionR\x07\x64\x61taset\"t\n\x1aListDatasetVersionsRequest\x12\x1a\n\x08pipeline\x18\x01 \x01(\tR\x08pipeline\x12\x1b\n\tpage_size\x18\x02 \x01(\x05R\x08pageSize\x12\x1d\n\npage_token\x18\x03 \x01(\tR\tpageToken\"\x85\x01\n\x1bListDatasetVersionsResponse\x12>\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\".everloop.ingest.v1.DatasetVersionR\x08\x64\x61tasets\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"5\n\x17GetPipelineStatsRequest\x12\x1a\n\x08pipeline\x18\x01 \x01(\tR\x08pipeline\"\xd1\x02\n\x18GetPipelineStatsResponse\x12\x1a\n\x08received\x18\x01 \x01(\x03R\x08received\x12\x1a\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x03R\x08\x61\x63\x63\x65pted\x12\x1a\n\x08rejected\x18\x03 \x01(\x03R\x08rejected\x12p\n\x12rejected_by_reason\x18\x04 \x03(\x0b\x32\x42.everloop.ingest.v1.GetPipelineStatsResponse.RejectedByReasonEntryR\x10rejectedByReason\x12\x10\n\x03lag\x18\x05 \x01(\x03R\x03lag\x12\x18\n\x07\x61\x63tuals\x18\x06 \x01(\x03R\x07\x61\x63tuals\x1a\x43\n\x15RejectedByReasonEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x03R\x05value:\x02\x38\x01\x32\x87\n\n\rIngestService\x12^\n\x0bPushRecords\x12&.everloop.ingest.v1.PushRecordsRequest\x1a\'.everloop.ingest.v1.PushRecordsResponse\x12h\n\rStreamRecords\x12(.everloop.ingest.v1.StreamRecordsRequest\x1a).everloop.ingest.v1.StreamRecordsResponse(\x01\x30\x01\x12\x66\n\rUploadRecords\x12(.everloop.ingest.v1.UploadRecordsRequest\x1a).everloop.ingest.v1.UploadRecordsResponse(\x01\x12[\n\nCutVersion\x12%.everloop.ingest.v1.CutVersionRequest\x1a&.everloop.ingest.v1.CutVersionResponse\x12g\n\x0eReleaseVersion\x12).everloop.ingest.v1.ReleaseVersionRequest\x1a*.everloop.ingest.v1.ReleaseVersionResponse\x12\x61\n\x0c\x45raseRecords\x12\'.everloop.ingest.v1.EraseRecordsRequest\x1a(.everloop.ingest.v1.EraseRecordsResponse\x12p\n\x11GetDatasetVersion\x12,.everloop.ingest.v1.GetDatasetVersionRequest\x1a-.everloop.ingest.v1.GetDatasetVersionResponse\x12v\n\x13ListDatasetVersions\x12..everloop.ingest.v1.ListDatasetVersionsRequest\x1a/.everloop.ingest.v1.ListDatasetVersionsResponse\x12m\n\x10GetPipelineStats\x12+.everloop.ingest.v1.GetPipelineStatsRequest\x1a,.everloop.ingest.v1.GetPipelineStatsResponse\x12j\n\x0fListDeadLetters\x12*.everloop.ingest.v1.ListDeadLettersRequest\x1a+.everloop.ingest.v1.ListDeadLettersResponse\x12\x64\n\rGetDeadLetter\x12(.everloop.ingest.v1.GetDeadLetterRequest\x1a).everloop.ingest.v1.GetDeadLetterResponse\x12p\n\x11ReplayDeadLetters\x12,.everloop.ingest.v1.ReplayDeadLettersRequest\x1a-.everloop.ingest.v1.ReplayDeadLettersResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'everloop_contracts.stubs.everloop.ingest.v1.ingest_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_UPLOADRECORDSRESPONSE_REJECTEDBYREASONENTRY']._loaded_options = None
+  _globals['_UPLOADRECORDSRESPONSE_REJECTEDBYREASONENTRY']._serialized_options = b'8\001'
   _globals['_GETPIPELINESTATSRESPONSE_REJECTEDBYREASONENTRY']._loaded_options = None
   _globals['_GETPIPELINESTATSRESPONSE_REJECTEDBYREASONENTRY']._serialized_options = b'8\001'
-  _globals['_PUSHRECORDSREQUEST']._serialized_start=89
-  _globals['_PUSHRECORDSREQUEST']._serialized_end=194
-  _globals['_PUSHRECORDSRESPONSE']._serialized_start=196
-  _globals['_PUSHRECORDSRESPONSE']._serialized_end=305
-  _globals['_RECORDRESULT']._serialized_start=307
-  _globals['_RECORDRESULT']._serialized_end=421
-  _globals['_CUTVERSIONREQUEST']._serialized_start=423
-  _globals['_CUTVERSIONREQUEST']._serialized_end=501
-  _globals['_CUTVERSIONRESPONSE']._serialized_start=503
-  _globals['_CUTVERSIONRESPONSE']._serialized_end=585
-  _globals['_RELEASEVERSIONREQUEST']._serialized_start=588
-  _globals['_RELEASEVERSIONREQUEST']._serialized_end=742
-  _globals['_RELEASEVERSIONRESPONSE']._serialized_start=744
-  _globals['_RELEASEVERSIONRESPONSE']._serialized_end=830
-  _globals['_ERASERECORDSREQUEST']._serialized_start=833
-  _globals['_ERASERECORDSREQUEST']._serialized_end=1034
-  _globals['_ERASERECORDSRESPONSE']._serialized_start=1036
-  _globals['_ERASERECORDSRESPONSE']._serialized_end=1120
-  _globals['_GETDATASETVERSIONREQUEST']._serialized_start=1122
-  _globals['_GETDATASETVERSIONREQUEST']._serialized_end=1202
-  _globals['_GETDATASETVERSIONRESPONSE']._serialized_start=1204
-  _globals['_GETDATASETVERSIONRESPONSE']._serialized_end=1293
-  _globals['_LISTDATASETVERSIONSREQUEST']._serialized_start=1295
-  _globals['_LISTDATASETVERSIONSREQUEST']._serialized_end=1411
-  _globals['_LISTDATASETVERSIONSRESPONSE']._serialized_start=1414
-  _globals['_LISTDATASETVERSIONSRESPONSE']._serialized_end=1547
-  _globals['_GETPIPELINESTATSREQUEST']._serialized_start=1549
-  _globals['_GETPIPELINESTATSREQUEST']._serialized_end=1602
-  _globals['_GETPIPELINESTATSRESPONSE']._serialized_start=1605
-  _globals['_GETPIPELINESTATSRESPONSE']._serialized_end=1942
-  _globals['_GETPIPELINESTATSRESPONSE_REJECTEDBYREASONENTRY']._serialized_start=1875
-  _globals['_GETPIPELINESTATSRESPONSE_REJECTEDBYREASONENTRY']._serialized_end=1942
-  _globals['_INGESTSERVICE']._serialized_start=1945
-  _globals['_INGESTSERVICE']._serialized_end=2698
+  _globals['_PUSHRECORDSREQUEST']._serialized_start=127
+  _globals['_PUSHRECORDSREQUEST']._serialized_end=232
+  _globals['_PUSHRECORDSRESPONSE']._serialized_start=234
+  _globals['_PUSHRECORDSRESPONSE']._serialized_end=343
+  _globals['_STREAMRECORDSREQUEST']._serialized_start=345
+  _globals['_STREAMRECORDSREQUEST']._serialized_end=452
+  _globals['_STREAMRECORDSRESPONSE']._serialized_start=455
+  _globals['_STREAMRECORDSRESPONSE']._serialized_end=594
+  _globals['_UPLOADRECORDSREQUEST']._serialized_start=596
+  _globals['_UPLOADRECORDSREQUEST']._serialized_end=703
+  _globals['_UPLOADRECORDSRESPONSE']._serialized_start=706
+  _globals['_UPLOADRECORDSRESPONSE']._serialized_end=1143
+  _globals['_UPLOADRECORDSRESPONSE_REJECTEDBYREASONENTRY']._serialized_start=978
+  _globals['_UPLOADRECORDSRESPONSE_REJECTEDBYREASONENTRY']._serialized_end=1045
+  _globals['_UPLOADRECORDSRESPONSE_REJECTED']._serialized_start=1047
+  _globals['_UPLOADRECORDSRESPONSE_REJECTED']._serialized_end=1143
+  _globals['_RECORDRESULT']._serialized_start=1145
+  _globals['_RECORDRESULT']._serialized_end=1259
+  _globals['_CUTVERSIONREQUEST']._serialized_start=1261
+  _globals['_CUTVERSIONREQUEST']._serialized_end=1339
+  _globals['_CUTVERSIONRESPONSE']._serialized_start=1341
+  _globals['_CUTVERSIONRESPONSE']._serialized_end=1423
+  _globals['_RELEASEVERSIONREQUEST']._serialized_start=1426
+  _globals['_RELEASEVERSIONREQUEST']._serialized_end=1580
+  _globals['_RELEASEVERSIONRESPONSE']._serialized_start=1582
+  _globals['_RELEASEVERSIONRESPONSE']._serialized_end=1668
+  _globals['_ERASERECORDSREQUEST']._serialized_start=1671
+  _globals['_ERASERECORDSREQUEST']._serialized_end=1872
+  _globals['_ERASERECORDSRESPONSE']._serialized_start=1874
+  _globals['_ERASERECORDSRESPONSE']._serialized_end=1958
+  _globals['_GETDATASETVERSIONREQUEST']._serialized_start=1960
+  _globals['_GETDATASETVERSIONREQUEST']._serialized_end=2040
+  _globals['_GETDATASETVERSIONRESPONSE']._serialized_start=2042
+  _globals['_GETDATASETVERSIONRESPONSE']._serialized_end=2131
+  _globals['_LISTDATASETVERSIONSREQUEST']._serialized_start=2133
+  _globals['_LISTDATASETVERSIONSREQUEST']._serialized_end=2249
+  _globals['_LISTDATASETVERSIONSRESPONSE']._serialized_start=2252
+  _globals['_LISTDATASETVERSIONSRESPONSE']._serialized_end=2385
+  _globals['_GETPIPELINESTATSREQUEST']._serialized_start=2387
+  _globals['_GETPIPELINESTATSREQUEST']._serialized_end=2440
+  _globals['_GETPIPELINESTATSRESPONSE']._serialized_start=2443
+  _globals['_GETPIPELINESTATSRESPONSE']._serialized_end=2780
+  _globals['_GETPIPELINESTATSRESPONSE_REJECTEDBYREASONENTRY']._serialized_start=978
+  _globals['_GETPIPELINESTATSRESPONSE_REJECTEDBYREASONENTRY']._serialized_end=1045
+  _globals['_INGESTSERVICE']._serialized_start=2783
+  _globals['_INGESTSERVICE']._serialized_end=4070
 # @@protoc_insertion_point(module_scope)

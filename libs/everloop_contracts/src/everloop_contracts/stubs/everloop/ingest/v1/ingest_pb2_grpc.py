@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from everloop_contracts.stubs.everloop.ingest.v1 import dead_letter_pb2 as everloop_dot_ingest_dot_v1_dot_dead__letter__pb2
 from everloop_contracts.stubs.everloop.ingest.v1 import ingest_pb2 as everloop_dot_ingest_dot_v1_dot_ingest__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -40,6 +41,16 @@ class IngestServiceStub:
                 request_serializer=everloop_dot_ingest_dot_v1_dot_ingest__pb2.PushRecordsRequest.SerializeToString,
                 response_deserializer=everloop_dot_ingest_dot_v1_dot_ingest__pb2.PushRecordsResponse.FromString,
                 _registered_method=True)
+        self.StreamRecords = channel.stream_stream(
+                '/everloop.ingest.v1.IngestService/StreamRecords',
+                request_serializer=everloop_dot_ingest_dot_v1_dot_ingest__pb2.StreamRecordsRequest.SerializeToString,
+                response_deserializer=everloop_dot_ingest_dot_v1_dot_ingest__pb2.StreamRecordsResponse.FromString,
+                _registered_method=True)
+        self.UploadRecords = channel.stream_unary(
+                '/everloop.ingest.v1.IngestService/UploadRecords',
+                request_serializer=everloop_dot_ingest_dot_v1_dot_ingest__pb2.UploadRecordsRequest.SerializeToString,
+                response_deserializer=everloop_dot_ingest_dot_v1_dot_ingest__pb2.UploadRecordsResponse.FromString,
+                _registered_method=True)
         self.CutVersion = channel.unary_unary(
                 '/everloop.ingest.v1.IngestService/CutVersion',
                 request_serializer=everloop_dot_ingest_dot_v1_dot_ingest__pb2.CutVersionRequest.SerializeToString,
@@ -70,6 +81,21 @@ class IngestServiceStub:
                 request_serializer=everloop_dot_ingest_dot_v1_dot_ingest__pb2.GetPipelineStatsRequest.SerializeToString,
                 response_deserializer=everloop_dot_ingest_dot_v1_dot_ingest__pb2.GetPipelineStatsResponse.FromString,
                 _registered_method=True)
+        self.ListDeadLetters = channel.unary_unary(
+                '/everloop.ingest.v1.IngestService/ListDeadLetters',
+                request_serializer=everloop_dot_ingest_dot_v1_dot_dead__letter__pb2.ListDeadLettersRequest.SerializeToString,
+                response_deserializer=everloop_dot_ingest_dot_v1_dot_dead__letter__pb2.ListDeadLettersResponse.FromString,
+                _registered_method=True)
+        self.GetDeadLetter = channel.unary_unary(
+                '/everloop.ingest.v1.IngestService/GetDeadLetter',
+                request_serializer=everloop_dot_ingest_dot_v1_dot_dead__letter__pb2.GetDeadLetterRequest.SerializeToString,
+                response_deserializer=everloop_dot_ingest_dot_v1_dot_dead__letter__pb2.GetDeadLetterResponse.FromString,
+                _registered_method=True)
+        self.ReplayDeadLetters = channel.unary_unary(
+                '/everloop.ingest.v1.IngestService/ReplayDeadLetters',
+                request_serializer=everloop_dot_ingest_dot_v1_dot_dead__letter__pb2.ReplayDeadLettersRequest.SerializeToString,
+                response_deserializer=everloop_dot_ingest_dot_v1_dot_dead__letter__pb2.ReplayDeadLettersResponse.FromString,
+                _registered_method=True)
 
 
 class IngestServiceServicer:
@@ -84,6 +110,26 @@ class IngestServiceServicer:
         Only what was answered is remembered: where the first call ended without an answer, the repeat may put its
         records on the topic a second time. That changes no dataset version, since the last event of a record id wins,
         but the books count each message.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StreamRecords(self, request_iterator, context):
+        """Like PushRecords for many messages: each is answered in the order in which they came, once the broker has its
+        records, and may be followed by others before that. A stream whose unanswered bytes reach the limit in ingest's
+        settings is not read further until answers have left: the caller is held up by gRPC's flow control. Where the
+        broker takes nothing for too long, the stream ends: UNAVAILABLE, or RESOURCE_EXHAUSTED, reason TOO_MANY_BYTES.
+
+        A message with a `request_id` may be sent again on another stream, or by PushRecords: it adds nothing then. A
+        stream on which nothing happens for long ends with DEADLINE_EXCEEDED, reason STREAM_IDLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UploadRecords(self, request_iterator, context):
+        """Like StreamRecords for callers that want one answer, when the broker has everything.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -108,8 +154,8 @@ class IngestServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def EraseRecords(self, request, context):
-        """Cuts a version without the records and labels of one entity, as far as they had arrived, deletes the shards that
-        hold them and writes an audit entry. Later records of the same ids are new ones. Earlier versions still hold them:
+        """Cuts a version without the records and labels of one entity, as far as they had arrived, deletes the shards and
+        the kept dead letters that hold them and writes an audit entry. Later records of the same ids are new ones. Earlier versions still hold them:
         see ingest's README. A repeated `request_id` returns the first answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -137,6 +183,28 @@ class IngestServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListDeadLetters(self, request, context):
+        """Lists dead letters without their bodies, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetDeadLetter(self, request, context):
+        """Returns one dead letter as it came.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReplayDeadLetters(self, request, context):
+        """Puts dead letters on the record topic again, each at most once, whoever asks. They keep their time, so that a
+        later event of the same record id still wins, and freshness is judged as of then.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_IngestServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -144,6 +212,16 @@ def add_IngestServiceServicer_to_server(servicer, server):
                     servicer.PushRecords,
                     request_deserializer=everloop_dot_ingest_dot_v1_dot_ingest__pb2.PushRecordsRequest.FromString,
                     response_serializer=everloop_dot_ingest_dot_v1_dot_ingest__pb2.PushRecordsResponse.SerializeToString,
+            ),
+            'StreamRecords': grpc.stream_stream_rpc_method_handler(
+                    servicer.StreamRecords,
+                    request_deserializer=everloop_dot_ingest_dot_v1_dot_ingest__pb2.StreamRecordsRequest.FromString,
+                    response_serializer=everloop_dot_ingest_dot_v1_dot_ingest__pb2.StreamRecordsResponse.SerializeToString,
+            ),
+            'UploadRecords': grpc.stream_unary_rpc_method_handler(
+                    servicer.UploadRecords,
+                    request_deserializer=everloop_dot_ingest_dot_v1_dot_ingest__pb2.UploadRecordsRequest.FromString,
+                    response_serializer=everloop_dot_ingest_dot_v1_dot_ingest__pb2.UploadRecordsResponse.SerializeToString,
             ),
             'CutVersion': grpc.unary_unary_rpc_method_handler(
                     servicer.CutVersion,
@@ -175,6 +253,21 @@ def add_IngestServiceServicer_to_server(servicer, server):
                     request_deserializer=everloop_dot_ingest_dot_v1_dot_ingest__pb2.GetPipelineStatsRequest.FromString,
                     response_serializer=everloop_dot_ingest_dot_v1_dot_ingest__pb2.GetPipelineStatsResponse.SerializeToString,
             ),
+            'ListDeadLetters': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDeadLetters,
+                    request_deserializer=everloop_dot_ingest_dot_v1_dot_dead__letter__pb2.ListDeadLettersRequest.FromString,
+                    response_serializer=everloop_dot_ingest_dot_v1_dot_dead__letter__pb2.ListDeadLettersResponse.SerializeToString,
+            ),
+            'GetDeadLetter': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDeadLetter,
+                    request_deserializer=everloop_dot_ingest_dot_v1_dot_dead__letter__pb2.GetDeadLetterRequest.FromString,
+                    response_serializer=everloop_dot_ingest_dot_v1_dot_dead__letter__pb2.GetDeadLetterResponse.SerializeToString,
+            ),
+            'ReplayDeadLetters': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReplayDeadLetters,
+                    request_deserializer=everloop_dot_ingest_dot_v1_dot_dead__letter__pb2.ReplayDeadLettersRequest.FromString,
+                    response_serializer=everloop_dot_ingest_dot_v1_dot_dead__letter__pb2.ReplayDeadLettersResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'everloop.ingest.v1.IngestService', rpc_method_handlers)
@@ -204,6 +297,60 @@ class IngestService:
             '/everloop.ingest.v1.IngestService/PushRecords',
             everloop_dot_ingest_dot_v1_dot_ingest__pb2.PushRecordsRequest.SerializeToString,
             everloop_dot_ingest_dot_v1_dot_ingest__pb2.PushRecordsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamRecords(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/everloop.ingest.v1.IngestService/StreamRecords',
+            everloop_dot_ingest_dot_v1_dot_ingest__pb2.StreamRecordsRequest.SerializeToString,
+            everloop_dot_ingest_dot_v1_dot_ingest__pb2.StreamRecordsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UploadRecords(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/everloop.ingest.v1.IngestService/UploadRecords',
+            everloop_dot_ingest_dot_v1_dot_ingest__pb2.UploadRecordsRequest.SerializeToString,
+            everloop_dot_ingest_dot_v1_dot_ingest__pb2.UploadRecordsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -366,6 +513,87 @@ class IngestService:
             '/everloop.ingest.v1.IngestService/GetPipelineStats',
             everloop_dot_ingest_dot_v1_dot_ingest__pb2.GetPipelineStatsRequest.SerializeToString,
             everloop_dot_ingest_dot_v1_dot_ingest__pb2.GetPipelineStatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDeadLetters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/everloop.ingest.v1.IngestService/ListDeadLetters',
+            everloop_dot_ingest_dot_v1_dot_dead__letter__pb2.ListDeadLettersRequest.SerializeToString,
+            everloop_dot_ingest_dot_v1_dot_dead__letter__pb2.ListDeadLettersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDeadLetter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/everloop.ingest.v1.IngestService/GetDeadLetter',
+            everloop_dot_ingest_dot_v1_dot_dead__letter__pb2.GetDeadLetterRequest.SerializeToString,
+            everloop_dot_ingest_dot_v1_dot_dead__letter__pb2.GetDeadLetterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReplayDeadLetters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/everloop.ingest.v1.IngestService/ReplayDeadLetters',
+            everloop_dot_ingest_dot_v1_dot_dead__letter__pb2.ReplayDeadLettersRequest.SerializeToString,
+            everloop_dot_ingest_dot_v1_dot_dead__letter__pb2.ReplayDeadLettersResponse.FromString,
             options,
             channel_credentials,
             insecure,

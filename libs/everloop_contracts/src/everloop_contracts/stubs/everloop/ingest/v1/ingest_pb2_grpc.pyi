@@ -4,6 +4,7 @@ isort:skip_file
 """
 
 from collections import abc as _abc
+from everloop_contracts.stubs.everloop.ingest.v1 import dead_letter_pb2 as _dead_letter_pb2
 from everloop_contracts.stubs.everloop.ingest.v1 import ingest_pb2 as _ingest_pb2
 from grpc import aio as _aio
 import abc as _abc_1
@@ -42,6 +43,17 @@ class IngestServiceStub:
     records on the topic a second time. That changes no dataset version, since the last event of a record id wins,
     but the books count each message.
     """
+    StreamRecords: _grpc.StreamStreamMultiCallable[_ingest_pb2.StreamRecordsRequest, _ingest_pb2.StreamRecordsResponse]
+    """Like PushRecords for many messages: each is answered in the order in which they came, once the broker has its
+    records, and may be followed by others before that. A stream whose unanswered bytes reach the limit in ingest's
+    settings is not read further until answers have left: the caller is held up by gRPC's flow control. Where the
+    broker takes nothing for too long, the stream ends: UNAVAILABLE, or RESOURCE_EXHAUSTED, reason TOO_MANY_BYTES.
+
+    A message with a `request_id` may be sent again on another stream, or by PushRecords: it adds nothing then. A
+    stream on which nothing happens for long ends with DEADLINE_EXCEEDED, reason STREAM_IDLE.
+    """
+    UploadRecords: _grpc.StreamUnaryMultiCallable[_ingest_pb2.UploadRecordsRequest, _ingest_pb2.UploadRecordsResponse]
+    """Like StreamRecords for callers that want one answer, when the broker has everything."""
     CutVersion: _grpc.UnaryUnaryMultiCallable[_ingest_pb2.CutVersionRequest, _ingest_pb2.CutVersionResponse]
     """Cuts a dataset version from everything the writer has stored, after it has caught up with the topic.
     A repeated `request_id` returns the version of the first call; it is remembered for a time that ingest's settings
@@ -53,8 +65,8 @@ class IngestServiceStub:
     holds all that it holds.
     """
     EraseRecords: _grpc.UnaryUnaryMultiCallable[_ingest_pb2.EraseRecordsRequest, _ingest_pb2.EraseRecordsResponse]
-    """Cuts a version without the records and labels of one entity, as far as they had arrived, deletes the shards that
-    hold them and writes an audit entry. Later records of the same ids are new ones. Earlier versions still hold them:
+    """Cuts a version without the records and labels of one entity, as far as they had arrived, deletes the shards and
+    the kept dead letters that hold them and writes an audit entry. Later records of the same ids are new ones. Earlier versions still hold them:
     see ingest's README. A repeated `request_id` returns the first answer.
     """
     GetDatasetVersion: _grpc.UnaryUnaryMultiCallable[_ingest_pb2.GetDatasetVersionRequest, _ingest_pb2.GetDatasetVersionResponse]
@@ -63,6 +75,14 @@ class IngestServiceStub:
     """Lists dataset versions, newest first."""
     GetPipelineStats: _grpc.UnaryUnaryMultiCallable[_ingest_pb2.GetPipelineStatsRequest, _ingest_pb2.GetPipelineStatsResponse]
     """Returns the books of a pipeline: what arrived, what was accepted, what was rejected and why."""
+    ListDeadLetters: _grpc.UnaryUnaryMultiCallable[_dead_letter_pb2.ListDeadLettersRequest, _dead_letter_pb2.ListDeadLettersResponse]
+    """Lists dead letters without their bodies, newest first."""
+    GetDeadLetter: _grpc.UnaryUnaryMultiCallable[_dead_letter_pb2.GetDeadLetterRequest, _dead_letter_pb2.GetDeadLetterResponse]
+    """Returns one dead letter as it came."""
+    ReplayDeadLetters: _grpc.UnaryUnaryMultiCallable[_dead_letter_pb2.ReplayDeadLettersRequest, _dead_letter_pb2.ReplayDeadLettersResponse]
+    """Puts dead letters on the record topic again, each at most once, whoever asks. They keep their time, so that a
+    later event of the same record id still wins, and freshness is judged as of then.
+    """
 
 @_typing.type_check_only
 class IngestServiceAsyncStub(IngestServiceStub):
@@ -78,6 +98,17 @@ class IngestServiceAsyncStub(IngestServiceStub):
     records on the topic a second time. That changes no dataset version, since the last event of a record id wins,
     but the books count each message.
     """
+    StreamRecords: _aio.StreamStreamMultiCallable[_ingest_pb2.StreamRecordsRequest, _ingest_pb2.StreamRecordsResponse]  # type: ignore[assignment]
+    """Like PushRecords for many messages: each is answered in the order in which they came, once the broker has its
+    records, and may be followed by others before that. A stream whose unanswered bytes reach the limit in ingest's
+    settings is not read further until answers have left: the caller is held up by gRPC's flow control. Where the
+    broker takes nothing for too long, the stream ends: UNAVAILABLE, or RESOURCE_EXHAUSTED, reason TOO_MANY_BYTES.
+
+    A message with a `request_id` may be sent again on another stream, or by PushRecords: it adds nothing then. A
+    stream on which nothing happens for long ends with DEADLINE_EXCEEDED, reason STREAM_IDLE.
+    """
+    UploadRecords: _aio.StreamUnaryMultiCallable[_ingest_pb2.UploadRecordsRequest, _ingest_pb2.UploadRecordsResponse]  # type: ignore[assignment]
+    """Like StreamRecords for callers that want one answer, when the broker has everything."""
     CutVersion: _aio.UnaryUnaryMultiCallable[_ingest_pb2.CutVersionRequest, _ingest_pb2.CutVersionResponse]  # type: ignore[assignment]
     """Cuts a dataset version from everything the writer has stored, after it has caught up with the topic.
     A repeated `request_id` returns the version of the first call; it is remembered for a time that ingest's settings
@@ -89,8 +120,8 @@ class IngestServiceAsyncStub(IngestServiceStub):
     holds all that it holds.
     """
     EraseRecords: _aio.UnaryUnaryMultiCallable[_ingest_pb2.EraseRecordsRequest, _ingest_pb2.EraseRecordsResponse]  # type: ignore[assignment]
-    """Cuts a version without the records and labels of one entity, as far as they had arrived, deletes the shards that
-    hold them and writes an audit entry. Later records of the same ids are new ones. Earlier versions still hold them:
+    """Cuts a version without the records and labels of one entity, as far as they had arrived, deletes the shards and
+    the kept dead letters that hold them and writes an audit entry. Later records of the same ids are new ones. Earlier versions still hold them:
     see ingest's README. A repeated `request_id` returns the first answer.
     """
     GetDatasetVersion: _aio.UnaryUnaryMultiCallable[_ingest_pb2.GetDatasetVersionRequest, _ingest_pb2.GetDatasetVersionResponse]  # type: ignore[assignment]
@@ -99,6 +130,14 @@ class IngestServiceAsyncStub(IngestServiceStub):
     """Lists dataset versions, newest first."""
     GetPipelineStats: _aio.UnaryUnaryMultiCallable[_ingest_pb2.GetPipelineStatsRequest, _ingest_pb2.GetPipelineStatsResponse]  # type: ignore[assignment]
     """Returns the books of a pipeline: what arrived, what was accepted, what was rejected and why."""
+    ListDeadLetters: _aio.UnaryUnaryMultiCallable[_dead_letter_pb2.ListDeadLettersRequest, _dead_letter_pb2.ListDeadLettersResponse]  # type: ignore[assignment]
+    """Lists dead letters without their bodies, newest first."""
+    GetDeadLetter: _aio.UnaryUnaryMultiCallable[_dead_letter_pb2.GetDeadLetterRequest, _dead_letter_pb2.GetDeadLetterResponse]  # type: ignore[assignment]
+    """Returns one dead letter as it came."""
+    ReplayDeadLetters: _aio.UnaryUnaryMultiCallable[_dead_letter_pb2.ReplayDeadLettersRequest, _dead_letter_pb2.ReplayDeadLettersResponse]  # type: ignore[assignment]
+    """Puts dead letters on the record topic again, each at most once, whoever asks. They keep their time, so that a
+    later event of the same record id still wins, and freshness is judged as of then.
+    """
 
 class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
     """The gRPC door for data, and the dataset versions cut from it."""
@@ -117,6 +156,29 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
         records on the topic a second time. That changes no dataset version, since the last event of a record id wins,
         but the books count each message.
         """
+
+    @_abc_1.abstractmethod
+    def StreamRecords(
+        self,
+        request_iterator: _MaybeAsyncIterator[_ingest_pb2.StreamRecordsRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_ingest_pb2.StreamRecordsResponse], _abc.AsyncIterator[_ingest_pb2.StreamRecordsResponse]]:
+        """Like PushRecords for many messages: each is answered in the order in which they came, once the broker has its
+        records, and may be followed by others before that. A stream whose unanswered bytes reach the limit in ingest's
+        settings is not read further until answers have left: the caller is held up by gRPC's flow control. Where the
+        broker takes nothing for too long, the stream ends: UNAVAILABLE, or RESOURCE_EXHAUSTED, reason TOO_MANY_BYTES.
+
+        A message with a `request_id` may be sent again on another stream, or by PushRecords: it adds nothing then. A
+        stream on which nothing happens for long ends with DEADLINE_EXCEEDED, reason STREAM_IDLE.
+        """
+
+    @_abc_1.abstractmethod
+    def UploadRecords(
+        self,
+        request_iterator: _MaybeAsyncIterator[_ingest_pb2.UploadRecordsRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_ingest_pb2.UploadRecordsResponse, _abc.Awaitable[_ingest_pb2.UploadRecordsResponse]]:
+        """Like StreamRecords for callers that want one answer, when the broker has everything."""
 
     @_abc_1.abstractmethod
     def CutVersion(
@@ -146,8 +208,8 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ingest_pb2.EraseRecordsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_ingest_pb2.EraseRecordsResponse, _abc.Awaitable[_ingest_pb2.EraseRecordsResponse]]:
-        """Cuts a version without the records and labels of one entity, as far as they had arrived, deletes the shards that
-        hold them and writes an audit entry. Later records of the same ids are new ones. Earlier versions still hold them:
+        """Cuts a version without the records and labels of one entity, as far as they had arrived, deletes the shards and
+        the kept dead letters that hold them and writes an audit entry. Later records of the same ids are new ones. Earlier versions still hold them:
         see ingest's README. A repeated `request_id` returns the first answer.
         """
 
@@ -174,5 +236,31 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_ingest_pb2.GetPipelineStatsResponse, _abc.Awaitable[_ingest_pb2.GetPipelineStatsResponse]]:
         """Returns the books of a pipeline: what arrived, what was accepted, what was rejected and why."""
+
+    @_abc_1.abstractmethod
+    def ListDeadLetters(
+        self,
+        request: _dead_letter_pb2.ListDeadLettersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dead_letter_pb2.ListDeadLettersResponse, _abc.Awaitable[_dead_letter_pb2.ListDeadLettersResponse]]:
+        """Lists dead letters without their bodies, newest first."""
+
+    @_abc_1.abstractmethod
+    def GetDeadLetter(
+        self,
+        request: _dead_letter_pb2.GetDeadLetterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dead_letter_pb2.GetDeadLetterResponse, _abc.Awaitable[_dead_letter_pb2.GetDeadLetterResponse]]:
+        """Returns one dead letter as it came."""
+
+    @_abc_1.abstractmethod
+    def ReplayDeadLetters(
+        self,
+        request: _dead_letter_pb2.ReplayDeadLettersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dead_letter_pb2.ReplayDeadLettersResponse, _abc.Awaitable[_dead_letter_pb2.ReplayDeadLettersResponse]]:
+        """Puts dead letters on the record topic again, each at most once, whoever asks. They keep their time, so that a
+        later event of the same record id still wins, and freshness is judged as of then.
+        """
 
 def add_IngestServiceServicer_to_server(servicer: IngestServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
