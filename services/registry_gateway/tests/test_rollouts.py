@@ -152,6 +152,17 @@ def test_a_repeated_start_returns_the_first_answer(manual):
     )
 
 
+def test_a_repeated_start_with_another_plan_is_refused(manual):
+    plan = trial.declared(manual.pipeline.promotion.rollout)
+    first = manual.try_out(2, request_id="r", plan=plan)
+    assert manual.try_out(2, request_id="r", plan=plan) == first
+    for other in (replace(plan, percent=50.0), replace(plan, bake=timedelta(hours=1)), None):
+        assert refusal(lambda other=other: manual.try_out(2, request_id="r", plan=other)) == (
+            Kind.INVALID,
+            "REQUEST_ID_REUSED",
+        )
+
+
 def test_what_cannot_be_tried(manual):
     assert refusal(lambda: manual.try_out(9)) == (Kind.NOT_FOUND, "VERSION_NOT_FOUND")
     assert refusal(lambda: manual.try_out(1)) == (Kind.PRECONDITION, "NOT_IN_STAGING")

@@ -74,7 +74,8 @@ class UnitOfWork:
     def first_time(self, event_id: str) -> bool:
         """Notes an event id in the inbox; False if it is there already, and then the caller does nothing."""
         insert = self.insert(_INBOX).values(event_id=event_id).on_conflict_do_nothing()
-        return self.connection.execute(insert).rowcount == 1
+        # Not by its row count: that of an insert is not kept with every driver (-1 with psycopg).
+        return self.connection.scalar(insert.returning(_INBOX.c.event_id)) is not None
 
     def publish(self, event: Event) -> None:
         """Puts an event into the outbox; the relay sends it after the commit. See `send` for its size."""

@@ -68,6 +68,7 @@ class Observer:
         """
         with self._database.unit_of_work() as work:
             rollouts = RolloutStore(work.connection)
+            rollouts.lock(report.rollout_id)
             rollout = find_rollout(rollouts, report.rollout_id)
             last = rollouts.last_report(report.rollout_id, report.replica)
             late = last is not None and report.sequence <= last.sequence
@@ -100,6 +101,7 @@ class Observer:
             measured: the numbers, for a person.
         """
         with self._database.unit_of_work() as work:
+            Store(work.connection).lock(model)
             if not work.first_time(event_id):
                 return
             rollouts = RolloutStore(work.connection)
@@ -125,6 +127,7 @@ class Observer:
         if verdict.action == "abort":
             with self._database.unit_of_work() as work:
                 rollouts = RolloutStore(work.connection)
+                rollouts.lock(seen.id)
                 verdict = self._verdict(rollouts, find_rollout(rollouts, seen.id))
                 self._abort(work, seen.id, verdict, cause_id=seen.id)
             return
@@ -134,6 +137,7 @@ class Observer:
             self._check_mlflow(seen)
             with self._database.unit_of_work() as work:
                 rollouts = RolloutStore(work.connection)
+                rollouts.lock(seen.id)
                 rollout = find_rollout(rollouts, seen.id)
                 pending = Store(work.connection).pending(seen.model)
                 verdict = self._verdict(rollouts, rollout)

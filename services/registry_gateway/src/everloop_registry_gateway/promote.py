@@ -197,6 +197,7 @@ class Promoter:
     def _decide(self, request: Request) -> None:
         with self._database.unit_of_work() as work:
             store = Store(work.connection)
+            store.lock(request.model)
             target = _target(store, request)
             if target.stage is Stage.PRODUCTION:
                 if request.request_id:
@@ -239,6 +240,7 @@ class Promoter:
         now = datetime.now(UTC)
         with self._database.unit_of_work() as work:
             store = Store(work.connection)
+            store.lock(pending.model)
             if not store.end(pending):
                 return  # another process was quicker
             model, version = pending.model, pending.version
@@ -306,6 +308,7 @@ class Promoter:
     def _abandon(self, pending: Transition, why: EverloopError) -> NoReturn:
         with self._database.unit_of_work() as work:
             store = Store(work.connection)
+            store.lock(pending.model)
             if store.end(pending):
                 for rollout in RolloutStore(work.connection).running(pending.model):
                     if rollout.candidate_version == pending.version:

@@ -83,6 +83,7 @@ class Registrar:
         model = candidate.model
         with self._database.unit_of_work() as work:
             store = Store(work.connection)
+            store.lock(model)
             if not work.first_time(candidate.event_id):
                 return
             production = next((version.version for version in store.production(model)), 0)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from everloop_contracts import pipeline
 from everloop_contracts.pipeline import Pipeline
@@ -151,6 +152,14 @@ class Rollouts:
         answer = store.answer(request.request_id, "start_rollout", request.model, request.version)
         if answer is None:
             return None
+        # An answer from before the plan was kept matches any.
+        if answer.get("asked", asked := _asked(request)) != asked:
+            raise EverloopError(
+                Kind.INVALID,
+                "REQUEST_ID_REUSED",
+                f"request_id {request.request_id!r} was used for another plan: choose a new one",
+                field="request_id",
+            )
         return replace(
             find_rollout(rollouts, answer["rollout"]),
             state=RolloutState.RUNNING,
@@ -162,6 +171,7 @@ class Rollouts:
 
     def _start(self, work: UnitOfWork, request: StartRequest, plan: RolloutPlan) -> Rollout:
         store, rollouts = Store(work.connection), RolloutStore(work.connection)
+        store.lock(request.model)
         if answer := self._begun(store, rollouts, request):
             return answer
         candidate = find(store, request.model, request.version)
@@ -179,7 +189,7 @@ class Rollouts:
         )
         store.advance(request.model)
         if request.request_id:
-            answer_kept = {"rollout": rollout.id}
+            answer_kept = {"rollout": rollout.id, "asked": _asked(request)}
             store.keep_answer(
                 request.request_id, "start_rollout", request.model, request.version, answer_kept
             )
@@ -187,8 +197,9 @@ class Rollouts:
 
     def _decide(self, request: EndRequest) -> None:
         with self._database.unit_of_work() as work:
-            store = Store(work.connection)
-            rollout = find_rollout(RolloutStore(work.connection), request.rollout_id)
+            store, rollouts = Store(work.connection), RolloutStore(work.connection)
+            rollouts.lock(request.rollout_id)
+            rollout = find_rollout(rollouts, request.rollout_id)
             asked = (request.request_id, request.kind, rollout.model, rollout.candidate_version)
             if store.answer(*asked) is not None:
                 return
@@ -236,6 +247,12 @@ class Rollouts:
                 self._promoter.settle(model)
         except EverloopError as error:
             log.warning("%s is settled later: %s", model, error)
+
+
+def _asked(request: StartRequest) -> dict[str, Any] | None:
+    """The plan that a request names, as it is kept with its answer; None where it leaves that to the pipeline."""
+    plan = request.plan
+    return asdict(plan) | {"bake": plan.bake.total_seconds()} if plan else None
 
 
 def _outcome(request: EndRequest) -> RolloutState:

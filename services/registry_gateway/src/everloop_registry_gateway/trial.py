@@ -31,6 +31,7 @@ from everloop_registry_gateway.domain import (
 from everloop_registry_gateway.judge import evidence
 from everloop_registry_gateway.metrics import ROLLOUT_DECISIONS
 from everloop_runtime.database import UnitOfWork
+from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.events import new_event
 
 __all__ = ["GATE", "abort", "begin", "declared", "end", "promote"]
@@ -112,7 +113,15 @@ def begin(
 
 
 def promote(work: UnitOfWork, rollout: Rollout, *, actor: str, reason: str, cause_id: str) -> None:
-    """Decides that the candidate is promoted; the promoter settles it, and ends the rollout then."""
+    """Decides that the candidate is promoted; the promoter settles it, and ends the rollout then.
+
+    Raises:
+        EverloopError: kind conflict, reason ROLLOUT_ENDED: it does not run any more.
+    """
+    if not RolloutStore(work.connection).hold(rollout.id):
+        raise EverloopError(
+            Kind.CONFLICT, "ROLLOUT_ENDED", f"rollout {rollout.id} has ended meanwhile"
+        )
     store = Store(work.connection)
     store.advance(rollout.model)
     store.begin(

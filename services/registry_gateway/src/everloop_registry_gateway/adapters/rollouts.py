@@ -75,6 +75,23 @@ class RolloutStore:
         """One rollout."""
         return next(iter(self._read(rollouts.c.id == rollout_id)), None)
 
+    def lock(self, rollout_id: str) -> None:
+        """Does what `Store.lock` does, for the model of a rollout."""
+        model = sa.select(rollouts.c.model).where(rollouts.c.id == rollout_id).scalar_subquery()
+        self._connection.execute(
+            sa.select(models.c.revision).where(models.c.name == model).with_for_update(of=models)
+        )
+
+    def hold(self, rollout_id: str) -> bool:
+        """Whether a rollout runs; it then does until this transaction ends."""
+        runs = RolloutState.RUNNING.value
+        held = self._connection.execute(
+            rollouts.update()
+            .where(rollouts.c.id == rollout_id, rollouts.c.state == runs)
+            .values(state=runs)
+        )
+        return held.rowcount == 1
+
     def running(self, model: str = "") -> list[Rollout]:
         """The rollouts that run, of one model (at most one) or of all, by name."""
         return self._read(

@@ -138,6 +138,15 @@ class Store:
         if not self.etag(model):
             self._connection.execute(models.insert().values(name=model, revision=1))
 
+    def lock(self, model: str) -> None:
+        """Keeps others from changing the model until this transaction ends; what is read after it stays true.
+
+        Where transactions overlap (PostgreSQL) whatever changes a model begins with this. SQLite has one writer.
+        """
+        self._connection.execute(
+            sa.select(models.c.revision).where(models.c.name == model).with_for_update()
+        )
+
     def advance(self, model: str) -> None:
         """Changes the model's etag.
 
