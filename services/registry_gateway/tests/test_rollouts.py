@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 
 import pytest
 import sqlalchemy as sa
@@ -157,7 +158,7 @@ def test_a_repeated_start_with_another_plan_is_refused(manual):
     first = manual.try_out(2, request_id="r", plan=plan)
     assert manual.try_out(2, request_id="r", plan=plan) == first
     for other in (replace(plan, percent=50.0), replace(plan, bake=timedelta(hours=1)), None):
-        assert refusal(lambda other=other: manual.try_out(2, request_id="r", plan=other)) == (
+        assert refusal(partial(manual.try_out, 2, request_id="r", plan=other)) == (
             Kind.INVALID,
             "REQUEST_ID_REUSED",
         )

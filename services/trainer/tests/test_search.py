@@ -76,6 +76,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.faults
 def test_a_search_that_was_killed_comes_to_its_end(
     tmp_path: Path,
     make_pipeline: Callable[..., Pipeline],
