@@ -173,10 +173,9 @@ def _send_once(
         "request_id": request_id,
         "create_time": now,
     }
-    if (
-        work.connection.execute(work.insert(replays).values(row).on_conflict_do_nothing()).rowcount
-        != 1
-    ):
+    insert = work.insert(replays).values(row).on_conflict_do_nothing()
+    # Not by its row count: that of an insert is not kept with every driver (-1 with psycopg).
+    if work.connection.scalar(insert.returning(replays.c.offset)) is None:
         return False
     work.send(*message)
     return True
