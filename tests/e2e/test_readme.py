@@ -43,7 +43,14 @@ def test_what_a_producer_and_a_file_brought_is_accepted(clean_run: CleanRun) -> 
         if item.text.startswith("everloop push")
     ]
     assert "2 accepted, 0 rejected" in pushed
-    received = clean_run.summary["records"]["sent"] + 3
+    (replay,) = [
+        outcome.output
+        for item, outcome in clean_run.readme.items()
+        if item.text.startswith("everloop dead-letters replay")
+    ]
+    found = re.search(r"(\d+) replayed", replay)
+    assert found, replay
+    received = clean_run.summary["records"]["sent"] + 3 + int(found[1])
     status = next(o for i, o in clean_run.readme.items() if "status" in i.text)
     assert re.search(r"flight-delays +v\d+", status.output)
     assert clean_run.received == received

@@ -370,7 +370,7 @@ def test_handled_events_do_not_come_again_and_unhandled_ones_do(bootstrap, topic
     assert (first, second) == ([0, 1], [2, 3])
 
 
-@pytest.mark.e2e
+@pytest.mark.faults
 @pytest.mark.slow
 def test_a_broker_that_is_killed_costs_time_and_nothing_else(home, bootstrap, topic, database):
     handled: list[str] = []

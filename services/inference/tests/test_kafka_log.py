@@ -98,7 +98,7 @@ def kafka(tmp_path: Path) -> Iterator[Endpoints]:
         stack.down(tmp_path)
 
 
-@pytest.mark.e2e
+@pytest.mark.faults
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_a_killed_broker_loses_nothing(

@@ -180,6 +180,7 @@ def test_a_ray_server_that_dies_takes_the_head_down_and_up_again(there: Endpoint
     _ray(there)
 
 
+@pytest.mark.faults
 def test_what_was_stored_survives_down_and_up_and_nothing_is_left_after_down(
     tmp_path: Path,
 ) -> None:
