@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,8 +11,9 @@ import pytest
 
 from everloop_contracts.events import DATASETS
 from everloop_contracts.stubs.everloop.ingest.v1.record_pb2 import Record
+from everloop_ingest.adapters.store import audit
 from everloop_ingest.dead_letters import Wanted
-from everloop_ingest.domain import State
+from everloop_ingest.domain import Audit, State
 from everloop_ingest.erase_records import Entity
 from everloop_ingest.formats import CONTENT_TYPE, PROTOBUF
 from everloop_ingest.schedule import Scheduler
@@ -117,6 +118,23 @@ def test_a_crash_at_any_step_is_made_good(
     assert [name for name, *_ in rows(world, done)] == ["a", "c"]
     assert len(world.store.audit("parcels", done.number)) == 1
     assert not list((world.bucket / "parcels" / "shards").rglob("*.parquet"))
+
+
+def test_a_request_id_that_cut_or_released_a_version_erases_nothing(
+    world: Any, make_record: Make
+) -> None:
+    world.send(0, *(make_record(name) for name in "abc"))
+    version = world.cut(world.pipeline, "cut", 5.0)
+    with world.database.unit_of_work() as work:
+        entry = Audit("parcels", "released", 1, "RELEASED", "ann", "why", datetime.now(UTC))
+        work.connection.execute(audit.insert().values(asdict(entry)))
+    for reused in ("cut", "released"):
+        with pytest.raises(EverloopError) as caught:
+            world.erase(world.pipeline, Entity(["b"]), reused, "ann", "why", 5.0)
+        assert (caught.value.kind, caught.value.reason) == (Kind.CONFLICT, "REQUEST_ID_REUSED")
+    assert [name for name, *_ in rows(world, version)] == ["a", "b", "c"]
+    world.send(0, make_record("d"))
+    assert world.cut(world.pipeline, "next", 5.0).number == version.number + 1
 
 
 def test_the_books_forget_the_ids_as_well(world: Any, make_record: Make) -> None:

@@ -69,12 +69,13 @@ class EraseRecords:
         scheduler, or by a repeat with the same `request_id`.
 
         Raises:
-            EverloopError: kind invalid, reason INVALID_ENTITY; kind not_found, reason RECORDS_NOT_FOUND; and what
-                CutVersion raises.
+            EverloopError: kind invalid, reason INVALID_ENTITY; kind conflict, reason REQUEST_ID_REUSED: the request id
+                belongs to another request; kind not_found, reason RECORDS_NOT_FOUND; and what CutVersion raises.
         """
         deadline = time.monotonic() + seconds
         _check(pipeline, entity)
         if not self._store.erasure_asked(pipeline.name, request_id):
+            self._check_new(pipeline.name, request_id)
             first = str(uuid.uuid5(uuid.NAMESPACE_URL, request_id))
             version = self._cut(pipeline, first, seconds)
             ids = list(entity.record_ids) or self._resolve(pipeline, version, entity)
@@ -95,6 +96,14 @@ class EraseRecords:
         # All shards so far are in versions: those that hold the records go with the others.
         self._keep_small.drop(pipeline.name, datetime.now(UTC) + timedelta(days=1))
         return done
+
+    def _check_new(self, pipeline: str, request_id: str) -> None:
+        if self._store.audited(pipeline, request_id) or self._store.requested(pipeline, request_id):
+            raise EverloopError(
+                Kind.CONFLICT,
+                "REQUEST_ID_REUSED",
+                f"request {request_id!r} has cut or released a version: nothing was erased, take another id",
+            )
 
     def _resolve(self, pipeline: Pipeline, version: Version, entity: Entity) -> list[str]:
         """Ids of the version's records with the entity's value, part by part."""

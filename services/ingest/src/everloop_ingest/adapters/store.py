@@ -532,6 +532,12 @@ class Store:
                 connection.execute(sa.select(erasures.c.pipeline).where(known)).first() is not None
             )
 
+    def audited(self, pipeline: str, request_id: str) -> bool:
+        """Whether a request has its entry in the audit trail."""
+        known = (audit.c.pipeline == pipeline) & (audit.c.request_id == request_id)
+        with self._database.read() as connection:
+            return connection.execute(sa.select(audit.c.version).where(known)).first() is not None
+
     def erasures_wait(self, pipeline: str) -> bool:
         """Whether erasures were asked for that no version has taken."""
         with self._database.read() as connection:
@@ -801,7 +807,9 @@ def _note_erasures(work: UnitOfWork, version: Version) -> None:
             row.reason,
             row.create_time,
         )
-        work.connection.execute(audit.insert().values(asdict(entry)))
+        # A request id that released a version earlier has its entry: it must not keep this one from its end.
+        insert = _insert(work, audit).values(asdict(entry))
+        work.connection.execute(insert.on_conflict_do_nothing())
         # The first row of an earlier part may be one of them; its time still says where the part stands.
         mine = parts.c.pipeline == version.pipeline
         first = parts.c.first_record_id.in_(orjson.loads(row.record_ids))
