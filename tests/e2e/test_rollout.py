@@ -14,11 +14,17 @@ from bench.flights_model import PIPELINES
 from bench.serving.models import MODEL, NotServed, register
 from bench.serving.rows import sample_row
 
-from everloop import Everloop, stack
+from everloop import Everloop, EverloopError, stack
 from everloop.stack.endpoints import Endpoints
 from everloop_contracts.stubs.everloop.registry.v1 import registry_pb2
 
-pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    # What registers models is the benchmarks' code, beside MLflow in this process.
+    pytest.mark.filterwarnings("default"),
+]
 
 PERCENT = 30
 KEYS = 200
@@ -59,6 +65,11 @@ class Caller:
         self._stop.set()
         self._thread.join()
 
+    @property
+    def count(self) -> int:
+        """Answers so far."""
+        return sum(len(versions) for versions in list(self.versions.values()))
+
     def _run(self) -> None:
         row = sample_row()
         with Everloop.connect(self._home) as everloop:
@@ -85,7 +96,7 @@ def until(found: Callable[[], bool], seconds: float = 120) -> None:
         time.sleep(0.1)
 
 
-def test_a_version_is_tried_promoted_and_another_taken_back(there: Endpoints) -> None:
+def test_a_version_is_tried_and_promoted_though_the_gateway_is_killed(there: Endpoints) -> None:
     home = Path(there.home)
     with (
         Everloop.connect(home) as everloop,
@@ -97,45 +108,44 @@ def test_a_version_is_tried_promoted_and_another_taken_back(there: Endpoints) ->
             state = registry_pb2.ROLLOUT_STATE_RUNNING
             return [rollout for rollout in everloop.rollouts(MODEL) if rollout.state == state]
 
-        # The second is promoted by its own trial; for the third somebody steps in.
-        registering = trainer.submit(register, there, sample_row(), 3)
-        until(lambda: bool(running()))
-        (first,) = running()
-        assert (first.baseline_version, first.candidate_version) == (1, 2)
-        stack.kill(home, "registry_gateway")
-
-        def ended(rollout_id: str) -> registry_pb2.Rollout | None:
+        def ended(rollout_id: str) -> bool:
             try:
                 rollout = everloop.rollout(rollout_id)
-            except Exception:  # the gateway is on its way back
-                return None
-            return None if rollout.state == registry_pb2.ROLLOUT_STATE_RUNNING else rollout
+            except EverloopError:  # the gateway is on its way back
+                return False
+            return rollout.state != registry_pb2.ROLLOUT_STATE_RUNNING
 
-        until(lambda: ended(first.id) is not None)
-        promoted = everloop.rollout(first.id)
+        def on_trial() -> bool:
+            try:
+                return everloop.served(MODEL).on_trial.version == 2
+            except EverloopError:  # the first version is on its way
+                return False
+
+        registering = trainer.submit(register, there, sample_row(), 2)
+        until(lambda: bool(running()) or registering.done())
+        assert not registering.done(), registering.exception()
+        (trial,) = running()
+        assert (trial.baseline_version, trial.candidate_version) == (1, 2)
+        until(on_trial)
+        counted = caller.count
+        until(lambda: caller.count > counted + 2 * KEYS)
+        tried = [key for key, versions in caller.versions.items() if versions[-1] == 2]
+        assert 0.15 < len(tried) / KEYS < 0.45
+        stack.kill(home, "registry_gateway")
+        until(lambda: ended(trial.id))
+        promoted = everloop.rollout(trial.id)
         assert promoted.state == registry_pb2.ROLLOUT_STATE_PROMOTED, promoted.reason
         assert promoted.candidate.requests >= 200
         assert (promoted.candidate.errors, promoted.baseline.errors) == (0, 0)
-
-        until(lambda: bool(running()))
-        (second,) = running()
-        assert (second.baseline_version, second.candidate_version) == (2, 3)
-        until(lambda: any(3 in versions for versions in caller.versions.values()))
-        aborted = everloop.end_rollout(second.id, promote=False, reason="we know better")
-        assert aborted.state == registry_pb2.ROLLOUT_STATE_ABORTED
-        with pytest.raises(NotServed, match="rollout"):
-            registering.result(timeout=60)
-        seen = sum(map(len, caller.versions.values()))
-        until(lambda: not everloop.trials(MODEL))
-        until(lambda: everloop.served(MODEL).on_trial.version == 0)
-        until(lambda: sum(map(len, caller.versions.values())) > seen + KEYS)
-        assert everloop.model(MODEL, 3).stage == registry_pb2.STAGE_REJECTED
-        assert everloop.served(MODEL).version == 2
+        until(lambda: everloop.served(MODEL).version == 2)
+        counted = caller.count
+        until(lambda: caller.count > counted + KEYS)
+    # Who waits for the version may have met the gateway while it was away.
+    assert not isinstance(registering.exception(), NotServed)
     assert caller.failed == []
-    tried = 0
-    for key, versions in caller.versions.items():
-        changes = [new for old, new in zip([0, *versions], versions, strict=False) if new != old]
-        # A key stays with its version for as long as a trial runs: it changes when one begins or ends.
-        assert changes in ([1, 2], [1, 2, 3, 2]), (key, changes)
-        tried += 3 in changes
-    assert 0.1 < tried / len(caller.versions) < 0.6
+    # A key stays with its version for as long as the trial runs.
+    assert all(
+        [new for old, new in zip([0, *versions], versions, strict=False) if new != old]
+        in ([1, 2], [2])
+        for versions in caller.versions.values()
+    )
