@@ -5,13 +5,14 @@ from __future__ import annotations
 import http.client
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from bench.serving.models import MODEL, NotServed
+from everloop_inference.books import Counts
 
 __all__ = ["Books", "Replica", "find", "memory"]
 
@@ -19,27 +20,15 @@ FIND_SECONDS = 180
 
 
 @dataclass(frozen=True)
-class Books:
+class Books(Counts):
     """Rows of the prediction log by place, as the metrics of one or more replicas say, and refused requests."""
 
-    served: int = 0
-    adopted: int = 0
-    logged: int = 0
-    spilled: int = 0
-    dropped: int = 0
-    buffered: int = 0
-    unsampled: int = 0
     refused: int = 0
-
-    @property
-    def balanced(self) -> bool:
-        """Whether every row is in exactly one place."""
-        settled = self.logged + self.spilled + self.dropped + self.buffered + self.unsampled
-        return self.served + self.adopted == settled
 
     def __add__(self, other: Books) -> Books:
         """Sums over replicas."""
-        return Books(**{name: value + getattr(other, name) for name, value in vars(self).items()})
+        mine, theirs = asdict(self), asdict(other)
+        return Books(**{name: value + theirs[name] for name, value in mine.items()})
 
 
 class Replica:
