@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -71,11 +71,15 @@ class UnitOfWork:
             return postgresql.insert(table)
         return sqlite.insert(table)
 
+    def insert_once(self, table: sa.Table, row: Mapping[str, object]) -> bool:
+        """Inserts a row; False, and nothing changed, if there is one with its key already."""
+        insert = self.insert(table).values(row).on_conflict_do_nothing()
+        # Not by its row count: that of an insert is not kept with every driver (-1 with psycopg).
+        return self.connection.execute(insert.returning(*table.primary_key)).first() is not None
+
     def first_time(self, event_id: str) -> bool:
         """Notes an event id in the inbox; False if it is there already, and then the caller does nothing."""
-        insert = self.insert(_INBOX).values(event_id=event_id).on_conflict_do_nothing()
-        # Not by its row count: that of an insert is not kept with every driver (-1 with psycopg).
-        return self.connection.scalar(insert.returning(_INBOX.c.event_id)) is not None
+        return self.insert_once(_INBOX, {"event_id": event_id})
 
     def publish(self, event: Event) -> None:
         """Puts an event into the outbox; the relay sends it after the commit. See `send` for its size."""

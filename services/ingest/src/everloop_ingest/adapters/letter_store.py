@@ -173,9 +173,7 @@ def _send_once(
         "request_id": request_id,
         "create_time": now,
     }
-    insert = work.insert(replays).values(row).on_conflict_do_nothing()
-    # Not by its row count: that of an insert is not kept with every driver (-1 with psycopg).
-    if work.connection.scalar(insert.returning(replays.c.offset)) is None:
+    if not work.insert_once(replays, row):
         return False
     work.send(*message)
     return True

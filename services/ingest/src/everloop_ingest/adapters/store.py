@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 
 import orjson
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from everloop_ingest.checks import Profile
 from everloop_ingest.domain import (
@@ -241,7 +240,7 @@ class Store:
         """The writer's position in a partition; `beginning` becomes it where there is none yet."""
         row = {"topic": partition.topic, "partition": partition.number, "next_offset": beginning}
         with self._database.unit_of_work() as work:
-            work.connection.execute(_insert(work, positions).values(row).on_conflict_do_nothing())
+            work.insert_once(positions, row)
             found = sa.select(positions.c.next_offset).where(_is(partition))
             return int(work.connection.execute(found).scalar_one())
 
@@ -340,7 +339,7 @@ class Store:
             if answer is not None:
                 key = {"pipeline": pipeline, "request_id": request_id}
                 row = {"version": answer.number, "create_time": now}
-                insert = _insert(work, cut_requests).values(key | row)
+                insert = work.insert(cut_requests).values(key | row)
                 work.connection.execute(
                     insert.on_conflict_do_update(index_elements=list(key), set_=row)
                 )
@@ -487,7 +486,7 @@ class Store:
         """
         row = (versions.c.pipeline == version.pipeline) & (versions.c.number == version.number)
         with self._database.unit_of_work() as work:
-            if _audited(work.connection, entry):
+            if _audited(work.connection, entry.pipeline, entry.request_id):
                 return
             newest = _newest(work.connection, version.pipeline, versions.c.state == State.AVAILABLE)
             if newest is not None and newest.number > version.number:
@@ -522,7 +521,7 @@ class Store:
             "create_time": entry.create_time,
         }
         with self._database.unit_of_work() as work:
-            work.connection.execute(_insert(work, erasures).values(row).on_conflict_do_nothing())
+            work.insert_once(erasures, row)
 
     def erasure_asked(self, pipeline: str, request_id: str) -> bool:
         """Whether a request to erase records is known."""
@@ -534,9 +533,8 @@ class Store:
 
     def audited(self, pipeline: str, request_id: str) -> bool:
         """Whether a request has its entry in the audit trail."""
-        known = (audit.c.pipeline == pipeline) & (audit.c.request_id == request_id)
         with self._database.read() as connection:
-            return connection.execute(sa.select(audit.c.version).where(known)).first() is not None
+            return _audited(connection, pipeline, request_id)
 
     def erasures_wait(self, pipeline: str) -> bool:
         """Whether erasures were asked for that no version has taken."""
@@ -615,8 +613,7 @@ class Store:
             "create_time": now,
         }
         with self._database.unit_of_work() as work:
-            insert = _insert(work, push_requests).values(row)
-            work.connection.execute(insert.on_conflict_do_nothing())
+            work.insert_once(push_requests, row)
             return _pushed(work.connection, pipeline, request_id) or answer
 
     def schemas(self, pipeline: str) -> dict[int, str]:
@@ -632,7 +629,7 @@ class Store:
         key = {"pipeline": pipeline, "version": version}
         row = {"document": document, "create_time": now}
         with self._database.unit_of_work() as work:
-            insert = _insert(work, schemas).values(key | row)
+            insert = work.insert(schemas).values(key | row)
             work.connection.execute(
                 insert.on_conflict_do_update(
                     index_elements=list(key), set_={"document": insert.excluded.document}
@@ -654,10 +651,6 @@ class Store:
     def _versions(self, query: sa.Select[tuple[object, ...]]) -> list[Version]:
         with self._database.read() as connection:
             return [_version(row) for row in connection.execute(query)]
-
-
-def _insert(work: UnitOfWork, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
-    return work.insert(table)
 
 
 def _is(partition: Partition) -> sa.ColumnElement[bool]:
@@ -683,9 +676,7 @@ def _record(work: UnitOfWork, shard: Shard) -> None:
     }
     work.connection.execute(shards.insert().values(row))
     for reason, count in shard.rejected.items():
-        insert = _insert(work, rejections).values(
-            pipeline=shard.pipeline, reason=reason, count=count
-        )
+        insert = work.insert(rejections).values(pipeline=shard.pipeline, reason=reason, count=count)
         total = rejections.c["count"] + insert.excluded["count"]
         work.connection.execute(
             insert.on_conflict_do_update(
@@ -734,8 +725,8 @@ def _profile_of(work: UnitOfWork, pipeline: str, number: int) -> Profile:
     return total
 
 
-def _audited(connection: sa.Connection, entry: Audit) -> bool:
-    known = (audit.c.pipeline == entry.pipeline) & (audit.c.request_id == entry.request_id)
+def _audited(connection: sa.Connection, pipeline: str, request_id: str) -> bool:
+    known = (audit.c.pipeline == pipeline) & (audit.c.request_id == request_id)
     return connection.execute(sa.select(audit.c.version).where(known)).first() is not None
 
 
@@ -808,8 +799,7 @@ def _note_erasures(work: UnitOfWork, version: Version) -> None:
             row.create_time,
         )
         # A request id that released a version earlier has its entry: it must not keep this one from its end.
-        insert = _insert(work, audit).values(asdict(entry))
-        work.connection.execute(insert.on_conflict_do_nothing())
+        work.insert_once(audit, asdict(entry))
         # The first row of an earlier part may be one of them; its time still says where the part stands.
         mine = parts.c.pipeline == version.pipeline
         first = parts.c.first_record_id.in_(orjson.loads(row.record_ids))
