@@ -132,10 +132,15 @@ class Core:
         return self.models.get(name)
 
     def ask(
-        self, distance: float, name: str = "flights", rows: int = 1, deadline: float = math.inf
+        self,
+        distance: float,
+        name: str = "flights",
+        rows: int = 1,
+        deadline: float = math.inf,
+        size: int = 10,
     ) -> asyncio.Future[Answer]:
         given = [{**ROW, "distance": distance, "flight_id": f"{distance}"}] * rows
-        return self.predictor.rows(name, given, Call(time.perf_counter(), 10, deadline))
+        return self.predictor.rows(name, given, Call(time.perf_counter(), size, deadline))
 
 
 @pytest.fixture
@@ -418,6 +423,24 @@ def test_what_does_not_fit_is_refused_at_once_and_told_when_to_come_back(
         assert dropped("overloaded") == before + 2
         # Whatever its size, one request fits into an empty queue.
         assert len((await it.ask(5.0, rows=100)).scores) == 100
+
+    asyncio.run(asking())
+
+
+def test_few_rows_may_still_be_too_many_bytes(core: Callable[..., Core]) -> None:
+    it = core(capacity=Capacity(size=100, model_size=60))
+
+    async def asking() -> None:
+        for _ in range(2):  # what has run makes room
+            taken = [it.ask(1.0, size=30), it.ask(1.0, size=30), it.ask(2.0, "delay", size=30)]
+            for name, size in (("flights", 1), ("kind", 11)):
+                with pytest.raises(EverloopError) as caught:
+                    it.ask(3.0, name, size=size)
+                assert (caught.value.kind, caught.value.reason) == (Kind.EXHAUSTED, "OVERLOADED")
+            taken.append(it.ask(3.0, "kind", size=10))
+            assert [len(answer.scores) for answer in await asyncio.gather(*taken)] == [1] * 4
+        # Whatever its size, one request fits into an empty queue.
+        assert len((await it.ask(4.0, size=1000)).scores) == 1
 
     asyncio.run(asking())
 

@@ -212,7 +212,7 @@ class Predictor:
             self._by(baseline, trial, request, call, answer)
             trial.failed(candidate, error)
             return
-        if self.batcher.has_room(candidate, block.rows):
+        if self.batcher.has_room(candidate, block.rows, call.size):
             arm = trial.candidate_arm
             self.batcher.submit(candidate, Job(block, record_ids, call, answer, failed, arm))
         else:  # a crowd is no fault of the candidate; that it is slow shows in its latencies

@@ -194,8 +194,10 @@ def _capacity(settings: InferenceSettings) -> Capacity:
     return Capacity(
         rows=settings.queue_rows,
         requests=settings.queue_requests,
+        size=settings.queue_bytes,
         model_rows=settings.model_queue_rows,
         model_requests=settings.model_queue_requests,
+        model_size=settings.model_queue_bytes,
         stream=settings.stream_requests,
         explain_rows=settings.explain_rows,
         explain_requests=settings.explain_requests,

@@ -48,10 +48,14 @@ class InferenceSettings(ServiceSettings):
     """Rows that may wait in a replica; beyond it a request is refused with 429 / RESOURCE_EXHAUSTED."""
     queue_requests: int = Field(default=4096, ge=1)
     """Requests that may wait in a replica; beyond it a request is refused."""
+    queue_bytes: int = Field(default=256 * 1024 * 1024, ge=1)
+    """Size of the requests that may wait in a replica, in bytes; beyond it a request is refused."""
     model_queue_rows: int = Field(default=32_768, ge=1)
     """Rows that may wait for one version of a model in a replica; beyond it a request is refused."""
     model_queue_requests: int = Field(default=2048, ge=1)
     """Requests that may wait for one version of a model in a replica; beyond it a request is refused."""
+    model_queue_bytes: int = Field(default=128 * 1024 * 1024, ge=1)
+    """Size of these requests, in bytes; beyond it a request is refused."""
     stream_requests: int = Field(default=64, ge=1)
     """Requests of one PredictStream that may be without an answer; beyond it the stream is not read."""
     explain_rows: int = Field(default=32, ge=1)
