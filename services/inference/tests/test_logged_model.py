@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,11 @@ def artifact(logged: Path, graph: bytes) -> Artifact:
 
 @pytest.mark.parametrize("export", ["missing", "wrong", "broken"])
 def test_the_logged_model_serves_and_everybody_is_told(
-    world: Any, logged: Path, export: str, caplog: pytest.LogCaptureFixture
+    world: Any,
+    logged: Path,
+    export: str,
+    caplog: pytest.LogCaptureFixture,
+    until: Callable[..., None],
 ) -> None:
     graph = {"missing": b"", "wrong": sample_artifact().graph, "broken": b"nonsense"}[export]
     made = artifact(logged, graph)
@@ -107,8 +112,7 @@ def test_the_logged_model_serves_and_everybody_is_told(
     np.testing.assert_allclose(answer.probabilities, expected, atol=1e-6)
     # A version with a good export takes its place.
     world.publish(2)
-    replica.reconciler.once()
-    assert replica.models.get("flights").engine.kind is EngineKind.ONNX
+    until(lambda: replica.models.get("flights").engine.kind is EngineKind.ONNX)
     assert SLOW.labels("flights")._value.get() == 0
 
 

@@ -227,12 +227,14 @@ class MemoryRegistry:
 
     Attributes:
         reports: what replicas have told about trials, oldest first.
+        looks: how often it was asked what should serve.
     """
 
     def __init__(self) -> None:
         """Names nothing."""
         self.down = False
         self.reports: list[Report] = []
+        self.looks = 0
         self._versions: dict[str, Wanted] = {}
         self._trials: dict[str, Trial] = {}
         self._lock = threading.Lock()
@@ -257,6 +259,7 @@ class MemoryRegistry:
         """See `ports.Registry`."""
         self._check()
         with self._lock:
+            self.looks += 1
             return Production(list(self._versions.values()), list(self._trials.values()))
 
     def report(self, report: Report) -> bool:

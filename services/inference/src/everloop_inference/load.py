@@ -68,27 +68,45 @@ class Loader:
         logged in another flavor as well, that flavor runs instead: right and slow.
 
         Raises:
-            EverloopError: kind unavailable: the artifact cannot be had now; kind precondition: as it was downloaded
-                just now it is not what the registry says, or does not answer as it did when it was made (reasons
-                `CHECKSUM_MISMATCH`, `BROKEN_ARTIFACT`, `EXPORT_MISSING`, `BROKEN_EXPORT`, `GOLDEN_MISMATCH`).
+            EverloopError: kind unavailable: the artifact cannot be had now; kind precondition: it is not what the
+                registry says, or does not answer as it did when it was made (reasons `CHECKSUM_MISMATCH`,
+                `BROKEN_ARTIFACT`, `EXPORT_MISSING`, `BROKEN_EXPORT`, `GOLDEN_MISMATCH`); its files are removed.
             MemoryError, OSError: this machine lacks something.
         """
         folder = self._folder(wanted)
-        fresh = not self.has(wanted)
-        if fresh:
-            self._download(wanted, folder)
+        if not self.has(wanted):
+            self.fetch(wanted)
         try:
             return self._read(wanted, policy, folder)
         except EverloopError:
             # Whatever is wrong with these files, the next attempt shall start from new ones.
             shutil.rmtree(folder, ignore_errors=True)
-            if fresh:
-                raise
-            log.error(
-                "the cached artifact of %s version %d is damaged", wanted.model, wanted.version
-            )
-        self._download(wanted, folder)
-        return self._read(wanted, policy, folder)
+            raise
+
+    def fetch(self, wanted: Wanted) -> None:
+        """Downloads a version's files into the cache; may be called by several threads.
+
+        Raises:
+            EverloopError: kind unavailable: they cannot be had now.
+            OSError: they cannot be kept.
+        """
+        folder = self._folder(wanted)
+        staging = self._cache.parent / "downloads"
+        staging.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=staging) as name:
+            target = Path(name, "artifact")
+            target.mkdir()
+            self._artifacts.download(wanted.run_id, target)
+            while not folder.is_dir():  # otherwise another replica was quicker
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    target.rename(folder)
+                except FileNotFoundError:  # whoever cleans up took the parent away
+                    if not target.is_dir():
+                        raise
+                except OSError:
+                    if not folder.is_dir():
+                        raise
 
     def prune(self, keep: Collection[Wanted]) -> None:
         """Removes every cached artifact but those of `keep`."""
@@ -103,20 +121,6 @@ class Loader:
 
     def _folder(self, wanted: Wanted) -> Path:
         return self._cache / (wanted.sha256 or "no-export") / wanted.run_id
-
-    def _download(self, wanted: Wanted, folder: Path) -> None:
-        staging = self._cache.parent / "downloads"
-        staging.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=staging) as name:
-            target = Path(name, "artifact")
-            target.mkdir()
-            self._artifacts.download(wanted.run_id, target)
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                target.rename(folder)
-            except OSError:
-                if not folder.is_dir():  # otherwise another replica was quicker
-                    raise
 
     def _read(self, wanted: Wanted, policy: ServingPolicy, folder: Path) -> ServedModel:
         try:

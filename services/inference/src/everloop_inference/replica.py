@@ -69,7 +69,6 @@ class Replica:
             artifacts: its files.
             sink: where the prediction log goes.
         """
-        self._settings = settings
         self.models = Models(expected=only)
         self.pools = (
             Pools(
@@ -97,6 +96,7 @@ class Replica:
             folder / "serving.json",
             epoch,
             settings.load_retry_max_seconds,
+            settings.downloads,
             functools.partial(_share, only, self.pools),
         )
         self.log = PredictionLog(
@@ -123,11 +123,16 @@ class Replica:
         self.ongoing = Ongoing(LATENCY)
         self._prime_seconds = settings.pool_seconds if only else settings.prime_seconds
         self._stopping = threading.Event()
-        self._reconciling = threading.Thread(target=self._reconcile, name="reconcile", daemon=True)
         self._primed = threading.Event()
+        self._reconciling = threading.Thread(
+            target=self.reconciler.run,
+            args=(self._stopping, settings.reconcile_seconds, self._primed),
+            name="reconcile",
+            daemon=True,
+        )
 
     def start(self) -> None:
-        """Lets the last good set serve, looks at the registry once, and listens.
+        """Lets the last good set serve, gets what the registry names, and listens.
 
         Raises:
             RuntimeError: an address cannot be bound.
@@ -166,15 +171,6 @@ class Replica:
         REGISTRY.unregister(self._trial_metrics)
         REGISTRY.unregister(self.log.books)
         log.info("stopped")
-
-    def _reconcile(self) -> None:
-        try:
-            self.reconciler.once()
-        except Exception:
-            log.exception("the first look at the registry failed")
-        finally:
-            self._primed.set()
-        self.reconciler.run(self._stopping, self._settings.reconcile_seconds)
 
 
 def _share(only: str, pools: Pools | None, production: Production) -> Production:

@@ -75,6 +75,8 @@ class InferenceSettings(ServiceSettings):
     """Time that the registry gateway has to answer, in seconds."""
     reconcile_seconds: float = Field(default=1.0, gt=0)
     """Time between two looks at what should be served, in seconds."""
+    downloads: int = Field(default=4, ge=1)
+    """Artifacts that a replica downloads at once, each in a process of about 170 MB."""
     download_timeout_seconds: float = Field(default=120.0, gt=0)
     """Time that the download of one artifact may take, in seconds."""
     load_retry_max_seconds: float = Field(default=60.0, gt=0)
@@ -82,7 +84,7 @@ class InferenceSettings(ServiceSettings):
     golden_tolerance: float = Field(default=1e-4, gt=0)
     """Largest difference to a golden answer, absolute and relative, with which a model may serve."""
     prime_seconds: float = Field(default=20.0, ge=0)
-    """Time that a starting replica takes for its first look at the registry before it listens, in seconds."""
+    """Time that a starting replica takes to get what the registry names before it listens, in seconds."""
 
     log_batch_rows: int = Field(default=2000, ge=1)
     """Rows in one `PredictionsLogged` event, at most."""
