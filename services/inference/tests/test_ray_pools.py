@@ -219,6 +219,21 @@ def test_rays_own_doors_lead_to_the_same_answers(cluster: Cluster) -> None:
         info = error_details_pb2.ErrorInfo()
         assert found is not None and found.details[0].Unpack(info)
         assert info.reason == "MODEL_NOT_FOUND"
+        # A stream, of which each request goes its own way.
+        asked = [
+            native.PredictStreamRequest(id=f"{model}-{number}", request={"model": model})
+            for model in ("flights", "sleepy", "ghost")
+            for number in range(10)
+        ]
+        for message in asked:
+            message.request.rows.add().update(ROW)
+        found_of = {answer.id: answer for answer in stub.PredictStream(iter(asked), timeout=200)}
+        assert found_of.keys() == {message.id for message in asked}
+        for name, response in found_of.items():
+            if name.startswith("ghost"):
+                assert response.error.reason == "MODEL_NOT_FOUND"
+            else:
+                assert response.response.version == 1
 
     # A program that has joined the same Ray.
     done = subprocess.run(
@@ -229,7 +244,7 @@ def test_rays_own_doors_lead_to_the_same_answers(cluster: Cluster) -> None:
         text=True,
         timeout=60,
     )
-    assert done.stdout.split() == ["1", "MODEL_NOT_FOUND"]
+    assert done.stdout.split() == ["1", "MODEL_NOT_FOUND", "a", "b", "c"]
 
 
 BY_HANDLE = """
@@ -248,6 +263,9 @@ try:
     handle.GetModel.remote(native.GetModelRequest(model="ghost")).result()
 except Exception as error:
     print(error.reason)
+asked = [native.PredictStreamRequest(id=name, request=request) for name in "abc"]
+answers = handle.options(stream=True).PredictStream.remote(asked)
+print(*sorted(answer.id for answer in answers if answer.response.version == 1))
 """
 
 

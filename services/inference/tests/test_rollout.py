@@ -259,6 +259,7 @@ def test_the_answer_to_a_report_ends_reporting_and_is_looked_into_at_once(
     again = world.begin(world.store(3), baseline=2, rollout="second")
     monkeypatch.setattr(registry, "report", lambda report: bool(told(report) and False))
     sent = len(registry.reports)
+    until(lambda: replica.reconciler.once() or replica.models.trials)
     for _ in range(3):
         replica.reconciler.once()
     assert replica.models.trials["flights"].trial == again

@@ -690,7 +690,10 @@ def test_a_shadow_never_answers_and_is_logged_with_the_same_record_ids(
         assert len(set(entry.latency_micros)) == 1
 
 
-def test_a_shadow_runs_after_the_answer_has_left(core: Callable[..., Core]) -> None:
+def test_a_shadow_runs_after_the_answer_has_left(
+    core: Callable[..., Core], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("everloop_inference.mirror.PAUSE_SECONDS", 0.2)
     it = core()
     it.begin(Strategy.SHADOW)
 

@@ -79,7 +79,9 @@ def _open_rays_doors(settings: InferenceSettings, wanted: str, mark: str) -> Non
             if serve.get_app_handle(name).mark.remote().result(timeout_s=ASK_SECONDS) == mark:
                 return
     behind = serve.get_app_handle(wanted)
-    serve.run(ray_doors.application(behind, mark), name=name, route_prefix="/")
+    serve.run(
+        ray_doors.application(behind, mark, settings.stream_requests), name=name, route_prefix="/"
+    )
 
 
 def _start(settings: InferenceSettings) -> None:
