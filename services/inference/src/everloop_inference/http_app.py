@@ -227,7 +227,9 @@ class HttpApp:
             case ["", "v2", "models", name, "versions", version, "infer"]:
                 return await self._infer(request, name, version)
             case ["", "v2", "repository", "index"]:
-                index = oip_json.repository(self._models.answering, self._pooled)
+                index = oip_json.repository(
+                    self._models.answering, () if self._pools is None else self._pools.answering
+                )
                 return _Reply(200, orjson.dumps(index))
             case _:
                 raise _no_path(request.path)

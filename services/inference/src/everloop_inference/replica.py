@@ -176,14 +176,11 @@ class Replica:
 def _share(only: str, pools: Pools | None, production: Production) -> Production:
     """What a replica serves of what the registry names."""
     if only:
-        here = [wanted for wanted in production.versions if wanted.model == only]
-    elif pools is not None:
-        here = pools.note(production.versions)
-    else:
-        return production
-    models = {wanted.model for wanted in here}
-    trials = [trial for trial in production.trials if trial.candidate.model in models]
-    return Production(here, trials)
+        return Production(
+            [wanted for wanted in production.versions if wanted.model == only],
+            [trial for trial in production.trials if trial.model == only],
+        )
+    return production if pools is None else pools.note(production)
 
 
 def _capacity(settings: InferenceSettings) -> Capacity:

@@ -152,7 +152,7 @@ class OipServicer(oip_grpc.GRPCInferenceServiceServicer):
     ) -> oip.RepositoryIndexResponse:
         """Lists what serves."""
         index = oip.RepositoryIndexResponse.ModelIndex
-        pooled = self._pools.known if self._pools is not None else {}
+        pooled = self._pools.answering if self._pools is not None else ()
         listed = oip_json.repository(self._models.answering, pooled)
         return oip.RepositoryIndexResponse(models=[index(**item) for item in listed])
 
