@@ -23,6 +23,7 @@ from services.inference.tests.cluster import REPOSITORY, Cluster, cluster_of_pro
 
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2 as native
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2_grpc as native_grpc
+from everloop_contracts.stubs.everloop.registry.v1 import registry_pb2
 from everloop_contracts.stubs.inference import grpc_service_pb2 as oip
 from everloop_contracts.stubs.inference import grpc_service_pb2_grpc as oip_grpc
 from everloop_inference.adapters.serve_handle import SMALL_BYTES
@@ -193,6 +194,45 @@ def test_a_killed_pool_replica_costs_no_request(
         statuses = [status for answer in answers for status in answer.result()]
     print(f"{len(statuses)} requests over the death of a pool's replica")
     assert set(statuses) == {200}
+
+
+def test_a_canary_in_a_pool_gets_its_share_and_is_promoted(
+    cluster: Cluster, until: Callable[..., None]
+) -> None:
+    def answering(number: int) -> int:
+        record = {**ROW, "flight_id": f"f-{number}"}
+        status, answer = ask(cluster.http, "/v1/models/sleepy:predict", {"rows": [record]})
+        assert status == 200
+        return int(answer["version"])
+
+    candidate = cluster.log(2, "sleepy")
+    rollout = registry_pb2.Rollout(
+        id="rollout",
+        model="sleepy",
+        candidate_version=2,
+        baseline_version=1,
+        plan=registry_pb2.RolloutPlan(
+            strategy=registry_pb2.ROLLOUT_STRATEGY_CANARY, percent=50, key="flight_id"
+        ),
+    )
+    registry = cluster.registry
+    registry.trials = [registry_pb2.Trial(version=candidate, rollout=rollout)]
+    # The pool may sleep or not: its first answers come from what runs, or from what starts with both versions.
+    until(lambda: answering(0) and {answering(number) for number in range(10)} == {1, 2}, 160)
+    given = {number: answering(number) for number in range(40)}
+    assert {number: answering(number) for number in range(40)} == given
+    until(lambda: registry.reports and registry.reports[-1].candidate.requests > 10, 60)
+    assert {report.id for report in registry.reports} == {"rollout"}
+    index = ask(cluster.http, "/v2/repository/index", {})[1]
+    assert [entry["version"] for entry in index if entry["name"] == "sleepy"] == ["1", "2"]
+
+    registry.trials = []
+    registry.versions = [one for one in registry.versions if one.model != "sleepy"] + [candidate]
+    until(lambda: {answering(number) for number in range(10)} == {2}, 60)
+    # Those that come later ask for version 1.
+    registry.versions = [one for one in registry.versions if one.model != "sleepy"]
+    cluster.publish(1, "sleepy")
+    until(lambda: answering(0) == 1, 60)
 
 
 def test_rays_own_doors_lead_to_the_same_answers(cluster: Cluster) -> None:
