@@ -19,6 +19,7 @@ import pytest
 import yaml
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
+from prometheus_client.parser import text_string_to_metric_families
 from services.inference.tests.cluster import REPOSITORY, Cluster, cluster_of_processes, replicas
 
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2 as native
@@ -74,6 +75,17 @@ def ask(address: str, path: str, body: object | None = None, **headers: str) -> 
         return answer.status, json.loads(answer.read())
     finally:
         connection.close()
+
+
+def scrape(cluster: Cluster) -> list[Any]:
+    """What Prometheus sees."""
+    connection = http.client.HTTPConnection(cluster.environment["EVERLOOP_METRICS_ADDRESS"])
+    connection.request("GET", "/metrics")
+    answer = connection.getresponse()
+    text = answer.read().decode()
+    connection.close()
+    families = text_string_to_metric_families(text)
+    return [sample for family in families for sample in family.samples]
 
 
 def answers(address: str) -> bool:
@@ -225,6 +237,15 @@ def test_a_canary_in_a_pool_gets_its_share_and_is_promoted(
     assert {report.id for report in registry.reports} == {"rollout"}
     index = ask(cluster.http, "/v2/repository/index", {})[1]
     assert [entry["version"] for entry in index if entry["name"] == "sleepy"] == ["1", "2"]
+
+    # One scrape shows the pool's replica beside the one that listens.
+    def answers_by_pool() -> set[bool]:
+        rows = "everloop_inference_rows_total"
+        served = (sample for sample in scrape(cluster) if sample.name == rows)
+        return {"pool" in sample.labels for sample in served if sample.value}
+
+    assert cluster.predict() == 1
+    until(lambda: answers_by_pool() == {True, False}, 60)
 
     registry.trials = []
     registry.versions = [one for one in registry.versions if one.model != "sleepy"] + [candidate]

@@ -7,6 +7,7 @@ import sys
 
 from everloop_contracts.pipeline import PipelineError
 from everloop_inference.fingerprint import fingerprint
+from everloop_inference.metrics_gateway import MetricsGateway
 from everloop_inference.policies import load_policies
 from everloop_inference.settings import InferenceSettings
 from everloop_inference.watch import DataPlane, answering, listens
@@ -16,6 +17,9 @@ from everloop_runtime.metrics import MetricsServer
 from everloop_runtime.service import run
 
 __all__ = ["main"]
+
+KEPT_PUSHES = 3
+"""Pushes that a replica may miss before its metrics are gone."""
 
 
 def main() -> int:
@@ -36,4 +40,9 @@ def main() -> int:
         failures=settings.watch_failures,
         deploy_seconds=settings.deploy_seconds,
     )
-    return run([MetricsServer(settings.metrics_address), grpc, data_plane], on_ready=grpc.ready)
+    metrics = MetricsGateway(
+        KEPT_PUSHES * settings.metrics_push_seconds, settings.metrics_push_max_bytes
+    )
+    return run(
+        [MetricsServer(settings.metrics_address, metrics), grpc, data_plane], on_ready=grpc.ready
+    )

@@ -20,6 +20,7 @@ from everloop_inference.domain import Production, ServingPolicy
 from everloop_inference.listeners import Listeners
 from everloop_inference.load import Loader
 from everloop_inference.metrics import LATENCY
+from everloop_inference.metrics_push import MetricsPush
 from everloop_inference.ongoing import Ongoing
 from everloop_inference.pools import Pools
 from everloop_inference.ports import Artifacts, Elsewhere, LogSink, Registry
@@ -122,6 +123,12 @@ class Replica:
         self.rpc = self._listeners.rpc
         self.ongoing = Ongoing(LATENCY)
         self._prime_seconds = settings.pool_seconds if only else settings.prime_seconds
+        labels = {"replica": epoch} | ({"pool": only} if only else {})
+        self._metrics_push = MetricsPush(
+            settings.metrics_push_address or settings.metrics_address,
+            settings.metrics_push_seconds,
+            labels,
+        )
         self._stopping = threading.Event()
         self._primed = threading.Event()
         self._reconciling = threading.Thread(
@@ -149,6 +156,7 @@ class Replica:
         gc.collect()
         gc.freeze()
         self._listeners.start()
+        self._metrics_push.start()
 
     async def check(self, seconds: float) -> None:
         """Returns if the replica works.
@@ -168,6 +176,7 @@ class Replica:
         # Nobody is left to be answered: what still runs must not keep the log waiting.
         self._slow.shutdown(wait=False, cancel_futures=True)
         self.log.close()
+        self._metrics_push.stop()
         REGISTRY.unregister(self._trial_metrics)
         REGISTRY.unregister(self.log.books)
         log.info("stopped")

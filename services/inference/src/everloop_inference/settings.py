@@ -23,7 +23,13 @@ class InferenceSettings(ServiceSettings):
     grpc_address: str = "127.0.0.1:15055"
     """Where the service process answers `grpc.health.v1`, `host:port`."""
     metrics_address: str = "127.0.0.1:9405"
-    """Where the service process serves its own `/metrics`; the replicas' are on `http_address`."""
+    """Where the service process serves `/metrics`: its own, and by the label `replica` those of all replicas."""
+    metrics_push_address: str = ""
+    """Where replicas push their metrics, `host:port` as they reach it; `metrics_address` where it is empty."""
+    metrics_push_seconds: float = Field(default=5.0, ge=0)
+    """Time between two pushes, in seconds; after three without one a replica's metrics are gone. 0 for no pushes."""
+    metrics_push_max_bytes: int = Field(default=32 * 1024 * 1024, ge=1)
+    """Size of what the service process holds of them, in bytes; beyond it a replica's metrics are refused."""
 
     http_address: str = "127.0.0.1:8080"
     """Where every replica listens for predictions over HTTP, `host:port`; replicas of a node share it."""
@@ -156,7 +162,7 @@ class InferenceSettings(ServiceSettings):
             raise ValueError("needs EVERLOOP_RAY_HTTP_ADDRESS: Ray starts no proxy without HTTP")
         return value
 
-    @field_validator("ray_http_address")
+    @field_validator("ray_http_address", "metrics_push_address")
     @classmethod
     def _address_or_none(cls, value: str) -> str:
         return host_and_port(value) if value else ""
