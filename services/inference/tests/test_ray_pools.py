@@ -282,7 +282,9 @@ def test_rays_own_doors_lead_to_the_same_answers(cluster: Cluster) -> None:
         assert info.reason == "MODEL_NOT_FOUND"
         # A stream, of which each request goes its own way.
         asked = [
-            native.PredictStreamRequest(id=f"{model}-{number}", request={"model": model})
+            native.PredictStreamRequest(
+                id=f"{model}-{number}", request=native.PredictRequest(model=model)
+            )
             for model in ("flights", "sleepy", "ghost")
             for number in range(10)
         ]
