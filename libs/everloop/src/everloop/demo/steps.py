@@ -185,7 +185,10 @@ def _promotion(run: Run, after: int) -> Seen | None:
 
 
 def _show_training(run: Run, bar: Bar) -> None:
+    """Shows the training that is awaited: the retraining, once there is a model, and not the one before it."""
     for training in run.client.trainings(run.name, limit=1):
+        if run.old and training.cause != training_pb2.CAUSE_DRIFT:
+            continue
         state = training_pb2.Training.State.Name(training.state).removeprefix("STATE_").lower()
         if training.state == training_pb2.Training.STATE_RUNNING:
             searches = training.trials_done < training.trials_total
