@@ -83,6 +83,8 @@ class Cluster:
             "EVERLOOP_KAFKA_BOOTSTRAP": f"127.0.0.1:{ports[6]}",
             "EVERLOOP_MLFLOW_URI": self.tracking,
             "EVERLOOP_WATCH_FAILURES": "3",
+            # Every limit here is far from what it takes on a machine that has nothing else to do.
+            "EVERLOOP_DEPLOY_SECONDS": "480",
         }
         self.service: subprocess.Popen[bytes] | None = None
         self.head: subprocess.Popen[bytes] | None = None

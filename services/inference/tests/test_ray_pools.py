@@ -30,7 +30,7 @@ from everloop_contracts.stubs.inference import grpc_service_pb2_grpc as oip_grpc
 from everloop_inference.adapters.serve_handle import SMALL_BYTES
 from everloop_inference.fakes import ROW
 
-pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(1500)]
 
 POOL = {"min_replicas": 0, "max_replicas": 2, "ongoing_requests": 4, "idle": "1s"}
 
@@ -47,8 +47,7 @@ def cluster(until: Callable[..., None]) -> Iterator[Cluster]:
             "EVERLOOP_PIPELINES_DIR": str(pipelines),
             "EVERLOOP_REPLICAS_MAX": "2",
             "EVERLOOP_REPLICA_ONGOING_REQUESTS": "0.05",
-            "EVERLOOP_POOL_SECONDS": "150",
-            "EVERLOOP_DEPLOY_SECONDS": "240",
+            "EVERLOOP_POOL_SECONDS": "300",
             "EVERLOOP_SCALE_UP_SECONDS": "0",
             "EVERLOOP_SCALE_DOWN_SECONDS": "1",
             "EVERLOOP_SCALE_WINDOW_SECONDS": "11",
@@ -59,14 +58,14 @@ def cluster(until: Callable[..., None]) -> Iterator[Cluster]:
             cluster.publish(1, model)
         cluster.start_head()
         cluster.start_service()
-        until(cluster.serving, 240)
-        until(lambda: cluster.predict() == 1, 120)
-        until(lambda: answers(cluster.environment["EVERLOOP_RAY_HTTP_ADDRESS"]), 120)
+        until(cluster.serving, 480)
+        until(lambda: cluster.predict() == 1, 300)
+        until(lambda: answers(cluster.environment["EVERLOOP_RAY_HTTP_ADDRESS"]), 300)
         yield cluster
 
 
 def ask(address: str, path: str, body: object | None = None, **headers: str) -> tuple[int, Any]:
-    connection = http.client.HTTPConnection(address, timeout=200)
+    connection = http.client.HTTPConnection(address, timeout=400)
     try:
         content = None if body is None else json.dumps(body)
         named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -99,7 +98,7 @@ def test_a_pool_wakes_with_the_first_request_and_sleeps_again(
     cluster: Cluster, until: Callable[..., None]
 ) -> None:
     asleep = lambda: not replicas(cluster, "pool-sleepy")  # noqa: E731
-    until(asleep, 120)
+    until(asleep, 300)
     # Whoever only looks does not wake it.
     assert ask(cluster.http, "/v2/models/sleepy/ready")[0] == 200
     listed = ask(cluster.http, "/v2/repository/index", {})[1]
@@ -113,7 +112,7 @@ def test_a_pool_wakes_with_the_first_request_and_sleeps_again(
     began = time.monotonic()
     assert ask(cluster.http, path, body)[0] == 200
     print(f"the first time in {time.monotonic() - began:.2f} s")
-    until(asleep, 120)
+    until(asleep, 300)
 
     # Many at once wake it, none is lost, and those who ask for others do not notice.
     began = time.monotonic()
@@ -125,7 +124,7 @@ def test_a_pool_wakes_with_the_first_request_and_sleeps_again(
             others.append(cluster.predict())
             return any(answer.done() for answer in answers)
 
-        until(ask_for_others, 160)
+        until(ask_for_others, 300)
         print(f"from zero in {time.monotonic() - began:.2f} s, {len(others)} others meanwhile")
         assert {answer.result()[0] for answer in answers} == {200}
     assert set(others) == {1}
@@ -145,7 +144,7 @@ def test_a_pool_wakes_with_the_first_request_and_sleeps_again(
     assert (status, len(answer["predictions"])) == (200, 4096)
     print_costs(cluster)
     idle = time.monotonic()
-    until(asleep, 120)
+    until(asleep, 300)
     print(f"at zero after {time.monotonic() - idle:.1f} s")
     assert ask(cluster.http, path, body)[0] == 200
 
@@ -201,7 +200,7 @@ def test_a_killed_pool_replica_costs_no_request(
         answers = [callers.submit(ask_on) for _ in range(4)]
         (killed, *_) = replicas(cluster, "pool-sleepy")
         killed.kill()
-        until(lambda: replicas(cluster, "pool-sleepy") not in ([], [killed]), 120)
+        until(lambda: replicas(cluster, "pool-sleepy") not in ([], [killed]), 300)
         stop.set()
         statuses = [status for answer in answers for status in answer.result()]
     print(f"{len(statuses)} requests over the death of a pool's replica")
@@ -230,7 +229,7 @@ def test_a_canary_in_a_pool_gets_its_share_and_is_promoted(
     registry = cluster.registry
     registry.trials = [registry_pb2.Trial(version=candidate, rollout=rollout)]
     # The pool may sleep or not: its first answers come from what runs, or from what starts with both versions.
-    until(lambda: answering(0) and {answering(number) for number in range(10)} == {1, 2}, 160)
+    until(lambda: answering(0) and {answering(number) for number in range(10)} == {1, 2}, 300)
     given = {number: answering(number) for number in range(40)}
     assert {number: answering(number) for number in range(40)} == given
     until(lambda: registry.reports and registry.reports[-1].candidate.requests > 10, 60)
@@ -290,7 +289,7 @@ def test_rays_own_doors_lead_to_the_same_answers(cluster: Cluster) -> None:
         ]
         for message in asked:
             message.request.rows.add().update(ROW)
-        found_of = {answer.id: answer for answer in stub.PredictStream(iter(asked), timeout=200)}
+        found_of = {answer.id: answer for answer in stub.PredictStream(iter(asked), timeout=400)}
         assert found_of.keys() == {message.id for message in asked}
         for name, response in found_of.items():
             if name.startswith("ghost"):
@@ -335,7 +334,7 @@ print(*sorted(answer.id for answer in answers if answer.response.version == 1))
 def test_the_number_of_replicas_follows_the_requests(
     cluster: Cluster, until: Callable[..., None]
 ) -> None:
-    until(lambda: len(replicas(cluster, "replica")) == 1, 120)
+    until(lambda: len(replicas(cluster, "replica")) == 1, 300)
     stop = threading.Event()
 
     def ask_on() -> int:
@@ -354,12 +353,12 @@ def test_the_number_of_replicas_follows_the_requests(
         answers = [callers.submit(ask_on) for _ in range(8)]
         try:
             began = time.monotonic()
-            until(lambda: len(replicas(cluster, "replica")) == 2, 120)
+            until(lambda: len(replicas(cluster, "replica")) == 2, 300)
             print(f"two replicas after {time.monotonic() - began:.1f} s")
         finally:
             stop.set()
         print(f"{sum(answer.result() for answer in answers)} requests")
     began = time.monotonic()
-    until(lambda: len(replicas(cluster, "replica")) == 1, 120)
+    until(lambda: len(replicas(cluster, "replica")) == 1, 300)
     print(f"one replica again after {time.monotonic() - began:.1f} s")
     assert cluster.predict() == 1
