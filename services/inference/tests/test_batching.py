@@ -29,6 +29,7 @@ from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2 as nati
 from everloop_contracts.stubs.inference import grpc_service_pb2 as oip
 from everloop_features.inputs import Block, Feeds
 from everloop_inference import cost, deadlines
+from everloop_inference.adapters.engines import LocalEngines
 from everloop_inference.batching import Capacity
 from everloop_inference.cost import Cost
 from everloop_inference.domain import Answer, Call, EngineKind, ServedModel, ServingPolicy, Wanted
@@ -111,7 +112,7 @@ class Core:
         **policy: Any,
     ) -> None:
         artifacts = MemoryArtifacts()
-        loader = Loader(artifacts, folder / "cache")
+        loader = Loader(artifacts, LocalEngines(), folder / "cache")
         self.models = Models()
         self.spies: dict[str, Spy] = {}
         for name, task in TASKS.items():

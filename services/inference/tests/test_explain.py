@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2 as native
 from everloop_features.inputs import feeds_from_rows
+from everloop_inference.adapters.engines import LocalEngines
 from everloop_inference.batching import Capacity
 from everloop_inference.domain import Call, ServedModel, ServingPolicy, Wanted
 from everloop_inference.explain import Explanation, _walks
@@ -50,7 +51,7 @@ class Silent:
 @pytest.fixture(scope="module")
 def predictor(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
     artifacts, models = MemoryArtifacts(), Models()
-    loader = Loader(artifacts, tmp_path_factory.mktemp("explain") / "cache")
+    loader = Loader(artifacts, LocalEngines(), tmp_path_factory.mktemp("explain") / "cache")
     for task in ("binary", "multiclass", "regression"):
         artifact = sample_artifact(0.4, task)
         artifacts.runs[task] = artifact

@@ -16,6 +16,7 @@ import pytest
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2 as native
 from everloop_features.inputs import feeds_from_rows
 from everloop_inference import native_json, native_proto, oip_json
+from everloop_inference.adapters.engines import LocalEngines
 from everloop_inference.adapters.pyfunc import PyfuncEngine, has_other_flavor
 from everloop_inference.domain import Call, EngineKind
 from everloop_inference.fakes import INPUTS, ROW, Artifact, ask, sample_artifact
@@ -137,7 +138,7 @@ def test_a_logged_model_that_is_wrong_as_well_does_not_serve(
     made = artifact(logged, sample_artifact().graph)
     golden = {"rows": ROWS, "probabilities": [[0.5, 0.5]] * len(ROWS)}
     wanted = world.publish(1, dataclasses.replace(made, golden=golden))
-    loader = Loader(world.artifacts, tmp_path / "cache")
+    loader = Loader(world.artifacts, LocalEngines(), tmp_path / "cache")
     with pytest.raises(EverloopError) as caught:
         loader.load(wanted, world.policies["flights"])
     assert caught.value.reason == "GOLDEN_MISMATCH"
@@ -148,7 +149,9 @@ def test_a_changed_export_is_refused_whatever_else_was_logged(
 ) -> None:
     wanted = world.publish(1, artifact(logged, sample_artifact().graph), sha256="0" * 64)
     with pytest.raises(EverloopError) as caught:
-        Loader(world.artifacts, tmp_path / "cache").load(wanted, world.policies["flights"])
+        Loader(world.artifacts, LocalEngines(), tmp_path / "cache").load(
+            wanted, world.policies["flights"]
+        )
     assert caught.value.reason == "CHECKSUM_MISMATCH"
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from everloop_inference.adapters.engines import LocalEngines
 from everloop_inference.fakes import INPUTS, ROW, Artifact, ask, sample_artifact
 from everloop_inference.load import Loader
 from everloop_inference.metrics import LOAD_FAILURES
@@ -92,7 +93,9 @@ def test_the_loader_raises_what_is_wrong(world: Any, tmp_path: Any) -> None:
     artifact, sha256, reason = damaged("other bytes")
     wanted = world.publish(1, artifact, sha256=sha256)
     with pytest.raises(EverloopError) as caught:
-        Loader(world.artifacts, tmp_path / "cache").load(wanted, world.policies["flights"])
+        Loader(world.artifacts, LocalEngines(), tmp_path / "cache").load(
+            wanted, world.policies["flights"]
+        )
     assert (caught.value.kind, caught.value.reason) == (Kind.PRECONDITION, reason)
 
 
@@ -256,7 +259,7 @@ def test_pruning_leaves_what_another_replica_puts_in_meanwhile(
 
     monkeypatch.setattr(Path, "iterdir", racing(listed))
     monkeypatch.setattr(Path, "rmdir", racing(removed))
-    Loader(world.artifacts, cache).prune([])
+    Loader(world.artifacts, LocalEngines(), cache).prune([])
     assert (empty / "run").is_dir()
 
 

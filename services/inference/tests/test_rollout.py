@@ -23,6 +23,7 @@ from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2 as nati
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2_grpc as native_grpc
 from everloop_contracts.stubs.everloop.inference.v1.events_pb2 import PredictionsLogged
 from everloop_contracts.stubs.everloop.registry.v1 import registry_pb2, registry_pb2_grpc
+from everloop_inference.adapters.engines import LocalEngines
 from everloop_inference.adapters.registry import GrpcRegistry
 from everloop_inference.arms import ArmStats
 from everloop_inference.domain import Strategy, Trial, Wanted
@@ -120,7 +121,9 @@ def version(replica: Any) -> int:
 def scores(world: Any, tmp_path: Any, *wanted: Wanted) -> dict[int, float]:
     found = {}
     for item in wanted:
-        model = Loader(world.artifacts, tmp_path / "expected").load(item, world.policies["flights"])
+        model = Loader(world.artifacts, LocalEngines(), tmp_path / "expected").load(
+            item, world.policies["flights"]
+        )
         layout = model.layout
         found[item.version] = float(model.run(layout.feeds(layout.from_rows([ROW])))[0, 1])
     return found

@@ -28,6 +28,7 @@ from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2 as nati
 from everloop_contracts.stubs.inference import grpc_service_pb2 as oip
 from everloop_features.inputs import Block, Feeds, InputSpec
 from everloop_inference import arms, batching
+from everloop_inference.adapters.engines import LocalEngines
 from everloop_inference.arms import ArmStats
 from everloop_inference.batching import Capacity
 from everloop_inference.cost import Cost
@@ -143,7 +144,7 @@ class Core:
 
     def __init__(self, folder: Path, capacity: Capacity | None = None, **policy: Any) -> None:
         artifacts = MemoryArtifacts()
-        loader = Loader(artifacts, folder / "cache")
+        loader = Loader(artifacts, LocalEngines(), folder / "cache")
         self.models = Models()
         self.loaded: list[ServedModel] = []
         self.engines: list[Any] = []

@@ -158,7 +158,10 @@ def _http_limits(settings: InferenceSettings) -> HttpLimits:
         connections=settings.http_max_connections,
         body_bytes=settings.http_max_body_bytes,
         received_bytes=settings.http_max_received_bytes,
+        head_bytes=settings.http_max_head_bytes,
         idle_seconds=settings.http_keep_alive_seconds,
+        request_seconds=settings.request_seconds,
+        stall_seconds=settings.stall_seconds,
     )
 
 
@@ -191,6 +194,12 @@ def _grpc_server(settings: InferenceSettings, methods: Methods) -> RpcServer:
         message_bytes=settings.grpc_max_message_bytes,
         concurrent_calls=settings.predict_grpc_max_concurrent_calls,
         connections=settings.predict_grpc_max_connections,
+        received_bytes=settings.predict_grpc_max_received_bytes,
+        unsent_bytes=settings.predict_grpc_max_unsent_bytes,
+        request_seconds=settings.request_seconds,
+        stall_seconds=settings.stall_seconds,
+        idle_seconds=settings.predict_grpc_idle_seconds,
+        age_seconds=settings.predict_grpc_age_seconds,
     )
     if settings.predict_grpc_server == "grpcio":
         return GrpcioServer(methods, limits)

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from prometheus_client import REGISTRY
 
+from everloop_inference.adapters.engines import LocalEngines
 from everloop_inference.adapters.kafka import KafkaSink
 from everloop_inference.adapters.mlflow import MlflowArtifacts
 from everloop_inference.adapters.registry import GrpcRegistry
@@ -89,6 +90,7 @@ class Replica:
             registry or GrpcRegistry(settings.registry_address, settings.registry_timeout_seconds),
             Loader(
                 artifacts or _artifacts(settings),
+                LocalEngines(),
                 folder / "artifacts",
                 settings.golden_tolerance,
             ),

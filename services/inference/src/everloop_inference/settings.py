@@ -43,12 +43,27 @@ class InferenceSettings(ServiceSettings):
     """HTTP connections that a replica serves at once; beyond it the answer is 503."""
     http_keep_alive_seconds: int = Field(default=75, ge=1)
     """Time after which an idle HTTP connection is closed, in seconds."""
+    http_max_head_bytes: int = Field(default=64 * 1024, ge=1024)
+    """Request line and headers of an HTTP request, in bytes; beyond it the answer is 431."""
     predict_grpc_server: Literal["native", "grpcio"] = "native"
     """Who answers gRPC predictions: the native listener, or grpcio's asyncio server."""
     predict_grpc_max_connections: int = Field(default=4096, ge=1)
     """gRPC connections that a replica serves at once; beyond it a new one is closed."""
     predict_grpc_max_concurrent_calls: int = Field(default=1024, ge=1)
     """gRPC predictions that a replica holds at once; beyond it the answer is RESOURCE_EXHAUSTED."""
+    predict_grpc_max_received_bytes: int = Field(default=256 * 1024 * 1024, ge=1024)
+    """Messages that a replica has received in part, or not read, in bytes; beyond it RESOURCE_EXHAUSTED."""
+    predict_grpc_max_unsent_bytes: int = Field(default=256 * 1024 * 1024, ge=1024)
+    """gRPC answers that callers do not take, in bytes; beyond it RESOURCE_EXHAUSTED."""
+    predict_grpc_idle_seconds: float = Field(default=300.0, gt=0)
+    """Time without a call after which a gRPC connection is told to go, in seconds."""
+    predict_grpc_age_seconds: float = Field(default=3600.0, gt=0)
+    """Time after which a gRPC connection is told to come again, give or take a tenth, in seconds: new replicas get
+    their share."""
+    request_seconds: float = Field(default=60.0, gt=0)
+    """Time for the head of an HTTP request and a pause in its body, and for a unary gRPC message, in seconds."""
+    stall_seconds: float = Field(default=60.0, gt=0)
+    """Time for which a caller may take nothing of its answer, in seconds; then it is cut off."""
 
     queue_rows: int = Field(default=65_536, ge=1)
     """Rows that may wait in a replica; beyond it a request is refused with 429 / RESOURCE_EXHAUSTED."""
