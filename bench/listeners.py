@@ -32,11 +32,11 @@ from everloop_features.inputs import feeds_from_rows
 from everloop_inference.adapters.engines import LocalEngines
 from everloop_inference.domain import Answer, ServingPolicy, Wanted
 from everloop_inference.fakes import INPUTS, ROW, MemoryArtifacts, sample_artifact
-from everloop_inference.load import Loader
+from everloop_inference.models.load import Loader
+from everloop_inference.models.swap import Models
 from everloop_inference.predict import Predictor
 from everloop_inference.rpc import GrpcioServer, Limits, Methods, NativeServer
 from everloop_inference.servicer import OipServicer
-from everloop_inference.swap import Models
 
 CONCURRENCY = (1, 8, 32, 128)
 SECONDS, REPEATS = 1, 9

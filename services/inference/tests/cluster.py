@@ -245,7 +245,7 @@ def log_to_mlflow(tracking: str, folder: Path, artifact: Artifact) -> tuple[str,
         stdout=subprocess.PIPE,
         check=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     run_id, sha256 = json.loads(done.stdout.strip().splitlines()[-1])
     return run_id, sha256

@@ -42,12 +42,12 @@ from everloop_inference.fakes import (
     told,
 )
 from everloop_inference.http_app import HttpApp
-from everloop_inference.load import Loader
 from everloop_inference.metrics import DROPPED
+from everloop_inference.models.load import Loader
+from everloop_inference.models.swap import Models
 from everloop_inference.predict import Predictor
 from everloop_inference.rpc import Abort
 from everloop_inference.servicer import NativeServicer, OipServicer
-from everloop_inference.swap import Models
 from everloop_inference.tensors import DTYPES, raw_values
 from everloop_runtime.errors import EverloopError, Kind
 

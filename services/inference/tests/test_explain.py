@@ -31,10 +31,10 @@ from everloop_inference.fakes import (
     sample_artifact,
 )
 from everloop_inference.http_app import HttpApp
-from everloop_inference.load import Loader
+from everloop_inference.models.load import Loader
+from everloop_inference.models.swap import Models
 from everloop_inference.predict import Predictor
 from everloop_inference.servicer import NativeServicer
-from everloop_inference.swap import Models
 from everloop_runtime.errors import EverloopError, Kind
 
 FIELDS = [spec.name for spec in INPUTS]

@@ -20,8 +20,8 @@ from everloop_inference.adapters.engines import LocalEngines
 from everloop_inference.adapters.pyfunc import PyfuncEngine, has_other_flavor
 from everloop_inference.domain import Call, EngineKind
 from everloop_inference.fakes import INPUTS, ROW, Artifact, ask, sample_artifact
-from everloop_inference.load import Loader
 from everloop_inference.metrics import SLOW
+from everloop_inference.models.load import Loader
 from everloop_runtime.errors import EverloopError
 
 pytestmark = [

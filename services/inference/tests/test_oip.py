@@ -32,11 +32,11 @@ from everloop_inference.fakes import (
     told,
 )
 from everloop_inference.http_app import HttpApp
-from everloop_inference.load import Loader
+from everloop_inference.models.load import Loader
+from everloop_inference.models.swap import Models
 from everloop_inference.predict import Predictor
 from everloop_inference.rpc import Abort
 from everloop_inference.servicer import OipServicer
-from everloop_inference.swap import Models
 from everloop_inference.tensors import raw_values
 
 EXACT = {**ROW, "distance": 96.0, "stops": 2, "age": 4.0}

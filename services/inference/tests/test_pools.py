@@ -24,12 +24,12 @@ from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2 as nati
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2_grpc as native_grpc
 from everloop_contracts.stubs.inference import grpc_service_pb2 as oip
 from everloop_contracts.stubs.inference import grpc_service_pb2_grpc as oip_grpc
-from everloop_inference.autoscaling import ONGOING, policy
 from everloop_inference.domain import PoolPolicy, Production, Strategy, Wanted
 from everloop_inference.fakes import ROW, sample_artifact
 from everloop_inference.ongoing import Ongoing
-from everloop_inference.passing import HttpReply, HttpRequest, RpcReply, RpcRequest
-from everloop_inference.pools import Pools
+from everloop_inference.placement.autoscaling import ONGOING, policy
+from everloop_inference.pools.passing import HttpReply, HttpRequest, RpcReply, RpcRequest
+from everloop_inference.pools.pools import Pools
 from everloop_inference.ports import Lost
 from everloop_inference.replica import Replica
 from everloop_inference.settings import InferenceSettings

@@ -20,12 +20,12 @@ from everloop_inference import log_events
 from everloop_inference.adapters.engines import LocalEngines
 from everloop_inference.domain import ServedModel
 from everloop_inference.fakes import ROW, MemorySink, ask
-from everloop_inference.load import Loader
+from everloop_inference.models.load import Loader
+from everloop_inference.models.swap import Models, Served
 from everloop_inference.ports import Message, Outcome
 from everloop_inference.predict import Predictor
 from everloop_inference.prediction_log import PredictionLog
 from everloop_inference.spill import DAMAGED_FILES, Spill
-from everloop_inference.swap import Models, Served
 from everloop_runtime.events import decode
 
 

@@ -16,8 +16,8 @@ import pytest
 
 from everloop_inference.adapters.engines import LocalEngines
 from everloop_inference.fakes import INPUTS, ROW, Artifact, ask, sample_artifact
-from everloop_inference.load import Loader
 from everloop_inference.metrics import LOAD_FAILURES
+from everloop_inference.models.load import Loader
 from everloop_inference.replica import Replica
 from everloop_runtime.errors import EverloopError, Kind
 
@@ -76,7 +76,7 @@ def test_a_bad_artifact_leaves_the_old_version_serving_and_says_so(
     world.publish(1)
     replica = world.replica()
     before = failures("flights", reason)
-    with caplog.at_level(logging.ERROR, "everloop_inference.reconcile"):
+    with caplog.at_level(logging.ERROR, "everloop_inference.models.reconcile"):
         world.publish(2, artifact, sha256=sha256)
         # More than once: it is tried again.
         until(lambda: failures("flights", reason) >= before + 2)

@@ -19,7 +19,7 @@ from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2_grpc as
 from everloop_features.inputs import feeds_from_rows
 from everloop_inference.adapters.engines import LocalEngines
 from everloop_inference.fakes import INPUTS, ROW, sample_artifact
-from everloop_inference.load import Loader
+from everloop_inference.models.load import Loader
 
 VERSIONS = 21
 

@@ -6,11 +6,11 @@ import functools
 import sys
 
 from everloop_contracts.pipeline import PipelineError
-from everloop_inference.fingerprint import fingerprint
 from everloop_inference.metrics_gateway import MetricsGateway
+from everloop_inference.placement.fingerprint import fingerprint
+from everloop_inference.placement.watch import DataPlane, answering, listens
 from everloop_inference.policies import load_policies
 from everloop_inference.settings import InferenceSettings
-from everloop_inference.watch import DataPlane, answering, listens
 from everloop_runtime import telemetry
 from everloop_runtime.grpc_server import GrpcServer
 from everloop_runtime.metrics import MetricsServer

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Protocol
 
 from everloop_features.inputs import InputSpec
-from everloop_inference.arms import ArmStats
 from everloop_inference.domain import Engine, Production
-from everloop_inference.passing import HttpReply, HttpRequest, RpcReply, RpcRequest
+from everloop_inference.pools.passing import HttpReply, HttpRequest, RpcReply, RpcRequest
+from everloop_inference.rollouts.arms import ArmStats
 
 __all__ = [
     "Artifacts",

@@ -26,10 +26,10 @@ from everloop_inference.convert import (
 from everloop_inference.domain import Answer, Call, ServedModel
 from everloop_inference.explain import Explainer, Explanation
 from everloop_inference.metrics import count_batch
-from everloop_inference.mirror import Copy, Mirror
-from everloop_inference.swap import Models, Served
+from everloop_inference.models.swap import Models, Served
+from everloop_inference.rollouts.mirror import Copy, Mirror
+from everloop_inference.rollouts.trial import OnTrial
 from everloop_inference.tensors import Tensor
-from everloop_inference.trial import OnTrial
 
 __all__ = ["Log", "Predictor"]
 

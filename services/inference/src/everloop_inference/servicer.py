@@ -21,8 +21,8 @@ from everloop_contracts.stubs.inference import grpc_service_pb2_grpc as oip_grpc
 from everloop_inference import native_proto, oip_json, oip_proto, stream
 from everloop_inference.domain import Answer, Call
 from everloop_inference.metrics import Door
-from everloop_inference.passing import RpcRequest, failure
-from everloop_inference.pools import Pools
+from everloop_inference.pools.passing import RpcRequest, failure
+from everloop_inference.pools.pools import Pools
 from everloop_inference.predict import Predictor
 from everloop_inference.rpc import Abort
 from everloop_runtime.errors import EverloopError, Kind, rich_status

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from everloop_inference.domain import Production, Strategy, Trial, Wanted
 from everloop_inference.metrics import PASSED, PASSED_SECONDS, POOL_VERSION
-from everloop_inference.passing import HttpReply, HttpRequest, RpcReply, RpcRequest
+from everloop_inference.pools.passing import HttpReply, HttpRequest, RpcReply, RpcRequest
 from everloop_inference.ports import Elsewhere, Lost
 from everloop_runtime.errors import EverloopError, Kind
 
@@ -34,7 +34,7 @@ class Pools:
     """Passes requests on, and tells about the models that live elsewhere without asking there.
 
     What is passed on is bounded by number, size and time. A request whose replica dies is passed on again: a
-    prediction may run twice. `note` is called by the reconciling thread, the rest by the event loop of the doors.
+    prediction may run twice. `note` is called by the reconciling thread, the rest by the event loop of the listeners.
     """
 
     def __init__(

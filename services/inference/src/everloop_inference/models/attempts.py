@@ -8,9 +8,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from everloop_inference.domain import ServedModel, ServingPolicy, Wanted
-from everloop_inference.downloads import Downloads
-from everloop_inference.load import Loader
 from everloop_inference.metrics import LOAD_FAILURES
+from everloop_inference.models.downloads import Downloads
+from everloop_inference.models.load import Loader
 from everloop_runtime.errors import EverloopError, waiting_mends
 
 __all__ = ["Attempts"]

@@ -1,7 +1,7 @@
 """Ray's own ways in: its HTTP and gRPC proxies, and a deployment handle. Off unless a setting turns them on.
 
 An application of its own stands there, whose name and route stay when the application with the replicas is replaced by
-the next. It hands every request to a replica, behind whose doors it is answered like any other.
+the next. It hands every request to a replica, where it is answered like any other.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2 as nati
 from everloop_contracts.stubs.inference import grpc_service_pb2 as oip
 from everloop_inference import native_proto, stream
 from everloop_inference.adapters.serve_handle import ServeHandle
-from everloop_inference.passing import HttpRequest, RpcReply, RpcRequest, failure
+from everloop_inference.pools.passing import HttpRequest, RpcReply, RpcRequest, failure
 from everloop_inference.ports import Elsewhere, Lost
 from everloop_runtime.errors import EverloopError, Kind, rich_status
 
-__all__ = ["SERVICERS", "RayDoors", "application"]
+__all__ = ["SERVICERS", "RayIngress", "application"]
 
 SERVICERS = [
     "everloop_contracts.stubs.everloop.inference.v1.inference_pb2_grpc.add_InferenceServiceServicer_to_server",
@@ -49,7 +49,7 @@ Rpc = Callable[..., Awaitable[Any]]
 
 def _rpc(service: str, name: str, answer: type[Message]) -> Rpc:
     async def method(
-        self: RayDoors, request: Message, grpc_context: RayServegRPCContext | None = None
+        self: RayIngress, request: Message, grpc_context: RayServegRPCContext | None = None
     ) -> Message:
         """Answers a request, or raises EverloopError; Ray's proxy is told the status instead."""
         reply = await self.replied(f"/{service}/{name}", request, grpc_context)
@@ -72,7 +72,7 @@ _NATIVE = "everloop.inference.v1.InferenceService"
 _OIP = "inference.GRPCInferenceService"
 
 
-class RayDoors:
+class RayIngress:
     """Every method under its own name, and HTTP as what is called."""
 
     Predict = _rpc(_NATIVE, "Predict", native.PredictResponse)
@@ -156,10 +156,10 @@ class RayDoors:
 def application(
     replicas: DeploymentHandle[Any], mark: str, stream_requests: int
 ) -> serve.Application:
-    """Describes the deployment to Ray Serve; takes what `RayDoors` does."""
+    """Describes the deployment to Ray Serve; takes what `RayIngress` does."""
     deployment = serve.deployment(
-        name="doors", ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1024
-    )(RayDoors)
+        name="ingress", ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1024
+    )(RayIngress)
     return deployment.bind(replicas, mark, stream_requests)
 
 

@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from everloop_inference.attempts import Attempts
 from everloop_inference.domain import EngineKind, Production, ServedModel, ServingPolicy, Wanted
-from everloop_inference.load import Loader
 from everloop_inference.metrics import REGISTRY_UP, SERVED_VERSION, SLOW, SWAPS
+from everloop_inference.models.attempts import Attempts
+from everloop_inference.models.load import Loader
+from everloop_inference.models.swap import Models
 from everloop_inference.ports import Registry
-from everloop_inference.rollouts import Rollouts
-from everloop_inference.swap import Models
+from everloop_inference.rollouts.follow import Rollouts
 from everloop_runtime.errors import EverloopError
 
 __all__ = ["Reconciler"]
