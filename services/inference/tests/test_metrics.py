@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import http.client
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,7 +33,7 @@ print(*(family.name for family in REGISTRY.collect()))
     ("module", "own", "others"),
     [
         ("app", "data_plane_up", "registry_up"),
-        ("deployment", "registry_up", "data_plane_up"),
+        ("placement.deployment", "registry_up", "data_plane_up"),
         ("replica", "registry_up", "data_plane_up"),
     ],
 )
@@ -164,6 +166,36 @@ def test_a_replica_pushes_its_metrics(
     world.stop(replica)
     served = scraped.values("everloop_inference_log_served_rows_total")
     assert served[labels] == 1
+
+
+def test_the_gateway_runs_by_itself_beside_the_replicas_of_a_pod(
+    scraped: Scraped, until: Callable[..., None], tmp_path: Path
+) -> None:
+    scraped.address = f"127.0.0.1:{free_port()}"
+    environment = {
+        **os.environ,
+        "EVERLOOP_METRICS_ADDRESS": scraped.address,
+        "EVERLOOP_DATA_DIR": str(tmp_path),
+    }
+    command = [sys.executable, "-m", "everloop_inference.metrics_gateway"]
+    counter, push = pushing(scraped, 0.1, replica="one")
+    with subprocess.Popen(command, env=environment) as gateway:
+        try:
+            until(lambda: answers(scraped), 60)
+            counter.labels("a").inc()
+            push.start()
+            until(lambda: scraped.values("answers_total"), 60)
+        finally:
+            push.stop()
+            gateway.terminate()
+        assert gateway.wait(30) == 0
+
+
+def answers(scraped: Scraped) -> bool:
+    try:
+        return scraped.ask("GET", "/metrics")[0] == 200
+    except OSError:
+        return False
 
 
 def test_a_service_process_that_is_away_costs_a_warning(

@@ -6,20 +6,16 @@ import functools
 import sys
 
 from everloop_contracts.pipeline import PipelineError
-from everloop_inference.metrics_gateway import MetricsGateway
+from everloop_inference.metrics_gateway import metrics_server
 from everloop_inference.placement.fingerprint import fingerprint
 from everloop_inference.placement.watch import DataPlane, answering, listens
 from everloop_inference.policies import load_policies
 from everloop_inference.settings import InferenceSettings
 from everloop_runtime import telemetry
 from everloop_runtime.grpc_server import GrpcServer
-from everloop_runtime.metrics import MetricsServer
 from everloop_runtime.service import run
 
 __all__ = ["main"]
-
-KEPT_PUSHES = 3
-"""Pushes that a replica may miss before its metrics are gone."""
 
 
 def main() -> int:
@@ -40,9 +36,4 @@ def main() -> int:
         failures=settings.watch_failures,
         deploy_seconds=settings.deploy_seconds,
     )
-    metrics = MetricsGateway(
-        KEPT_PUSHES * settings.metrics_push_seconds, settings.metrics_push_max_bytes
-    )
-    return run(
-        [MetricsServer(settings.metrics_address, metrics), grpc, data_plane], on_ready=grpc.ready
-    )
+    return run([metrics_server(settings), grpc, data_plane], on_ready=grpc.ready)

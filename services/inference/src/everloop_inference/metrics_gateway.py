@@ -1,8 +1,12 @@
-"""The metrics of all replicas in one place: they push them here, one scrape shows them beside this process's own."""
+"""The metrics of all replicas in one place: they push them here, one scrape shows them beside this process's own.
+
+Part of the service process; a program of its own where there is none, as in a pod whose replicas KubeRay deploys.
+"""
 
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -13,12 +17,19 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-__all__ = ["MetricsGateway"]
+from everloop_inference.settings import InferenceSettings
+from everloop_runtime import telemetry
+from everloop_runtime.metrics import MetricsServer
+from everloop_runtime.service import run
+
+__all__ = ["MetricsGateway", "metrics_server"]
 
 log = logging.getLogger(__name__)
 
 Labels = tuple[tuple[str, str], ...]
 
+KEPT_PUSHES = 3
+"""Pushes that a replica may miss before its metrics are gone."""
 _PREFIX: Final = "/metrics/job/inference/"
 _LABELS: Final = ("replica", "pool")
 
@@ -114,3 +125,22 @@ def _labels(path: str) -> Labels | None:
     names = tuple(name for name, _ in pairs)
     is_ours = path.startswith(_PREFIX) and len(parts) % 2 == 0 and names == _LABELS[: len(names)]
     return pairs if is_ours else None
+
+
+def metrics_server(settings: InferenceSettings) -> MetricsServer:
+    """What listens for scrapes and pushes."""
+    gateway = MetricsGateway(
+        KEPT_PUSHES * settings.metrics_push_seconds, settings.metrics_push_max_bytes
+    )
+    return MetricsServer(settings.metrics_address, gateway)
+
+
+def main() -> int:
+    """Shows what replicas push until it is told to stop; returns the exit status."""
+    settings = InferenceSettings.load()
+    telemetry.configure("inference-metrics", settings.log_level)
+    return run([metrics_server(settings)])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
