@@ -298,15 +298,18 @@ def test_a_pools_replica_without_its_model_says_to_come_back(world: Any) -> None
     assert (b"retry-after", b"1") in reply.headers
 
 
-def versions_listed(split: Split) -> list[str]:
+def versions_listed(split: Split) -> tuple[list[str], list[str]]:
+    """Over HTTP and over gRPC."""
     _, index, _ = split.ask("POST", "/v2/repository/index", {})
     listed = split.oip.RepositoryIndex(oip.RepositoryIndexRequest()).models
-    found = [entry["version"] for entry in index if entry["name"] == "flights"]
-    assert found == [entry.version for entry in listed if entry.name == "flights"]
-    return found
+    return (
+        [entry["version"] for entry in index if entry["name"] == "flights"],
+        [entry.version for entry in listed if entry.name == "flights"],
+    )
 
 
-def is_ready(split: Split, version: int) -> bool:
+def is_ready(split: Split, version: int) -> tuple[bool, bool]:
+    """As `versions_listed`."""
     status, _, _ = split.ask("GET", f"/v2/models/flights/versions/{version}/ready")
     asked = oip.ModelReadyRequest(name="flights", version=str(version))
     try:
@@ -314,8 +317,7 @@ def is_ready(split: Split, version: int) -> bool:
     except grpc.RpcError as error:
         assert error.code() is grpc.StatusCode.NOT_FOUND
         over_grpc = False
-    assert (status == 200) == over_grpc
-    return bool(over_grpc)
+    return status == 200, bool(over_grpc)
 
 
 @pytest.mark.parametrize("strategy", list(Strategy))
@@ -327,9 +329,10 @@ def test_a_version_is_tried_in_a_pool(
     answers = strategy is not Strategy.SHADOW
     trial = world.begin(world.store(2), strategy=strategy, percent=50)
     until(lambda: pool.models.trials)
-    until(lambda: is_ready(split, 2) == answers)
+    until(lambda: is_ready(split, 2) == (answers, answers))
     assert split.front.models.trials == {}
-    assert versions_listed(split) == (["1", "2"] if answers else ["1"])
+    listed = ["1", "2"] if answers else ["1"]
+    assert versions_listed(split) == (listed, listed)
     assert split.oip.ModelMetadata(oip.ModelMetadataRequest(name="flights")).versions[0] == "1"
     described = split.native.GetModel(native.GetModelRequest(model="flights")).model
     assert described.on_trial.version == 2
@@ -364,9 +367,9 @@ def test_a_version_is_tried_in_a_pool(
         world.registry.abort("flights")
     serves = 2 if is_promoted else 1
     until(lambda: not pool.models.trials)
-    until(lambda: versions_listed(split) == [str(serves)])
-    assert is_ready(split, serves)
-    assert not is_ready(split, 3 - serves)
+    until(lambda: versions_listed(split) == ([str(serves)], [str(serves)]))
+    assert is_ready(split, serves) == (True, True)
+    assert is_ready(split, 3 - serves) == (False, False)
     _, answer, _ = split.ask("POST", "/v1/models/flights:predict", {"rows": [ROW]})
     assert answer["version"] == serves
     # A pool that begins during a trial has the candidate before it answers anybody.

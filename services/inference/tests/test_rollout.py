@@ -314,7 +314,7 @@ def test_what_befalls_one_replica_is_no_failure_of_the_version(
         def lacking(graph: bytes) -> Any:
             raise fault
 
-        monkeypatch.setattr("everloop_inference.models.load.OnnxEngine", lacking)
+        monkeypatch.setattr("everloop_inference.adapters.engines.OnnxEngine", lacking)
         before = failures(type(fault).__name__)
         world.begin(candidate)
         until(lambda: failures(type(fault).__name__) >= before + 3)
