@@ -20,14 +20,15 @@ from matplotlib.figure import Figure
 from bench.flights_model import fitted, taught
 from bench.report import Result, load_before, medians, write
 from everloop_features import inputs_of
+from everloop_inference.adapters.engines import LocalEngines
 from everloop_inference.domain import Call, ServingPolicy, Wanted
 from everloop_inference.fakes import Artifact, MemoryArtifacts
-from everloop_inference.load import Loader
+from everloop_inference.models.load import Loader
+from everloop_inference.models.swap import Models
 from everloop_inference.ports import Message, Outcome
 from everloop_inference.predict import Predictor
 from everloop_inference.prediction_log import PredictionLog
 from everloop_inference.spill import Spill
-from everloop_inference.swap import Models
 
 FAMILY = "hist_gradient_boosting"
 ROWS = (1, 64)
@@ -113,7 +114,7 @@ def core(
     artifacts.runs["run"] = artifact
     wanted = Wanted("flights", 1, "run", artifact.sha256)
     policy = dataclasses.replace(policy, id_field="flight_id")
-    models.swap(Loader(artifacts, folder / "cache").load(wanted, policy))
+    models.swap(Loader(artifacts, LocalEngines(), folder / "cache").load(wanted, policy))
     log = PredictionLog(
         Broker(),
         Spill(folder / "spill", "bench", 1 << 30),

@@ -29,13 +29,14 @@ from bench.report import Result, medians, write
 from everloop_contracts.stubs.inference import grpc_service_pb2 as oip
 from everloop_contracts.stubs.inference import grpc_service_pb2_grpc as oip_grpc
 from everloop_features.inputs import feeds_from_rows
+from everloop_inference.adapters.engines import LocalEngines
 from everloop_inference.domain import Answer, ServingPolicy, Wanted
 from everloop_inference.fakes import INPUTS, ROW, MemoryArtifacts, sample_artifact
-from everloop_inference.load import Loader
+from everloop_inference.models.load import Loader
+from everloop_inference.models.swap import Models
 from everloop_inference.predict import Predictor
 from everloop_inference.rpc import GrpcioServer, Limits, Methods, NativeServer
 from everloop_inference.servicer import OipServicer
-from everloop_inference.swap import Models
 
 CONCURRENCY = (1, 8, 32, 128)
 SECONDS, REPEATS = 1, 9
@@ -60,7 +61,7 @@ async def serve(kind: str, port: int) -> None:
     """Runs one server until it is killed."""
     artifacts, artifact = MemoryArtifacts(), sample_artifact()
     artifacts.runs["run"] = artifact
-    loader = Loader(artifacts, Path(tempfile.mkdtemp()), 1e-4)
+    loader = Loader(artifacts, LocalEngines(), Path(tempfile.mkdtemp()), 1e-4)
     models = Models()
     policy = ServingPolicy(id_field="flight_id", max_rows=1000)
     models.swap(loader.load(Wanted("flights", 1, "run", artifact.sha256), policy))

@@ -36,21 +36,22 @@ uv=.venv/bin/uv
 torch=$(sed -n 's/.*"\(torch==[0-9.]*\)".*/\1/p' services/trainer/pyproject.toml)
 installed=$("$uv" pip show torch 2>/dev/null | sed -n 's/^Version: \([0-9.]*\).*/torch==\1/p' || true)
 if [[ $installed != "$torch" ]]; then
-    install=("$uv" pip install --constraint requirements.lock "$torch")
+    install=("$uv" pip install --quiet --constraint requirements.lock "$torch")
     if command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1; then
         say "installing $torch for this machine's NVIDIA GPU"
         "${install[@]}"
     else
         say "installing $torch for CPUs"
-        if ! UV_HTTP_RETRIES=0 "${install[@]}" --torch-backend=cpu; then
-            say "the index of CPU builds cannot be reached: taking the larger build that also runs on CPUs"
+        if ! UV_HTTP_RETRIES=0 "${install[@]}" --torch-backend=cpu 2>.venv/torch.log; then
+            say "the index of CPU builds cannot be reached (.venv/torch.log): taking the larger build, 4.5 GB," \
+                "that also runs on CPUs"
             "${install[@]}"
         fi
     fi
 fi
 
-say "installing $(grep -c '==' requirements.lock) locked packages"
-"$uv" pip install --no-deps --require-hashes --requirement requirements.lock
+say "installing $(grep -c '==' requirements.lock) locked packages: a minute or a few"
+"$uv" pip install --quiet --no-deps --require-hashes --requirement requirements.lock
 
 say "installing Everloop from this checkout"
 members=()

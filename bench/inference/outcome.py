@@ -236,11 +236,14 @@ def _measured(rounds: Rounds) -> list[Server]:
 def plot(rounds: Rounds) -> Figure:
     """Draws throughput and latency against callers, and processor time and memory as bars."""
     groups = _groups(rounds)
+    measured = _cases(rounds)
     figure = Figure(figsize=(15, 3 * len(groups) + 0.6), layout="constrained")
     grid = figure.subplots(len(groups), len(LINES) + 1, squeeze=False)
     for (door, size), axes in zip(groups, grid, strict=True):
         cases = [Case(door, size, callers) for callers in CONCURRENCY]
-        shown = {name: some for name, some in rounds.items() if _counterpart(some[0], cases[1])}
+        # What is compared by bars: 8 callers, or the fewest that were measured.
+        by = next(case for case in (cases[1], *cases) if case in measured)
+        shown = {name: some for name, some in rounds.items() if _counterpart(some[0], by)}
         for axis, (label, value) in zip(axes, LINES, strict=False):
             for name, some in shown.items():
                 # Nothing that was answered has no place on a logarithmic axis.
@@ -252,7 +255,7 @@ def plot(rounds: Rounds) -> Figure:
             axis.set_xticks(CONCURRENCY, [str(callers) for callers in CONCURRENCY])
             axis.set_title(f"{door}, {SIZES[size]} row(s): {label}", fontsize=9)
             axis.grid(alpha=0.3)
-        _bars(axes[-1], shown, cases[1])
+        _bars(axes[-1], shown, by)
     handles = [Line2D([], [], color=COLORS[name], marker="o", label=name) for name in rounds]
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
     return figure

@@ -363,6 +363,10 @@ def test_records_are_erased_by_id_or_by_value(run, fake):
     assert fake.erased == [(["a", "b"], "", ""), ([], "customer", "c=1")]
 
 
+def test_the_version_is_told(run):
+    assert run("--version").stdout == "everloop 0.1.0\n"
+
+
 def test_status_tells_where_each_pipeline_stands(run):
     lines = json.loads(run("status", "--json").stdout)["pipelines"]
     assert lines == [
@@ -373,7 +377,9 @@ def test_status_tells_where_each_pipeline_stands(run):
             "production": 2,
             "serving": 1,
             "lag": 0,
-            "decision": "retrain: 2 of 3 chunks alert",
+            "decision": "retrain",
+            "reason": "2 of 3 chunks alert",
+            "decided": "",
         }
     ]
 
@@ -393,7 +399,7 @@ def test_status_shows_what_runs_while_a_pipeline_file_is_half_edited(run, edited
     (edited / "new.yaml").write_text("pipeline: new\n")
     done = run("status")
     assert done.exit_code == 0, done.output
-    assert "2 of 3 chunks alert" in done.output
+    assert "retrain" in done.output
     told = [line for line in done.output.splitlines() if "cannot be used as it is" in line]
     assert [line.split()[0] for line in told] == [MODEL, "new"]
     assert f"{edited}/new.yaml:1: " in told[1]

@@ -34,11 +34,19 @@ class Registry(registry_pb2_grpc.RegistryServiceServicer):
 
     def __init__(self) -> None:
         self.versions: list[registry_pb2.ModelVersion] = []
+        self.trials: list[registry_pb2.Trial] = []
+        self.reports: list[registry_pb2.ReportRolloutRequest] = []
 
     def ListProduction(
         self, request: registry_pb2.ListProductionRequest, context: grpc.ServicerContext
     ) -> registry_pb2.ListProductionResponse:
-        return registry_pb2.ListProductionResponse(versions=self.versions)
+        return registry_pb2.ListProductionResponse(versions=self.versions, trials=self.trials)
+
+    def ReportRollout(
+        self, request: registry_pb2.ReportRolloutRequest, context: grpc.ServicerContext
+    ) -> registry_pb2.ReportRolloutResponse:
+        self.reports.append(request)
+        return registry_pb2.ReportRolloutResponse(state=registry_pb2.ROLLOUT_STATE_RUNNING)
 
 
 class Cluster:
@@ -75,6 +83,8 @@ class Cluster:
             "EVERLOOP_KAFKA_BOOTSTRAP": f"127.0.0.1:{ports[6]}",
             "EVERLOOP_MLFLOW_URI": self.tracking,
             "EVERLOOP_WATCH_FAILURES": "3",
+            # Every limit here is far from what it takes on a machine that has nothing else to do.
+            "EVERLOOP_DEPLOY_SECONDS": "480",
         }
         self.service: subprocess.Popen[bytes] | None = None
         self.head: subprocess.Popen[bytes] | None = None
@@ -139,18 +149,16 @@ class Cluster:
 
     def publish(self, version: int, model: str = "flights") -> None:
         """Logs a model as the trainer does and puts it into Production."""
+        others = [one for one in self.registry.versions if one.model != model]
+        self.registry.versions = [*others, self.log(version, model)]
+
+    def log(self, version: int, model: str) -> registry_pb2.ModelVersion:
+        """Logs a model as the trainer does."""
         artifact = sample_artifact(bias=version / 10)
         run_id, sha256 = log_to_mlflow(self.tracking, self.folder, artifact)
-        others = [one for one in self.registry.versions if one.model != model]
-        self.registry.versions = [
-            *others,
-            registry_pb2.ModelVersion(
-                model=model,
-                version=version,
-                run_id=run_id,
-                onnx_sha256=sha256,
-            ),
-        ]
+        return registry_pb2.ModelVersion(
+            model=model, version=version, run_id=run_id, onnx_sha256=sha256
+        )
 
     def predict(self, model: str = "flights") -> int:
         """Returns the version that answers; 0 if nobody does."""
@@ -237,7 +245,7 @@ def log_to_mlflow(tracking: str, folder: Path, artifact: Artifact) -> tuple[str,
         stdout=subprocess.PIPE,
         check=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     run_id, sha256 = json.loads(done.stdout.strip().splitlines()[-1])
     return run_id, sha256

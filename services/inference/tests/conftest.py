@@ -33,6 +33,7 @@ class World:
             data_dir=folder,
             http_address=f"127.0.0.1:{http}",
             predict_grpc_address=f"127.0.0.1:{rpc}",
+            metrics_push_seconds=0,
             reconcile_seconds=0.02,
             load_retry_max_seconds=0.05,
             log_batch_seconds=0.02,

@@ -29,6 +29,7 @@ from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2 as nati
 from everloop_contracts.stubs.inference import grpc_service_pb2 as oip
 from everloop_features.inputs import Block, Feeds
 from everloop_inference import cost, deadlines
+from everloop_inference.adapters.engines import LocalEngines
 from everloop_inference.batching import Capacity
 from everloop_inference.cost import Cost
 from everloop_inference.domain import Answer, Call, EngineKind, ServedModel, ServingPolicy, Wanted
@@ -41,12 +42,12 @@ from everloop_inference.fakes import (
     told,
 )
 from everloop_inference.http_app import HttpApp
-from everloop_inference.load import Loader
 from everloop_inference.metrics import DROPPED
+from everloop_inference.models.load import Loader
+from everloop_inference.models.swap import Models
 from everloop_inference.predict import Predictor
 from everloop_inference.rpc import Abort
 from everloop_inference.servicer import NativeServicer, OipServicer
-from everloop_inference.swap import Models
 from everloop_inference.tensors import DTYPES, raw_values
 from everloop_runtime.errors import EverloopError, Kind
 
@@ -111,7 +112,7 @@ class Core:
         **policy: Any,
     ) -> None:
         artifacts = MemoryArtifacts()
-        loader = Loader(artifacts, folder / "cache")
+        loader = Loader(artifacts, LocalEngines(), folder / "cache")
         self.models = Models()
         self.spies: dict[str, Spy] = {}
         for name, task in TASKS.items():
@@ -132,10 +133,15 @@ class Core:
         return self.models.get(name)
 
     def ask(
-        self, distance: float, name: str = "flights", rows: int = 1, deadline: float = math.inf
+        self,
+        distance: float,
+        name: str = "flights",
+        rows: int = 1,
+        deadline: float = math.inf,
+        size: int = 10,
     ) -> asyncio.Future[Answer]:
         given = [{**ROW, "distance": distance, "flight_id": f"{distance}"}] * rows
-        return self.predictor.rows(name, given, Call(time.perf_counter(), 10, deadline))
+        return self.predictor.rows(name, given, Call(time.perf_counter(), size, deadline))
 
 
 @pytest.fixture
@@ -418,6 +424,24 @@ def test_what_does_not_fit_is_refused_at_once_and_told_when_to_come_back(
         assert dropped("overloaded") == before + 2
         # Whatever its size, one request fits into an empty queue.
         assert len((await it.ask(5.0, rows=100)).scores) == 100
+
+    asyncio.run(asking())
+
+
+def test_few_rows_may_still_be_too_many_bytes(core: Callable[..., Core]) -> None:
+    it = core(capacity=Capacity(size=100, model_size=60))
+
+    async def asking() -> None:
+        for _ in range(2):  # what has run makes room
+            taken = [it.ask(1.0, size=30), it.ask(1.0, size=30), it.ask(2.0, "delay", size=30)]
+            for name, size in (("flights", 1), ("kind", 11)):
+                with pytest.raises(EverloopError) as caught:
+                    it.ask(3.0, name, size=size)
+                assert (caught.value.kind, caught.value.reason) == (Kind.EXHAUSTED, "OVERLOADED")
+            taken.append(it.ask(3.0, "kind", size=10))
+            assert [len(answer.scores) for answer in await asyncio.gather(*taken)] == [1] * 4
+        # Whatever its size, one request fits into an empty queue.
+        assert len((await it.ask(4.0, size=1000)).scores) == 1
 
     asyncio.run(asking())
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2 as native
 from everloop_features.inputs import feeds_from_rows
+from everloop_inference.adapters.engines import LocalEngines
 from everloop_inference.batching import Capacity
 from everloop_inference.domain import Call, ServedModel, ServingPolicy, Wanted
 from everloop_inference.explain import Explanation, _walks
@@ -30,10 +31,10 @@ from everloop_inference.fakes import (
     sample_artifact,
 )
 from everloop_inference.http_app import HttpApp
-from everloop_inference.load import Loader
+from everloop_inference.models.load import Loader
+from everloop_inference.models.swap import Models
 from everloop_inference.predict import Predictor
 from everloop_inference.servicer import NativeServicer
-from everloop_inference.swap import Models
 from everloop_runtime.errors import EverloopError, Kind
 
 FIELDS = [spec.name for spec in INPUTS]
@@ -50,7 +51,7 @@ class Silent:
 @pytest.fixture(scope="module")
 def predictor(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
     artifacts, models = MemoryArtifacts(), Models()
-    loader = Loader(artifacts, tmp_path_factory.mktemp("explain") / "cache")
+    loader = Loader(artifacts, LocalEngines(), tmp_path_factory.mktemp("explain") / "cache")
     for task in ("binary", "multiclass", "regression"):
         artifact = sample_artifact(0.4, task)
         artifacts.runs[task] = artifact

@@ -17,15 +17,16 @@ from everloop import stack
 from everloop.stack.endpoints import Endpoints
 from everloop_contracts.stubs.everloop.inference.v1.events_pb2 import PredictionsLogged
 from everloop_inference.adapters import kafka as adapter
+from everloop_inference.adapters.engines import LocalEngines
 from everloop_inference.adapters.kafka import KafkaSink
 from everloop_inference.domain import ServingPolicy, Wanted
 from everloop_inference.fakes import ROW, MemoryArtifacts, ask, sample_artifact
-from everloop_inference.load import Loader
+from everloop_inference.models.load import Loader
+from everloop_inference.models.swap import Models
 from everloop_inference.ports import Message, Outcome
 from everloop_inference.predict import Predictor
 from everloop_inference.prediction_log import PredictionLog
 from everloop_inference.spill import Spill
-from everloop_inference.swap import Models
 from everloop_runtime.events import decode
 
 MESSAGE = Message("flights", 1, "everloop.predictions", b"flights", b"x", ())
@@ -108,7 +109,11 @@ def test_a_killed_broker_loses_nothing(
     artifacts.runs["run"] = artifact
     wanted = Wanted("flights", 1, "run", artifact.sha256)
     models = Models()
-    models.swap(Loader(artifacts, tmp_path / "cache").load(wanted, ServingPolicy("flight_id")))
+    models.swap(
+        Loader(artifacts, LocalEngines(), tmp_path / "cache").load(
+            wanted, ServingPolicy("flight_id")
+        )
+    )
     log = PredictionLog(
         KafkaSink(kafka.kafka_bootstrap, send_seconds=2, queue_bytes=1 << 26),
         Spill(tmp_path / "spill", "one", 1 << 30),

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ import pytest
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2 as native
 from everloop_features.inputs import feeds_from_rows
 from everloop_inference import native_json, native_proto, oip_json
+from everloop_inference.adapters.engines import LocalEngines
 from everloop_inference.adapters.pyfunc import PyfuncEngine, has_other_flavor
 from everloop_inference.domain import Call, EngineKind
 from everloop_inference.fakes import INPUTS, ROW, Artifact, ask, sample_artifact
-from everloop_inference.load import Loader
 from everloop_inference.metrics import SLOW
+from everloop_inference.models.load import Loader
 from everloop_runtime.errors import EverloopError
 
 pytestmark = [
@@ -88,7 +90,11 @@ def artifact(logged: Path, graph: bytes) -> Artifact:
 
 @pytest.mark.parametrize("export", ["missing", "wrong", "broken"])
 def test_the_logged_model_serves_and_everybody_is_told(
-    world: Any, logged: Path, export: str, caplog: pytest.LogCaptureFixture
+    world: Any,
+    logged: Path,
+    export: str,
+    caplog: pytest.LogCaptureFixture,
+    until: Callable[..., None],
 ) -> None:
     graph = {"missing": b"", "wrong": sample_artifact().graph, "broken": b"nonsense"}[export]
     made = artifact(logged, graph)
@@ -107,8 +113,7 @@ def test_the_logged_model_serves_and_everybody_is_told(
     np.testing.assert_allclose(answer.probabilities, expected, atol=1e-6)
     # A version with a good export takes its place.
     world.publish(2)
-    replica.reconciler.once()
-    assert replica.models.get("flights").engine.kind is EngineKind.ONNX
+    until(lambda: replica.models.get("flights").engine.kind is EngineKind.ONNX)
     assert SLOW.labels("flights")._value.get() == 0
 
 
@@ -133,7 +138,7 @@ def test_a_logged_model_that_is_wrong_as_well_does_not_serve(
     made = artifact(logged, sample_artifact().graph)
     golden = {"rows": ROWS, "probabilities": [[0.5, 0.5]] * len(ROWS)}
     wanted = world.publish(1, dataclasses.replace(made, golden=golden))
-    loader = Loader(world.artifacts, tmp_path / "cache")
+    loader = Loader(world.artifacts, LocalEngines(), tmp_path / "cache")
     with pytest.raises(EverloopError) as caught:
         loader.load(wanted, world.policies["flights"])
     assert caught.value.reason == "GOLDEN_MISMATCH"
@@ -144,7 +149,9 @@ def test_a_changed_export_is_refused_whatever_else_was_logged(
 ) -> None:
     wanted = world.publish(1, artifact(logged, sample_artifact().graph), sha256="0" * 64)
     with pytest.raises(EverloopError) as caught:
-        Loader(world.artifacts, tmp_path / "cache").load(wanted, world.policies["flights"])
+        Loader(world.artifacts, LocalEngines(), tmp_path / "cache").load(
+            wanted, world.policies["flights"]
+        )
     assert caught.value.reason == "CHECKSUM_MISMATCH"
 
 

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from everloop_contracts.stubs.inference import grpc_service_pb2 as oip
 from everloop_features.inputs import feeds_from_rows
 from everloop_inference import oip_json, oip_proto
+from everloop_inference.adapters.engines import LocalEngines
 from everloop_inference.domain import ServingPolicy, Wanted
 from everloop_inference.fakes import (
     INPUTS,
@@ -31,11 +32,11 @@ from everloop_inference.fakes import (
     told,
 )
 from everloop_inference.http_app import HttpApp
-from everloop_inference.load import Loader
+from everloop_inference.models.load import Loader
+from everloop_inference.models.swap import Models
 from everloop_inference.predict import Predictor
 from everloop_inference.rpc import Abort
 from everloop_inference.servicer import OipServicer
-from everloop_inference.swap import Models
 from everloop_inference.tensors import raw_values
 
 EXACT = {**ROW, "distance": 96.0, "stops": 2, "age": 4.0}
@@ -64,7 +65,7 @@ class Server:
         artifacts, models = MemoryArtifacts(), Models()
         artifact = sample_artifact(0.2)
         artifacts.runs["run"] = artifact
-        loader = Loader(artifacts, folder / "cache")
+        loader = Loader(artifacts, LocalEngines(), folder / "cache")
         self.model = models.swap(
             loader.load(Wanted("flights", 1, "run", artifact.sha256), ServingPolicy("flight_id"))
         )

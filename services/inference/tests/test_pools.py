@@ -24,12 +24,12 @@ from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2 as nati
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2_grpc as native_grpc
 from everloop_contracts.stubs.inference import grpc_service_pb2 as oip
 from everloop_contracts.stubs.inference import grpc_service_pb2_grpc as oip_grpc
-from everloop_inference.autoscaling import ONGOING, policy
-from everloop_inference.domain import PoolPolicy, Wanted
+from everloop_inference.domain import PoolPolicy, Production, Strategy, Wanted
 from everloop_inference.fakes import ROW, sample_artifact
 from everloop_inference.ongoing import Ongoing
-from everloop_inference.passing import HttpReply, HttpRequest, RpcReply, RpcRequest
-from everloop_inference.pools import Pools
+from everloop_inference.placement.autoscaling import ONGOING, policy
+from everloop_inference.pools.passing import HttpReply, HttpRequest, RpcReply, RpcRequest
+from everloop_inference.pools.pools import Pools
 from everloop_inference.ports import Lost
 from everloop_inference.replica import Replica
 from everloop_inference.settings import InferenceSettings
@@ -298,6 +298,85 @@ def test_a_pools_replica_without_its_model_says_to_come_back(world: Any) -> None
     assert (b"retry-after", b"1") in reply.headers
 
 
+def versions_listed(split: Split) -> tuple[list[str], list[str]]:
+    """Over HTTP and over gRPC."""
+    _, index, _ = split.ask("POST", "/v2/repository/index", {})
+    listed = split.oip.RepositoryIndex(oip.RepositoryIndexRequest()).models
+    return (
+        [entry["version"] for entry in index if entry["name"] == "flights"],
+        [entry.version for entry in listed if entry.name == "flights"],
+    )
+
+
+def is_ready(split: Split, version: int) -> tuple[bool, bool]:
+    """As `versions_listed`."""
+    status, _, _ = split.ask("GET", f"/v2/models/flights/versions/{version}/ready")
+    asked = oip.ModelReadyRequest(name="flights", version=str(version))
+    try:
+        over_grpc = split.oip.ModelReady(asked).ready
+    except grpc.RpcError as error:
+        assert error.code() is grpc.StatusCode.NOT_FOUND
+        over_grpc = False
+    return status == 200, bool(over_grpc)
+
+
+@pytest.mark.parametrize("strategy", list(Strategy))
+@pytest.mark.parametrize("is_promoted", [True, False])
+def test_a_version_is_tried_in_a_pool(
+    split: Split, until: Callable[..., None], strategy: Strategy, is_promoted: bool
+) -> None:
+    world, pool = split.world, split.carrier.replica
+    answers = strategy is not Strategy.SHADOW
+    trial = world.begin(world.store(2), strategy=strategy, percent=50)
+    until(lambda: pool.models.trials)
+    until(lambda: is_ready(split, 2) == (answers, answers))
+    assert split.front.models.trials == {}
+    listed = ["1", "2"] if answers else ["1"]
+    assert versions_listed(split) == (listed, listed)
+    assert split.oip.ModelMetadata(oip.ModelMetadataRequest(name="flights")).versions[0] == "1"
+    described = split.native.GetModel(native.GetModelRequest(model="flights")).model
+    assert described.on_trial.version == 2
+
+    # Whoever is asked over whatever door, the same record gets the same version.
+    seen = set()
+    for number in range(40):
+        record = {**ROW, "flight_id": f"f-{number}"}
+        status, answer, _ = split.ask("POST", "/v1/models/flights:predict", {"rows": [record]})
+        request = native.PredictRequest(model="flights")
+        request.rows.add().update(record)
+        streamed = native.PredictStreamRequest(id="1", request=request)
+        (told,) = split.native.PredictStream(iter([streamed]))
+        versions = {answer["version"], split.native.Predict(request).version}
+        assert (status, versions | {told.response.version}) == (200, {answer["version"]})
+        seen |= versions
+    assert seen == ({1, 2} if answers else {1})
+    status, _, _ = split.ask("POST", "/v2/models/flights/versions/2/infer", {"inputs": TENSORS})
+    assert status == (200 if answers else 404)
+
+    # The pool tells the registry, and nobody else does.
+    def told_of(arm: str) -> int:
+        return max((getattr(report, arm).requests for report in world.registry.reports), default=0)
+
+    until(lambda: told_of("candidate") + told_of("baseline") >= 120)
+    until(lambda: told_of("candidate") > 30)
+    assert {report.replica for report in world.registry.reports} == {pool.predictor._epoch}
+
+    if is_promoted:
+        world.registry.promote(trial.candidate)
+    else:
+        world.registry.abort("flights")
+    serves = 2 if is_promoted else 1
+    until(lambda: not pool.models.trials)
+    until(lambda: versions_listed(split) == ([str(serves)], [str(serves)]))
+    assert is_ready(split, serves) == (True, True)
+    assert is_ready(split, 3 - serves) == (False, False)
+    _, answer, _ = split.ask("POST", "/v1/models/flights:predict", {"rows": [ROW]})
+    assert answer["version"] == serves
+    # A pool that begins during a trial has the candidate before it answers anybody.
+    world.begin(world.store(3), baseline=serves, strategy=strategy, rollout="next")
+    assert split.start(only="flights").models.trials["flights"].candidate.version == 3
+
+
 class Silent:
     """Answers nothing until it is told to."""
 
@@ -318,7 +397,7 @@ REQUEST = HttpRequest("POST", "/v1/models/flights:predict", (), b"x" * 10)
 def pools(folder: Path, silent: Silent, **limits: Any) -> Pools:
     given = {"requests": 2, "size": 100, "seconds": 10.0, **limits}
     found = Pools({"flights": silent}, folder / "pools.json", **given)
-    found.note([Wanted("flights", 3, "run", "")])
+    found.note(Production([Wanted("flights", 3, "run", "")]))
     return found
 
 
@@ -362,7 +441,8 @@ def test_what_the_registry_said_about_pools_outlives_the_replica(tmp_path: Path)
     again = Pools({"flights": Silent()}, tmp_path / "pools.json", 1, 1, 1.0)
     assert again.version("flights").version == 3
     # A registry that names it no longer changes nothing.
-    assert again.note([Wanted("others", 1, "run", "")]) == [Wanted("others", 1, "run", "")]
+    others = Production([Wanted("others", 1, "run", "")])
+    assert again.note(others).versions == others.versions
     assert again.version("flights", "3").run_id == "run"
 
 

@@ -17,14 +17,15 @@ from hypothesis import strategies as st
 
 from everloop_contracts.stubs.everloop.inference.v1.events_pb2 import PredictionsLogged
 from everloop_inference import log_events
+from everloop_inference.adapters.engines import LocalEngines
 from everloop_inference.domain import ServedModel
 from everloop_inference.fakes import ROW, MemorySink, ask
-from everloop_inference.load import Loader
+from everloop_inference.models.load import Loader
+from everloop_inference.models.swap import Models, Served
 from everloop_inference.ports import Message, Outcome
 from everloop_inference.predict import Predictor
 from everloop_inference.prediction_log import PredictionLog
 from everloop_inference.spill import DAMAGED_FILES, Spill
-from everloop_inference.swap import Models, Served
 from everloop_runtime.events import decode
 
 
@@ -69,7 +70,9 @@ class Bench:
 @pytest.fixture
 def model(world: Any, tmp_path: Path) -> ServedModel:
     wanted = world.publish(1)
-    return Loader(world.artifacts, tmp_path / "cache").load(wanted, world.policies["flights"])
+    return Loader(world.artifacts, LocalEngines(), tmp_path / "cache").load(
+        wanted, world.policies["flights"]
+    )
 
 
 @pytest.fixture

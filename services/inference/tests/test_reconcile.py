@@ -6,15 +6,18 @@ import dataclasses
 import json
 import logging
 import shutil
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from everloop_inference.adapters.engines import LocalEngines
 from everloop_inference.fakes import INPUTS, ROW, Artifact, ask, sample_artifact
-from everloop_inference.load import Loader
 from everloop_inference.metrics import LOAD_FAILURES
+from everloop_inference.models.load import Loader
 from everloop_inference.replica import Replica
 from everloop_runtime.errors import EverloopError, Kind
 
@@ -73,7 +76,7 @@ def test_a_bad_artifact_leaves_the_old_version_serving_and_says_so(
     world.publish(1)
     replica = world.replica()
     before = failures("flights", reason)
-    with caplog.at_level(logging.ERROR, "everloop_inference.reconcile"):
+    with caplog.at_level(logging.ERROR, "everloop_inference.models.reconcile"):
         world.publish(2, artifact, sha256=sha256)
         # More than once: it is tried again.
         until(lambda: failures("flights", reason) >= before + 2)
@@ -90,7 +93,9 @@ def test_the_loader_raises_what_is_wrong(world: Any, tmp_path: Any) -> None:
     artifact, sha256, reason = damaged("other bytes")
     wanted = world.publish(1, artifact, sha256=sha256)
     with pytest.raises(EverloopError) as caught:
-        Loader(world.artifacts, tmp_path / "cache").load(wanted, world.policies["flights"])
+        Loader(world.artifacts, LocalEngines(), tmp_path / "cache").load(
+            wanted, world.policies["flights"]
+        )
     assert (caught.value.kind, caught.value.reason) == (Kind.PRECONDITION, reason)
 
 
@@ -112,12 +117,13 @@ def test_a_restart_serves_with_registry_store_and_broker_down(world: Any) -> Non
     assert world.artifacts.downloads == downloads
 
 
-def test_a_damaged_cache_is_fetched_again_and_a_lost_one_falls_back(world: Any) -> None:
+def test_a_damaged_cache_is_fetched_again_and_a_lost_one_falls_back(
+    world: Any, until: Callable[..., None]
+) -> None:
     one = world.publish(1)
     first = world.replica()
     world.publish(2)
-    first.reconciler.once()
-    assert version(first) == 2
+    until(lambda: version(first) == 2)
     world.stop(first)
     cache = world.settings.data_dir / "artifacts"
     two = world.registry.production().versions[0]
@@ -150,7 +156,7 @@ def test_the_cache_holds_the_current_and_the_previous_version_only(
 
 
 def test_a_start_downloads_nothing_before_the_last_good_set_serves(
-    world: Any, monkeypatch: pytest.MonkeyPatch
+    world: Any, until: Callable[..., None]
 ) -> None:
     world.publish(1)
     other = world.publish(1, name="other")
@@ -168,34 +174,72 @@ def test_a_start_downloads_nothing_before_the_last_good_set_serves(
     replica.reconciler.restore()
     assert world.artifacts.downloads == downloads
     assert (version(replica), version(replica, "other")) == (1, 0)
-    # The first look at the registry gets it, without a pause.
+    # The first look at the registry asks for it, without a pause.
     replica.reconciler.once()
-    assert version(replica, "other") == 1
+    until(lambda: world.artifacts.downloads == downloads + 1)
+
+    def has_other() -> bool:
+        replica.reconciler.once()
+        return version(replica, "other") == 1
+
+    until(has_other)
 
 
-def test_what_is_on_disk_does_not_wait_for_a_download(
+class Gate:
+    """Lets downloads wait until they are let go, and counts those that do."""
+
+    def __init__(self, world: Any, monkeypatch: pytest.MonkeyPatch, *runs: str) -> None:
+        self.waiting: list[str] = []
+        self.open = threading.Event()
+        downloaded = world.artifacts.download
+
+        def download(run_id: str, folder: Path) -> None:
+            if run_id in runs:
+                self.waiting.append(run_id)
+                assert self.open.wait(30)
+            downloaded(run_id, folder)
+
+        monkeypatch.setattr(world.artifacts, "download", download)
+
+
+def test_a_slow_download_holds_nobody_up(
     world: Any, until: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.publish(1, name="a")
     one = world.publish(1)
     replica = world.replica()
+    gate = Gate(world, monkeypatch, "a-run-2", "a-run-3")
+    world.publish(2, name="a")
+    until(lambda: gate.waiting == ["a-run-2"])
     world.publish(2)
     until(lambda: version(replica) == 2)
-    replica._stopping.set()
-    replica._reconciling.join()
-    downloaded = world.artifacts.download
-    seen: list[int] = []
-
-    def download(run_id: str, folder: Path) -> None:
-        seen.append(version(replica))
-        downloaded(run_id, folder)
-
-    monkeypatch.setattr(world.artifacts, "download", download)
-    world.publish(2, name="a")
     world.registry.promote(one)
-    replica.reconciler.once()
-    assert seen == [1]
-    assert version(replica, "a") == 2
+    until(lambda: version(replica) == 1)
+    # What it no longer names is not waited for either.
+    world.publish(3, name="a")
+    until(lambda: gate.waiting == ["a-run-2", "a-run-3"])
+    assert version(replica, "a") == 1
+    gate.open.set()
+    until(lambda: version(replica, "a") == 3)
+
+
+def test_a_start_waits_for_a_few_downloads_at_a_time(
+    world: Any, until: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"model-{number}" for number in range(5)]
+    for name in names:
+        world.publish(1, name=name)
+    world.settings = world.settings.model_copy(update={"downloads": 2})
+    gate = Gate(world, monkeypatch, *(f"{name}-run-1" for name in names))
+    with ThreadPoolExecutor(1) as starting:
+        started = starting.submit(world.replica)
+        until(lambda: len(gate.waiting) == 2)
+        looks = world.registry.looks
+        until(lambda: world.registry.looks > looks + 2)
+        assert (len(gate.waiting), started.done()) == (2, False)
+        gate.open.set()
+        replica = started.result(30)
+    assert {version(replica, name) for name in names} == {1}
 
 
 def test_pruning_leaves_what_another_replica_puts_in_meanwhile(
@@ -219,7 +263,7 @@ def test_pruning_leaves_what_another_replica_puts_in_meanwhile(
 
     monkeypatch.setattr(Path, "iterdir", racing(listed))
     monkeypatch.setattr(Path, "rmdir", racing(removed))
-    Loader(world.artifacts, cache).prune([])
+    Loader(world.artifacts, LocalEngines(), cache).prune([])
     assert (empty / "run").is_dir()
 
 

@@ -23,14 +23,15 @@ from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2 as nati
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2_grpc as native_grpc
 from everloop_contracts.stubs.everloop.inference.v1.events_pb2 import PredictionsLogged
 from everloop_contracts.stubs.everloop.registry.v1 import registry_pb2, registry_pb2_grpc
+from everloop_inference.adapters.engines import LocalEngines
 from everloop_inference.adapters.registry import GrpcRegistry
-from everloop_inference.arms import ArmStats
 from everloop_inference.domain import Strategy, Trial, Wanted
 from everloop_inference.fakes import ROW, ask, sample_artifact
-from everloop_inference.load import Loader
 from everloop_inference.metrics import LOAD_FAILURES
+from everloop_inference.models.load import Loader
 from everloop_inference.ports import Report
-from everloop_inference.trial import OnTrial
+from everloop_inference.rollouts.arms import ArmStats
+from everloop_inference.rollouts.trial import OnTrial
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.events import decode
 
@@ -120,7 +121,9 @@ def version(replica: Any) -> int:
 def scores(world: Any, tmp_path: Any, *wanted: Wanted) -> dict[int, float]:
     found = {}
     for item in wanted:
-        model = Loader(world.artifacts, tmp_path / "expected").load(item, world.policies["flights"])
+        model = Loader(world.artifacts, LocalEngines(), tmp_path / "expected").load(
+            item, world.policies["flights"]
+        )
         layout = model.layout
         found[item.version] = float(model.run(layout.feeds(layout.from_rows([ROW])))[0, 1])
     return found
@@ -259,6 +262,7 @@ def test_the_answer_to_a_report_ends_reporting_and_is_looked_into_at_once(
     again = world.begin(world.store(3), baseline=2, rollout="second")
     monkeypatch.setattr(registry, "report", lambda report: bool(told(report) and False))
     sent = len(registry.reports)
+    until(lambda: replica.reconciler.once() or replica.models.trials)
     for _ in range(3):
         replica.reconciler.once()
     assert replica.models.trials["flights"].trial == again
@@ -277,7 +281,7 @@ def test_a_candidate_that_cannot_serve_is_reported_and_touches_nothing(
         "GOLDEN_MISMATCH": (dataclasses.replace(good, golden=sample_artifact(0.91).golden), ""),
         "BROKEN_EXPORT": (dataclasses.replace(good, graph=b"nonsense"), ""),
     }[reason]
-    with caplog.at_level(logging.ERROR, "everloop_inference.attempts"):
+    with caplog.at_level(logging.ERROR, "everloop_inference.models.attempts"):
         world.begin(world.store(2, artifact, sha256=sha256))
         until(lambda: world.registry.reports)
     (report,) = world.registry.reports
@@ -310,7 +314,7 @@ def test_what_befalls_one_replica_is_no_failure_of_the_version(
         def lacking(graph: bytes) -> Any:
             raise fault
 
-        monkeypatch.setattr("everloop_inference.load.OnnxEngine", lacking)
+        monkeypatch.setattr("everloop_inference.adapters.engines.OnnxEngine", lacking)
         before = failures(type(fault).__name__)
         world.begin(candidate)
         until(lambda: failures(type(fault).__name__) >= before + 3)
@@ -370,7 +374,7 @@ def test_a_report_that_is_refused_is_mentioned_once_and_stops_nothing(
         raise EverloopError(Kind.NOT_FOUND, "ROLLOUT_NOT_FOUND", "no such rollout")
 
     monkeypatch.setattr(world.registry, "report", refuse)
-    with caplog.at_level(logging.WARNING, "everloop_inference.rollouts"):
+    with caplog.at_level(logging.WARNING, "everloop_inference.rollouts.follow"):
         world.begin(world.store(2), percent=100)
         until(lambda: len(refused) > 2)
     assert caplog.text.count("cannot be reported") == 1

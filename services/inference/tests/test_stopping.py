@@ -15,9 +15,9 @@ import grpc
 
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2 as native
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2_grpc as native_grpc
-from everloop_inference.deployment import application
 from everloop_inference.fakes import ROW
 from everloop_inference.listeners import STOP_SECONDS
+from everloop_inference.placement.deployment import application
 from everloop_inference.settings import InferenceSettings
 
 DRAIN_SECONDS = 4.0

@@ -17,15 +17,18 @@ from google.protobuf.struct_pb2 import Struct
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2 as native
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2_grpc as native_grpc
 from everloop_features.inputs import feeds_from_rows
+from everloop_inference.adapters.engines import LocalEngines
 from everloop_inference.fakes import INPUTS, ROW, sample_artifact
-from everloop_inference.load import Loader
+from everloop_inference.models.load import Loader
 
 VERSIONS = 21
 
 
 def expected(version: int, tmp_path: Any, world: Any) -> list[float]:
     wanted = world.publish(version)
-    model = Loader(world.artifacts, tmp_path / "expected").load(wanted, world.policies["flights"])
+    model = Loader(world.artifacts, LocalEngines(), tmp_path / "expected").load(
+        wanted, world.policies["flights"]
+    )
     scores: list[float] = model.run(feeds_from_rows([ROW] * 4, INPUTS))[:, 1].tolist()
     return scores
 

@@ -27,8 +27,8 @@ from everloop_contracts.latency import bucket_limit
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2 as native
 from everloop_contracts.stubs.inference import grpc_service_pb2 as oip
 from everloop_features.inputs import Block, Feeds, InputSpec
-from everloop_inference import arms, batching
-from everloop_inference.arms import ArmStats
+from everloop_inference import batching
+from everloop_inference.adapters.engines import LocalEngines
 from everloop_inference.batching import Capacity
 from everloop_inference.cost import Cost
 from everloop_inference.domain import (
@@ -50,14 +50,16 @@ from everloop_inference.fakes import (
     sample_artifact,
 )
 from everloop_inference.http_app import HttpApp
-from everloop_inference.load import Loader
 from everloop_inference.metrics import MIRRORS_DROPPED
+from everloop_inference.models.load import Loader
+from everloop_inference.models.swap import Models
 from everloop_inference.predict import Predictor
+from everloop_inference.rollouts import arms
+from everloop_inference.rollouts.arms import ArmStats
+from everloop_inference.rollouts.metrics import TrialMetrics
+from everloop_inference.rollouts.trial import OnTrial
 from everloop_inference.servicer import NativeServicer, OipServicer
-from everloop_inference.swap import Models
 from everloop_inference.tensors import DTYPES, block_from_plain, raw_values
-from everloop_inference.trial import OnTrial
-from everloop_inference.trial_metrics import TrialMetrics
 from everloop_runtime.errors import EverloopError, Kind
 
 FIELDS = (*(spec.name for spec in INPUTS), "flight_id", "customer")
@@ -143,7 +145,7 @@ class Core:
 
     def __init__(self, folder: Path, capacity: Capacity | None = None, **policy: Any) -> None:
         artifacts = MemoryArtifacts()
-        loader = Loader(artifacts, folder / "cache")
+        loader = Loader(artifacts, LocalEngines(), folder / "cache")
         self.models = Models()
         self.loaded: list[ServedModel] = []
         self.engines: list[Any] = []
@@ -690,7 +692,10 @@ def test_a_shadow_never_answers_and_is_logged_with_the_same_record_ids(
         assert len(set(entry.latency_micros)) == 1
 
 
-def test_a_shadow_runs_after_the_answer_has_left(core: Callable[..., Core]) -> None:
+def test_a_shadow_runs_after_the_answer_has_left(
+    core: Callable[..., Core], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("everloop_inference.rollouts.mirror.PAUSE_SECONDS", 0.2)
     it = core()
     it.begin(Strategy.SHADOW)
 

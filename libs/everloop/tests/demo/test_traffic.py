@@ -99,3 +99,27 @@ def test_a_server_that_is_gone_is_failures_not_an_end(two_days, columns, address
 )
 def test_doors_take_turns(number, door):
     assert door_of(number) == door
+
+
+def test_the_last_flights_are_spared_until_what_is_awaited_has_happened(
+    two_days, columns, addresses, fake
+):
+    first = len(two_days) - 8 * BATCH
+    traffic = Traffic(two_days, columns, first, addresses, MODEL, rate=1e4, batch=BATCH, senders=1)
+    traffic.sparing = True
+    paces = set()
+
+    def released_at_the_last(number: int) -> bool:
+        paces.add(traffic.pace)
+        traffic.sparing = number < 8
+        return False
+
+    fake.fail = released_at_the_last
+    traffic.start()
+    deadline = time.monotonic() + 60
+    while not traffic.finished and time.monotonic() < deadline:
+        time.sleep(0.01)
+    traffic.stop()
+    assert traffic.finished
+    assert paces == {1.0, 0.5, 1 / 8}
+    assert traffic.pace == 1.0

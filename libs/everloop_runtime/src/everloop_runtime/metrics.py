@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from prometheus_client import start_http_server
 
 from everloop_runtime.service import Component, Stopper
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
 
 __all__ = ["MetricsServer"]
 
@@ -14,14 +19,17 @@ class MetricsServer(Component):
 
     name = "metrics server"
 
-    def __init__(self, address: str) -> None:
-        """Takes `host:port`."""
+    def __init__(self, address: str, app: WSGIApplication | None = None) -> None:
+        """Takes `host:port`, and what answers there if it is more than this process's own metrics."""
+        self._app = app
         self._host, _, port = address.rpartition(":")
         self._port = int(port)
 
     def start(self, stopper: Stopper) -> None:
         """Binds and serves from a thread of its own."""
         self._server, self._thread = start_http_server(self._port, addr=self._host)
+        if self._app:
+            self._server.set_app(self._app)
 
     def stop(self) -> None:
         """Closes the listener."""

@@ -6,13 +6,13 @@ import functools
 import sys
 
 from everloop_contracts.pipeline import PipelineError
-from everloop_inference.fingerprint import fingerprint
+from everloop_inference.metrics_gateway import metrics_server
+from everloop_inference.placement.fingerprint import fingerprint
+from everloop_inference.placement.watch import DataPlane, answering, listens
 from everloop_inference.policies import load_policies
 from everloop_inference.settings import InferenceSettings
-from everloop_inference.watch import DataPlane, answering, listens
 from everloop_runtime import telemetry
 from everloop_runtime.grpc_server import GrpcServer
-from everloop_runtime.metrics import MetricsServer
 from everloop_runtime.service import run
 
 __all__ = ["main"]
@@ -36,4 +36,4 @@ def main() -> int:
         failures=settings.watch_failures,
         deploy_seconds=settings.deploy_seconds,
     )
-    return run([MetricsServer(settings.metrics_address), grpc, data_plane], on_ready=grpc.ready)
+    return run([metrics_server(settings), grpc, data_plane], on_ready=grpc.ready)

@@ -26,9 +26,9 @@ import numpy as np
 import numpy.typing as npt
 
 from everloop_features.inputs import Block
-from everloop_inference.arms import Arm
 from everloop_inference.domain import Answer, Call, EngineKind, ServedModel
 from everloop_inference.metrics import DROPPED
+from everloop_inference.rollouts.arms import Arm
 from everloop_runtime.errors import EverloopError, Kind
 
 __all__ = [
@@ -56,8 +56,10 @@ class Capacity:
     Attributes:
         rows: rows of all models.
         requests: requests of all models.
+        size: bytes of the requests of all models.
         model_rows: rows of one version of a model.
         model_requests: requests of one version of a model.
+        model_size: bytes of the requests of one version of a model.
         stream: requests of one stream that are not answered yet; beyond it the stream is not read.
         explain_rows: rows of one request to explain.
         explain_requests: requests to explain.
@@ -67,8 +69,10 @@ class Capacity:
 
     rows: int = 65_536
     requests: int = 4096
+    size: int = 256 * 1024 * 1024
     model_rows: int = 32_768
     model_requests: int = 2048
+    model_size: int = 128 * 1024 * 1024
     stream: int = 64
     explain_rows: int = 32
     explain_requests: int = 16
@@ -103,6 +107,7 @@ class _Queue:
 
     jobs: deque[Job] = field(default_factory=deque)
     rows: int = 0
+    size: int = 0
 
 
 Finish = Callable[[ServedModel, Sequence[Job], Block, Output, float], None]
@@ -122,6 +127,7 @@ class Batcher:
         self._left = False
         self._rows = 0
         self._requests = 0
+        self._size = 0
 
     @property
     def waiting(self) -> int:
@@ -137,7 +143,11 @@ class Batcher:
     def half_full(self) -> bool:
         """Whether half of what one version may have waiting waits here."""
         limit = self._capacity
-        return self._requests * 2 > limit.model_requests or self._rows * 2 > limit.model_rows
+        return (
+            self._requests * 2 > limit.model_requests
+            or self._rows * 2 > limit.model_rows
+            or self._size * 2 > limit.model_size
+        )
 
     def submit(self, model: ServedModel, job: Job) -> None:
         """Queues a job; it runs at the end of this turn, or as soon after as there is room.
@@ -146,7 +156,8 @@ class Batcher:
             EverloopError: kind exhausted, reason `OVERLOADED`: the queue is full; says when to come back.
         """
         rows = job.block.rows
-        if not self.has_room(model, rows):
+        size = job.call.size
+        if not self.has_room(model, rows, size):
             raise self._overloaded(model)
         queue = self._queues.get(model)
         if queue is None:
@@ -154,19 +165,29 @@ class Batcher:
             self._wake(model)
         queue.jobs.append(job)
         queue.rows += rows
+        queue.size += size
         self._rows += rows
         self._requests += 1
+        self._size += size
 
-    def has_room(self, model: ServedModel, rows: int) -> bool:
-        """Whether a version can take so many rows now."""
+    def has_room(self, model: ServedModel, rows: int, size: int) -> bool:
+        """Whether a version can take a request of so many rows and bytes now."""
         limit = self._capacity
-        if self._requests and (self._requests >= limit.requests or self._rows + rows > limit.rows):
+        if self._requests and (
+            self._requests >= limit.requests
+            or self._rows + rows > limit.rows
+            or self._size + size > limit.size
+        ):
             return False
         queue = self._queues.get(model)
         return (
             queue is None
             or not queue.jobs
-            or (len(queue.jobs) < limit.model_requests and queue.rows + rows <= limit.model_rows)
+            or (
+                len(queue.jobs) < limit.model_requests
+                and queue.rows + rows <= limit.model_rows
+                and queue.size + size <= limit.model_size
+            )
         )
 
     def _overloaded(self, model: ServedModel) -> EverloopError:
@@ -224,8 +245,10 @@ class Batcher:
                 break
             waiting.popleft()
             queue.rows -= more
+            queue.size -= job.call.size
             self._rows -= more
             self._requests -= 1
+            self._size -= job.call.size
             if job.answer.done():
                 DROPPED.labels(model.name, "gone").inc()
             elif job.call.deadline < now:

@@ -23,8 +23,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from everloop_inference import deadlines, native_json, oip_json
 from everloop_inference.domain import Answer, Call, Wanted
 from everloop_inference.metrics import Door
-from everloop_inference.passing import HttpRequest
-from everloop_inference.pools import Pools
+from everloop_inference.pools.passing import HttpRequest
+from everloop_inference.pools.pools import Pools
 from everloop_inference.predict import Predictor
 from everloop_runtime.errors import HTTP_STATUS, EverloopError, Kind
 from everloop_runtime.telemetry import span
@@ -227,7 +227,9 @@ class HttpApp:
             case ["", "v2", "models", name, "versions", version, "infer"]:
                 return await self._infer(request, name, version)
             case ["", "v2", "repository", "index"]:
-                index = oip_json.repository(self._models.answering, self._pooled)
+                index = oip_json.repository(
+                    self._models.answering, () if self._pools is None else self._pools.answering
+                )
                 return _Reply(200, orjson.dumps(index))
             case _:
                 raise _no_path(request.path)

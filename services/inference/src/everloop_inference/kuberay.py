@@ -1,7 +1,7 @@
 """What KubeRay deploys: the application that the service process deploys on a laptop.
 
 The builder runs in the cluster, on a pod whose environment and pipelines are those of every other; KubeRay watches what
-comes of it (docs/decisions/0017-the-shape-of-the-chart.md).
+comes of it (docs/decisions/0018-the-shape-of-the-chart.md).
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 from ray import serve
 
-from everloop_inference.deployment import application
-from everloop_inference.fingerprint import fingerprint
+from everloop_inference.placement.deployment import application
+from everloop_inference.placement.fingerprint import fingerprint
 from everloop_inference.policies import load_policies
 from everloop_inference.settings import InferenceSettings
 

@@ -16,15 +16,15 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2_grpc as native_grpc
 from everloop_contracts.stubs.inference import grpc_service_pb2_grpc as oip_grpc
 from everloop_inference.addresses import bound
-from everloop_inference.doors import Doors
 from everloop_inference.http_app import HttpApp
 from everloop_inference.http_listener import HttpLimits, HttpServer
 from everloop_inference.metrics import GRPC_CLOSED
-from everloop_inference.passing import HttpReply, HttpRequest, RpcReply, RpcRequest
-from everloop_inference.pools import Pools
+from everloop_inference.pools.passing import HttpReply, HttpRequest, RpcReply, RpcRequest
+from everloop_inference.pools.pools import Pools
+from everloop_inference.pools.receiver import Receiver
+from everloop_inference.pools.rpc import pass_on
 from everloop_inference.predict import Predictor
 from everloop_inference.rpc import GrpcioServer, Limits, Methods, NativeServer, RpcServer
-from everloop_inference.rpc_passing import pass_on
 from everloop_inference.servicer import NativeServicer, OipServicer
 from everloop_inference.settings import InferenceSettings
 from everloop_runtime.reflection import Descriptors
@@ -58,7 +58,7 @@ class Listeners:
         self._predictor = predictor
         self._pools = pools
         self._public = public
-        self._doors: Doors | None = None
+        self._receiver: Receiver | None = None
         self._app = HttpApp(predictor, fingerprint, settings.http_max_body_bytes, pools)
         self._loop = uvloop.new_event_loop()
         self._stop = asyncio.Event()
@@ -97,10 +97,10 @@ class Listeners:
         return await self._elsewhere(self._open.rpc(request))
 
     @property
-    def _open(self) -> Doors:
-        if self._doors is None:
+    def _open(self) -> Receiver:
+        if self._receiver is None:
             raise RuntimeError("the listeners have not started")
-        return self._doors
+        return self._receiver
 
     async def _elsewhere(self, work: Coroutine[Any, Any, T]) -> T:
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
@@ -130,7 +130,7 @@ class Listeners:
         methods, health_servicer = await _methods(
             self._predictor, lambda: not self._app.draining, self._pools
         )
-        self._doors = Doors(self._app, methods)
+        self._receiver = Receiver(self._app, methods)
         if not self._public:
             self._started.set()
             await self._stop.wait()
@@ -158,7 +158,10 @@ def _http_limits(settings: InferenceSettings) -> HttpLimits:
         connections=settings.http_max_connections,
         body_bytes=settings.http_max_body_bytes,
         received_bytes=settings.http_max_received_bytes,
+        head_bytes=settings.http_max_head_bytes,
         idle_seconds=settings.http_keep_alive_seconds,
+        request_seconds=settings.request_seconds,
+        stall_seconds=settings.stall_seconds,
     )
 
 
@@ -191,6 +194,12 @@ def _grpc_server(settings: InferenceSettings, methods: Methods) -> RpcServer:
         message_bytes=settings.grpc_max_message_bytes,
         concurrent_calls=settings.predict_grpc_max_concurrent_calls,
         connections=settings.predict_grpc_max_connections,
+        received_bytes=settings.predict_grpc_max_received_bytes,
+        unsent_bytes=settings.predict_grpc_max_unsent_bytes,
+        request_seconds=settings.request_seconds,
+        stall_seconds=settings.stall_seconds,
+        idle_seconds=settings.predict_grpc_idle_seconds,
+        age_seconds=settings.predict_grpc_age_seconds,
     )
     if settings.predict_grpc_server == "grpcio":
         return GrpcioServer(methods, limits)

@@ -7,7 +7,7 @@ from typing import Any
 
 from everloop_inference.domain import Answer, ServedModel, Wanted
 from everloop_inference.explain import Explanation
-from everloop_inference.swap import Served
+from everloop_inference.models.swap import Served
 from everloop_runtime.errors import EverloopError, Kind
 
 __all__ = ["answered", "described", "explained", "label_of", "rows_of"]

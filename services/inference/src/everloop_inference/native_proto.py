@@ -10,7 +10,7 @@ from google.protobuf.struct_pb2 import Struct, Value
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2 as native
 from everloop_inference.domain import Answer, EngineKind, ServedModel
 from everloop_inference.explain import Explanation
-from everloop_inference.swap import Served
+from everloop_inference.models.swap import Served
 from everloop_runtime.errors import GRPC_CODES, EverloopError
 
 __all__ = ["answered", "described", "explained", "refused", "rows"]

@@ -305,13 +305,11 @@ def model_metadata(model: ServedModel, versions: Iterable[str]) -> dict[str, Any
     }
 
 
-def repository(
-    answering: Iterable[ServedModel], pooled: Mapping[str, Wanted]
-) -> list[dict[str, str]]:
+def repository(answering: Iterable[ServedModel], pooled: Iterable[Wanted]) -> list[dict[str, str]]:
     """The index of what answers, here and in pools, as Triton's extension of the protocol has it."""
     return [
         *(_indexed(model.wanted, "") for model in answering),
-        *(_indexed(wanted, "in a pool of its own") for wanted in pooled.values()),
+        *(_indexed(wanted, "in a pool of its own") for wanted in pooled),
     ]
 
 

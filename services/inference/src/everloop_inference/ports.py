@@ -8,11 +8,23 @@ from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
-from everloop_inference.arms import ArmStats
-from everloop_inference.domain import Production
-from everloop_inference.passing import HttpReply, HttpRequest, RpcReply, RpcRequest
+from everloop_features.inputs import InputSpec
+from everloop_inference.domain import Engine, Production
+from everloop_inference.pools.passing import HttpReply, HttpRequest, RpcReply, RpcRequest
+from everloop_inference.rollouts.arms import ArmStats
 
-__all__ = ["Artifacts", "Elsewhere", "LogSink", "Lost", "Message", "Outcome", "Registry", "Report"]
+__all__ = [
+    "Artifacts",
+    "Elsewhere",
+    "Engines",
+    "Exported",
+    "LogSink",
+    "Lost",
+    "Message",
+    "Outcome",
+    "Registry",
+    "Report",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +78,34 @@ class Artifacts(Protocol):
         Raises:
             EverloopError: kind unavailable: they cannot be had now.
         """
+
+
+class Exported(Engine, Protocol):
+    """An exported graph that can run.
+
+    Attributes:
+        inputs: names of what it takes.
+    """
+
+    inputs: list[str]
+
+
+class Engines(Protocol):
+    """Makes what runs a model from its files."""
+
+    def exported(self, graph: bytes) -> Exported:
+        """Returns what runs an exported graph.
+
+        Raises:
+            MemoryError, OSError: this machine lacks something.
+            Exception: anything else says that the graph cannot run.
+        """
+
+    def can_run_logged(self, folder: Path) -> bool:
+        """Whether a folder holds a model that was logged in another way than as the graph."""
+
+    def logged(self, folder: Path, inputs: Sequence[InputSpec]) -> Engine:
+        """Returns what runs such a model; raises as `exported`."""
 
 
 @dataclass(frozen=True, slots=True)

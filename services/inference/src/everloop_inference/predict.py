@@ -26,10 +26,10 @@ from everloop_inference.convert import (
 from everloop_inference.domain import Answer, Call, ServedModel
 from everloop_inference.explain import Explainer, Explanation
 from everloop_inference.metrics import count_batch
-from everloop_inference.mirror import Copy, Mirror
-from everloop_inference.swap import Models, Served
+from everloop_inference.models.swap import Models, Served
+from everloop_inference.rollouts.mirror import Copy, Mirror
+from everloop_inference.rollouts.trial import OnTrial
 from everloop_inference.tensors import Tensor
-from everloop_inference.trial import OnTrial
 
 __all__ = ["Log", "Predictor"]
 
@@ -212,7 +212,7 @@ class Predictor:
             self._by(baseline, trial, request, call, answer)
             trial.failed(candidate, error)
             return
-        if self.batcher.has_room(candidate, block.rows):
+        if self.batcher.has_room(candidate, block.rows, call.size):
             arm = trial.candidate_arm
             self.batcher.submit(candidate, Job(block, record_ids, call, answer, failed, arm))
         else:  # a crowd is no fault of the candidate; that it is slow shows in its latencies

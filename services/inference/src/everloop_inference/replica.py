@@ -12,24 +12,26 @@ from concurrent.futures import ThreadPoolExecutor
 
 from prometheus_client import REGISTRY
 
+from everloop_inference.adapters.engines import LocalEngines
 from everloop_inference.adapters.kafka import KafkaSink
 from everloop_inference.adapters.mlflow import MlflowArtifacts
 from everloop_inference.adapters.registry import GrpcRegistry
 from everloop_inference.batching import Capacity
 from everloop_inference.domain import Production, ServingPolicy
 from everloop_inference.listeners import Listeners
-from everloop_inference.load import Loader
 from everloop_inference.metrics import LATENCY
+from everloop_inference.metrics_push import MetricsPush
+from everloop_inference.models.load import Loader
+from everloop_inference.models.reconcile import Reconciler
+from everloop_inference.models.swap import Models
 from everloop_inference.ongoing import Ongoing
-from everloop_inference.pools import Pools
+from everloop_inference.pools.pools import Pools
 from everloop_inference.ports import Artifacts, Elsewhere, LogSink, Registry
 from everloop_inference.predict import Predictor
 from everloop_inference.prediction_log import PredictionLog
-from everloop_inference.reconcile import Reconciler
+from everloop_inference.rollouts.metrics import TrialMetrics
 from everloop_inference.settings import InferenceSettings
 from everloop_inference.spill import Spill
-from everloop_inference.swap import Models
-from everloop_inference.trial_metrics import TrialMetrics
 
 __all__ = ["Replica"]
 
@@ -69,7 +71,6 @@ class Replica:
             artifacts: its files.
             sink: where the prediction log goes.
         """
-        self._settings = settings
         self.models = Models(expected=only)
         self.pools = (
             Pools(
@@ -89,6 +90,7 @@ class Replica:
             registry or GrpcRegistry(settings.registry_address, settings.registry_timeout_seconds),
             Loader(
                 artifacts or _artifacts(settings),
+                LocalEngines(),
                 folder / "artifacts",
                 settings.golden_tolerance,
             ),
@@ -97,6 +99,7 @@ class Replica:
             folder / "serving.json",
             epoch,
             settings.load_retry_max_seconds,
+            settings.downloads,
             functools.partial(_share, only, self.pools),
         )
         self.log = PredictionLog(
@@ -122,12 +125,23 @@ class Replica:
         self.rpc = self._listeners.rpc
         self.ongoing = Ongoing(LATENCY)
         self._prime_seconds = settings.pool_seconds if only else settings.prime_seconds
+        labels = {"replica": epoch} | ({"pool": only} if only else {})
+        self._metrics_push = MetricsPush(
+            settings.metrics_push_address or settings.metrics_address,
+            settings.metrics_push_seconds,
+            labels,
+        )
         self._stopping = threading.Event()
-        self._reconciling = threading.Thread(target=self._reconcile, name="reconcile", daemon=True)
         self._primed = threading.Event()
+        self._reconciling = threading.Thread(
+            target=self.reconciler.run,
+            args=(self._stopping, settings.reconcile_seconds, self._primed),
+            name="reconcile",
+            daemon=True,
+        )
 
     def start(self) -> None:
-        """Lets the last good set serve, looks at the registry once, and listens.
+        """Lets the last good set serve, gets what the registry names, and listens.
 
         Raises:
             RuntimeError: an address cannot be bound.
@@ -144,6 +158,7 @@ class Replica:
         gc.collect()
         gc.freeze()
         self._listeners.start()
+        self._metrics_push.start()
 
     async def check(self, seconds: float) -> None:
         """Returns if the replica works.
@@ -163,39 +178,30 @@ class Replica:
         # Nobody is left to be answered: what still runs must not keep the log waiting.
         self._slow.shutdown(wait=False, cancel_futures=True)
         self.log.close()
+        self._metrics_push.stop()
         REGISTRY.unregister(self._trial_metrics)
         REGISTRY.unregister(self.log.books)
         log.info("stopped")
-
-    def _reconcile(self) -> None:
-        try:
-            self.reconciler.once()
-        except Exception:
-            log.exception("the first look at the registry failed")
-        finally:
-            self._primed.set()
-        self.reconciler.run(self._stopping, self._settings.reconcile_seconds)
 
 
 def _share(only: str, pools: Pools | None, production: Production) -> Production:
     """What a replica serves of what the registry names."""
     if only:
-        here = [wanted for wanted in production.versions if wanted.model == only]
-    elif pools is not None:
-        here = pools.note(production.versions)
-    else:
-        return production
-    models = {wanted.model for wanted in here}
-    trials = [trial for trial in production.trials if trial.candidate.model in models]
-    return Production(here, trials)
+        return Production(
+            [wanted for wanted in production.versions if wanted.model == only],
+            [trial for trial in production.trials if trial.model == only],
+        )
+    return production if pools is None else pools.note(production)
 
 
 def _capacity(settings: InferenceSettings) -> Capacity:
     return Capacity(
         rows=settings.queue_rows,
         requests=settings.queue_requests,
+        size=settings.queue_bytes,
         model_rows=settings.model_queue_rows,
         model_requests=settings.model_queue_requests,
+        model_size=settings.model_queue_bytes,
         stream=settings.stream_requests,
         explain_rows=settings.explain_rows,
         explain_requests=settings.explain_requests,

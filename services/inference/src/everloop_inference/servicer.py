@@ -18,11 +18,11 @@ from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2 as nati
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2_grpc as native_grpc
 from everloop_contracts.stubs.inference import grpc_service_pb2 as oip
 from everloop_contracts.stubs.inference import grpc_service_pb2_grpc as oip_grpc
-from everloop_inference import native_proto, oip_json, oip_proto
+from everloop_inference import native_proto, oip_json, oip_proto, stream
 from everloop_inference.domain import Answer, Call
 from everloop_inference.metrics import Door
-from everloop_inference.passing import RpcRequest, failure
-from everloop_inference.pools import Pools
+from everloop_inference.pools.passing import RpcRequest, failure
+from everloop_inference.pools.pools import Pools
 from everloop_inference.predict import Predictor
 from everloop_inference.rpc import Abort
 from everloop_runtime.errors import EverloopError, Kind, rich_status
@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Method = Callable[[Any, Any, Any], Awaitable[Any]]
+Respond = Callable[[native.PredictStreamResponse], None]
+Running = asyncio.Future[Any] | None
 
 _INTERNAL: Final = EverloopError(
     Kind.INTERNAL, "INTERNAL", "internal error; the server's log has the details"
@@ -150,7 +152,7 @@ class OipServicer(oip_grpc.GRPCInferenceServiceServicer):
     ) -> oip.RepositoryIndexResponse:
         """Lists what serves."""
         index = oip.RepositoryIndexResponse.ModelIndex
-        pooled = self._pools.known if self._pools is not None else {}
+        pooled = self._pools.answering if self._pools is not None else ()
         listed = oip_json.repository(self._models.answering, pooled)
         return oip.RepositoryIndexResponse(models=[index(**item) for item in listed])
 
@@ -196,52 +198,21 @@ class NativeServicer(native_grpc.InferenceServiceServicer):
         self, requests: AsyncIterable[native.PredictStreamRequest], context: Context
     ) -> AsyncIterator[native.PredictStreamResponse]:
         """Predicts rows, request after request."""
-        limit = self._predictor.capacity.stream
-        free = asyncio.Semaphore(limit)
-        answers: asyncio.Queue[native.PredictStreamResponse | None] = asyncio.Queue()
-        running: set[asyncio.Future[Any]] = set()
-        answered = asyncio.Event()
-        batcher = self._predictor.batcher
 
-        def respond(response: native.PredictStreamResponse) -> None:
-            answers.put_nowait(response)
-            answered.set()
+        def begin(request: native.PredictStreamRequest, respond: Respond) -> Running:
+            return self._begin(request, _call(request, context), respond)
 
-        async def read() -> None:
-            async for request in requests:
-                await free.acquire()
-                # A stream can wait where a call would be refused; one request of it always has its turn.
-                while running and batcher.half_full:
-                    answered.clear()
-                    await answered.wait()
-                self._begin(request, _call(request, context), running, respond)
-            for _ in range(limit):  # until every answer has left
-                await free.acquire()
+        predictor = self._predictor
+        # A stream can wait where a call would be refused.
+        crowded = lambda: predictor.batcher.half_full  # noqa: E731
+        async for response in stream.answered(requests, begin, predictor.capacity.stream, crowded):
+            yield response
 
-        reading = asyncio.ensure_future(read())
-        reading.add_done_callback(lambda _: answers.put_nowait(None))
-        try:
-            while (answer := await answers.get()) is not None:
-                yield answer
-                free.release()
-            await reading
-        finally:
-            reading.cancel()
-            for unfinished in running:
-                unfinished.cancel()
-
-    def _begin(
-        self,
-        message: native.PredictStreamRequest,
-        call: Call,
-        running: set[asyncio.Future[Any]],
-        respond: Callable[[native.PredictStreamResponse], None],
-    ) -> None:
+    def _begin(self, message: native.PredictStreamRequest, call: Call, respond: Respond) -> Running:
         """Starts one request of a stream; `respond` is called with its response once, now or later."""
         request = message.request
 
         def done(answer: asyncio.Future[Any]) -> None:
-            running.discard(answer)
             if not answer.cancelled():
                 respond(_streamed(message.id, answer.result, call))
 
@@ -253,9 +224,9 @@ class NativeServicer(native_grpc.InferenceServiceServicer):
                 answer = self._predictor.rows(request.model, native_proto.rows(request.rows), call)
         except Exception as error:
             respond(_streamed(message.id, functools.partial(_raise, error), call))
-            return
-        running.add(answer)
+            return None
         answer.add_done_callback(done)
+        return answer
 
     @_answers(_NATIVE)
     async def Explain(

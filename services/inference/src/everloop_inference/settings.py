@@ -23,7 +23,13 @@ class InferenceSettings(ServiceSettings):
     grpc_address: str = "127.0.0.1:15055"
     """Where the service process answers `grpc.health.v1`, `host:port`."""
     metrics_address: str = "127.0.0.1:9405"
-    """Where the service process serves its own `/metrics`; the replicas' are on `http_address`."""
+    """Where the service process serves `/metrics`: its own, and by the label `replica` those of all replicas."""
+    metrics_push_address: str = ""
+    """Where replicas push their metrics, `host:port` as they reach it; `metrics_address` where it is empty."""
+    metrics_push_seconds: float = Field(default=5.0, ge=0)
+    """Time between two pushes, in seconds; after three without one a replica's metrics are gone. 0 for no pushes."""
+    metrics_push_max_bytes: int = Field(default=32 * 1024 * 1024, ge=1)
+    """Size of what the service process holds of them, in bytes; beyond it a replica's metrics are refused."""
 
     http_address: str = "127.0.0.1:8080"
     """Where every replica listens for predictions over HTTP, `host:port`; replicas of a node share it."""
@@ -37,21 +43,40 @@ class InferenceSettings(ServiceSettings):
     """HTTP connections that a replica serves at once; beyond it the answer is 503."""
     http_keep_alive_seconds: int = Field(default=75, ge=1)
     """Time after which an idle HTTP connection is closed, in seconds."""
+    http_max_head_bytes: int = Field(default=64 * 1024, ge=1024)
+    """Request line and headers of an HTTP request, in bytes; beyond it the answer is 431."""
     predict_grpc_server: Literal["native", "grpcio"] = "native"
     """Who answers gRPC predictions: the native listener, or grpcio's asyncio server."""
     predict_grpc_max_connections: int = Field(default=4096, ge=1)
     """gRPC connections that a replica serves at once; beyond it a new one is closed."""
     predict_grpc_max_concurrent_calls: int = Field(default=1024, ge=1)
     """gRPC predictions that a replica holds at once; beyond it the answer is RESOURCE_EXHAUSTED."""
+    predict_grpc_max_received_bytes: int = Field(default=256 * 1024 * 1024, ge=1024)
+    """Messages that a replica has received in part, or not read, in bytes; beyond it RESOURCE_EXHAUSTED."""
+    predict_grpc_max_unsent_bytes: int = Field(default=256 * 1024 * 1024, ge=1024)
+    """gRPC answers that callers do not take, in bytes; beyond it RESOURCE_EXHAUSTED."""
+    predict_grpc_idle_seconds: float = Field(default=300.0, gt=0)
+    """Time without a call after which a gRPC connection is told to go, in seconds."""
+    predict_grpc_age_seconds: float = Field(default=3600.0, gt=0)
+    """Time after which a gRPC connection is told to come again, give or take a tenth, in seconds: new replicas get
+    their share."""
+    request_seconds: float = Field(default=60.0, gt=0)
+    """Time for the head of an HTTP request and a pause in its body, and for a unary gRPC message, in seconds."""
+    stall_seconds: float = Field(default=60.0, gt=0)
+    """Time for which a caller may take nothing of its answer, in seconds; then it is cut off."""
 
     queue_rows: int = Field(default=65_536, ge=1)
     """Rows that may wait in a replica; beyond it a request is refused with 429 / RESOURCE_EXHAUSTED."""
     queue_requests: int = Field(default=4096, ge=1)
     """Requests that may wait in a replica; beyond it a request is refused."""
+    queue_bytes: int = Field(default=256 * 1024 * 1024, ge=1)
+    """Size of the requests that may wait in a replica, in bytes; beyond it a request is refused."""
     model_queue_rows: int = Field(default=32_768, ge=1)
     """Rows that may wait for one version of a model in a replica; beyond it a request is refused."""
     model_queue_requests: int = Field(default=2048, ge=1)
     """Requests that may wait for one version of a model in a replica; beyond it a request is refused."""
+    model_queue_bytes: int = Field(default=128 * 1024 * 1024, ge=1)
+    """Size of these requests, in bytes; beyond it a request is refused."""
     stream_requests: int = Field(default=64, ge=1)
     """Requests of one PredictStream that may be without an answer; beyond it the stream is not read."""
     explain_rows: int = Field(default=32, ge=1)
@@ -71,6 +96,8 @@ class InferenceSettings(ServiceSettings):
     """Time that the registry gateway has to answer, in seconds."""
     reconcile_seconds: float = Field(default=1.0, gt=0)
     """Time between two looks at what should be served, in seconds."""
+    downloads: int = Field(default=4, ge=1)
+    """Artifacts that a replica downloads at once, each in a process of about 170 MB."""
     download_timeout_seconds: float = Field(default=120.0, gt=0)
     """Time that the download of one artifact may take, in seconds."""
     load_retry_max_seconds: float = Field(default=60.0, gt=0)
@@ -78,7 +105,7 @@ class InferenceSettings(ServiceSettings):
     golden_tolerance: float = Field(default=1e-4, gt=0)
     """Largest difference to a golden answer, absolute and relative, with which a model may serve."""
     prime_seconds: float = Field(default=20.0, ge=0)
-    """Time that a starting replica takes for its first look at the registry before it listens, in seconds."""
+    """Time that a starting replica takes to get what the registry names before it listens, in seconds."""
 
     log_batch_rows: int = Field(default=2000, ge=1)
     """Rows in one `PredictionsLogged` event, at most."""
@@ -150,7 +177,7 @@ class InferenceSettings(ServiceSettings):
             raise ValueError("needs EVERLOOP_RAY_HTTP_ADDRESS: Ray starts no proxy without HTTP")
         return value
 
-    @field_validator("ray_http_address")
+    @field_validator("ray_http_address", "metrics_push_address")
     @classmethod
     def _address_or_none(cls, value: str) -> str:
         return host_and_port(value) if value else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -41,6 +42,12 @@ app = typer.Typer(
 )
 
 
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        print(f"everloop {version('everloop')}")
+        raise typer.Exit()
+
+
 @app.callback()
 def _options(
     home: Annotated[
@@ -51,6 +58,12 @@ def _options(
             show_default=False,
         ),
     ] = None,
+    show_version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_tell_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
 ) -> None:
     """Takes what holds for every command; they read it from the context."""
 

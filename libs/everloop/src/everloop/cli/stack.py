@@ -86,7 +86,7 @@ def status(ctx: typer.Context, as_json: JsonOption = False) -> None:
         pipelines = [_pipeline(everloop, name) for name in found.names]
         # What was valid at the start still runs; what never was is known to no service.
         edited = [_pipeline(everloop, name) for name in found.problems if name not in found.names]
-        pipelines += [line for line in edited if line.get("reason") != "PIPELINE_NOT_FOUND"]
+        pipelines += [line for line in edited if line.get("error_reason") != "PIPELINE_NOT_FOUND"]
     healthy = all(part["state"] in ("healthy", "external") for part in parts)
     healthy = healthy and not any("error" in line for line in pipelines)
     if as_json:
@@ -134,7 +134,7 @@ def status(ctx: typer.Context, as_json: JsonOption = False) -> None:
                 f"v{line['production']}" if line["production"] else "none yet",
                 f"v{line['serving']}" if line["serving"] else "nothing yet",
                 f"{line['lag']:,}",
-                line["decision"] or "none yet",
+                f"{line['decision']}, {line['decided']}" if line["decision"] else "none yet",
             )
             if "error" not in line
             else (line["pipeline"], f"[red]{line['error']}[/]", "", "", "", "")
@@ -175,6 +175,8 @@ def _parts(addresses: Addresses) -> list[dict[str, Any]]:
 
 def _pipeline(everloop: Everloop, name: str) -> dict[str, Any]:
     """Describes one pipeline in one line; `error` is what kept a service from answering."""
+    from everloop.cli.output import when
+
     line: dict[str, Any] = {"pipeline": name}
     try:
         datasets = everloop.datasets(name, limit=1)
@@ -183,12 +185,14 @@ def _pipeline(everloop: Everloop, name: str) -> dict[str, Any]:
         line["lag"] = everloop.stats(name).lag
         line["serving"] = everloop.served(name).version if production else None
     except EverloopError as error:
-        return line | {"error": error.message, "reason": error.reason}
+        return line | {"error": error.message, "error_reason": error.reason}
     return line | {
         "dataset": datasets[0].version if datasets else None,
         "rows": datasets[0].rows if datasets else 0,
         "production": production[0].version if production else None,
-        "decision": f"{decisions[0].action}: {decisions[0].reason}" if decisions else "",
+        "decision": decisions[0].action if decisions else "",
+        "reason": decisions[0].reason if decisions else "",
+        "decided": when(decisions[0].time) if decisions else "",
     }
 
 

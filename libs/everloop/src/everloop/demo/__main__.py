@@ -29,7 +29,7 @@ from everloop_contracts.pipeline import PipelineError
 
 SliceName = StrEnum("SliceName", list(SLICES))  # type: ignore[misc]
 
-LOG_LINES = 20
+LOG_LINES = 8
 
 
 def main(
@@ -87,6 +87,8 @@ def _run(home: Path, screen: Screen, part: Slice, rate: float, keep: bool) -> in
             screen.line(f"\nThe stack is up. Stop it: everloop --home {home} down")
         else:
             stack.down(home)
+            if not succeeded:
+                screen.line(f"\nIts data are kept. To look into them: everloop --home {home} up")
 
 
 def _wipe(home: Path) -> None:

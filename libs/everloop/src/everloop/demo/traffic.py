@@ -33,6 +33,8 @@ DOORS = ("grpc", "http", "oip_grpc", "oip_http")
 TENSOR_EVERY = 16
 """Of so many requests, the last two go as tensors."""
 DEADLINE_SECONDS = 15.0
+SPARED_SHARE = 0.25
+"""Share of the flights that is spared for what is still awaited: from there on the pace falls with what is left."""
 KEPT_ERRORS = 10
 
 
@@ -102,7 +104,14 @@ class Tally:
 
 
 class Traffic:
-    """Sends the flights from `first` on. Batch k is due `k × batch / rate` seconds after the start."""
+    """Sends the flights from `first` on, a batch every `batch / rate` seconds.
+
+    While `sparing`, the last quarter of them goes at a pace that falls with what is left of it: the year does not end
+    before a slow machine has trained its model, and the questions never cease.
+
+    Attributes:
+        sparing: Whether something is awaited that must happen before the flights end; anybody may set it.
+    """
 
     def __init__(
         self,
@@ -126,13 +135,14 @@ class Traffic:
         self._batch = batch
         self._batches = math.ceil((len(flights) - first) / batch)
         self._next = 0
-        self._began = 0.0
+        self._due = 0.0
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._threads = [
             threading.Thread(target=self._send_all, name=f"traffic {number}", daemon=True)
             for number in range(senders)
         ]
+        self.sparing = False
         self.tally = Tally()
         self.scores = np.full(len(flights), np.nan, dtype=np.float32)
         self.versions = np.zeros(len(flights), dtype=np.int32)
@@ -140,7 +150,7 @@ class Traffic:
 
     def start(self) -> None:
         """Begins."""
-        self._began = time.monotonic()
+        self._due = time.monotonic()
         for thread in self._threads:
             thread.start()
 
@@ -157,6 +167,12 @@ class Traffic:
         return min(self._first + self._next * self._batch, len(self._flights))
 
     @property
+    def pace(self) -> float:
+        """Share of the asked rate at which the next flights go: 1 but for the last of them while `sparing`."""
+        left = (self._batches - self._next) / (self._batches * SPARED_SHARE)
+        return min(1.0, max(left, 1 / self._batches)) if self.sparing else 1.0
+
+    @property
     def finished(self) -> bool:
         """True when every flight was asked about and answered, or failed."""
         return self._next >= self._batches and not any(t.is_alive() for t in self._threads)
@@ -167,7 +183,8 @@ class Traffic:
             if number >= self._batches:
                 return None
             self._next += 1
-        due = self._began + number * self._seconds_per_batch
+            due = self._due
+            self._due += self._seconds_per_batch / self.pace
         return None if self._stop.wait(max(0.0, due - time.monotonic())) else number
 
     def _send_all(self) -> None:

@@ -69,8 +69,13 @@ def up(
         errors.print(f"[red]failed[/] {error}", soft_wrap=True)
         raise typer.Exit(1) from None
     if instead := ports.replaced(there.ports):
-        told = ", ".join(f"{name} {default} → {port}" for name, (default, port) in instead.items())
-        console.print(f"ports that were taken, and what is used instead: {told}", soft_wrap=True)
+        console.print("[yellow]ports that were taken, and what is used instead:[/]")
+        for name in ports.PUBLIC:
+            if name in instead:
+                default, port = instead[name]
+                console.print(f"  {name:<15} {default:>5} → {port}")
+        if inner := instead.keys() - set(ports.PUBLIC):
+            console.print(f"  and {len(inner)} that the parts use among themselves")
     console.print(f"up. Addresses and keys: {Path(there.home) / 'stack.json'}", soft_wrap=True)
 
 

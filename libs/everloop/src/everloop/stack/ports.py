@@ -20,7 +20,7 @@ import psutil
 from everloop.stack.errors import StackError
 from everloop.stack.home import Home, locked
 
-__all__ = ["DEFAULTS", "choose", "is_free", "release", "replaced"]
+__all__ = ["DEFAULTS", "PUBLIC", "choose", "is_free", "release", "replaced"]
 
 # Both the defaults and what stands in for them lie below the range from which the kernel takes the source ports of
 # outgoing connections (from 32768), else a connection of anybody's could hold the port when a part (re)starts.
@@ -56,6 +56,9 @@ DEFAULTS: Mapping[str, int] = {
     "monitor_metrics": 9404,
     "inference_metrics": 9405,
 }
+
+PUBLIC = ("inference_http", "inference_grpc", "kafka", "ingest", "mlflow")
+"""What users speak to; the others are spoken to by parts of the stack."""
 
 _FALLBACK = range(20000, 32000)
 

@@ -10,7 +10,7 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from everloop_inference.passing import HttpReply, HttpRequest, RpcReply, RpcRequest
+from everloop_inference.pools.passing import HttpReply, HttpRequest, RpcReply, RpcRequest
 from everloop_inference.ports import Lost
 
 __all__ = ["ServeHandle"]

@@ -1,4 +1,4 @@
-"""The doors of a replica without a socket: whole requests in, whole answers out."""
+"""The end of a pool: whole requests in, whole answers out, without a socket."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 import grpc
 
 from everloop_inference.http_app import HttpApp
-from everloop_inference.passing import HttpReply, HttpRequest, RpcReply, RpcRequest
+from everloop_inference.pools.passing import HttpReply, HttpRequest, RpcReply, RpcRequest
 from everloop_inference.rpc import Abort, Methods
 from everloop_inference.rpc.metadata import Metadata
 
-__all__ = ["Doors"]
+__all__ = ["Receiver"]
 
 _CONNECTION = frozenset({b"connection", b"content-length"})
 
 
-class Doors:
+class Receiver:
     """Answers what others passed on with what answers the listeners; lives on their event loop."""
 
     def __init__(self, app: HttpApp, methods: Methods) -> None:

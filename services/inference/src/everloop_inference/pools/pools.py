@@ -8,15 +8,15 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
 from typing import TypeVar
 
-from everloop_inference.domain import Wanted
+from everloop_inference.domain import Production, Strategy, Trial, Wanted
 from everloop_inference.metrics import PASSED, PASSED_SECONDS, POOL_VERSION
-from everloop_inference.passing import HttpReply, HttpRequest, RpcReply, RpcRequest
+from everloop_inference.pools.passing import HttpReply, HttpRequest, RpcReply, RpcRequest
 from everloop_inference.ports import Elsewhere, Lost
 from everloop_runtime.errors import EverloopError, Kind
 
@@ -34,7 +34,7 @@ class Pools:
     """Passes requests on, and tells about the models that live elsewhere without asking there.
 
     What is passed on is bounded by number, size and time. A request whose replica dies is passed on again: a
-    prediction may run twice. `note` is called by the reconciling thread, the rest by the event loop of the doors.
+    prediction may run twice. `note` is called by the reconciling thread, the rest by the event loop of the listeners.
     """
 
     def __init__(
@@ -56,6 +56,7 @@ class Pools:
         self._seconds = seconds
         self._held = {name: [0, 0] for name in reach}
         self._known: Mapping[str, Wanted] = MappingProxyType(self._remembered())
+        self._trials: Mapping[str, Trial] = MappingProxyType({})
         self._mention()
 
     def __contains__(self, name: str) -> bool:
@@ -67,36 +68,58 @@ class Pools:
         """The versions that pools serve, or will when they have loaded them, by the name of their model."""
         return self._known
 
-    def note(self, production: Sequence[Wanted]) -> list[Wanted]:
-        """Keeps what the registry says about models of pools; returns the others.
+    @property
+    def answering(self) -> list[Wanted]:
+        """Every version that answers requests in a pool, those on trial included; as `known`."""
+        return [version for name in self._known for version in self._versions(name)]
 
-        A model that the registry no longer names stays known: its pool serves it on.
+    def note(self, production: Production) -> Production:
+        """Keeps what the registry says about models of pools; returns what it says about the others.
+
+        A model that the registry no longer names stays known: its pool serves it on. Trials are not remembered.
         """
-        known = {**self._known, **{one.model: one for one in production if one.model in self}}
+        pooled = {one.model: one for one in production.versions if one.model in self}
+        known = {**self._known, **pooled}
         if known != self._known:
             self._known = MappingProxyType(known)
             self._remember()
             self._mention()
-        return [wanted for wanted in production if wanted.model not in self]
+        trials = {trial.model: trial for trial in production.trials if trial.model in self}
+        self._trials = MappingProxyType(trials)
+        return Production(
+            [wanted for wanted in production.versions if wanted.model not in self],
+            [trial for trial in production.trials if trial.model not in self],
+        )
 
     def version(self, name: str, version: str = "") -> Wanted:
-        """Returns the version that a pool serves, without waking it.
+        """Returns the version that a pool serves, or the one that a caller insists on, without waking it.
 
         Raises:
-            EverloopError: kind not_found: there is none, or it is not the version asked for.
+            EverloopError: kind not_found: there is none, or the version asked for answers nobody.
         """
         wanted = self._known.get(name)
         if wanted is None:
             raise _not_found(name)
-        if version and version != str(wanted.version):
-            raise EverloopError(
-                Kind.NOT_FOUND,
-                "VERSION_NOT_FOUND",
-                f"version {version} of '{name}' is not served here, version {wanted.version} is",
-                model=name,
-                version=version,
-            )
-        return wanted
+        for answering in self._versions(name):
+            if version in ("", str(answering.version)):
+                return answering
+        raise EverloopError(
+            Kind.NOT_FOUND,
+            "VERSION_NOT_FOUND",
+            f"version {version} of '{name}' is not served here, version {wanted.version} is",
+            model=name,
+            version=version,
+        )
+
+    def _versions(self, name: str) -> list[Wanted]:
+        """The version in Production first; a shadow answers nobody."""
+        wanted, trial = self._known[name], self._trials.get(name)
+        is_beside = (
+            trial is not None
+            and trial.strategy is not Strategy.SHADOW
+            and trial.baseline == wanted.version
+        )
+        return [wanted, trial.candidate] if trial is not None and is_beside else [wanted]
 
     async def http(
         self, model: str, request: HttpRequest, seconds: float | None = None

@@ -1,4 +1,4 @@
-"""Loading versions that may not load: tried again with growing pauses, and said aloud."""
+"""Loading versions that may not load: downloaded first, tried again with growing pauses, and said aloud."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from everloop_inference.domain import ServedModel, ServingPolicy, Wanted
-from everloop_inference.load import Loader
 from everloop_inference.metrics import LOAD_FAILURES
+from everloop_inference.models.downloads import Downloads
+from everloop_inference.models.load import Loader
 from everloop_runtime.errors import EverloopError, waiting_mends
 
 __all__ = ["Attempts"]
@@ -42,23 +43,49 @@ class Attempts:
     """Loads versions, and remembers those that failed."""
 
     def __init__(
-        self, loader: Loader, policies: Mapping[str, ServingPolicy], retry_max_seconds: float
+        self,
+        loader: Loader,
+        policies: Mapping[str, ServingPolicy],
+        retry_max_seconds: float,
+        downloads: int,
     ) -> None:
-        """Takes what loads, what pipelines say about serving, and the longest pause."""
+        """Takes what loads, what pipelines say about serving, the longest pause, and how many downloads at once."""
         self._loader = loader
+        self._downloads = Downloads(loader.fetch, downloads)
         self._policies = policies
         self._retry_max = retry_max_seconds
         self._failed: dict[Wanted, _Failed] = {}
 
+    @property
+    def downloading(self) -> bool:
+        """Whether a later `load` will find what an earlier one did not."""
+        return self._downloads.pending
+
     def load(self, wanted: Wanted, meanwhile: str) -> ServedModel | None:
-        """Returns the version, or None if it cannot be loaded now; `meanwhile` says what goes on, for the log."""
+        """Returns the version; None if it is on its way, or cannot be loaded now.
+
+        Args:
+            wanted: the version.
+            meanwhile: what goes on where it cannot, for the log.
+        """
         before = self._failed.get(wanted)
         if before and time.monotonic() < before.due:
             return None
+        is_fresh = self._downloads.asked(wanted)
+        if not is_fresh and not self._loader.has(wanted):
+            self._downloads.ask(wanted)
+            return None
         began = time.monotonic()
         try:
+            if is_fresh and not self._downloads.take(wanted):
+                return None
             model = self._loader.load(wanted, self._policies.get(wanted.model, ServingPolicy()))
         except Exception as error:
+            if not is_fresh and isinstance(error, EverloopError):
+                what = (wanted.model, wanted.version)
+                log.error("the cached artifact of %s version %d is damaged: %s", *what, error)
+                self._downloads.ask(wanted)
+                return None
             reason = error.reason if isinstance(error, EverloopError) else type(error).__name__
             LOAD_FAILURES.labels(wanted.model, reason).inc()
             log.error(
@@ -81,7 +108,7 @@ class Attempts:
         return model
 
     def cached(self, wanted: Wanted) -> ServedModel | None:
-        """Returns the version if this machine's disk has it; what it has not `load` may download at once."""
+        """Returns the version if this machine's disk has it; what it has not `load` downloads."""
         try:
             return self._loader.cached(wanted, self._policies.get(wanted.model, ServingPolicy()))
         except Exception as error:
@@ -109,6 +136,7 @@ class Attempts:
     def forget(self, keep: Collection[Wanted]) -> None:
         """Forgets what failed, but for the versions of `keep`."""
         self._failed = {wanted: item for wanted, item in self._failed.items() if wanted in keep}
+        self._downloads.forget(keep)
 
 
 def _is_lasting(error: Exception) -> bool:

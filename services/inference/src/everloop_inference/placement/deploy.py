@@ -20,9 +20,9 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus
 
-from everloop_inference import ray_doors
-from everloop_inference.deployment import application
 from everloop_inference.domain import ServingPolicy
+from everloop_inference.placement import ingress
+from everloop_inference.placement.deployment import application
 from everloop_inference.policies import load_policies
 from everloop_inference.settings import InferenceSettings
 from everloop_runtime import telemetry
@@ -56,7 +56,7 @@ def deploy(settings: InferenceSettings, rules: Mapping[str, ServingPolicy], mark
     else:
         log.info("%s starts", wanted)
         serve.run(application(settings, rules, mark), name=wanted, route_prefix=None)
-    _open_rays_doors(settings, wanted, mark)
+    _route_ray(settings, wanted, mark)
     for name in known:
         if name != wanted:
             _wait_for(wanted)
@@ -64,8 +64,8 @@ def deploy(settings: InferenceSettings, rules: Mapping[str, ServingPolicy], mark
             serve.delete(name)
 
 
-def _open_rays_doors(settings: InferenceSettings, wanted: str, mark: str) -> None:
-    """Lets Ray's own doors lead to the wanted replicas, or closes them."""
+def _route_ray(settings: InferenceSettings, wanted: str, mark: str) -> None:
+    """Lets Ray's own proxies and handles lead to the wanted replicas, or nowhere."""
     name = settings.application
     is_there = name in serve.status().applications
     if not settings.ray_http_address:
@@ -79,7 +79,9 @@ def _open_rays_doors(settings: InferenceSettings, wanted: str, mark: str) -> Non
             if serve.get_app_handle(name).mark.remote().result(timeout_s=ASK_SECONDS) == mark:
                 return
     behind = serve.get_app_handle(wanted)
-    serve.run(ray_doors.application(behind, mark), name=name, route_prefix="/")
+    serve.run(
+        ingress.application(behind, mark, settings.stream_requests), name=name, route_prefix="/"
+    )
 
 
 def _start(settings: InferenceSettings) -> None:
@@ -93,7 +95,7 @@ def _start(settings: InferenceSettings) -> None:
         http_options={"host": host, "port": int(port)},
         grpc_options={
             "port": settings.ray_grpc_port,
-            "grpc_servicer_functions": ray_doors.SERVICERS,
+            "grpc_servicer_functions": ingress.SERVICERS,
         }
         if settings.ray_grpc_port
         else None,

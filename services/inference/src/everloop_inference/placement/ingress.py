@@ -1,12 +1,14 @@
 """Ray's own ways in: its HTTP and gRPC proxies, and a deployment handle. Off unless a setting turns them on.
 
 An application of its own stands there, whose name and route stay when the application with the replicas is replaced by
-the next. It hands every request to a replica, behind whose doors it is answered like any other.
+the next. It hands every request to a replica, where it is answered like any other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import asyncio
+import logging
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
 
 import grpc
@@ -19,12 +21,13 @@ from starlette.responses import Response
 
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2 as native
 from everloop_contracts.stubs.inference import grpc_service_pb2 as oip
+from everloop_inference import native_proto, stream
 from everloop_inference.adapters.serve_handle import ServeHandle
-from everloop_inference.passing import HttpRequest, RpcReply, RpcRequest, failure
+from everloop_inference.pools.passing import HttpRequest, RpcReply, RpcRequest, failure
 from everloop_inference.ports import Elsewhere, Lost
 from everloop_runtime.errors import EverloopError, Kind, rich_status
 
-__all__ = ["SERVICERS", "RayDoors", "application"]
+__all__ = ["SERVICERS", "RayIngress", "application"]
 
 SERVICERS = [
     "everloop_contracts.stubs.everloop.inference.v1.inference_pb2_grpc.add_InferenceServiceServicer_to_server",
@@ -32,25 +35,24 @@ SERVICERS = [
 ]
 """What Ray Serve's gRPC proxy answers."""
 
+log = logging.getLogger(__name__)
+
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _LOST = EverloopError(
     Kind.UNAVAILABLE, "REPLICA_UNAVAILABLE", "no replica answered, try again"
 ).after(1.0)
+
+_BROKEN = EverloopError(Kind.INTERNAL, "INTERNAL", "internal error; the log has the details")
 
 Rpc = Callable[..., Awaitable[Any]]
 
 
 def _rpc(service: str, name: str, answer: type[Message]) -> Rpc:
     async def method(
-        self: RayDoors, request: Message, grpc_context: RayServegRPCContext | None = None
+        self: RayIngress, request: Message, grpc_context: RayServegRPCContext | None = None
     ) -> Message:
         """Answers a request, or raises EverloopError; Ray's proxy is told the status instead."""
-        metadata = tuple(grpc_context.invocation_metadata()) if grpc_context else ()
-        passed = RpcRequest(f"/{service}/{name}", request.SerializeToString(), metadata)
-        try:
-            reply = await self.replicas.rpc(passed)
-        except Lost:
-            reply = _lost()
+        reply = await self.replied(f"/{service}/{name}", request, grpc_context)
         if reply.code:
             if grpc_context is None:
                 raise failure(reply)
@@ -70,11 +72,8 @@ _NATIVE = "everloop.inference.v1.InferenceService"
 _OIP = "inference.GRPCInferenceService"
 
 
-class RayDoors:
-    """Every unary method under its own name, and HTTP as what is called.
-
-    `PredictStream` is not here: Ray carries each message of a stream by a call of its own.
-    """
+class RayIngress:
+    """Every method under its own name, and HTTP as what is called."""
 
     Predict = _rpc(_NATIVE, "Predict", native.PredictResponse)
     Explain = _rpc(_NATIVE, "Explain", native.ExplainResponse)
@@ -87,10 +86,55 @@ class RayDoors:
     RepositoryIndex = _rpc(_OIP, "RepositoryIndex", oip.RepositoryIndexResponse)
     ModelInfer = _rpc(_OIP, "ModelInfer", oip.ModelInferResponse)
 
-    def __init__(self, replicas: DeploymentHandle[Any], mark: str) -> None:
-        """Takes the handle of the replicas and their fingerprint."""
+    def __init__(self, replicas: DeploymentHandle[Any], mark: str, stream_requests: int) -> None:
+        """Takes the handle of the replicas, their fingerprint, and how many requests of a stream they get at once."""
         self.replicas: Elsewhere = ServeHandle(replicas)
         self._mark = mark
+        self._stream_requests = stream_requests
+
+    async def PredictStream(
+        self,
+        requests: AsyncIterable[native.PredictStreamRequest]
+        | Iterable[native.PredictStreamRequest],
+        grpc_context: RayServegRPCContext | None = None,
+    ) -> AsyncIterator[native.PredictStreamResponse]:
+        """Predicts rows, request after request: those of Ray's proxy, or a handle's list."""
+
+        async def predict(request: native.PredictStreamRequest) -> native.PredictStreamResponse:
+            try:
+                reply = await self.replied(f"/{_NATIVE}/Predict", request.request, grpc_context)
+            except Exception:
+                log.exception("a request of a stream failed")
+                return native_proto.refused(request.id, _BROKEN)
+            if reply.code:
+                return native_proto.refused(request.id, failure(reply))
+            response = native.PredictResponse.FromString(reply.message)
+            return native.PredictStreamResponse(id=request.id, response=response)
+
+        def begin(
+            request: native.PredictStreamRequest,
+            respond: Callable[[native.PredictStreamResponse], None],
+        ) -> asyncio.Future[native.PredictStreamResponse]:
+            def done(answer: asyncio.Future[native.PredictStreamResponse]) -> None:
+                if not answer.cancelled():
+                    respond(answer.result())
+
+            answer = asyncio.ensure_future(predict(request))
+            answer.add_done_callback(done)
+            return answer
+
+        async for response in stream.answered(_each(requests), begin, self._stream_requests):
+            yield response
+
+    async def replied(
+        self, path: str, request: Message, grpc_context: RayServegRPCContext | None
+    ) -> RpcReply:
+        """Lets a replica answer a unary call."""
+        metadata = tuple(grpc_context.invocation_metadata()) if grpc_context else ()
+        try:
+            return await self.replicas.rpc(RpcRequest(path, request.SerializeToString(), metadata))
+        except Lost:
+            return _lost()
 
     def mark(self) -> str:
         """The fingerprint of the replicas that answer."""
@@ -109,12 +153,25 @@ class RayDoors:
         return Response(reply.body, reply.status, headers)
 
 
-def application(replicas: DeploymentHandle[Any], mark: str) -> serve.Application:
-    """Describes the deployment to Ray Serve; `mark` is the fingerprint of the replicas."""
+def application(
+    replicas: DeploymentHandle[Any], mark: str, stream_requests: int
+) -> serve.Application:
+    """Describes the deployment to Ray Serve; takes what `RayIngress` does."""
     deployment = serve.deployment(
-        name="doors", ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1024
-    )(RayDoors)
-    return deployment.bind(replicas, mark)
+        name="ingress", ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1024
+    )(RayIngress)
+    return deployment.bind(replicas, mark, stream_requests)
+
+
+async def _each(
+    requests: AsyncIterable[native.PredictStreamRequest] | Iterable[native.PredictStreamRequest],
+) -> AsyncIterator[native.PredictStreamRequest]:
+    if isinstance(requests, AsyncIterable):
+        async for request in requests:
+            yield request
+    else:
+        for request in requests:
+            yield request
 
 
 def _lost() -> RpcReply:

@@ -8,8 +8,8 @@ import math
 import random
 import struct
 
-from everloop_inference.arms import Arm
 from everloop_inference.domain import ServedModel, Strategy, Trial
+from everloop_inference.rollouts.arms import Arm
 
 __all__ = ["OnTrial"]
 

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import grpc
 
-from everloop_inference.passing import RpcRequest
-from everloop_inference.pools import Pools
+from everloop_inference.pools.passing import RpcRequest
+from everloop_inference.pools.pools import Pools
 from everloop_inference.rpc import Abort, Methods
 from everloop_inference.rpc.methods import Handler
 from everloop_inference.servicer import aborted

@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from everloop_inference.attempts import Attempts
 from everloop_inference.domain import EngineKind, Production, ServedModel, ServingPolicy, Wanted
-from everloop_inference.load import Loader
 from everloop_inference.metrics import REGISTRY_UP, SERVED_VERSION, SLOW, SWAPS
+from everloop_inference.models.attempts import Attempts
+from everloop_inference.models.load import Loader
+from everloop_inference.models.swap import Models
 from everloop_inference.ports import Registry
-from everloop_inference.rollouts import Rollouts
-from everloop_inference.swap import Models
+from everloop_inference.rollouts.follow import Rollouts
 from everloop_runtime.errors import EverloopError
 
 __all__ = ["Reconciler"]
@@ -42,6 +42,7 @@ class Reconciler:
         state: Path,
         replica: str,
         retry_max_seconds: float = 60.0,
+        downloads: int = 4,
         share: Callable[[Production], Production] = lambda production: production,
     ) -> None:
         """Takes what it looks at and what it changes.
@@ -54,6 +55,7 @@ class Reconciler:
             state: the file that remembers.
             replica: unique name of this life of the replica.
             retry_max_seconds: longest pause before another attempt to load what could not be loaded.
+            downloads: artifacts that are downloaded at once.
             share: says what of the registry's answer is to serve here.
         """
         self._share = share
@@ -61,7 +63,7 @@ class Reconciler:
         self._loader = loader
         self._models = models
         self._state = state
-        self._attempts = Attempts(loader, policies, retry_max_seconds)
+        self._attempts = Attempts(loader, policies, retry_max_seconds, downloads)
         self._rollouts = Rollouts(registry, self._attempts, models, replica)
         self._named: frozenset[Wanted] = frozenset()
         self._unnamed: frozenset[str] = frozenset()
@@ -79,7 +81,7 @@ class Reconciler:
                 self._swap(model)
 
     def once(self) -> None:
-        """Does everything that can be done now; whatever fails is logged and tried again by a later call."""
+        """Does everything that can be done now; what is on its way or fails is left to a later call."""
         if self._look() and self._rollouts.report():
             self._look()
 
@@ -102,8 +104,7 @@ class Reconciler:
         self._named = frozenset(production.versions).union(candidates)
         self._attempts.forget(keep=self._named)
         before = self._models.serving
-        # A download may take long: what is on disk, a rollback above all, does not wait for it.
-        for wanted in sorted(production.versions, key=lambda one: not self._loader.has(one)):
+        for wanted in production.versions:
             serving = before.get(wanted.model)
             if serving is None or serving.wanted != wanted:
                 replaced = serving.wanted if serving else None
@@ -113,13 +114,17 @@ class Reconciler:
             self._prune()
         return True
 
-    def run(self, stopping: threading.Event, seconds: float) -> None:
-        """Calls `once` every so many seconds until told to stop."""
-        while not stopping.wait(seconds):
+    def run(self, stopping: threading.Event, seconds: float, settled: threading.Event) -> None:
+        """Calls `once` now and every so many seconds until told to stop; says when nothing is on its way any more."""
+        while True:
             try:
                 self.once()
             except Exception:
                 log.exception("reconciling failed, what serves goes on")
+            if not self._attempts.downloading:
+                settled.set()
+            if stopping.wait(seconds):
+                return
 
     def _promote(self, wanted: Wanted) -> bool:
         """Lets a version serve that is in Production now: the one on trial as it is, any other when it is loaded."""

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from everloop_inference.watch_metrics import DEPLOYS, UP
+from everloop_inference.placement.metrics import DEPLOYS, UP
 from everloop_runtime.service import Component, Stopper
 
 __all__ = ["DataPlane", "answering", "listens"]
@@ -70,7 +70,7 @@ class DataPlane(Component):
         self._seconds = seconds
         self._failures = failures
         self._deploy_seconds = deploy_seconds
-        self._command = (sys.executable, "-m", "everloop_inference.deploy", wanted)
+        self._command = (sys.executable, "-m", "everloop_inference.placement.deploy", wanted)
         self._up = threading.Event()
         self._answers = False
 

@@ -18,11 +18,9 @@ import numpy as np
 
 from everloop_contracts.pipeline import Task
 from everloop_features.inputs import Block, InputSpec, Layout
-from everloop_inference.adapters.onnx import OnnxEngine
-from everloop_inference.adapters.pyfunc import PyfuncEngine, has_other_flavor
 from everloop_inference.cost import Cost
 from everloop_inference.domain import Engine, ServedModel, ServingPolicy, Wanted
-from everloop_inference.ports import Artifacts
+from everloop_inference.ports import Artifacts, Engines, Exported
 from everloop_runtime.errors import EverloopError, Kind
 
 __all__ = ["Loader"]
@@ -40,9 +38,12 @@ class Loader:
     The cache is addressed by content: `<SHA-256 of the export>/<run id>/`.
     """
 
-    def __init__(self, artifacts: Artifacts, cache: Path, tolerance: float = 1e-4) -> None:
-        """Takes the store, the folder of the cache and how far a golden answer may be off."""
+    def __init__(
+        self, artifacts: Artifacts, engines: Engines, cache: Path, tolerance: float = 1e-4
+    ) -> None:
+        """Takes the store, what runs models, the folder of the cache and how far a golden answer may be off."""
         self._artifacts = artifacts
+        self._engines = engines
         self._cache = cache
         self._tolerance = tolerance
 
@@ -68,27 +69,45 @@ class Loader:
         logged in another flavor as well, that flavor runs instead: right and slow.
 
         Raises:
-            EverloopError: kind unavailable: the artifact cannot be had now; kind precondition: as it was downloaded
-                just now it is not what the registry says, or does not answer as it did when it was made (reasons
-                `CHECKSUM_MISMATCH`, `BROKEN_ARTIFACT`, `EXPORT_MISSING`, `BROKEN_EXPORT`, `GOLDEN_MISMATCH`).
+            EverloopError: kind unavailable: the artifact cannot be had now; kind precondition: it is not what the
+                registry says, or does not answer as it did when it was made (reasons `CHECKSUM_MISMATCH`,
+                `BROKEN_ARTIFACT`, `EXPORT_MISSING`, `BROKEN_EXPORT`, `GOLDEN_MISMATCH`); its files are removed.
             MemoryError, OSError: this machine lacks something.
         """
         folder = self._folder(wanted)
-        fresh = not self.has(wanted)
-        if fresh:
-            self._download(wanted, folder)
+        if not self.has(wanted):
+            self.fetch(wanted)
         try:
             return self._read(wanted, policy, folder)
         except EverloopError:
             # Whatever is wrong with these files, the next attempt shall start from new ones.
             shutil.rmtree(folder, ignore_errors=True)
-            if fresh:
-                raise
-            log.error(
-                "the cached artifact of %s version %d is damaged", wanted.model, wanted.version
-            )
-        self._download(wanted, folder)
-        return self._read(wanted, policy, folder)
+            raise
+
+    def fetch(self, wanted: Wanted) -> None:
+        """Downloads a version's files into the cache; may be called by several threads.
+
+        Raises:
+            EverloopError: kind unavailable: they cannot be had now.
+            OSError: they cannot be kept.
+        """
+        folder = self._folder(wanted)
+        staging = self._cache.parent / "downloads"
+        staging.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=staging) as name:
+            target = Path(name, "artifact")
+            target.mkdir()
+            self._artifacts.download(wanted.run_id, target)
+            while not folder.is_dir():  # otherwise another replica was quicker
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    target.rename(folder)
+                except FileNotFoundError:  # whoever cleans up took the parent away
+                    if not target.is_dir():
+                        raise
+                except OSError:
+                    if not folder.is_dir():
+                        raise
 
     def prune(self, keep: Collection[Wanted]) -> None:
         """Removes every cached artifact but those of `keep`."""
@@ -104,20 +123,6 @@ class Loader:
     def _folder(self, wanted: Wanted) -> Path:
         return self._cache / (wanted.sha256 or "no-export") / wanted.run_id
 
-    def _download(self, wanted: Wanted, folder: Path) -> None:
-        staging = self._cache.parent / "downloads"
-        staging.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=staging) as name:
-            target = Path(name, "artifact")
-            target.mkdir()
-            self._artifacts.download(wanted.run_id, target)
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                target.rename(folder)
-            except OSError:
-                if not folder.is_dir():  # otherwise another replica was quicker
-                    raise
-
     def _read(self, wanted: Wanted, policy: ServingPolicy, folder: Path) -> ServedModel:
         try:
             manifest = json.loads((folder / MANIFEST).read_bytes())
@@ -128,10 +133,10 @@ class Loader:
         except Exception as error:  # anything can be wrong with a file
             raise _refused(wanted, "BROKEN_ARTIFACT", f"{type(error).__name__}: {error}") from error
         try:
-            engine: Engine = _export(wanted, folder, layout)
+            engine: Engine = self._export(wanted, folder, layout)
             return self._verified(wanted, policy, manifest, golden, layout, engine)
         except EverloopError as error:
-            if error.reason not in _NO_PARITY or not has_other_flavor(folder / LOGGED):
+            if error.reason not in _NO_PARITY or not self._engines.can_run_logged(folder / LOGGED):
                 raise
             log.error(
                 "%s version %d will answer slowly, by the logged model instead of its export: %s",
@@ -140,13 +145,38 @@ class Loader:
                 error,
             )
         try:
-            engine = PyfuncEngine(folder / LOGGED, layout.inputs)
+            engine = self._engines.logged(folder / LOGGED, layout.inputs)
         except MemoryError:
             raise
         except Exception as error:  # a flavor's own library may fail in any way
             what = f"the logged model cannot be loaded: {type(error).__name__}: {error}"
             raise _refused(wanted, "BROKEN_ARTIFACT", what) from error
         return self._verified(wanted, policy, manifest, golden, layout, engine)
+
+    def _export(self, wanted: Wanted, folder: Path, layout: Layout) -> Exported:
+        """The ONNX export, if it is the one that the registry knows."""
+        if not wanted.sha256:
+            raise _refused(wanted, "EXPORT_MISSING", "it has no ONNX export")
+        try:
+            graph = (folder / EXPORT).read_bytes()
+        except OSError as error:
+            raise _refused(
+                wanted, "BROKEN_ARTIFACT", f"{EXPORT} cannot be read: {error}"
+            ) from error
+        digest = hashlib.sha256(graph).hexdigest()
+        if digest != wanted.sha256:
+            what = f"its export has SHA-256 {digest}, the registry says {wanted.sha256}"
+            raise _refused(wanted, "CHECKSUM_MISMATCH", what)
+        try:
+            engine = self._engines.exported(graph)
+        except (MemoryError, OSError):
+            raise
+        except Exception as error:  # onnxruntime has no error type of its own
+            raise _refused(wanted, "BROKEN_EXPORT", f"{type(error).__name__}: {error}") from error
+        if sorted(engine.inputs) != sorted(spec.name for spec in layout.inputs):
+            what = f"its export takes {engine.inputs}, its manifest names other inputs"
+            raise _refused(wanted, "BROKEN_EXPORT", what)
+        return engine
 
     def _verified(
         self,
@@ -195,30 +225,6 @@ class Loader:
             raise _refused(
                 wanted, "GOLDEN_MISMATCH", f"it answers its golden rows off by {off:.3g}"
             )
-
-
-def _export(wanted: Wanted, folder: Path, layout: Layout) -> OnnxEngine:
-    """The ONNX export, if it is the one that the registry knows."""
-    if not wanted.sha256:
-        raise _refused(wanted, "EXPORT_MISSING", "it has no ONNX export")
-    try:
-        graph = (folder / EXPORT).read_bytes()
-    except OSError as error:
-        raise _refused(wanted, "BROKEN_ARTIFACT", f"{EXPORT} cannot be read: {error}") from error
-    digest = hashlib.sha256(graph).hexdigest()
-    if digest != wanted.sha256:
-        what = f"its export has SHA-256 {digest}, the registry says {wanted.sha256}"
-        raise _refused(wanted, "CHECKSUM_MISMATCH", what)
-    try:
-        engine = OnnxEngine(graph)
-    except (MemoryError, OSError):
-        raise
-    except Exception as error:  # onnxruntime has no error type of its own
-        raise _refused(wanted, "BROKEN_EXPORT", f"{type(error).__name__}: {error}") from error
-    if sorted(engine.inputs) != sorted(spec.name for spec in layout.inputs):
-        what = f"its export takes {engine.inputs}, its manifest names other inputs"
-        raise _refused(wanted, "BROKEN_EXPORT", what)
-    return engine
 
 
 def _fields(policy: ServingPolicy, layout: Layout) -> frozenset[str]:

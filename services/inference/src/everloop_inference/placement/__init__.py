@@ -1,0 +1,1 @@
+"""The way onto Ray Serve: deploying, scaling and watching the replicas."""
