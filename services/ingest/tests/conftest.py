@@ -177,7 +177,6 @@ class MemorySink:
         topic: str,
         records: Sequence[tuple[bytes | None, bytes]],
         timestamp: int,
-        seconds: float,
         patience: float = 0.0,
     ) -> MemorySink:
         if self.error:

@@ -6,16 +6,16 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import pytest
-from kafka.errors import KafkaTimeoutError
-from kafka.future import Future
+from confluent_kafka import KafkaError, KafkaException, Producer
 
 from everloop_contracts.pipeline import Pipeline
 from everloop_contracts.stubs.everloop.ingest.v1 import dead_letter_pb2
 from everloop_contracts.stubs.everloop.ingest.v1 import ingest_pb2 as pb
 from everloop_contracts.stubs.everloop.ingest.v1.dataset_pb2 import DatasetVersion
+from everloop_ingest.adapters import kafka as adapter
 from everloop_ingest.adapters.kafka import TopicEnds, TopicProducer
 from everloop_ingest.domain import Reason
 from everloop_ingest.push import Push
@@ -297,51 +297,117 @@ def test_what_cannot_be_done_says_why(
 
 
 class Broker:
-    """A Kafka client whose futures end when the test says so."""
+    """A Kafka client that reports what has become of records when the test says so."""
 
     def __init__(self) -> None:
-        self.futures: list[Any] = []
+        self.reports: list[Callable[[KafkaError | None, object], None]] = []
 
-    def send(self, topic: str, **record: Any) -> Any:
-        future = Future()
-
-        def get(timeout: float) -> None:
-            raise KafkaTimeoutError("no answer")
-
-        self.futures.append(future)
-        waiting: Any = type("Waiting", (), {"add_both": future.add_both, "get": staticmethod(get)})
-        return waiting
+    def produce(self, topic: str, value: bytes, key: bytes | None, **record: Any) -> None:
+        if value == b"refused":
+            raise KafkaException(KafkaError(KafkaError._FATAL))
+        self.reports.append(record["on_delivery"])
 
 
-def test_bytes_under_way_are_bounded_until_the_broker_has_them() -> None:
-    producer = TopicProducer("unused:1", max_bytes=2000, timeout_seconds=1.0)
-    broker = Broker()
-    producer._client = broker
-    first = producer.begin("t", [(None, b"x" * 1000)], 0, 1.0)
+@pytest.fixture
+def broker() -> Broker:
+    return Broker()
+
+
+@pytest.fixture
+def producer(broker: Broker) -> TopicProducer:
+    found = TopicProducer("unused:1", max_bytes=2000, timeout_seconds=0.05)
+    found._client = cast(Producer, broker)
+    return found
+
+
+GIVEN_UP = KafkaError(KafkaError._MSG_TIMED_OUT)
+
+
+def test_bytes_under_way_are_bounded_until_the_broker_has_them(
+    producer: TopicProducer, broker: Broker
+) -> None:
+    first = producer.begin("t", [(None, b"x" * 400), (None, b"x" * 400)], 0)
     with pytest.raises(EverloopError) as caught:
         first.wait(1.0)
     assert caught.value.kind is Kind.UNAVAILABLE
-    for patience in (0.0, 0.01):
-        with pytest.raises(EverloopError) as caught:
-            producer.begin("t", [(None, b"")], 0, 1.0, patience)
-        assert (caught.value.kind, caught.value.reason) == (Kind.EXHAUSTED, "TOO_MANY_BYTES")
-    broker.futures[0].failure(KafkaTimeoutError("given up"))
-    producer.begin("t", [(None, b"x" * 1000)], 0, 1.0)
+    for error in (None, GIVEN_UP):
+        for patience in (0.0, 0.01):
+            with pytest.raises(EverloopError) as caught:
+                producer.begin("t", [(None, b"")], 0, patience)
+            assert (caught.value.kind, caught.value.reason) == (Kind.EXHAUSTED, "TOO_MANY_BYTES")
+        broker.reports.pop()(error, None)
+    producer.begin("t", [(None, b"x" * 1000)], 0)
 
 
-def test_the_patient_are_served_when_there_is_room() -> None:
-    producer = TopicProducer("unused:1", max_bytes=1000, timeout_seconds=1.0)
-    broker = Broker()
-    producer._client = broker
-    producer.begin("t", [(None, b"x" * 400)], 0, 1.0)
-    waiting = threading.Thread(
-        target=producer.begin, args=("t", [(None, b"y" * 400)], 0, 1.0, 30.0)
-    )
+def test_the_patient_are_served_when_there_is_room(producer: TopicProducer, broker: Broker) -> None:
+    producer.begin("t", [(None, b"x" * 1400)], 0)
+    waiting = threading.Thread(target=producer.begin, args=("t", [(None, b"y" * 400)], 0, 30.0))
     waiting.start()
-    assert len(broker.futures) == 1
-    broker.futures[0].failure(KafkaTimeoutError("given up"))
+    assert len(broker.reports) == 1
+    broker.reports[0](GIVEN_UP, None)
     waiting.join(30)
-    assert len(broker.futures) == 2
+    assert len(broker.reports) == 2
+
+
+def test_one_record_that_is_not_there_fails_those_it_came_with(
+    producer: TopicProducer, broker: Broker
+) -> None:
+    delivery = producer.begin("t", [(None, b"a"), (None, b"b")], 0)
+    broker.reports[0](GIVEN_UP, None)
+    broker.reports[1](None, None)
+    with pytest.raises(EverloopError) as caught:
+        delivery.wait(1.0)
+    assert caught.value.kind is Kind.UNAVAILABLE
+
+
+def test_what_the_client_refuses_halfway_gives_its_bytes_back(
+    producer: TopicProducer, broker: Broker
+) -> None:
+    with pytest.raises(EverloopError) as caught:
+        producer.begin("t", [(None, b"a"), (None, b"refused"), (None, b"b")], 0)
+    assert caught.value.kind is Kind.UNAVAILABLE
+    [report] = broker.reports
+    report(None, None)
+    producer.begin("t", [(None, b"x" * 2000)], 0)
+
+
+class BrokenOnce(Broker):
+    """A Kafka client of which the first one fails for good; it reports when it is flushed."""
+
+    made: ClassVar[list[BrokenOnce]] = []
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        super().__init__()
+        self.failed = options["error_cb"]
+        self.made.append(self)
+
+    def list_topics(self, topic: str, timeout: float) -> None:
+        return
+
+    def poll(self, timeout: float) -> None:
+        if self is self.made[0] and self.reports:
+            self.failed(KafkaError(KafkaError._FATAL))
+
+    def purge(self) -> None:
+        return
+
+    def flush(self, timeout: float) -> None:
+        while self.reports:
+            self.reports.pop()(KafkaError(KafkaError._PURGE_QUEUE), None)
+
+
+def test_a_client_that_failed_for_good_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapter, "wait_for_broker", lambda *_: None)
+    monkeypatch.setattr(adapter, "fast_producer", lambda _, options: BrokenOnce(options))
+    producer = TopicProducer("unused:1", max_bytes=2000, timeout_seconds=10.0)
+    producer.connect(["t"])
+    delivery = producer.begin("t", [(None, b"lost")], 0)
+    with pytest.raises(EverloopError) as caught:
+        delivery.wait(10.0)
+    assert caught.value.kind is Kind.UNAVAILABLE
+    producer.begin("t", [(None, b"x" * 2000)], 0)
+    producer.close()
+    assert len(BrokenOnce.made) == 2
 
 
 def test_a_broker_that_does_not_answer_is_an_outage_in_time() -> None:
@@ -349,7 +415,7 @@ def test_a_broker_that_does_not_answer_is_an_outage_in_time() -> None:
     away = TopicProducer("127.0.0.1:9", max_bytes=100, timeout_seconds=0.5)
     for attempt in (
         lambda: away.connect(["t"]),
-        lambda: away.begin("t", [(None, b"x")], 0, 0.5),
+        lambda: away.begin("t", [(None, b"x")], 0),
         lambda: TopicEnds("127.0.0.1:9").end_offsets("t", 0.5),
     ):
         with pytest.raises(EverloopError) as caught:

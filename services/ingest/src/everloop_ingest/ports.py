@@ -97,7 +97,6 @@ class RecordSink(Protocol):
         topic: str,
         records: Sequence[tuple[bytes | None, bytes]],
         timestamp: int,
-        seconds: float,
         patience: float = 0.0,
     ) -> Delivery:
         """Puts keyed records on their way to a topic, in their order.
@@ -106,7 +105,6 @@ class RecordSink(Protocol):
             topic: where they go.
             records: keys and bodies.
             timestamp: becomes theirs, in milliseconds since 1970-01-01 UTC: what was judged fresh by it stays so.
-            seconds: how long handing them over may take.
             patience: how many seconds to wait for others that are under way, where these are too many bytes with them.
 
         Raises:

@@ -46,7 +46,7 @@ class Push:
     ) -> list[Rejection]:
         """Returns what is wrong, by row, when the broker has all records; see `begin` and `Pending.answer`."""
         deadline = time.monotonic() + seconds
-        pending = self.begin(pipeline, records, request_id, seconds)
+        pending = self.begin(pipeline, records, request_id)
         return pending.answer(max(0.0, deadline - time.monotonic()))
 
     def begin(
@@ -54,7 +54,6 @@ class Push:
         pipeline: Pipeline,
         records: Sequence[bytes],
         request_id: str,
-        seconds: float,
         patience: float = 0.0,
     ) -> Pending:
         """Validates records and puts them on their way.
@@ -67,7 +66,6 @@ class Push:
             pipeline: whose records they are.
             records: JSON objects.
             request_id: of the request.
-            seconds: how long handing them over may take.
             patience: how many seconds to wait where too many bytes are under way.
 
         Raises:
@@ -94,7 +92,7 @@ class Push:
         ]
         delivery = None
         if keyed:
-            delivery = self._sink.begin(pipeline.record_topic, keyed, now, seconds, patience)
+            delivery = self._sink.begin(pipeline.record_topic, keyed, now, patience)
         mine = Pushed(digest, validated.rejections)
         return Pending(
             delivery, partial(self._settle, pipeline.name, request_id, mine, len(records))

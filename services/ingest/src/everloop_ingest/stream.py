@@ -97,7 +97,7 @@ class RecordStream:
                 if not line.room(size):
                     return
                 pending = self._push.begin(
-                    message.pipeline, message.records, message.request_id, seconds, patience=seconds
+                    message.pipeline, message.records, message.request_id, seconds
                 )
                 line.put(_Item(len(message.records), size, pending))
             line.put(None)

@@ -1,8 +1,4 @@
-"""The broker as the place where prediction logs go.
-
-The other services use kafka-python; a replica sends its log by librdkafka, whose threads compress, frame and send
-without Python's lock: the loop that answers predictions does not wait for them.
-"""
+"""The broker as the place where prediction logs go; the loop that answers predictions does not wait for it."""
 
 from __future__ import annotations
 
@@ -17,12 +13,12 @@ from kafka.errors import KafkaError as AdminError
 
 from everloop_inference.ports import Message, Outcome
 from everloop_runtime.kafka import ensure_topics
+from everloop_runtime.librdkafka import MAX_BYTES, fast_producer
 
 __all__ = ["KafkaSink"]
 
 log = logging.getLogger(__name__)
 
-MAX_BYTES = 16 * 1024 * 1024
 _REFUSALS = frozenset({KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_MSG_SIZE})
 
 
@@ -78,21 +74,13 @@ class KafkaSink:
             # Elsewhere a port that is closed takes long to be noticed.
             _probe(self._bootstrap)
             ensure_topics(self._bootstrap, seconds=self._seconds)
-            self._producer = Producer(
+            self._producer = fast_producer(
+                self._bootstrap,
                 {
-                    "bootstrap.servers": self._bootstrap,
-                    "acks": "all",
-                    "enable.idempotence": True,
-                    "partitioner": "murmur2_random",  # as all other clients have it
-                    "compression.type": "lz4",
                     "linger.ms": 0,
-                    "message.max.bytes": MAX_BYTES,
                     "queue.buffering.max.kbytes": -(-self._queue_bytes // 1024),
                     "delivery.timeout.ms": max(int(self._seconds * 1000), 1000),
-                    "reconnect.backoff.max.ms": 1000,
-                    "log_level": 0,
-                    "error_cb": lambda error: log.debug("librdkafka: %s", error),
-                }
+                },
             )
         return self._producer
 

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import threading
-import time
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
-from kafka import KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.errors import KafkaError
-from kafka.producer.future import FutureRecordMetadata
+from confluent_kafka import KafkaError, KafkaException, Producer
+from kafka import KafkaConsumer, TopicPartition
+from kafka.errors import KafkaError as ConsumerError
 
 from everloop_ingest.ports import Delivery
 from everloop_runtime.errors import EverloopError, Kind
-from everloop_runtime.kafka import producer, wait_for_broker
+from everloop_runtime.kafka import wait_for_broker
+from everloop_runtime.librdkafka import fast_producer
 from everloop_runtime.service import Stopper
 from everloop_runtime.telemetry import trace_headers
 
 __all__ = ["TopicEnds", "TopicProducer"]
 
+log = logging.getLogger(__name__)
+
 _RECORD_BYTES = 512
 """What a record takes in memory besides its body while it is under way."""
+_REPORT_SECONDS = 0.2
+"""How long the client may have nothing to say before somebody looks whether the service stops."""
 
 
 def _unavailable(what: str) -> EverloopError:
@@ -57,7 +62,7 @@ class TopicEnds:
             wanted = [TopicPartition(topic, number) for number in partitions]
             ends = self._client.end_offsets(wanted, timeout_ms=milliseconds)
             return {partition.partition: end for partition, end in ends.items()}
-        except KafkaError as error:
+        except ConsumerError as error:
             raise _unavailable(
                 f"the broker does not say how far {topic} reaches: {error}"
             ) from error
@@ -71,7 +76,7 @@ class TopicEnds:
 
 
 class TopicProducer:
-    """Puts records on topics and waits for the broker, with a bound on the bytes under way."""
+    """Puts records on topics, with a bound on the bytes under way."""
 
     def __init__(self, bootstrap: str, max_bytes: int, timeout_seconds: float) -> None:
         """Takes the bootstrap servers, the most bytes under way, and how long the broker may take."""
@@ -80,7 +85,9 @@ class TopicProducer:
         self._timeout = timeout_seconds
         self._bytes = 0
         self._room = threading.Condition()
-        self._client: KafkaProducer | None = None
+        self._client: Producer | None = None
+        self._broken = False
+        self._closing = threading.Event()
 
     def connect(self, topics: Iterable[str]) -> None:
         """Connects and learns where the topics are, so that no call has to wait for that.
@@ -88,65 +95,89 @@ class TopicProducer:
         Raises:
             EverloopError: kind unavailable.
         """
-        milliseconds = int(self._timeout * 1000)
         wait_for_broker(self._bootstrap, Stopper(), self._timeout)
+        client = self._make()
         try:
-            self._client = producer(
-                self._bootstrap,
-                max_block_ms=milliseconds,
-                request_timeout_ms=milliseconds,
-                # Never: after a batch has expired, an idempotent kafka-python producer hangs on its partition for ever.
-                # What waits is bounded by the bytes under way.
-                delivery_timeout_ms=2**31 - 1,
-                bootstrap_timeout_ms=milliseconds,
-                reconnect_backoff_max_ms=1000,
-                batch_size=256 * 1024,
-            )
             for topic in topics:
-                self._client.partitions_for(topic)
-        except KafkaError as error:
+                client.list_topics(topic, self._timeout)
+        except KafkaException as error:
             raise _unavailable(f"the broker does not answer: {error}") from error
+        self._client = client
+        self._reports = threading.Thread(
+            target=self._take_reports, name="delivery reports", daemon=True
+        )
+        self._reports.start()
 
     def begin(
         self,
         topic: str,
         records: Sequence[tuple[bytes | None, bytes]],
         timestamp: int,
-        seconds: float,
         patience: float = 0.0,
     ) -> Delivery:
         """See `ports.RecordSink`."""
         client = self._client
         if client is None:
             raise _unavailable("not connected to the broker yet")
-        self._take(sum(map(_size, records)), patience)
-        deadline = time.monotonic() + min(seconds, self._timeout)
+        size = sum(_RECORD_BYTES + len(value) for _, value in records)
+        self._take(size, patience)
         headers = [(name, text.encode()) for name, text in trace_headers().items()]
-        futures = []
+        delivery = _Delivery(len(records), self._timeout, partial(self._give_back, size))
+        sent = 0
         try:
-            for record in records:
-                key, value = record
-                future = client.send(
-                    topic, key=key, value=value, headers=headers, timestamp_ms=timestamp
+            for key, value in records:
+                client.produce(
+                    topic,
+                    value,
+                    key,
+                    timestamp=timestamp,
+                    headers=headers,
+                    on_delivery=delivery.report,
                 )
-                futures.append(future)
-                # The bytes are under way until the broker has them or the client gives up, whoever waits.
-                future.add_both(self._give_back, _size(record))
-                if time.monotonic() > deadline:
-                    raise _unavailable(
-                        f"the broker did not take all {len(records)} records in time"
-                    )
-        except KafkaError as error:
+                sent += 1
+        except KafkaException as error:
             raise _unavailable(f"the broker does not take records: {error}") from error
         finally:
-            self._give_back(sum(map(_size, records[len(futures) :])))
-        return _Delivery(futures, self._timeout)
+            delivery.leave(len(records) - sent)
+        return delivery
 
     def close(self) -> None:
         """Sends what is under way, as far as the broker takes it, and closes the connections."""
         if self._client is not None:
-            with suppress(KafkaError):  # nobody was told that these records are there
-                self._client.close(timeout=self._timeout)
+            self._closing.set()
+            self._reports.join()
+            self._client.flush(self._timeout)  # nobody was told that the rest is there
+
+    def _make(self) -> Producer:
+        return fast_producer(
+            self._bootstrap,
+            {
+                # What waits is bounded by the bytes under way.
+                "queue.buffering.max.messages": 0,
+                "queue.buffering.max.kbytes": 2**31 - 1,
+                "delivery.timeout.ms": max(1000, int(self._timeout * 1000)),
+                "batch.size": 256 * 1024,
+                "error_cb": self._failed,
+            },
+        )
+
+    def _failed(self, error: KafkaError) -> None:
+        log.debug("librdkafka: %s", error)
+        self._broken = self._broken or error.code() == KafkaError._FATAL
+
+    def _take_reports(self) -> None:
+        """Lets the client say what has become of records, until the service stops."""
+        client = self._client
+        while client is not None and not self._closing.is_set():
+            client.poll(_REPORT_SECONDS)
+            if (
+                self._broken
+            ):  # for good: what is under way is lost to it, and nothing is taken any more
+                log.error("the way to the broker is made anew")
+                gone, self._client, self._broken = client, self._make(), False
+                gone.purge()
+                gone.flush(self._timeout)
+                client = self._client
 
     def _take(self, size: int, patience: float) -> None:
         with self._room:
@@ -161,28 +192,43 @@ class TopicProducer:
                 )
             self._bytes += size
 
-    def _give_back(self, size: int, _result: object = None) -> None:
+    def _give_back(self, size: int) -> None:
         with self._room:
             self._bytes -= size
             self._room.notify_all()
 
 
 class _Delivery:
-    """Records that the client has taken."""
+    """Records that the client has taken; each of them is reported once, whoever waits."""
 
-    def __init__(self, futures: Sequence[FutureRecordMetadata], timeout_seconds: float) -> None:
-        self._futures = futures
+    def __init__(self, records: int, timeout_seconds: float, settled: Callable[[], None]) -> None:
+        """Takes how many records there are, how long a wait may take, and what to call when none is under way."""
+        self._left = records
         self._timeout = timeout_seconds
+        self._settled = settled
+        self._lock = threading.Lock()
+        self._done = threading.Event()
+        self._error: KafkaError | None = None
+
+    def report(self, error: KafkaError | None, _message: object) -> None:
+        """Notes what has become of one record; called by the client."""
+        if error is not None:
+            self._error = error
+        self.leave(1)
+
+    def leave(self, records: int) -> None:
+        """Counts records that are not under way any more, or never were."""
+        with self._lock:
+            self._left -= records
+            last = not self._left and not self._done.is_set()
+            if last:
+                self._done.set()
+        if last:
+            self._settled()
 
     def wait(self, seconds: float) -> None:
         """See `ports.Delivery`."""
-        deadline = time.monotonic() + min(seconds, self._timeout)
-        try:
-            for future in self._futures:
-                future.get(timeout=max(0.0, deadline - time.monotonic()))
-        except KafkaError as error:
-            raise _unavailable(f"the broker does not take records: {error}") from error
-
-
-def _size(record: tuple[bytes | None, bytes]) -> int:
-    return _RECORD_BYTES + len(record[1])
+        if not self._done.wait(min(seconds, self._timeout)):
+            raise _unavailable("the broker did not take all records in time")
+        if self._error is not None:
+            raise _unavailable(f"the broker does not take records: {self._error.str()}")
