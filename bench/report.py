@@ -40,6 +40,7 @@ class Result:
         load: what `load_before` said at the start; None if it was not asked.
         tables: what the docs show in place of all figures and ratios, by caption.
         more: further entries of the JSON.
+        command: what makes it anew; `make bench-<name>` where empty.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Result:
     load: float | None = None
     tables: Mapping[str, Rows] = field(default_factory=dict)
     more: Mapping[str, object] = field(default_factory=dict)
+    command: str = ""
 
 
 def load_before() -> float:
@@ -70,7 +72,7 @@ def write(result: Result, figure: Figure, *, publish: bool = True) -> None:
     document = {
         "name": result.name,
         "title": result.title,
-        "command": f"make bench-{result.name}",
+        "command": result.command or f"make bench-{result.name}",
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(),
         "machine": machine(),
