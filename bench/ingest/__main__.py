@@ -32,6 +32,13 @@ LONG_SECONDS = 1_500
 HELD_BACK = {"buffer_rows": 1, "shard_age_seconds": 3_600}
 """The writer stops after its first fetch, so that a stream's processor time is the door's alone."""
 
+_NOTE = """\
+Records of 1 KB with {fields} fields, {rounds} interleaved rounds, medians. From topic to cut version: the ingest
+process on a real broker and S3, from its first fetch to the answer of CutVersion, with validation, shards,
+deduplication, order, git and DVC; its processor time includes its start and git. The bare consumer is kafka-python
+with crc32c, orjson and pyarrow, and checks nothing. The stream's server holds its writer back, so that its processor
+time is the door's; the bare producer is librdkafka. Broker, S3 and callers share the cores. A ratio: ours over bare."""
+
 
 @dataclass
 class Rounds:
@@ -152,12 +159,7 @@ def judge(found: Rounds, load: float) -> Result:
         "Records through ingest, beside the same machine without it",
         figures,
         ratios,
-        f"Records of 1 KB with {SENSORS + 8} fields, {len(found.streams)} interleaved rounds, medians. From topic to"
-        " cut version: the ingest process on a real broker and S3, from its first fetch to the answer of CutVersion, with"
-        " validation, shards, deduplication, order, git and DVC; its processor time includes its start and git. The bare"
-        " consumer is kafka-python with crc32c, orjson and pyarrow, and checks nothing. The stream's server holds its"
-        " writer back, so that its processor time is the door's; the bare producer is librdkafka. Broker, S3 and callers"
-        " share the cores. A ratio: ours over bare.",
+        _NOTE.format(fields=SENSORS + 8, rounds=len(found.streams)),
         load,
     )
 

@@ -77,7 +77,11 @@ class Ingest:
     def accepted(self) -> int:
         """Records that are settled; 0 before it answers."""
         request = ingest_pb2.GetPipelineStatsRequest(pipeline=self._name)
-        return int(self._stub.GetPipelineStats(request, timeout=60, wait_for_ready=True).accepted)
+        return int(
+            self._stub.GetPipelineStats(
+                request, timeout=START_SECONDS, wait_for_ready=True
+            ).accepted
+        )
 
     def processor(self) -> float:
         """Processor seconds of the process and of what it ran, git for one."""
