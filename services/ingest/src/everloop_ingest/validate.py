@@ -188,8 +188,8 @@ class Validator:
         if _NONE in types and not spec.nullable:
             rows = [row for row in range(len(values)) if row not in late or name == self._id]
             broken |= nulls(values, rows, f"{name} cannot be null")
-        if name == self._id and pc.any(pc.equal(array, "")).as_py():
-            empty = pc.indices_nonzero(pc.fill_null(pc.equal(array, ""), False)).to_pylist()
+        if name == self._id and (blank := pc.equal(array, "")).true_count:
+            empty = pc.indices_nonzero(blank).to_pylist()
             broken |= {row: (Reason.OUT_OF_RANGE, "the record id is empty") for row in empty}
         return array, broken
 

@@ -121,7 +121,7 @@ class TopicProducer:
             raise _unavailable("not connected to the broker yet")
         size = sum(_RECORD_BYTES + len(value) for _, value in records)
         self._take(size, patience)
-        headers = [(name, text.encode()) for name, text in trace_headers().items()]
+        headers: list[tuple[str, str | bytes | None]] = list(trace_headers().items())
         delivery = _Delivery(len(records), self._timeout, partial(self._give_back, size))
         sent = 0
         try:
