@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -461,6 +462,22 @@ class IngestProcess:
         self.channel = clients.channel(self.address)
         self.stub = ingest_pb2_grpc.IngestServiceStub(self.channel)
 
+    def replica(self, instance: str) -> IngestProcess:
+        """One more process on the same pipeline, database and data repository, with a log of its own."""
+        other = copy.copy(self)
+        other.folder = self.folder / instance
+        other.folder.mkdir()
+        other.address, other.metrics = free_address(), free_address()
+        other.environment = self.environment | {
+            "EVERLOOP_INSTANCE": instance,
+            "EVERLOOP_GRPC_ADDRESS": other.address,
+            "EVERLOOP_METRICS_ADDRESS": other.metrics,
+        }
+        other.process = None
+        other.channel = clients.channel(other.address)
+        other.stub = ingest_pb2_grpc.IngestServiceStub(other.channel)
+        return other
+
     def declare(self, name: str, spec: dict[str, Any]) -> None:
         """Writes its pipeline's file; the next start reads it."""
         spec = spec | {"pipeline": name}
@@ -560,6 +577,11 @@ def free_address() -> str:
         return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
+@pytest.fixture(scope="session", name="free_address")
+def free_address_fixture() -> Callable[[], str]:
+    return free_address
+
+
 @pytest.fixture(scope="session")
 def infrastructure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoints]:
     """Kafka and S3, once for all tests that need them."""
@@ -571,11 +593,14 @@ def infrastructure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoin
 
 
 @pytest.fixture
-def ingest(infrastructure: Endpoints, tmp_path: Path) -> Iterator[Callable[[str], IngestProcess]]:
-    """Makes ingest processes; the name is that of their pipeline."""
+def ingest(infrastructure: Endpoints, tmp_path: Path) -> Iterator[Callable[..., IngestProcess]]:
+    """Makes ingest processes: by the name of their pipeline, or as a replica of that name of another."""
     made: list[IngestProcess] = []
 
-    def make(name: str) -> IngestProcess:
+    def make(name: str, of: IngestProcess | None = None) -> IngestProcess:
+        if of is not None:
+            made.append(of.replica(name))
+            return made[-1]
         folder = tmp_path / name
         folder.mkdir()
         made.append(IngestProcess(folder, infrastructure, name))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import json
 import random
 import time
 import urllib.request
@@ -22,13 +23,10 @@ from everloop import stack
 from everloop_contracts.stubs.everloop.ingest.v1 import dead_letter_pb2, ingest_pb2
 from everloop_contracts.stubs.everloop.ingest.v1.record_pb2 import Record
 from everloop_ingest.adapters.s3 import ShardBucket
-from everloop_ingest.domain import ShardsLost
 from everloop_runtime import clients
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.events import decode
 from everloop_runtime.s3 import s3_filesystem
-
-pytestmark = pytest.mark.faults
 
 Make = Callable[..., bytes]
 
@@ -76,6 +74,7 @@ def labels(service: Any, count: int) -> list[tuple[str, str]]:
     return known(service.consume("everloop.actuals", lambda found: len(known(found)) >= count))
 
 
+@pytest.mark.e2e
 def test_both_doors_lead_to_one_version_that_dvc_gets(
     ingest: Callable[[str], Any], make_record: Make
 ) -> None:
@@ -100,6 +99,9 @@ def test_both_doors_lead_to_one_version_that_dvc_gets(
     for item in version.objects:
         content = (path / Path(item.path).name).read_bytes()
         assert hashlib.md5(content).hexdigest() == item.md5
+    listing = [{"md5": item.md5, "relpath": Path(item.path).name} for item in version.objects]
+    digest = hashlib.md5(json.dumps(listing).encode()).hexdigest()
+    assert version.data.md5 == f"{digest}.dir"  # as DVC hashes a directory
     table = pq.read_table(path).to_pylist()
     assert {row["parcel"] for row in table} == {*(f"k{n}" for n in range(50)), "g1"}
     assert {row["parcel"]: row["lost"] for row in table if row["lost"] is not None} == {
@@ -147,6 +149,7 @@ def typed(parcel: str) -> bytes:
     return record.SerializeToString()
 
 
+@pytest.mark.faults
 def test_after_a_fix_what_was_rejected_comes_in_by_the_door_it_came_by(
     ingest: Callable[[str], Any], make_record: Make, spec: dict[str, Any]
 ) -> None:
@@ -216,6 +219,7 @@ def test_after_a_fix_what_was_rejected_comes_in_by_the_door_it_came_by(
     assert service.stop() == 0
 
 
+@pytest.mark.faults
 def test_dead_letters_leave_the_object_store_when_their_time_is_over(
     ingest: Callable[[str], Any],
 ) -> None:
@@ -251,6 +255,7 @@ DEATHS = [
 ]
 
 
+@pytest.mark.faults
 def test_killed_at_every_step_it_neither_loses_nor_doubles(
     ingest: Callable[[str], Any], make_record: Make
 ) -> None:
@@ -302,6 +307,7 @@ def test_killed_at_every_step_it_neither_loses_nor_doubles(
     assert service.stop() == 0
 
 
+@pytest.mark.faults
 def test_it_outlives_the_broker_and_the_object_store(
     ingest: Callable[[str], Any], make_record: Make
 ) -> None:
@@ -340,42 +346,7 @@ def test_it_outlives_the_broker_and_the_object_store(
     assert service.stop() == 0
 
 
-@pytest.mark.parametrize("kind", ["fake", "s3"])
-def test_shard_files_keep_what_they_take(
-    kind: str, folder_files: Any, infrastructure: Any, tmp_path: Path
-) -> None:
-    there = infrastructure
-    real = ShardBucket(
-        s3_filesystem(there.s3_url, there.s3_access_key, there.s3_secret_key, there.s3_region),
-        there.data_bucket,
-    )
-    files = folder_files if kind == "fake" else real
-    large = random.Random(1).randbytes(12 * 2**20)
-    contents = {f"{kind}/a/1.parquet": b"one", f"{kind}/a/2.parquet": large}
-    for key, content in contents.items():
-        files.put(key, content)
-    files.put(f"{kind}/a/1.parquet", b"one")
-    target = tmp_path / "fetched"
-    target.mkdir()
-    paths = files.fetch(list(contents), target)
-    assert [path.read_bytes() for path in paths] == list(contents.values())
-    assert files.fetch([], target) == []
-    lost = [f"{kind}/a/3.parquet", f"{kind}/b/1.parquet"]
-    with pytest.raises(ShardsLost) as caught:
-        files.fetch([*contents, *lost], target)
-    assert caught.value.keys == lost
-
-
-def test_a_bucket_that_is_missing_loses_nothing(infrastructure: Any, tmp_path: Path) -> None:
-    there = infrastructure
-    filesystem = s3_filesystem(
-        there.s3_url, there.s3_access_key, there.s3_secret_key, there.s3_region
-    )
-    with pytest.raises(EverloopError) as caught:
-        ShardBucket(filesystem, "no-such-bucket").fetch(["a"], tmp_path)
-    assert caught.value.kind is Kind.UNAVAILABLE
-
-
+@pytest.mark.faults
 def test_an_object_store_that_is_away_is_an_outage(tmp_path: Path) -> None:
     files = ShardBucket(s3_filesystem("http://127.0.0.1:9", "a", "b", "us-east-1"), "bucket")
     for attempt in (lambda: files.put("x", b"y"), lambda: files.fetch(["x"], tmp_path)):
