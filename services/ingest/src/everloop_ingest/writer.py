@@ -22,6 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from kafka import ConsumerRebalanceListener, KafkaConsumer, OffsetAndMetadata, TopicPartition
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.errors import IllegalStateError, KafkaError
 
 from everloop_contracts.pipeline import Pipeline
@@ -126,6 +127,8 @@ class DatasetWriter(Component):
             group_id=GROUP,
             # A process that was killed gets its partitions back at once, not when its old session has expired.
             group_instance_id=self._instance,
+            # Only what moves to another process is taken away; the rest stays where it is, with what is buffered of it.
+            partition_assignment_strategy=[CooperativeStickyAssignor],
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             isolation_level="read_committed",
