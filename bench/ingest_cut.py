@@ -26,7 +26,9 @@ from everloop_contracts.pipeline import FieldType, Pipeline, load_pipeline
 from everloop_ingest.adapters.dvc import DvcRepository
 from everloop_ingest.adapters.kafka import TopicEnds
 from everloop_ingest.adapters.s3 import ShardBucket
-from everloop_ingest.adapters.store import Store
+from everloop_ingest.adapters.store.cuts import Cuts
+from everloop_ingest.adapters.store.settlements import Settlements
+from everloop_ingest.adapters.store.versions import Versions
 from everloop_ingest.build_parts import BuildLimits
 from everloop_ingest.cut_version import CutVersion
 from everloop_ingest.domain import Batch, Partition, Shard, Version
@@ -68,7 +70,7 @@ class Place:
         self.pipeline = load_pipeline(ROOT / "pipelines" / "flight-delays.yaml")
         database = Database(f"sqlite:///{folder / 'ingest.db'}")
         database.upgrade(Path(everloop_ingest.__file__).parent / "migrations")
-        self.store = Store(database)
+        self.settlements = Settlements(database)
         self.bucket, self.remote = folder / "bucket", folder / "remote"
         # An object store needs no folders.
         of_pipeline = self.bucket / self.pipeline.name
@@ -78,7 +80,9 @@ class Place:
         self.shards = 0
         self.cut_version = CutVersion(
             {self.pipeline.name: self.pipeline},
-            self.store,
+            Cuts(database),
+            Versions(database),
+            self.settlements,
             ShardBucket(local, str(self.bucket)),
             DvcRepository(folder / "datasets", str(self.remote), {}, {}, local),
             TopicEnds("unused"),
@@ -109,9 +113,9 @@ class Place:
                 first_event_time=None,
                 last_event_time=None,
             )
-            self.store.claim(partition, 0)
+            self.settlements.claim(partition, 0)
             batch = Batch(self.pipeline.name, partition, first, end, [])
-            assert self.store.settle(batch, stored, (), ())
+            assert self.settlements.settle(batch, stored, (), ())
             self.shards += 1
 
     def cut(self) -> tuple[Cost, Version]:

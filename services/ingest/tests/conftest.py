@@ -35,8 +35,15 @@ from everloop.stack import Endpoints
 from everloop_contracts.pipeline import Pipeline
 from everloop_contracts.stubs.everloop.ingest.v1 import ingest_pb2, ingest_pb2_grpc
 from everloop_contracts.stubs.everloop.ingest.v1.dataset_pb2 import DatasetVersion
-from everloop_ingest.adapters.letter_store import LetterStore
-from everloop_ingest.adapters.store import Store
+from everloop_ingest.adapters.store.cuts import Cuts
+from everloop_ingest.adapters.store.erasures import Erasures
+from everloop_ingest.adapters.store.letters import LetterStore
+from everloop_ingest.adapters.store.quarantine import Quarantine
+from everloop_ingest.adapters.store.requests import Requests
+from everloop_ingest.adapters.store.schemas import Schemas
+from everloop_ingest.adapters.store.settlements import Settlements
+from everloop_ingest.adapters.store.upkeep import Upkeep
+from everloop_ingest.adapters.store.versions import Versions
 from everloop_ingest.build_parts import BuildLimits
 from everloop_ingest.cut_version import CutVersion
 from everloop_ingest.dead_letters import DeadLetters
@@ -222,7 +229,14 @@ class World:
     def restart(self) -> None:
         """A new process: nothing but the database, the bucket, the repository and the topic is left."""
         pipelines = {item.name: item for item in (self.pipeline, self.other)}
-        self.store = Store(self.database)
+        self.settlements = Settlements(self.database)
+        self.versions = Versions(self.database)
+        self.cuts = Cuts(self.database)
+        self.upkeep = Upkeep(self.database)
+        self.erasures = Erasures(self.database)
+        self.quarantine = Quarantine(self.database)
+        self.requests = Requests(self.database)
+        self.schemas = Schemas(self.database)
         self.files = FolderFiles(self.bucket)
         letters = LetterStore(self.database)
         self.letters = DeadLetters(
@@ -230,17 +244,19 @@ class World:
             self.files,
             self.folder / "work",
             4096,
-            lambda: self.store.backlog(1000),
+            lambda: self.settlements.backlog(1000),
         )
-        self.settle = Settle(pipelines, self.store, self.files, 4096)
+        self.settle = Settle(pipelines, self.settlements, self.files, 4096)
         limits = BuildLimits(self.folder / "work", 256 * 2**20, 1, self.part_rows, 1)
         self.keep_small = KeepSmall(
-            self.store, self.files, self.folder / "work", 2, 3, timedelta(days=7), 100
+            self.upkeep, self.files, self.folder / "work", 2, 3, timedelta(days=7), 100
         )
-        self.release = ReleaseVersion(self.store, self.repository)
+        self.release = ReleaseVersion(self.versions, self.quarantine, self.repository)
         self.cut = CutVersion(
             pipelines,
-            self.store,
+            self.cuts,
+            self.versions,
+            self.settlements,
             self.files,
             self.repository,
             self,
@@ -250,7 +266,8 @@ class World:
             wait=lambda seconds: None,
         )
         self.erase = EraseRecords(
-            self.store,
+            self.versions,
+            self.erasures,
             self.repository,
             self.cut,
             self.keep_small,
@@ -261,10 +278,11 @@ class World:
     def servicer(self, sink: MemorySink, limits: StreamLimits = STREAM_LIMITS) -> IngestServicer:
         """The gRPC door in front of a sink."""
         pipelines = {self.pipeline.name: self.pipeline}
-        push = Push(pipelines, sink, self.store, 4096)
+        push = Push(pipelines, sink, self.requests, 4096)
         return IngestServicer(
             pipelines,
-            self.store,
+            self.settlements,
+            self.versions,
             push,
             RecordStream(push, limits),
             self.cut,
@@ -313,14 +331,14 @@ class World:
     def batch(self, number: int) -> Batch:
         """Everything of a partition that is not settled."""
         partition = Partition(self.pipeline.record_topic, number)
-        start = self.store.claim(partition, 0)
+        start = self.settlements.claim(partition, 0)
         messages = self.topic[number][start:]
         return Batch(self.pipeline.name, partition, start, start + len(messages), messages)
 
     def store_elsewhere(self, *values: bytes) -> None:
         """Settles messages of the other pipeline."""
         partition = Partition(self.other.record_topic, 0)
-        start = self.store.claim(partition, 0)
+        start = self.settlements.claim(partition, 0)
         messages = [Message(start + row, row, None, value) for row, value in enumerate(values)]
         end = start + len(messages)
         assert self.settle(Batch(self.other.name, partition, start, end, messages))

@@ -105,19 +105,21 @@ def test_a_version_that_fails_its_checks_is_not_announced_until_it_is_released(
     assert second.state is State.QUARANTINED
     assert second.error == "zone: 100% of the new records are null, 0% of those before"
     assert strict.cut(strict.pipeline, "r2", 5.0) == second
-    assert strict.store.version("parcels", 2) == second
-    assert strict.store.version("parcels", 0) == first  # the newest that is available
+    assert strict.versions.get("parcels", 2) == second
+    assert strict.versions.get("parcels", 0) == first  # the newest that is available
     assert len(strict.rows(second)) == 4
     assert announced(strict) == [1]
 
     released = strict.release("parcels", 2, "r3", "ann", "zones are gone for good")
     assert (released.state, released.error) == (State.AVAILABLE, "")
     assert strict.release("parcels", 2, "r3", "ann", "again") == released
-    assert strict.store.version("parcels", 0) == released
+    assert strict.versions.get("parcels", 0) == released
     assert announced(strict) == [1, 2]
     assert strict.events(DATASETS)[1].cause == "r2"  # what it was cut for
-    assert len(strict.events(DATASETS)[1].data.dataset.objects) == len(strict.store.parts(released))
-    [entry] = strict.store.audit("parcels", 2)
+    assert len(strict.events(DATASETS)[1].data.dataset.objects) == len(
+        strict.versions.parts(released)
+    )
+    [entry] = strict.versions.audit("parcels", 2)
     assert (entry.action, entry.actor, entry.reason) == (
         "RELEASED",
         "ann",
@@ -170,9 +172,9 @@ def test_a_crash_around_the_release_announces_once(
 ) -> None:
     strict.send(0, make_record("a"))
     strict.cut(strict.pipeline, "r1", 5.0)
-    with pytest.raises(crash(strict.store, "release", when)):
+    with pytest.raises(crash(strict.quarantine, "release", when)):
         strict.release("parcels", 1, "r2", "ann", "")
     strict.restart()
     assert strict.release("parcels", 1, "r2", "ann", "").state is State.AVAILABLE
     assert announced(strict) == [1]
-    assert len(strict.store.audit("parcels", 1)) == 1
+    assert len(strict.versions.audit("parcels", 1)) == 1

@@ -106,15 +106,15 @@ def test_a_writer_that_stays_behind_ends_the_call_at_its_deadline(
 
 
 STEPS = [
-    ("store", "begin_version", "after"),
+    ("cuts", "begin", "after"),
     ("files", "fetch", "before"),
     ("files", "fetch", "after"),
     ("files", "put", "before"),
     ("files", "put", "after"),
     ("repository", "publish", "before"),
     ("repository", "publish", "after"),
-    ("store", "complete", "before"),
-    ("store", "complete", "after"),
+    ("cuts", "complete", "before"),
+    ("cuts", "complete", "after"),
 ]
 
 
@@ -146,7 +146,7 @@ def test_a_crash_at_any_step_ends_in_the_same_version(
     version = broken.cut(broken.pipeline, "r1", 5.0)
     expected = undisturbed.cut(undisturbed.pipeline, "r1", 5.0)
     assert (version.number, version.rows, version.file) == (2, expected.rows, expected.file)
-    assert broken.store.parts(version) == undisturbed.store.parts(expected)
+    assert broken.versions.parts(version) == undisturbed.versions.parts(expected)
     assert broken.rows(version) == undisturbed.rows(expected)
     assert {row["parcel"]: row["lost"] for row in broken.rows(version)}["b"] is True
     announced = [event.data.dataset.version for event in broken.events(DATASETS)]
@@ -173,7 +173,7 @@ def test_a_version_costs_what_is_new_and_shares_the_rest(world: Any, make_record
         shard.unlink()  # what is in a version is read from its parts
     world.send(1, b'{"parcel": "p02", "lost": true}')
     second = world.cut(world.pipeline, "r2", 5.0)
-    parts = world.store.parts(first), world.store.parts(second)
+    parts = world.versions.parts(first), world.versions.parts(second)
     assert [len(both) for both in parts] == [5, 5]
     assert [one == other for one, other in zip(*parts, strict=True)] == [False] + 4 * [True]
     assert world.repository.fetched == parts[0][:1]
@@ -207,7 +207,7 @@ def test_a_part_that_is_lost_keeps_its_pipeline_waiting_until_it_is_back(
     world: Any, make_record: Make, what: str
 ) -> None:
     world.send(0, make_record("a"))
-    [part] = world.store.parts(world.cut(world.pipeline, "r1", 5.0))
+    [part] = world.versions.parts(world.cut(world.pipeline, "r1", 5.0))
     state = world.bucket / part.state
     content = state.read_bytes(), world.repository.content[part.md5]
     away = EverloopError(Kind.UNAVAILABLE, "PART_LOST", "gone")
@@ -249,17 +249,17 @@ def test_a_version_whose_shard_is_lost_fails_and_the_next_takes_what_is_left(
     version = world.cut(world.pipeline, "r2", 5.0)
     assert (version.number, version.state, version.shards) == (3, State.AVAILABLE, 2)
     assert ids(world, version) == ["a", "c"]
-    failed = world.store.version("parcels", 2)
+    failed = world.versions.get("parcels", 2)
     key = str(gone.relative_to(world.bucket))
     assert failed.state is State.FAILED
     assert failed.error == f"the object store has lost 1 of 3 shards: {key}"
     assert key in caplog.text
     assert metrics.LOST_SHARDS.labels("parcels")._value.get() == counted + 1
     assert world.cut(world.pipeline, "r2", 5.0) == version
-    assert world.store.version("parcels", 0) == version
+    assert world.versions.get("parcels", 0) == version
     announced = [event.data.dataset.version for event in world.events(DATASETS)]
     assert announced == [1, 3]
-    assert world.store.unversioned("parcels") == Unversioned(0, None)
+    assert world.cuts.unversioned("parcels") == Unversioned(0, None)
 
 
 def test_a_shard_that_is_in_a_version_is_needed_no_more(world: Any, make_record: Make) -> None:
@@ -296,7 +296,7 @@ def test_where_every_shard_is_lost_there_is_no_record(world: Any, make_record: M
         with pytest.raises(EverloopError) as caught:
             world.cut(world.pipeline, "r1", 5.0)
         assert caught.value.reason == "NO_RECORDS"
-    [failed] = world.store.versions("parcels", None, 9)
+    [failed] = world.versions.page("parcels", None, 9)
     assert failed.state is State.FAILED
     world.send(0, make_record("b"))
     assert world.cut(world.pipeline, "r1", 5.0).number == 2
@@ -310,7 +310,7 @@ def test_one_pipeline_does_not_keep_the_others_from_finishing(
     world.store_elsewhere(make_record("b"))
     now = datetime.now(UTC)
     for pipeline in (world.pipeline, world.other):
-        world.store.begin_version(pipeline.name, "r", now)
+        world.cuts.begin(pipeline.name, "r", now)
     real = world.repository.publish
     away = EverloopError(Kind.UNAVAILABLE, "DATA_REPOSITORY_UNAVAILABLE", "away")
     errors = iter([RuntimeError("no space left"), away])
@@ -325,7 +325,7 @@ def test_one_pipeline_does_not_keep_the_others_from_finishing(
     states = []
     for _ in range(3):
         world.cut.finish()
-        found = [world.store.version(name, 1).state for name in ("parcels", "letters")]
+        found = [world.versions.get(name, 1).state for name in ("parcels", "letters")]
         states.append(found)
     assert states == [
         [State.CUTTING, State.AVAILABLE],
@@ -340,11 +340,11 @@ def test_a_lost_shard_ends_the_wait_of_a_version_that_a_crash_left(
     world.send(0, make_record("a"))
     world.send(1, make_record("b"))
     world.settle_all()
-    begun = world.store.begin_version("parcels", "r1", datetime.now(UTC))
+    begun = world.cuts.begin("parcels", "r1", datetime.now(UTC))
     shard_files(world)[0].unlink()
     world.cut.finish()
-    assert world.store.version("parcels", begun.number).state is State.FAILED
-    assert world.store.unversioned("parcels").records == 1
+    assert world.versions.get("parcels", begun.number).state is State.FAILED
+    assert world.cuts.unversioned("parcels").records == 1
     version = world.cut(world.pipeline, "r1", 5.0)
     assert (version.number, ids(world, version)) == (2, ["b"])
 
@@ -418,7 +418,9 @@ def test_versions_are_due_by_rows_and_by_age(pipeline: Pipeline) -> None:
 def test_the_scheduler_cuts_what_is_due(world: Any, make_record: Make) -> None:
     scheduler = Scheduler(
         {"parcels": world.pipeline},
-        world.store,
+        world.cuts,
+        world.versions,
+        world.requests,
         world.cut,
         world.keep_small,
         world.letters,
@@ -431,7 +433,7 @@ def test_the_scheduler_cuts_what_is_due(world: Any, make_record: Make) -> None:
     world.send(0, *(make_record(f"p{n}") for n in range(99)))
     world.settle_all()
     scheduler.look(world.pipeline, now)
-    assert world.store.versions("parcels", None, 9) == []
+    assert world.versions.page("parcels", None, 9) == []
     world.send(0, make_record("one more"))
     world.settle_all()
     scheduler.look(world.pipeline, now)
@@ -439,7 +441,7 @@ def test_the_scheduler_cuts_what_is_due(world: Any, make_record: Make) -> None:
     world.send(0, b'{"parcel": "p1", "lost": true}')
     world.settle_all()
     scheduler.look(world.pipeline, now + timedelta(hours=2))
-    causes = [version.cause_id for version in world.store.versions("parcels", None, 9)]
+    causes = [version.cause_id for version in world.versions.page("parcels", None, 9)]
     assert causes == ["schedule/age/parcels/v2", "schedule/rows/parcels/v1"]
 
 
@@ -448,7 +450,9 @@ def test_requests_are_forgotten_after_their_time_some_at_a_turn(
 ) -> None:
     scheduler = Scheduler(
         {"parcels": world.pipeline},
-        world.store,
+        world.cuts,
+        world.versions,
+        world.requests,
         world.cut,
         world.keep_small,
         world.letters,
@@ -461,21 +465,21 @@ def test_requests_are_forgotten_after_their_time_some_at_a_turn(
     world.send(0, make_record("a"))
     world.settle_all()
     for number in range(5):
-        assert world.store.begin_version("parcels", f"r{number}", old) is not None
-        world.store.answer_push("parcels", f"p{number}", Pushed(b"", []), old)
+        assert world.cuts.begin("parcels", f"r{number}", old) is not None
+        world.requests.answer("parcels", f"p{number}", Pushed(b"", []), old)
     world.cut.finish()
-    world.store.begin_version("parcels", "young", now - timedelta(days=29))
-    world.store.answer_push("parcels", "young", Pushed(b"", []), now - timedelta(days=29))
+    world.cuts.begin("parcels", "young", now - timedelta(days=29))
+    world.requests.answer("parcels", "young", Pushed(b"", []), now - timedelta(days=29))
 
     def known() -> tuple[int, int]:
-        cuts = [world.store.requested("parcels", f"r{number}") for number in range(5)]
-        pushes = [world.store.pushed("parcels", f"p{number}") for number in range(5)]
+        cuts = [world.versions.requested("parcels", f"r{number}") for number in range(5)]
+        pushes = [world.requests.pushed("parcels", f"p{number}") for number in range(5)]
         return 5 - cuts.count(None), 5 - pushes.count(None)
 
-    assert world.store.forget_requests(now - timedelta(days=30), 2) == 4
+    assert world.requests.forget(now - timedelta(days=30), 2) == 4
     assert known() == (3, 3)
     scheduler.forget(now)
     assert known() == (0, 0)
-    assert world.store.requested("parcels", "young").number == 1
-    assert world.store.pushed("parcels", "young") is not None
+    assert world.versions.requested("parcels", "young").number == 1
+    assert world.requests.pushed("parcels", "young") is not None
     assert world.cut(world.pipeline, "r1", 5.0).number == 1  # the version itself stays

@@ -84,7 +84,7 @@ def test_a_crash_keeps_every_dead_letter_once(
     world: Any, make_record: Make, crash: Any, step: str, when: str
 ) -> None:
     world.send(0, b"{", make_record("a"), b"[]")
-    owner = world.files if step == "put" else world.store
+    owner = world.files if step == "put" else world.settlements
     died = crash(owner, step, when)
     with pytest.raises(died):
         world.settle_all()

@@ -161,7 +161,7 @@ def test_a_push_that_ended_without_an_answer_is_sent_again(
     if where == "broker":
         sink.error = away
     else:
-        monkeypatch.setattr(world.store, "answer_push", no_answer)
+        monkeypatch.setattr(world.requests, "answer", no_answer)
     with pytest.raises(EverloopError) as caught:
         door.PushRecords(request, CONTEXT)
     assert caught.value.kind is Kind.UNAVAILABLE
@@ -443,7 +443,7 @@ def test_both_doors_judge_by_the_same_contract_and_the_same_clock(
             for n in range(-20, 21)
         ),
     ]
-    push = Push({world.pipeline.name: world.pipeline}, sink, world.store, 4096)
+    push = Push({world.pipeline.name: world.pipeline}, sink, world.requests, 4096)
     answered = {item.row: item for item in push(world.pipeline, records, "", 5.0)}
     assert answered[1].reason == Reason.RULE_BROKEN
     assert {item.reason for item in answered.values()} == {Reason.RULE_BROKEN, Reason.TOO_OLD}

@@ -11,7 +11,7 @@ import pytest
 
 from everloop_contracts.events import DATASETS
 from everloop_contracts.stubs.everloop.ingest.v1.record_pb2 import Record
-from everloop_ingest.adapters.store import audit
+from everloop_ingest.adapters.store.erasures import AUDIT
 from everloop_ingest.dead_letters import Wanted
 from everloop_ingest.domain import Audit, State
 from everloop_ingest.erase_records import Entity
@@ -41,7 +41,7 @@ def test_an_entity_s_records_and_labels_are_gone_from_all_that_comes(
     left = [(f"p{n}", float(n), None) for n in range(9) if n != 4]
     assert rows(world, done) == left
     assert world.erase(world.pipeline, entity, "e1", "ann", "again", 5.0) == done
-    [entry] = world.store.audit("parcels", 3)
+    [entry] = world.versions.audit("parcels", 3)
     assert (entry.action, entry.actor, entry.reason, entry.request_id) == (
         *("ERASED", "ann", "request 17", "e1"),
     )
@@ -80,10 +80,10 @@ def test_an_entity_must_be_named_in_one_way(world: Any, entity: Entity) -> None:
 @pytest.mark.parametrize(
     ("owner", "method", "when"),
     [
-        ("store", "ask_erasure", "before"),
-        ("store", "ask_erasure", "after"),
+        ("erasures", "ask", "before"),
+        ("erasures", "ask", "after"),
         ("repository", "publish", "after"),
-        ("store", "complete", "after"),
+        ("cuts", "complete", "after"),
         ("files", "delete", "after"),
     ],
 )
@@ -100,7 +100,9 @@ def test_a_crash_at_any_step_is_made_good(
     if resume == "scheduler" and (method, when) != ("ask_erasure", "before"):
         scheduler = Scheduler(
             {"parcels": world.pipeline},
-            world.store,
+            world.cuts,
+            world.versions,
+            world.requests,
             world.cut,
             world.keep_small,
             world.letters,
@@ -111,12 +113,12 @@ def test_a_crash_at_any_step_is_made_good(
         scheduler._stopper = Stopper()
         world.cut.finish()
         scheduler.look(world.pipeline, datetime.now(UTC))
-        newest = world.store.version("parcels", 0)
+        newest = world.versions.get("parcels", 0)
         assert [name for name, *_ in rows(world, newest)] == ["a", "c"]
-        assert len(world.store.audit("parcels", newest.number)) == 1
+        assert len(world.versions.audit("parcels", newest.number)) == 1
     done = world.erase(*arguments)
     assert [name for name, *_ in rows(world, done)] == ["a", "c"]
-    assert len(world.store.audit("parcels", done.number)) == 1
+    assert len(world.versions.audit("parcels", done.number)) == 1
     assert not list((world.bucket / "parcels" / "shards").rglob("*.parquet"))
 
 
@@ -127,7 +129,7 @@ def test_a_request_id_that_cut_or_released_a_version_erases_nothing(
     version = world.cut(world.pipeline, "cut", 5.0)
     with world.database.unit_of_work() as work:
         entry = Audit("parcels", "released", 1, "RELEASED", "ann", "why", datetime.now(UTC))
-        work.connection.execute(audit.insert().values(asdict(entry)))
+        work.connection.execute(AUDIT.insert().values(asdict(entry)))
     for reused in ("cut", "released"):
         with pytest.raises(EverloopError) as caught:
             world.erase(world.pipeline, Entity(["b"]), reused, "ann", "why", 5.0)
@@ -142,7 +144,7 @@ def test_the_books_forget_the_ids_as_well(world: Any, make_record: Make) -> None
     world.send(0, *(make_record(name) for name in names))
     world.erase(world.pipeline, Entity(names[:5]), "e1", "ann", "why", 5.0)
     world.database.engine.dispose()
-    assert world.store.erased(world.store.version("parcels", 2)) == []
+    assert world.cuts.erased(world.versions.get("parcels", 2)) == []
     with world.database.read() as connection:
         held = connection.exec_driver_sql("SELECT first_record_id FROM parts").scalars().all()
     assert set(held) <= {"", names[5]}

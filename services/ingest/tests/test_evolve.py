@@ -58,7 +58,7 @@ def serve(world: Any, served: Pipeline) -> None:
     """A new process with a changed pipeline."""
     world.pipeline = served
     world.restart()
-    adopt_schemas({"parcels": served}, world.store, NOW)
+    adopt_schemas({"parcels": served}, world.schemas, NOW)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_an_older_version_is_no_way_back(spec: dict[str, Any]) -> None:
 
 def test_what_was_served_is_remembered_over_restarts(world: Any, spec: dict[str, Any]) -> None:
     def adopt(*pipelines: Pipeline) -> None:
-        adopt_schemas({item.name: item for item in pipelines}, world.store, NOW)
+        adopt_schemas({item.name: item for item in pipelines}, world.schemas, NOW)
 
     fresh = {"freshness": {"max_age": "90m"}, "rules": [{"name": "r", "check": "weight > 1"}]}
     first = pipeline(spec, 1, lambda spec: spec["schema"].update(fresh))
@@ -187,9 +187,9 @@ def test_what_was_served_is_remembered_over_restarts(world: Any, spec: dict[str,
         adopt(first, other)
     assert (caught.value.kind, caught.value.reason) == (Kind.PRECONDITION, "SCHEMA_CHANGED")
     assert str(caught.value) == ("parcels: schema.fields.colour: is gone; set schema.version to 2")
-    assert world.store.schemas("letters") == {}
+    assert world.schemas.known("letters") == {}
     adopt(pipeline(spec, 2), other)
-    assert set(world.store.schemas("parcels")) == {1, 2}
+    assert set(world.schemas.known("parcels")) == {1, 2}
 
 
 @given(st.sampled_from(CHANGES), st.sampled_from(CHANGES), st.integers(1, 3))

@@ -33,9 +33,9 @@ def test_small_shards_are_put_together(world: Any, make_record: Make) -> None:
     world.keep_small("parcels", NOW)
     [*rest, together] = objects(world, "shards")
     assert (len(rest), together.split("/")[0]) == (2, "together")
-    books = world.store.books("parcels")
+    books = world.settlements.books("parcels")
     version = world.cut(world.pipeline, "r1", 5.0)
-    assert (version.shards, world.store.books("parcels")) == (5, books)
+    assert (version.shards, world.settlements.books("parcels")) == (5, books)
     assert {row["parcel"]: row["lost"] for row in world.rows(version)} == {
         "a": True,
         **dict.fromkeys("bcd"),
@@ -46,8 +46,8 @@ def test_small_shards_are_put_together(world: Any, make_record: Make) -> None:
     ("owner", "method", "when"),
     [
         ("files", "put", "after"),
-        ("store", "put_together", "before"),
-        ("store", "put_together", "after"),
+        ("upkeep", "put_together", "before"),
+        ("upkeep", "put_together", "after"),
         ("files", "delete", "after"),
     ],
 )
@@ -72,7 +72,7 @@ def test_shards_that_a_version_has_taken_stay_as_they_are(
     def overtaken(*arguments: Any) -> None:
         monkeypatch.setattr(world.files, "put", real)
         real(*arguments)
-        world.store.begin_version("parcels", "r1", NOW)
+        world.cuts.begin("parcels", "r1", NOW)
 
     monkeypatch.setattr(world.files, "put", overtaken)
     world.keep_small("parcels", NOW)
@@ -91,11 +91,11 @@ def test_what_versions_have_replaced_goes_after_its_time(world: Any, make_record
     assert [len(objects(world, kind)) for kind in ("shards", "parts", "labels")] == [3, 2, 2]
     world.keep_small("parcels", NOW + timedelta(days=6))
     assert [len(objects(world, kind)) for kind in ("shards", "parts", "labels")] == [3, 2, 2]
-    books = world.store.books("parcels")
+    books = world.settlements.books("parcels")
     for _ in range(2):
         world.keep_small("parcels", LATER)
         assert [len(objects(world, kind)) for kind in ("shards", "parts", "labels")] == [1, 1, 1]
-    assert world.store.books("parcels") == books
+    assert world.settlements.books("parcels") == books
     # The versions themselves are whole, and the next one knows what waits.
     assert [row["lost"] for row in world.rows(first) + world.rows(second)] == [None, True]
     world.send(0, make_record("nobody"))
@@ -113,11 +113,11 @@ def test_a_crash_while_objects_are_deleted_is_made_good(
 ) -> None:
     world.send(0, make_record("a"))
     world.cut(world.pipeline, "r1", 5.0)
-    with pytest.raises(crash(world.store, "reclaimed", "before")):
+    with pytest.raises(crash(world.upkeep, "reclaimed", "before")):
         world.keep_small("parcels", LATER)
     world.restart()
     world.keep_small("parcels", LATER)
     assert objects(world, "shards") == []
-    assert not world.store.reclaimable("parcels", LATER, 100)
+    assert not world.upkeep.reclaimable("parcels", LATER, 100)
     world.send(0, make_record("b"))
     assert world.cut(world.pipeline, "r2", 5.0).rows.rows == 2

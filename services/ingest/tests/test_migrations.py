@@ -9,7 +9,10 @@ from pathlib import Path
 import sqlalchemy as sa
 
 import everloop_ingest
-from everloop_ingest.adapters.store import Store, metadata
+from everloop_ingest.adapters.store.cuts import Cuts
+from everloop_ingest.adapters.store.requests import Requests
+from everloop_ingest.adapters.store.sql import METADATA
+from everloop_ingest.adapters.store.versions import Versions
 from everloop_ingest.domain import State
 from everloop_runtime.database import Database
 
@@ -33,16 +36,18 @@ def test_a_database_of_the_first_version_is_brought_up(tmp_path: Path) -> None:
             work.connection.execute(sa.text(statement))
     database.upgrade(MIGRATIONS)
 
-    store = Store(database)
-    version = store.requested("p", "r1")
+    requests = Requests(database)
+    version = Versions(database).requested("p", "r1")
     assert version is not None
     assert (version.state, version.error) == (State.CUTTING, "")
-    assert store.unversioned("p").records == 10
+    assert Cuts(database).unversioned("p").records == 10
     # What was asked before counts from the upgrade.
-    assert store.forget_requests(datetime.now(UTC) - timedelta(days=1), 10) == 0
-    assert store.forget_requests(datetime.now(UTC) + timedelta(days=1), 10) == 1
+    assert requests.forget(datetime.now(UTC) - timedelta(days=1), 10) == 0
+    assert requests.forget(datetime.now(UTC) + timedelta(days=1), 10) == 1
     inspector = sa.inspect(database.engine)
-    for table in metadata.tables.values():
+    made = {*inspector.get_table_names()} - {"alembic_version", "inbox", "outbox"}
+    assert made == {*METADATA.tables}
+    for table in METADATA.tables.values():
         there = {column["name"] for column in inspector.get_columns(table.name)}
         assert there == {column.name for column in table.columns}
     database.close()

@@ -249,9 +249,9 @@ def test_dead_letters_leave_the_object_store_when_their_time_is_over(
 
 DEATHS = [
     ("everloop_ingest.adapters.s3:ShardBucket.put", "after", "2"),
-    ("everloop_ingest.adapters.store:Store.settle", "after", "2"),
+    ("everloop_ingest.adapters.store.settlements:Settlements.settle", "after", "2"),
     ("everloop_ingest.adapters.git:Git.tag", "after", "1"),
-    ("everloop_ingest.adapters.store:Store.complete", "before", "1"),
+    ("everloop_ingest.adapters.store.cuts:Cuts.complete", "before", "1"),
 ]
 
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from everloop_ingest import settle, shards
-from everloop_ingest.adapters.store import Store
+from everloop_ingest.adapters.store.settlements import Settlements
 from everloop_ingest.domain import Batch, Books, Partition
 from everloop_ingest.validate import Validator
 from everloop_runtime.errors import EverloopError, Kind
@@ -31,7 +31,9 @@ def test_the_books_count_every_message_once(world: Any, make_record: Callable[..
     good, broken = make_record("a", lost=True), make_record("b", weight="1")
     world.send(0, good, broken, b"{", b'{"parcel": "c", "lost": false}', make_record("d"))
     world.settle_all()
-    assert world.store.books("parcels") == Books(3, 2, 1, {"WRONG_TYPE": 1, "MALFORMED_JSON": 1})
+    assert world.settlements.books("parcels") == Books(
+        3, 2, 1, {"WRONG_TYPE": 1, "MALFORMED_JSON": 1}
+    )
     [key] = (world.bucket / "parcels" / "shards").rglob("*.parquet")
     expected = "parcels/shards/everloop.records.parcels/0/000000000000-000000000004.parquet"
     assert str(key.relative_to(world.bucket)) == expected
@@ -70,15 +72,15 @@ def test_a_dead_letter_always_fits_a_message(world: Any) -> None:
 def test_a_batch_of_nothing_but_rejections_has_no_shard(world: Any) -> None:
     world.send(0, b"{", None)
     world.settle_all()
-    assert world.store.books("parcels").rejected == 2
+    assert world.settlements.books("parcels").rejected == 2
     assert not list(world.bucket.rglob("shards/**/*.parquet"))
-    assert world.store.positions("everloop.records.parcels")[0] == 2
+    assert world.settlements.positions("everloop.records.parcels")[0] == 2
 
 
 def test_a_tombstone_is_counted_and_leaves_a_dead_letter(world: Any) -> None:
     world.send(0, None)
     world.settle_all()
-    assert world.store.books("parcels").rejected == 1
+    assert world.settlements.books("parcels").rejected == 1
     [(value, headers)] = world.dead_letters()
     assert value == b""
     assert headers["everloop-reason"] == "MALFORMED_JSON"
@@ -100,7 +102,7 @@ def test_labels_leave_in_events_of_bounded_size(
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize(("owner", "method"), [("files", "put"), ("store", "settle")])
+@pytest.mark.parametrize(("owner", "method"), [("files", "put"), ("settlements", "settle")])
 def test_a_crash_anywhere_neither_loses_nor_doubles(
     make_world: Any,
     make_record: Callable[..., bytes],
@@ -119,7 +121,7 @@ def test_a_crash_anywhere_neither_loses_nor_doubles(
     for world in (broken, undisturbed):
         world.send(1, make_record("c", lost=False), b"[]")
         world.settle_all()
-    assert broken.store.books("parcels") == undisturbed.store.books("parcels")
+    assert broken.settlements.books("parcels") == undisturbed.settlements.books("parcels")
     assert sorted(labels_of(broken)) == sorted(labels_of(undisturbed))
     assert [value for value, _ in broken.dead_letters()] == [b"{", b"[]"]
     versions = [w.cut(w.pipeline, "r", 5.0) for w in (broken, undisturbed)]
@@ -133,17 +135,17 @@ def test_a_writer_that_lost_its_partition_changes_nothing(
     world.send(0, make_record("a"), make_record("b"))
     stale = world.batch(0)
     world.settle_all()
-    before = world.store.books("parcels"), world.outbox()
+    before = world.settlements.books("parcels"), world.outbox()
     assert world.settle(stale) is False
     assert world.settle(replace(stale, messages=stale.messages[:1], end=1)) is False
-    assert (world.store.books("parcels"), world.outbox()) == before
+    assert (world.settlements.books("parcels"), world.outbox()) == before
 
 
 def test_an_empty_batch_moves_the_position_over_control_records(world: Any) -> None:
     batch = replace(world.batch(0), end=7)
     assert world.settle(batch)
-    assert world.store.claim(Partition(world.pipeline.record_topic, 0), 0) == 7
-    assert world.store.books("parcels") == Books()
+    assert world.settlements.claim(Partition(world.pipeline.record_topic, 0), 0) == 7
+    assert world.settlements.books("parcels") == Books()
 
 
 POISON = b'{"parcel": "poison", "sent": "2026-03-01T12:00:00Z", "weight": 1.0, "lost": true}'
@@ -168,7 +170,7 @@ def holds_poison(arguments: tuple[Any, ...]) -> bool:
         (settle, "_shard"),
         (settle, "_labels"),
         (settle, "_dead_letter"),
-        (Store, "settle"),
+        (Settlements, "settle"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -208,9 +210,11 @@ def test_a_message_that_breaks_any_step_does_not_block_its_partition(
     assert letters[1][0] == POISON
     assert letters[1][1]["everloop-origin"] == "everloop.records.parcels/0/3"
     assert "ZeroDivisionError" in letters[1][1]["everloop-message"]
-    assert world.store.books("parcels") == Books(3, 3, 0, {"MALFORMED_JSON": 2, "UNPROCESSABLE": 1})
+    assert world.settlements.books("parcels") == Books(
+        3, 3, 0, {"MALFORMED_JSON": 2, "UNPROCESSABLE": 1}
+    )
     assert labels_of(world) == [("b", "true")]
-    assert world.store.positions("everloop.records.parcels")[0] == 6
+    assert world.settlements.positions("everloop.records.parcels")[0] == 6
     version = world.cut(world.pipeline, "r", 5.0)
     assert [row["parcel"] for row in world.rows(version)] == ["a", "b", "c"]
 
@@ -230,8 +234,8 @@ def test_a_batch_that_only_fails_as_a_whole_loses_no_message(
     world.topic[0] = [message for message in world.topic[0] if message.offset not in {4, 5}]
     batch = replace(world.batch(0), end=12)  # with holes in it and control records behind
     assert world.settle(batch)
-    assert world.store.books("parcels") == Books(8, 0, 0, {})
-    assert world.store.positions("everloop.records.parcels")[0] == 12
+    assert world.settlements.books("parcels") == Books(8, 0, 0, {})
+    assert world.settlements.positions("everloop.records.parcels")[0] == 12
 
 
 def test_an_outage_is_waited_for_and_rejects_nothing(
@@ -247,10 +251,10 @@ def test_an_outage_is_waited_for_and_rejects_nothing(
     with pytest.raises(EverloopError) as caught:
         world.settle(world.batch(0))
     assert caught.value is away
-    assert world.store.books("parcels") == Books()
+    assert world.settlements.books("parcels") == Books()
     monkeypatch.undo()
     world.settle_all()
-    assert world.store.books("parcels").accepted == 1
+    assert world.settlements.books("parcels").accepted == 1
 
 
 def test_an_outage_among_the_halves_goes_on_where_it_stopped(
@@ -273,4 +277,4 @@ def test_an_outage_among_the_halves_goes_on_where_it_stopped(
         world.settle(whole)
     assert world.settle(whole) is False  # half of it is settled: it is read again
     world.settle_all()
-    assert world.store.books("parcels") == Books(3, 1, 0, {"UNPROCESSABLE": 1})
+    assert world.settlements.books("parcels") == Books(3, 1, 0, {"UNPROCESSABLE": 1})

@@ -55,7 +55,7 @@ class Caller:
 @pytest.fixture
 def streams(world: Any, sink: Any) -> Callable[..., RecordStream]:
     def make(limits: StreamLimits = LIMITS) -> RecordStream:
-        push = Push({world.pipeline.name: world.pipeline}, sink, world.store, 4096)
+        push = Push({world.pipeline.name: world.pipeline}, sink, world.requests, 4096)
         return RecordStream(push, limits)
 
     return make
@@ -86,7 +86,7 @@ def test_a_stream_is_answered_as_single_pushes_would_be(
     answers = list(streams(StreamLimits(max_bytes, 20.0, 20.0))(iter(incoming)))
     streamed = list(sink.sent)
     sink.sent.clear()
-    push = Push({world.pipeline.name: world.pipeline}, sink, world.store, 4096)
+    push = Push({world.pipeline.name: world.pipeline}, sink, world.requests, 4096)
     expected = [push(world.pipeline, records, "", 5.0) for records in messages]
     assert [answer.rejections for answer in answers] == expected
     assert [answer.records for answer in answers] == [len(records) for records in messages]

@@ -178,10 +178,10 @@ class Client:
 def make_writer(
     pipeline: Pipeline, log: Log, step: Callable[[str], bool]
 ) -> tuple[DatasetWriter, Client]:
-    store: Any = SimpleNamespace(
+    settlements: Any = SimpleNamespace(
         claim=lambda partition, beginning: log.position, backlog=lambda limit: False
     )
-    writer = DatasetWriter("", {pipeline.name: pipeline}, store, log.settle, LIMITS, "one")
+    writer = DatasetWriter("", {pipeline.name: pipeline}, settlements, log.settle, LIMITS, "one")
     writer._stopper = Stopper()
     client = Client(log, TopicPartition(pipeline.record_topic, 0), step)
     client.join(writer)
@@ -285,7 +285,7 @@ def test_a_database_that_is_away_does_not_end_the_writer(
     log = Log([0, 1], 2)
     writer, client = make_writer(pipeline, log, lambda name: False)
     monkeypatch.setattr("everloop_ingest.writer._OUTAGE_SECONDS", 0.0)
-    real = getattr(writer._store, question)
+    real = getattr(writer._settlements, question)
     outages = iter([True, True])
     workers: Any = Inline()
 
@@ -294,7 +294,7 @@ def test_a_database_that_is_away_does_not_end_the_writer(
             raise EverloopError(Kind.UNAVAILABLE, "DATABASE_UNAVAILABLE", "away")
         return real(*arguments)
 
-    monkeypatch.setattr(writer._store, question, fragile)
+    monkeypatch.setattr(writer._settlements, question, fragile)
     for _ in range(5):
         writer._turn_or_wait(client, workers)
     assert log.settled == [0, 1]

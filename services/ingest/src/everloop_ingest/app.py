@@ -11,9 +11,16 @@ from everloop_contracts.pipeline import Pipeline, PipelineError, load_pipelines
 from everloop_contracts.stubs.everloop.ingest.v1 import ingest_pb2_grpc
 from everloop_ingest.adapters.dvc import DvcRepository
 from everloop_ingest.adapters.kafka import TopicEnds, TopicProducer
-from everloop_ingest.adapters.letter_store import LetterStore
 from everloop_ingest.adapters.s3 import ShardBucket
-from everloop_ingest.adapters.store import Store
+from everloop_ingest.adapters.store.cuts import Cuts
+from everloop_ingest.adapters.store.erasures import Erasures
+from everloop_ingest.adapters.store.letters import LetterStore
+from everloop_ingest.adapters.store.quarantine import Quarantine
+from everloop_ingest.adapters.store.requests import Requests
+from everloop_ingest.adapters.store.schemas import Schemas
+from everloop_ingest.adapters.store.settlements import Settlements
+from everloop_ingest.adapters.store.upkeep import Upkeep
+from everloop_ingest.adapters.store.versions import Versions
 from everloop_ingest.build_parts import BuildLimits
 from everloop_ingest.cut_version import CutVersion
 from everloop_ingest.dead_letters import DeadLetters
@@ -83,10 +90,9 @@ def run_service() -> int:
         return 2
     database = Database(settings.database_url)
     database.upgrade(Path(__file__).parent / "migrations")
-    store = Store(database)
     try:
         check_record_sizes(pipelines, settings.max_record_bytes)
-        adopt_schemas(pipelines, store, datetime.now(UTC))
+        adopt_schemas(pipelines, Schemas(database), datetime.now(UTC))
     except EverloopError as error:
         print(error, file=sys.stderr)
         database.close()
@@ -106,11 +112,13 @@ def run_service() -> int:
         _credentials(settings),
         filesystem,
     )
+    settlements, versions, cuts = Settlements(database), Versions(database), Cuts(database)
+    requests = Requests(database)
     ends = TopicEnds(bootstrap)
     sink = TopicProducer(bootstrap, settings.push_max_bytes, settings.push_timeout_seconds)
-    settle = Settle(pipelines, store, files, settings.max_record_bytes)
+    settle = Settle(pipelines, settlements, files, settings.max_record_bytes)
     writer = DatasetWriter(
-        bootstrap, pipelines, store, settle, _limits(settings), settings.instance
+        bootstrap, pipelines, settlements, settle, _limits(settings), settings.instance
     )
     build = BuildLimits(
         settings.data_dir / "work",
@@ -121,8 +129,10 @@ def run_service() -> int:
     )
     # Streams may hold half of the gRPC workers; with callers that wait for a version, a quarter stays free.
     callers = max(1, settings.grpc_workers // 4)
-    cut = CutVersion(pipelines, store, files, repository, ends, writer, build, callers)
-    push = Push(pipelines, sink, store, settings.max_record_bytes)
+    cut = CutVersion(
+        pipelines, cuts, versions, settlements, files, repository, ends, writer, build, callers
+    )
+    push = Push(pipelines, sink, requests, settings.max_record_bytes)
     stream = RecordStream(
         push,
         StreamLimits(
@@ -130,7 +140,7 @@ def run_service() -> int:
         ),
     )
     keep_small = KeepSmall(
-        store,
+        Upkeep(database),
         files,
         build.folder,
         max(1, settings.shard_rows // settings.compact_shards),
@@ -145,16 +155,19 @@ def run_service() -> int:
         files,
         build.folder,
         settings.max_record_bytes,
-        lambda: store.backlog(settings.outbox_limit),
+        lambda: settlements.backlog(settings.outbox_limit),
     )
     servicer = IngestServicer(
         pipelines,
-        store,
+        settlements,
+        versions,
         push,
         stream,
         cut,
-        ReleaseVersion(store, repository),
-        EraseRecords(store, repository, cut, keep_small, erase_letters, build.folder),
+        ReleaseVersion(versions, Quarantine(database), repository),
+        EraseRecords(
+            versions, Erasures(database), repository, cut, keep_small, erase_letters, build.folder
+        ),
         dead_letters,
         ends,
         repository,
@@ -167,7 +180,9 @@ def run_service() -> int:
     )
     scheduler = Scheduler(
         pipelines,
-        store,
+        cuts,
+        versions,
+        requests,
         cut,
         keep_small,
         dead_letters,

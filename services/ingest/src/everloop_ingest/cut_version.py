@@ -14,7 +14,9 @@ from pathlib import Path
 
 from everloop_contracts.pipeline import Pipeline
 from everloop_ingest import metrics
-from everloop_ingest.adapters.store import Change, Store
+from everloop_ingest.adapters.store.cuts import Change, Cuts
+from everloop_ingest.adapters.store.settlements import Settlements
+from everloop_ingest.adapters.store.versions import Versions
 from everloop_ingest.announce import announcement
 from everloop_ingest.build_parts import Base, BuildLimits, Built, build_parts
 from everloop_ingest.checks import violations
@@ -45,7 +47,9 @@ class CutVersion:
     def __init__(
         self,
         pipelines: Mapping[str, Pipeline],
-        store: Store,
+        cuts: Cuts,
+        versions: Versions,
+        settlements: Settlements,
         files: ShardFiles,
         repository: DataRepository,
         record_log: RecordLog,
@@ -60,7 +64,9 @@ class CutVersion:
         `wait` pauses between two looks at the positions.
         """
         self._pipelines = pipelines
-        self._store = store
+        self._cuts = cuts
+        self._versions = versions
+        self._settlements = settlements
         self._files = files
         self._repository = repository
         self._log = record_log
@@ -84,7 +90,7 @@ class CutVersion:
                 A version that was begun is finished later, by a repeat or by `finish`.
         """
         deadline = time.monotonic() + seconds
-        known = self._store.requested(pipeline.name, request_id)
+        known = self._versions.requested(pipeline.name, request_id)
         if known is not None and known.state in (State.AVAILABLE, State.QUARANTINED):
             return known
         if not self._callers.acquire(blocking=False):
@@ -105,7 +111,7 @@ class CutVersion:
         with self._alone(pipeline.name, seconds):
             self._finish_all(pipeline.name)
             while True:  # a version that fails takes at least one shard out of the next
-                version = self._store.begin_version(pipeline.name, request_id, datetime.now(UTC))
+                version = self._cuts.begin(pipeline.name, request_id, datetime.now(UTC))
                 if version is None:
                     raise EverloopError(
                         Kind.PRECONDITION,
@@ -143,11 +149,11 @@ class CutVersion:
             self._wait(_POLL_SECONDS)
 
     def _behind(self, topic: str, ends: dict[int, int]) -> int:
-        positions = self._store.positions(topic)
+        positions = self._settlements.positions(topic)
         return sum(max(0, end - positions.get(number, 0)) for number, end in ends.items())
 
     def _finish_all(self, pipeline: str) -> None:
-        for version in self._store.cutting(pipeline):
+        for version in self._versions.cutting(pipeline):
             self._finish(version)
 
     def _finish(self, version: Version) -> Version:
@@ -160,17 +166,17 @@ class CutVersion:
         with tempfile.TemporaryDirectory(prefix="cut-", dir=self._limits.folder) as name:
             folder = Path(name)
             try:
-                shards = self._files.fetch(self._store.shards_of(version), _new(folder, "shards"))
+                shards = self._files.fetch(self._cuts.shards_of(version), _new(folder, "shards"))
             except ShardsLost as error:
                 return self._give_up(version, error.keys)
             base = self._base(pipeline, folder)
-            erased = self._store.erased(version)
+            erased = self._cuts.erased(version)
             built = build_parts(pipeline, shards, base, _new(folder, "parts"), self._limits, erased)
             labels = self._keep_states(pipeline, base, built)
             files = {item.part.md5: item.rows for item in built.added}
             file = self._repository.publish(version, built.parts, files)
         rows = Rows.of(built.parts)
-        announced, so_far = self._store.profiles(pipeline.name)
+        announced, so_far = self._cuts.profiles(pipeline.name)
         new = so_far.plus(built.profile)
         wrong = violations(pipeline.cut.checks, rows.rows, announced, new)
         state = State.QUARANTINED if wrong else State.AVAILABLE
@@ -179,7 +185,7 @@ class CutVersion:
         added = [item.part for item in built.added]
         profile = built.profile if wrong else announced.plus(new)
         change = Change(added, built.removed, labels, profile)
-        self._store.complete(done, change, event)
+        self._cuts.complete(done, change, event)
         if wrong:
             metrics.QUARANTINED.labels(pipeline.name).inc()
             log.warning("%s is in quarantine: %s", file.tag, done.error)
@@ -199,7 +205,7 @@ class CutVersion:
 
     def _base(self, pipeline: Pipeline, folder: Path) -> Base:
         """The version before, its files fetched as they are needed."""
-        parts, labels = self._store.base(pipeline.name)
+        parts, labels = self._cuts.base(pipeline.name)
 
         def states(wanted: Sequence[Part]) -> list[Path]:
             return self._fetch([part.state for part in wanted], folder)
@@ -239,7 +245,7 @@ class CutVersion:
         named = ", ".join(lost[:_KEYS_NAMED]) + (", …" if len(lost) > _KEYS_NAMED else "")
         text = f"the object store has lost {len(lost)} of {version.shards} shards: {named}"
         failed = replace(version, state=State.FAILED, error=text)
-        self._store.fail(failed, lost)
+        self._cuts.fail(failed, lost)
         metrics.LOST_SHARDS.labels(version.pipeline).inc(len(lost))
         log.error("%s/v%d failed, lost: %s", version.pipeline, version.number, ", ".join(lost))
         return failed

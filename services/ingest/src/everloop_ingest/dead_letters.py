@@ -12,11 +12,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from everloop_contracts.pipeline import Pipeline
-from everloop_ingest.adapters.letter_store import LetterStore
-from everloop_ingest.adapters.store import OutboxMessage
+from everloop_ingest.adapters.store.letters import LetterStore
 from everloop_ingest.domain import (
     DeadLetter,
     LetterFile,
+    OutboxMessage,
     Partition,
     Reason,
     Replay,

@@ -16,6 +16,7 @@ __all__ = [
     "LetterFile",
     "Message",
     "ObjectFile",
+    "OutboxMessage",
     "Part",
     "Partition",
     "Pushed",
@@ -92,6 +93,10 @@ class Partition:
 
     topic: str
     number: int
+
+
+OutboxMessage = tuple[str, bytes | None, bytes, list[tuple[str, bytes]]]
+"""Topic, key, value and headers of a message for the outbox."""
 
 
 class Message(Protocol):

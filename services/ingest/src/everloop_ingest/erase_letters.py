@@ -11,7 +11,7 @@ import orjson
 from google.protobuf.message import DecodeError
 
 from everloop_contracts.pipeline import Pipeline
-from everloop_ingest.adapters.letter_store import LetterStore
+from everloop_ingest.adapters.store.letters import LetterStore
 from everloop_ingest.domain import DeadLetter, LetterFile, ShardsLost
 from everloop_ingest.formats import from_protobuf, is_protobuf
 from everloop_ingest.letters import decode, encode

@@ -13,7 +13,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from everloop_contracts.pipeline import FieldType, Pipeline
-from everloop_ingest.adapters.store import Store
+from everloop_ingest.adapters.store.erasures import Erasures
+from everloop_ingest.adapters.store.versions import Versions
 from everloop_ingest.cut_version import CutVersion
 from everloop_ingest.domain import Audit, State, Version
 from everloop_ingest.erase_letters import EraseLetters
@@ -38,7 +39,8 @@ class EraseRecords:
 
     def __init__(
         self,
-        store: Store,
+        versions: Versions,
+        erasures: Erasures,
         repository: DataRepository,
         cut: CutVersion,
         keep_small: KeepSmall,
@@ -46,7 +48,8 @@ class EraseRecords:
         folder: Path,
     ) -> None:
         """Takes the database, the data repository, the use cases that it is made of, and a folder for work."""
-        self._store = store
+        self._versions = versions
+        self._erasures = erasures
         self._repository = repository
         self._cut = cut
         self._keep_small = keep_small
@@ -74,7 +77,7 @@ class EraseRecords:
         """
         deadline = time.monotonic() + seconds
         _check(pipeline, entity)
-        if not self._store.erasure_asked(pipeline.name, request_id):
+        if not self._erasures.asked(pipeline.name, request_id):
             self._check_new(pipeline.name, request_id)
             first = str(uuid.uuid5(uuid.NAMESPACE_URL, request_id))
             version = self._cut(pipeline, first, seconds)
@@ -88,9 +91,9 @@ class EraseRecords:
             # Before the request is noted: who finishes it after a crash knows the ids no more.
             self._letters(pipeline, ids, entity.field, entity.value)
             entry = Audit(pipeline.name, request_id, 0, "ERASED", actor, reason, datetime.now(UTC))
-            self._store.ask_erasure(entry, ids)
+            self._erasures.ask(entry, ids)
         left = max(0.0, deadline - time.monotonic())
-        done = self._store.requested(pipeline.name, request_id)
+        done = self._versions.requested(pipeline.name, request_id)
         if done is None or done.state in (State.CUTTING, State.FAILED):
             done = self._cut.cut(pipeline, request_id, left)
         # All shards so far are in versions: those that hold the records go with the others.
@@ -98,7 +101,9 @@ class EraseRecords:
         return done
 
     def _check_new(self, pipeline: str, request_id: str) -> None:
-        if self._store.audited(pipeline, request_id) or self._store.requested(pipeline, request_id):
+        if self._erasures.audited(pipeline, request_id) or self._versions.requested(
+            pipeline, request_id
+        ):
             raise EverloopError(
                 Kind.CONFLICT,
                 "REQUEST_ID_REUSED",
@@ -110,7 +115,7 @@ class EraseRecords:
         key = pipeline.schema_.id
         ids: list[str] = []
         self._folder.mkdir(parents=True, exist_ok=True)
-        for part in self._store.parts(version):
+        for part in self._versions.parts(version):
             with tempfile.TemporaryDirectory(prefix="erase-", dir=self._folder) as name:
                 [path] = self._repository.fetch([part], Path(name))
                 rows = pq.read_table(

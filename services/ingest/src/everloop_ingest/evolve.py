@@ -8,7 +8,7 @@ from datetime import datetime
 from everloop_contracts.pipeline import FieldType, Pipeline
 from everloop_contracts.schema import FieldSpec, Schema
 from everloop_contracts.spec import Spec
-from everloop_ingest.adapters.store import Store
+from everloop_ingest.adapters.store.schemas import Schemas
 from everloop_runtime.errors import EverloopError, Kind
 
 __all__ = ["StoredSchema", "adopt_schemas", "misfits"]
@@ -24,7 +24,7 @@ class StoredSchema(Spec):
     target: str
 
 
-def adopt_schemas(pipelines: Mapping[str, Pipeline], store: Store, now: datetime) -> None:
+def adopt_schemas(pipelines: Mapping[str, Pipeline], schemas: Schemas, now: datetime) -> None:
     """Compares each pipeline with the schemas that were served under its name, and remembers it as the newest.
 
     Raises:
@@ -35,14 +35,14 @@ def adopt_schemas(pipelines: Mapping[str, Pipeline], store: Store, now: datetime
     for name, pipeline in pipelines.items():
         known = {
             version: StoredSchema.model_validate_json(document)
-            for version, document in store.schemas(name).items()
+            for version, document in schemas.known(name).items()
         }
         found += [f"{name}: {text}" for text in misfits(pipeline, known)]
     if found:
         raise EverloopError(Kind.PRECONDITION, "SCHEMA_CHANGED", "\n".join(found))
     for name, pipeline in pipelines.items():
         stored = StoredSchema(schema_=pipeline.schema_, target=pipeline.target.field)
-        store.keep_schema(name, pipeline.schema_.version, stored.model_dump_json(), now)
+        schemas.keep(name, pipeline.schema_.version, stored.model_dump_json(), now)
 
 
 def misfits(pipeline: Pipeline, known: Mapping[int, StoredSchema]) -> Iterator[str]:

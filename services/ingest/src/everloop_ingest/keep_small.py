@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from everloop_ingest import metrics
-from everloop_ingest.adapters.store import Store
+from everloop_ingest.adapters.store.upkeep import Upkeep
 from everloop_ingest.domain import ShardsLost
 from everloop_ingest.ports import ShardFiles
 
@@ -24,7 +24,7 @@ class KeepSmall:
 
     def __init__(
         self,
-        store: Store,
+        upkeep: Upkeep,
         files: ShardFiles,
         folder: Path,
         small_rows: int,
@@ -35,7 +35,7 @@ class KeepSmall:
         """Takes the database, the data bucket and the limits.
 
         Args:
-            store: the database.
+            upkeep: the database.
             files: the data bucket.
             folder: for work.
             small_rows: rows up to which a shard is small.
@@ -43,7 +43,7 @@ class KeepSmall:
             retention: how long objects stay when a version has replaced them.
             objects: objects of each kind that a call deletes at most.
         """
-        self._store = store
+        self._upkeep = upkeep
         self._files = files
         self._folder = folder
         self._small_rows = small_rows
@@ -57,7 +57,7 @@ class KeepSmall:
         Raises:
             EverloopError: kind unavailable.
         """
-        small = self._store.small_shards(pipeline, self._small_rows, self._shards)
+        small = self._upkeep.small_shards(pipeline, self._small_rows, self._shards)
         if len(small) == self._shards:
             self._put_together(pipeline, [key for key, _ in small])
         self._drop_some(pipeline, now - self._retention)
@@ -68,10 +68,10 @@ class KeepSmall:
             pass
 
     def _drop_some(self, pipeline: str, before: datetime) -> int:
-        gone = self._store.reclaimable(pipeline, before, self._objects)
+        gone = self._upkeep.reclaimable(pipeline, before, self._objects)
         if gone:
             self._files.delete([*gone.shards, *gone.states, *gone.labels])
-            self._store.reclaimed(pipeline, gone)
+            self._upkeep.reclaimed(pipeline, gone)
             metrics.RECLAIMED.labels(pipeline).inc(len(gone))
         return len(gone)
 
@@ -89,7 +89,7 @@ class KeepSmall:
         key = f"{pipeline}/shards/together/{digest}.parquet"
         self._files.put(key, bytes(sink.getvalue()))
         # What a crash leaves behind here is an orphan that nothing reads.
-        if self._store.put_together(pipeline, keys, key):
+        if self._upkeep.put_together(pipeline, keys, key):
             self._files.delete(keys)
 
 

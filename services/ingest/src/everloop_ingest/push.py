@@ -12,7 +12,7 @@ import orjson
 
 from everloop_contracts.pipeline import Pipeline
 from everloop_ingest import metrics
-from everloop_ingest.adapters.store import Store
+from everloop_ingest.adapters.store.requests import Requests
 from everloop_ingest.domain import Pushed, Rejection
 from everloop_ingest.ports import Delivery, RecordSink
 from everloop_ingest.validate import Validator
@@ -32,13 +32,13 @@ class Push:
         self,
         pipelines: Mapping[str, Pipeline],
         sink: RecordSink,
-        store: Store,
+        requests: Requests,
         max_record_bytes: int,
     ) -> None:
         """Takes the pipelines by name, the way onto the topics, the database and the largest record in bytes."""
         self._validators = {name: Validator(p, max_record_bytes) for name, p in pipelines.items()}
         self._sink = sink
-        self._store = store
+        self._requests = requests
         self._max_bytes = max_record_bytes
 
     def __call__(
@@ -73,7 +73,7 @@ class Push:
                 REQUEST_ID_REUSED: the request came with other records before.
         """
         digest = _digest(records) if request_id else b""
-        answer = self._store.pushed(pipeline.name, request_id) if request_id else None
+        answer = self._requests.pushed(pipeline.name, request_id) if request_id else None
         if answer is not None:
             rejections = _same(answer, digest).rejections
             return Pending(None, lambda: rejections)
@@ -107,7 +107,7 @@ class Push:
         metrics.PUSHED.labels(pipeline, "rejected").inc(rejected)
         if not request_id:
             return mine.rejections
-        answer = self._store.answer_push(pipeline, request_id, mine, datetime.now(UTC))
+        answer = self._requests.answer(pipeline, request_id, mine, datetime.now(UTC))
         return _same(answer, mine.digest).rejections
 
     def _key(self, pipeline: Pipeline, record: bytes, record_id: str | None) -> bytes | None:

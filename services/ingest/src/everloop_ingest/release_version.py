@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from everloop_ingest.adapters.store import Store
+from everloop_ingest.adapters.store.quarantine import Quarantine
+from everloop_ingest.adapters.store.versions import Versions
 from everloop_ingest.announce import announcement
 from everloop_ingest.domain import Audit, State, Version
 from everloop_ingest.ports import DataRepository
@@ -20,12 +21,14 @@ class ReleaseVersion:
 
     def __init__(
         self,
-        store: Store,
+        versions: Versions,
+        quarantine: Quarantine,
         repository: DataRepository,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """Takes the database and the data repository."""
-        self._store = store
+        self._versions = versions
+        self._quarantine = quarantine
         self._repository = repository
         self._now = now
 
@@ -40,13 +43,13 @@ class ReleaseVersion:
             EverloopError: kind not_found; kind precondition, reason NOT_QUARANTINED, or SUPERSEDED where a later
                 version, which holds all that it holds, was announced already.
         """
-        version = self._store.version(pipeline, number) if number else None
+        version = self._versions.get(pipeline, number) if number else None
         if version is None:
             raise EverloopError(
                 Kind.NOT_FOUND, "DATASET_VERSION_NOT_FOUND", f"{pipeline} has no v{number}"
             )
         done = replace(version, state=State.AVAILABLE, error="")
-        event = announcement(done, self._repository, self._store.parts(version))
+        event = announcement(done, self._repository, self._versions.parts(version))
         audit = Audit(pipeline, request_id, number, "RELEASED", actor, reason, self._now())
-        self._store.release(done, audit, event)
+        self._quarantine.release(done, audit, event)
         return done

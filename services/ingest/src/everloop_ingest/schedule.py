@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
 from everloop_contracts.pipeline import Pipeline
-from everloop_ingest.adapters.store import Store
+from everloop_ingest.adapters.store.cuts import Cuts
+from everloop_ingest.adapters.store.requests import Requests
+from everloop_ingest.adapters.store.versions import Versions
 from everloop_ingest.cut_version import CutVersion
 from everloop_ingest.dead_letters import DeadLetters
 from everloop_ingest.domain import Unversioned
@@ -40,7 +42,9 @@ class Scheduler(Component):
     def __init__(
         self,
         pipelines: Mapping[str, Pipeline],
-        store: Store,
+        cuts: Cuts,
+        versions: Versions,
+        requests: Requests,
         cut: CutVersion,
         keep_small: KeepSmall,
         dead_letters: DeadLetters,
@@ -54,7 +58,9 @@ class Scheduler(Component):
         long dead letters are kept.
         """
         self._pipelines = pipelines
-        self._store = store
+        self._cuts = cuts
+        self._versions = versions
+        self._requests = requests
         self._cut = cut
         self._keep_small = keep_small
         self._seconds = seconds
@@ -88,13 +94,13 @@ class Scheduler(Component):
 
     def look(self, pipeline: Pipeline, now: datetime) -> None:
         """Cuts a version of a pipeline if one is due."""
-        unversioned = self._store.unversioned(pipeline.name)
+        unversioned = self._cuts.unversioned(pipeline.name)
         why = due(pipeline, unversioned, now)
-        if why is None and self._store.erasures_wait(pipeline.name):
+        if why is None and self._cuts.erasures_wait(pipeline.name):
             why = "erasure"
         if why is None or self._stopper.stopping:
             return
-        newest = self._store.versions(pipeline.name, None, 1)
+        newest = self._versions.page(pipeline.name, None, 1)
         number = newest[0].number + 1 if newest else 1
         try:
             self._cut.cut(pipeline, f"schedule/{why}/{pipeline.name}/v{number}", seconds=0)
@@ -105,7 +111,7 @@ class Scheduler(Component):
 
     def forget(self, now: datetime) -> None:
         """Forgets requests and dead letters that are past their time, as many as go at once."""
-        self._store.forget_requests(now - self._retention, _FORGOTTEN_AT_ONCE)
+        self._requests.forget(now - self._retention, _FORGOTTEN_AT_ONCE)
         self._letters.expire(now - self._letter_retention)
 
     def _failed(self, what: str, error: Exception) -> None:

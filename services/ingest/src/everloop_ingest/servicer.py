@@ -14,7 +14,8 @@ from everloop_contracts.stubs.everloop.ingest.v1 import (
     ingest_pb2,
     ingest_pb2_grpc,
 )
-from everloop_ingest.adapters.store import Store
+from everloop_ingest.adapters.store.settlements import Settlements
+from everloop_ingest.adapters.store.versions import Versions
 from everloop_ingest.convert import (
     dataset_version,
     dead_letter,
@@ -47,7 +48,8 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
     def __init__(
         self,
         pipelines: Mapping[str, Pipeline],
-        store: Store,
+        settlements: Settlements,
+        versions: Versions,
         push: Push,
         stream: RecordStream,
         cut: CutVersion,
@@ -60,7 +62,8 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
     ) -> None:
         """Takes the use cases; `deadline_seconds` bounds calls that come without a deadline."""
         self._pipelines = pipelines
-        self._store = store
+        self._settlements = settlements
+        self._versions = versions
         self._push = push
         self._stream = stream
         self._cut = cut
@@ -150,7 +153,7 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
     ) -> ingest_pb2.GetDatasetVersionResponse:
         """See the contract."""
         pipeline = self._pipeline(request.pipeline)
-        version = self._store.version(pipeline.name, request.version)
+        version = self._versions.get(pipeline.name, request.version)
         if version is None:
             which = f"v{request.version}" if request.version else "available version"
             raise EverloopError(
@@ -164,7 +167,7 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
         """See the contract; the token is the number of the last version of the page before."""
         pipeline = self._pipeline(request.pipeline)
         before, size = page(request.page_token, request.page_size)
-        found = self._store.versions(pipeline.name, before, size + 1)
+        found = self._versions.page(pipeline.name, before, size + 1)
         return ingest_pb2.ListDatasetVersionsResponse(
             datasets=[dataset_version(version, self._repository) for version in found[:size]],
             next_page_token=str(found[size - 1].number) if len(found) > size else "",
@@ -176,9 +179,9 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
         """See the contract."""
         pipeline = self._pipeline(request.pipeline)
         # Positions before ends: a lag that is a little too large rather than messages that are in neither.
-        positions = self._store.positions(pipeline.record_topic)
+        positions = self._settlements.positions(pipeline.record_topic)
         ends = self._log.end_offsets(pipeline.record_topic, min(10.0, self._seconds(context)))
-        books = self._store.books(pipeline.name)
+        books = self._settlements.books(pipeline.name)
         return ingest_pb2.GetPipelineStatsResponse(
             received=books.accepted + books.rejected,
             accepted=books.accepted,
@@ -244,8 +247,8 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
             yield Incoming(self._pipeline(name), request.records, request_id)
 
     def _whole(self, version: Version) -> dataset_pb2.DatasetVersion:
-        parts = self._store.parts(version)
-        audit = self._store.audit(version.pipeline, version.number)
+        parts = self._versions.parts(version)
+        audit = self._versions.audit(version.pipeline, version.number)
         return dataset_version(version, self._repository, parts, audit)
 
     def _pipeline(self, name: str) -> Pipeline:

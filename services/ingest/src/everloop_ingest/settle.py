@@ -14,8 +14,16 @@ import pyarrow.compute as pc
 from everloop_contracts.pipeline import Pipeline
 from everloop_contracts.stubs.everloop.ingest.v1 import events_pb2
 from everloop_ingest import letters, metrics, shards
-from everloop_ingest.adapters.store import OutboxMessage, Store
-from everloop_ingest.domain import Batch, DeadLetter, Message, Reason, Rejection, Shard
+from everloop_ingest.adapters.store.settlements import Settlements
+from everloop_ingest.domain import (
+    Batch,
+    DeadLetter,
+    Message,
+    OutboxMessage,
+    Reason,
+    Rejection,
+    Shard,
+)
 from everloop_ingest.formats import is_protobuf
 from everloop_ingest.ports import ShardFiles
 from everloop_ingest.validate import Validated, Validator
@@ -40,14 +48,14 @@ class Settle:
     def __init__(
         self,
         pipelines: Mapping[str, Pipeline],
-        store: Store,
+        settlements: Settlements,
         files: ShardFiles,
         max_record_bytes: int,
     ) -> None:
         """Takes the pipelines by name, the database, the data bucket and the largest record in bytes."""
         self._pipelines = pipelines
         self._validators = {name: Validator(p, max_record_bytes) for name, p in pipelines.items()}
-        self._store = store
+        self._settlements = settlements
         self._files = files
         self._max_bytes = max_record_bytes
 
@@ -69,7 +77,7 @@ class Settle:
             Exception: the database refuses even to reject a message.
         """
         if not batch.messages:
-            return self._store.settle(batch, None, (), ())
+            return self._settlements.settle(batch, None, (), ())
         try:
             return self._whole(batch)
         except Exception as error:
@@ -134,7 +142,7 @@ class Settle:
             self._files.put(key, letters.encode(rejected))
         pipeline = self._pipelines[batch.pipeline]
         outgoing = (_outgoing(pipeline, batch, letter, self._max_bytes) for letter in rejected)
-        return self._store.settle(batch, shard, outgoing, events, key)
+        return self._settlements.settle(batch, shard, outgoing, events, key)
 
 
 @dataclass(frozen=True, slots=True)

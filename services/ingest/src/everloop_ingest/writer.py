@@ -27,7 +27,7 @@ from kafka.errors import IllegalStateError, KafkaError
 
 from everloop_contracts.pipeline import Pipeline
 from everloop_ingest import metrics
-from everloop_ingest.adapters.store import Store
+from everloop_ingest.adapters.store.settlements import Settlements
 from everloop_ingest.domain import Batch, Message, Partition
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.kafka import wait_for_broker
@@ -80,7 +80,7 @@ class DatasetWriter(Component):
         self,
         bootstrap: str,
         pipelines: Mapping[str, Pipeline],
-        store: Store,
+        settlements: Settlements,
         settle: Callable[[Batch], bool],
         limits: Limits,
         instance: str,
@@ -92,7 +92,7 @@ class DatasetWriter(Component):
         self._instance = instance
         self._bootstrap = bootstrap
         self._pipelines = {pipeline.record_topic: name for name, pipeline in pipelines.items()}
-        self._store = store
+        self._settlements = settlements
         self._settle = settle
         self._limits = limits
         self._wanted: set[str] = set()  # topics to flush now
@@ -225,7 +225,7 @@ class DatasetWriter(Component):
 
     def _position(self, partition: TopicPartition, first: int, end: int) -> int:
         mine = Partition(partition.topic, partition.partition)
-        position = self._store.claim(mine, first)
+        position = self._settlements.claim(mine, first)
         if position > end:
             raise EverloopError(
                 Kind.PRECONDITION,
@@ -238,7 +238,7 @@ class DatasetWriter(Component):
                 "%s dropped offsets %d to %d before they were read", partition, position, first
             )
             metrics.LOST.labels(self._pipelines[partition.topic]).inc(first - position)
-            if self._store.skip(mine, position, first):
+            if self._settlements.skip(mine, position, first):
                 return first
         return position
 
@@ -266,7 +266,7 @@ class DatasetWriter(Component):
             wanted, self._wanted = self._wanted, set()
         ready = self._buffers.keys() - self._running.keys()
         due = [p for p in ready if p.topic in wanted or self._due(self._buffers[p])]
-        if due and self._store.backlog(self._limits.backlog):
+        if due and self._settlements.backlog(self._limits.backlog):
             return  # the next turn looks again; who wanted a flush asks again
         for partition in due:
             self._hand_over(partition, workers)

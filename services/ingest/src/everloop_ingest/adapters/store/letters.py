@@ -8,11 +8,45 @@ from datetime import datetime
 import orjson
 import sqlalchemy as sa
 
-from everloop_ingest.adapters.store import OutboxMessage, letter_files, replay_requests, replays
-from everloop_ingest.domain import LetterFile, Partition, Replay, Replayed
+from everloop_ingest.adapters.store.sql import ID, METADATA, Utc
+from everloop_ingest.domain import LetterFile, OutboxMessage, Partition, Replay, Replayed
 from everloop_runtime.database import Database, UnitOfWork
 
-__all__ = ["LetterStore"]
+__all__ = ["LETTER_FILES", "REPLAY_REQUESTS", "LetterStore"]
+
+LETTER_FILES = sa.Table(
+    "dead_letter_files",
+    METADATA,
+    sa.Column("id", ID, primary_key=True),
+    sa.Column("pipeline", sa.String),
+    sa.Column("topic", sa.String),
+    sa.Column("partition", sa.Integer),
+    sa.Column("first_offset", sa.BigInteger),
+    sa.Column("last_offset", sa.BigInteger),
+    sa.Column("key", sa.Text),
+    sa.Column("reasons", sa.Text),
+    sa.Column("create_time", Utc),
+)
+REPLAYS = sa.Table(
+    "replays",
+    METADATA,
+    sa.Column("topic", sa.String, primary_key=True),
+    sa.Column("partition", sa.Integer, primary_key=True),
+    sa.Column("offset", sa.BigInteger, primary_key=True),
+    sa.Column("request_id", sa.String),
+    sa.Column("create_time", Utc),
+)
+REPLAY_REQUESTS = sa.Table(
+    "replay_requests",
+    METADATA,
+    sa.Column("pipeline", sa.String, primary_key=True),
+    sa.Column("request_id", sa.String, primary_key=True),
+    sa.Column("digest", sa.LargeBinary),
+    sa.Column("replayed", sa.BigInteger),
+    sa.Column("skipped", sa.BigInteger),
+    sa.Column("next_page_token", sa.String),
+    sa.Column("create_time", Utc),
+)
 
 
 class LetterStore:
@@ -41,8 +75,8 @@ class LetterStore:
             up_to: the newest one that is wanted, by id; the newest of all where None.
             limit: at most so many.
         """
-        files = letter_files.c
-        query = sa.select(letter_files).where(files.pipeline == pipeline)
+        files = LETTER_FILES.c
+        query = sa.select(LETTER_FILES).where(files.pipeline == pipeline)
         if reason:
             query = query.where(files.reasons.contains(f'"{reason}"', autoescape=True))
         if start is not None:
@@ -55,18 +89,18 @@ class LetterStore:
 
     def file_of(self, partition: Partition, offset: int) -> LetterFile | None:
         """The object that would hold the dead letter of a message."""
-        query = sa.select(letter_files).where(
-            letter_files.c.topic == partition.topic,
-            letter_files.c.partition == partition.number,
-            letter_files.c.first_offset <= offset,
-            letter_files.c.last_offset >= offset,
+        query = sa.select(LETTER_FILES).where(
+            LETTER_FILES.c.topic == partition.topic,
+            LETTER_FILES.c.partition == partition.number,
+            LETTER_FILES.c.first_offset <= offset,
+            LETTER_FILES.c.last_offset >= offset,
         )
-        found = self._files(query.order_by(letter_files.c.first_offset.desc()).limit(1))
+        found = self._files(query.order_by(LETTER_FILES.c.first_offset.desc()).limit(1))
         return found[0] if found else None
 
     def replayed(self, partition: Partition, offsets: Sequence[int]) -> dict[int, Replay]:
         """Which of a partition's dead letters were replayed."""
-        query = sa.select(replays).where(_of(partition), replays.c.offset.in_(offsets))
+        query = sa.select(REPLAYS).where(_of(partition), REPLAYS.c.offset.in_(offsets))
         with self._database.read() as connection:
             return {
                 row.offset: Replay(row.request_id, row.create_time)
@@ -117,28 +151,28 @@ class LetterStore:
                 "next_page_token": given.next_page_token,
                 "create_time": now,
             }
-            work.connection.execute(replay_requests.insert().values(row))
+            work.connection.execute(REPLAY_REQUESTS.insert().values(row))
             return given
 
     def expired(self, before: datetime, limit: int) -> list[LetterFile]:
         """The oldest objects from before a moment."""
-        query = sa.select(letter_files).where(letter_files.c.create_time < before)
-        return self._files(query.order_by(letter_files.c.create_time).limit(limit))
+        query = sa.select(LETTER_FILES).where(LETTER_FILES.c.create_time < before)
+        return self._files(query.order_by(LETTER_FILES.c.create_time).limit(limit))
 
     def forget(self, files: Sequence[LetterFile]) -> None:
         """Forgets objects that are gone, and what of them was replayed."""
         with self._database.unit_of_work() as work:
             for file in files:
                 row = work.connection.execute(
-                    sa.select(letter_files.c.first_offset, letter_files.c.last_offset).where(
-                        letter_files.c.id == file.id
+                    sa.select(LETTER_FILES.c.first_offset, LETTER_FILES.c.last_offset).where(
+                        LETTER_FILES.c.id == file.id
                     )
                 ).first()
                 if row is None:
                     continue
-                inside = replays.c.offset.between(row.first_offset, row.last_offset)
-                work.connection.execute(replays.delete().where(_of(file.partition), inside))
-                work.connection.execute(letter_files.delete().where(letter_files.c.id == file.id))
+                inside = REPLAYS.c.offset.between(row.first_offset, row.last_offset)
+                work.connection.execute(REPLAYS.delete().where(_of(file.partition), inside))
+                work.connection.execute(LETTER_FILES.delete().where(LETTER_FILES.c.id == file.id))
 
     def _files(self, query: sa.Select[tuple[object, ...]]) -> list[LetterFile]:
         with self._database.read() as connection:
@@ -155,7 +189,7 @@ class LetterStore:
 
 
 def _of(partition: Partition) -> sa.ColumnElement[bool]:
-    return (replays.c.topic == partition.topic) & (replays.c.partition == partition.number)
+    return (REPLAYS.c.topic == partition.topic) & (REPLAYS.c.partition == partition.number)
 
 
 def _send_once(
@@ -173,13 +207,13 @@ def _send_once(
         "request_id": request_id,
         "create_time": now,
     }
-    if not work.insert_once(replays, row):
+    if not work.insert_once(REPLAYS, row):
         return False
     work.send(*message)
     return True
 
 
 def _answer(connection: sa.Connection, pipeline: str, request_id: str) -> Replayed | None:
-    chosen = (replay_requests.c.pipeline == pipeline) & (replay_requests.c.request_id == request_id)
-    row = connection.execute(sa.select(replay_requests).where(chosen)).first()
+    chosen = (REPLAY_REQUESTS.c.pipeline == pipeline) & (REPLAY_REQUESTS.c.request_id == request_id)
+    row = connection.execute(sa.select(REPLAY_REQUESTS).where(chosen)).first()
     return Replayed(row.digest, row.replayed, row.skipped, row.next_page_token) if row else None
