@@ -66,7 +66,7 @@ class Versions:
         folder.mkdir()
         self.cuts += 1
         base = Base(self.parts, self.labels, self.index, self.fetch)
-        return build_parts(self.pipeline, paths, base, folder, self.limits)
+        return build_parts(self.pipeline, 1, paths, base, folder, self.limits)
 
     def cut(self, paths: Sequence[Path]) -> Built:
         built = self.build(paths)

@@ -121,3 +121,25 @@ def test_a_crash_while_objects_are_deleted_is_made_good(
     assert not world.upkeep.reclaimable("parcels", LATER, 100)
     world.send(0, make_record("b"))
     assert world.cut(world.pipeline, "r2", 5.0).rows.rows == 2
+
+
+def test_labels_that_wait_again_are_not_deleted_with_those_of_before(
+    world: Any, make_record: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.send(0, make_record("a"), b'{"parcel": "late", "lost": true}')
+    world.cut(world.pipeline, "r1", 5.0)
+    world.send(0, b'{"parcel": "soon", "lost": true}')
+    world.cut(world.pipeline, "r2", 5.0)
+    real = world.files.delete
+
+    def overtaken(keys: Any) -> None:
+        monkeypatch.setattr(world.files, "delete", real)
+        world.send(0, make_record("soon"))
+        world.cut(world.pipeline, "r3", 5.0)  # what waits now is what waited at the first version
+        real(keys)
+
+    monkeypatch.setattr(world.files, "delete", overtaken)
+    world.keep_small("parcels", LATER)
+    world.send(0, make_record("late"))
+    version = world.cut(world.pipeline, "r4", 5.0)
+    assert {row["parcel"]: row["lost"] for row in world.rows(version)}["late"] is True

@@ -97,13 +97,14 @@ class Built:
 
 def build_parts(
     pipeline: Pipeline,
+    number: int,
     shards: Sequence[Path],
     base: Base,
     folder: Path,
     limits: BuildLimits,
     erased: Sequence[str] = (),
 ) -> Built:
-    """Adds shards to a version; the new files are below `folder`.
+    """Adds shards to a version, which becomes version `number`; the new files are below `folder`.
 
     The last event of an id wins, and so does its last known label, which may come before the record, after it or
     with it; a later record without a label does not take it away. Events are ordered by Kafka timestamp, then
@@ -122,7 +123,7 @@ def build_parts(
         database.execute("SET temp_directory = ?", [str(folder / "spill")])
         # Times leave as the instants they are, whatever the machine's zone is.
         database.execute("SET TimeZone = 'UTC'")
-        return _Build(database, pipeline, base, folder, limits)(shards, erased)
+        return _Build(database, pipeline, number, base, folder, limits)(shards, erased)
 
 
 class _Build:
@@ -132,6 +133,7 @@ class _Build:
         self,
         database: duckdb.DuckDBPyConnection,
         pipeline: Pipeline,
+        number: int,
         base: Base,
         folder: Path,
         limits: BuildLimits,
@@ -139,6 +141,7 @@ class _Build:
         schema = pipeline.schema_
         self._database = database
         self._pipeline = pipeline
+        self._number = number
         self._base = base
         self._folder = folder
         self._part_rows = limits.part_rows
@@ -338,7 +341,8 @@ class _Build:
         starts = [start for start, all_of_it in sizes.items() for _ in all_of_it]
         pieces = _pieces(rows, itertools.chain.from_iterable(sizes.values()))
         for number, (start, table) in enumerate(zip(starts, pieces, strict=True)):
-            yield start, write_part(self._pipeline, table, self._folder / f"part-{number}")
+            stem = self._folder / f"part-{number}"
+            yield start, write_part(self._pipeline, self._number, table, stem)
 
     def _profile(self) -> Profile:
         """Counts of the last record of each id in the shards."""
@@ -366,13 +370,13 @@ class _Build:
         labels: Path | None,
         profile: Profile,
     ) -> Built:
-        before = {(part.md5, part.state): part for part in self._base.parts}
+        before = {_content(part): part for part in self._base.parts}
         added, kept, parts = [], set(), []
         for position, part in enumerate([*self._base.parts] or [None]):
             if part is not None and position not in touched:
                 parts.append(part)
             for item in (item for start, item in written if start == position):
-                same = before.get((item.part.md5, item.part.state))
+                same = before.get(_content(item.part))
                 parts.append(same or item.part)
                 if same is None:
                     added.append(item)
@@ -389,6 +393,11 @@ class _Build:
     def _newest(self, order: Sequence[str]) -> str:
         latest = ", ".join(f"{name} DESC" for name in order)
         return f"QUALIFY row_number() OVER (PARTITION BY {self._key} ORDER BY {latest}) = 1"
+
+
+def _content(part: Part) -> tuple[str, str]:
+    """What two parts have in common whose rows and states are the same."""
+    return part.md5, Path(part.state).name
 
 
 def _runs(positions: Sequence[int]) -> list[list[int]]:

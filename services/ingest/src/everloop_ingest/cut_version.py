@@ -171,8 +171,10 @@ class CutVersion:
                 return self._give_up(version, error.keys)
             base = self._base(pipeline, folder)
             erased = self._cuts.erased(version)
-            built = build_parts(pipeline, shards, base, _new(folder, "parts"), self._limits, erased)
-            labels = self._keep_states(pipeline, base, built)
+            built = build_parts(
+                pipeline, version.number, shards, base, _new(folder, "parts"), self._limits, erased
+            )
+            labels = self._keep_states(version, base, built)
             files = {item.part.md5: item.rows for item in built.added}
             file = self._repository.publish(version, built.parts, files)
         rows = Rows.of(built.parts)
@@ -230,14 +232,14 @@ class CutVersion:
                 f"{len(error.keys)} states of parts are gone: {named}",
             ) from error
 
-    def _keep_states(self, pipeline: Pipeline, base: Base, built: Built) -> str:
+    def _keep_states(self, version: Version, base: Base, built: Built) -> str:
         """Stores what the next version needs of this one; returns the path of the labels that wait, if any do."""
         for item in built.added:
             self._files.put(item.part.state, item.state.read_bytes())
             base.index.take(item.part, item.state)
         if built.labels is None:
             return ""
-        key = labels_key(pipeline, built.labels)
+        key = labels_key(self._pipelines[version.pipeline], version.number, built.labels)
         self._files.put(key, built.labels.read_bytes())
         return key
 

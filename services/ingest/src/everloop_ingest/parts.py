@@ -74,16 +74,20 @@ def labels_schema(pipeline: Pipeline) -> pa.Schema:
     return pa.schema([*fields, *zip(LABEL_ORDER, _TYPES, strict=True)])
 
 
-def labels_key(pipeline: Pipeline, file: Path) -> str:
-    """Path inside the data bucket of labels that wait."""
-    return f"{pipeline.name}/labels/{_md5(file)}.parquet"
+def labels_key(pipeline: Pipeline, number: int, file: Path) -> str:
+    """Path inside the data bucket of the labels that wait at a version, a new one for each version.
+
+    The same labels may wait again, while those of an earlier version are being deleted.
+    """
+    return f"{pipeline.name}/labels/v{number}/{_md5(file)}.parquet"
 
 
-def write_part(pipeline: Pipeline, table: pa.Table, stem: Path) -> PartFiles:
+def write_part(pipeline: Pipeline, number: int, table: pa.Table, stem: Path) -> PartFiles:
     """Writes a part and its state; the same rows and states give the same bytes.
 
     Args:
         pipeline: whose rows they are.
+        number: of the version; part of the state's path, for the reason that `labels_key` gives.
         table: the schema's fields and the state's, in order of event time, then record id; at least one row.
         stem: path of the two files, without what tells them apart.
     """
@@ -105,7 +109,7 @@ def write_part(pipeline: Pipeline, table: pa.Table, stem: Path) -> PartFiles:
         first_event_time=times[0].as_py(),
         first_record_id=table.column(pipeline.schema_.id)[0].as_py(),
         last_event_time=pc.max(times).as_py(),
-        state=f"{pipeline.name}/parts/{md5}-{_md5(state)}.parquet",
+        state=f"{pipeline.name}/parts/v{number}/{md5}-{_md5(state)}.parquet",
         columns=columns_digest(pipeline),
     )
     return PartFiles(part, rows, state)
