@@ -97,7 +97,7 @@ def test_a_crash_at_any_step_is_made_good(
     with pytest.raises(crash(getattr(world, owner), method, when)):
         world.erase(*arguments)
     world.restart()
-    if resume == "scheduler" and (method, when) != ("ask_erasure", "before"):
+    if resume == "scheduler" and (method, when) != ("ask", "before"):
         scheduler = Scheduler(
             {"parcels": world.pipeline},
             world.cuts,
