@@ -37,9 +37,10 @@ def test_csv_cells_get_the_types_of_the_schema(tmp_path: Path):
 
 def test_a_cell_that_does_not_fit_stays_as_it_is_for_the_service_to_name(tmp_path: Path):
     file = tmp_path / "a.csv"
-    file.write_text("id,seats,late,gate\nx,many,perhaps,B42\n")
+    file.write_text("id,seats,distance,late,gate\nx,many,1_0.5,perhaps,B42\ny,1_000,,,\n")
     assert list(open_records(file, lambda: TYPES).records) == [
-        {"id": "x", "seats": "many", "late": "perhaps", "gate": "B42"}
+        {"id": "x", "seats": "many", "distance": "1_0.5", "late": "perhaps", "gate": "B42"},
+        {"id": "y", "seats": "1_000", "distance": None, "late": None, "gate": None},
     ]
 
 

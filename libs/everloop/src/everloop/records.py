@@ -160,9 +160,10 @@ def _value(text: str | None, kind: FieldType | None) -> Any:
     if text is None or text == "":
         return None
     try:
-        if kind is FieldType.INT:
+        # Python reads 1_000 as a number, no other tool does.
+        if kind is FieldType.INT and "_" not in text:
             return int(text)
-        if kind is FieldType.FLOAT:
+        if kind is FieldType.FLOAT and "_" not in text:
             number = float(text)
             # JSON has no word for infinity: it stays text, and the record is rejected.
             return None if math.isnan(number) else text if math.isinf(number) else number
