@@ -61,6 +61,7 @@ def body(**changes: Any) -> bytes:
             '"q-1" is not matched by ^p-[0-9]+$',
         ),
         ({"parcel": "p-1\n"}, Reason.PATTERN_MISMATCH, "parcel", "is not matched by"),
+        ({"parcel": "p-1\0"}, Reason.PATTERN_MISMATCH, "parcel", "is not free of NUL characters"),
         ({"zone": "abcd"}, Reason.TOO_LONG, "zone", '"abcd" is not of at most 3 characters'),
         (
             {"arrived": "2026-03-01T11:00:00Z"},

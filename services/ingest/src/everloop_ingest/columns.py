@@ -121,6 +121,13 @@ def _convert(spec: FieldSpec, values: Sequence[Any]) -> tuple[pa.Array, Broken]:
 
 def _outside(spec: FieldSpec, array: pa.Array) -> Iterator[tuple[pa.Array, Reason, str]]:
     """For each rule of the field: where it is broken (null where there is no value), the reason, what is wanted."""
+    if spec.type is FieldType.STRING:
+        wrong = pc.match_substring(array, "\0")
+        yield (
+            wrong,
+            Reason.PATTERN_MISMATCH,
+            "free of NUL characters, which PostgreSQL does not take",
+        )
     if spec.categories is not None:
         known = pc.is_in(array, pa.array(spec.categories, pa.string()))
         wrong = pc.and_(pc.is_valid(array), pc.invert(known))
