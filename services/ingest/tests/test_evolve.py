@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from everloop_contracts.pipeline import Pipeline
-from everloop_ingest.app import check_record_sizes
+from everloop_ingest.app import check_record_sizes, clear_work
 from everloop_ingest.evolve import StoredSchema, adopt_schemas, misfits
 from everloop_ingest.validate import arrow_schema
 from everloop_runtime.errors import EverloopError, Kind
@@ -332,3 +333,13 @@ def test_a_pipeline_cannot_ask_for_larger_records_than_the_service_takes(
     assert "parcels: schema.max_record_bytes: 5000 is more than this service takes, 4999" in str(
         caught.value
     )
+
+
+def test_what_a_killed_process_left_is_cleared_at_start(tmp_path: Path) -> None:
+    for name in ("cut-x1/parts", "letters-x2", "index/parcels"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "file.parquet").touch()
+    clear_work(tmp_path)
+    clear_work(tmp_path / "not-there")
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+    assert (tmp_path / "index" / "parcels" / "file.parquet").exists()

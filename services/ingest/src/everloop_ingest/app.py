@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,7 +22,7 @@ from everloop_ingest.adapters.store.schemas import Schemas
 from everloop_ingest.adapters.store.settlements import Settlements
 from everloop_ingest.adapters.store.upkeep import Upkeep
 from everloop_ingest.adapters.store.versions import Versions
-from everloop_ingest.build_parts import BuildLimits
+from everloop_ingest.build_parts import INDEX, BuildLimits
 from everloop_ingest.cut_version import CutVersion
 from everloop_ingest.dead_letters import DeadLetters
 from everloop_ingest.erase_letters import EraseLetters
@@ -45,7 +46,7 @@ from everloop_runtime.metrics import MetricsServer
 from everloop_runtime.s3 import s3_filesystem
 from everloop_runtime.service import Component, Stopper, run
 
-__all__ = ["check_record_sizes", "run_service"]
+__all__ = ["check_record_sizes", "clear_work", "run_service"]
 
 SERVICE = "everloop.ingest.v1.IngestService"
 
@@ -127,6 +128,7 @@ def run_service() -> int:
         settings.part_rows,
         settings.compact_parts,
     )
+    clear_work(build.folder)
     # Streams may hold half of the gRPC workers; with callers that wait for a version, a quarter stays free.
     callers = max(1, settings.grpc_workers // 4)
     cut = CutVersion(
@@ -202,6 +204,13 @@ def run_service() -> int:
     ends.close()
     database.close()
     return status
+
+
+def clear_work(folder: Path) -> None:
+    """Deletes what a process that was killed has left; the index of record ids stays."""
+    for left in folder.glob("*"):
+        if left.name != INDEX:
+            shutil.rmtree(left)
 
 
 def check_record_sizes(pipelines: dict[str, Pipeline], most: int) -> None:

@@ -33,7 +33,10 @@ from everloop_ingest.parts import (
 from everloop_ingest.record_index import RecordIndex
 from everloop_ingest.shards import IS_ACTUAL, template
 
-__all__ = ["Base", "BuildLimits", "Built", "build_parts"]
+__all__ = ["INDEX", "Base", "BuildLimits", "Built", "build_parts"]
+
+INDEX = "index"
+"""Folder in that for work which is kept; all others go with their process."""
 
 _SQL: dict[FieldType, str] = {
     FieldType.STRING: "VARCHAR",

@@ -18,7 +18,7 @@ from everloop_ingest.adapters.store.cuts import Change, Cuts
 from everloop_ingest.adapters.store.settlements import Settlements
 from everloop_ingest.adapters.store.versions import Versions
 from everloop_ingest.announce import announcement
-from everloop_ingest.build_parts import Base, BuildLimits, Built, build_parts
+from everloop_ingest.build_parts import INDEX, Base, BuildLimits, Built, build_parts
 from everloop_ingest.checks import violations
 from everloop_ingest.domain import Part, Rows, ShardsLost, State, Version
 from everloop_ingest.parts import PartFiles, labels_key
@@ -217,7 +217,7 @@ class CutVersion:
             return [PartFiles(*item) for item in zip(wanted, rows, states(wanted), strict=True)]
 
         waiting = self._fetch([labels], folder)[0] if labels else None
-        index = RecordIndex(self._limits.folder / "index" / pipeline.name, states)
+        index = RecordIndex(self._limits.folder / INDEX / pipeline.name, states)
         return Base(parts, waiting, index, fetch)
 
     def _fetch(self, keys: Sequence[str], folder: Path) -> list[Path]:
