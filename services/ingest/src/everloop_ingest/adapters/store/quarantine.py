@@ -32,6 +32,9 @@ class Quarantine:
         """
         row = (VERSIONS.c.pipeline == version.pipeline) & (VERSIONS.c.number == version.number)
         with self._database.unit_of_work() as work:
+            # Whoever releases or announces beside us writes this row too, and is done before we look at anything.
+            held = sa.select(VERSIONS.c.state).where(row).with_for_update()
+            state = work.connection.execute(held).scalar()
             if is_audited(work.connection, entry.pipeline, entry.request_id):
                 return
             newest = newest_of(
@@ -43,9 +46,7 @@ class Quarantine:
                     "SUPERSEDED",
                     f"v{newest.number} holds all of v{version.number} and was announced",
                 )
-            held = row & (VERSIONS.c.state == State.QUARANTINED)
-            found = work.connection.execute(sa.select(VERSIONS.c.profile).where(held)).scalar()
-            if found is None:
+            if state != State.QUARANTINED:
                 raise EverloopError(
                     Kind.PRECONDITION,
                     "NOT_QUARANTINED",
