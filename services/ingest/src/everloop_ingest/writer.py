@@ -138,6 +138,10 @@ class DatasetWriter(Component):
             reconnect_backoff_max_ms=1_000,
             metadata_max_age_ms=30_000,
         )
+        # A member that does not know a topic yet when it assigns partitions gives those of it to nobody.
+        with suppress(KafkaError):
+            for topic in self._pipelines:
+                consumer.partitions_for_topic(topic)
         consumer.subscribe(topics=sorted(self._pipelines), listener=_Assignment(self, consumer))
         workers = ThreadPoolExecutor(self._limits.workers, thread_name_prefix="settle")
         try:
