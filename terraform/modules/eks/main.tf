@@ -146,7 +146,7 @@ resource "aws_eks_addon" "this" {
     kube-proxy         = { configuration = null, role = null }
     coredns            = { configuration = null, role = null }
     metrics-server     = { configuration = null, role = null }
-    aws-ebs-csi-driver = { configuration = null, role = module.ebs_csi_role.role_arn }
+    aws-ebs-csi-driver = { configuration = jsonencode({ defaultStorageClass = { enabled = true } }), role = module.ebs_csi_role.role_arn }
   }
 
   cluster_name                = aws_eks_cluster.this.name

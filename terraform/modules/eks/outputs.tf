@@ -17,3 +17,10 @@ output "oidc_issuer_url" {
   description = "Issuer of the cluster's service account tokens."
   value       = aws_eks_cluster.this.identity[0].oidc[0].issuer
 }
+
+output "storage_class" {
+  description = "Storage class for volumes (gp3), which the EBS add-on makes."
+  value       = "ebs-csi-default-sc"
+
+  depends_on = [aws_eks_addon.this]
+}

@@ -68,10 +68,10 @@ resource "aws_db_instance" "this" {
   ca_cert_identifier     = "rds-ca-rsa2048-g1"
   multi_az               = var.multi_az
 
-  # The password is made, kept and rotated by Secrets Manager; it is in no state file.
-  username                      = "everloop"
-  manage_master_user_password   = true
-  master_user_secret_kms_key_id = var.kms_key_arn
+  # Write-only: the password is in no state and in no plan.
+  username            = var.username
+  password_wo         = var.password
+  password_wo_version = var.password_version
 
   backup_retention_period    = var.backup_days
   copy_tags_to_snapshot      = true

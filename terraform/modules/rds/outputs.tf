@@ -13,7 +13,7 @@ output "identifier" {
   value       = aws_db_instance.this.identifier
 }
 
-output "master_secret_arn" {
-  description = "Secret with `username` and `password` of the master user."
-  value       = aws_db_instance.this.master_user_secret[0].secret_arn
+output "username" {
+  description = "User that owns the databases."
+  value       = aws_db_instance.this.username
 }

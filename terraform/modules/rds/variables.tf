@@ -28,6 +28,24 @@ variable "client_security_group_ids" {
   type        = map(string)
 }
 
+variable "username" {
+  description = "User that owns the databases."
+  type        = string
+  default     = "everloop"
+}
+
+variable "password" {
+  description = "Password of that user."
+  type        = string
+  sensitive   = true
+  ephemeral   = true
+}
+
+variable "password_version" {
+  description = "A higher number has the password set again."
+  type        = number
+}
+
 variable "engine_version" {
   description = "Major version of PostgreSQL; minor ones come by themselves in the maintenance window."
   type        = string
@@ -96,7 +114,7 @@ variable "deletion_protection" {
 }
 
 variable "kms_key_arn" {
-  description = "Key that encrypts the disk, the backups, the password and the logs."
+  description = "Key that encrypts the disk, the backups and the logs."
   type        = string
 }
 

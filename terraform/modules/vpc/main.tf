@@ -113,13 +113,42 @@ resource "aws_route_table_association" "private" {
   route_table_id = aws_route_table.private[each.key].id
 }
 
-# Shards, artifacts and image layers go to S3 without passing, and paying, the NAT gateway.
-resource "aws_vpc_endpoint" "s3" {
-  vpc_id          = aws_vpc.this.id
-  service_name    = "com.amazonaws.${data.aws_region.current.name}.s3"
-  route_table_ids = [for table in aws_route_table.private : table.id]
+# S3 and STS have addresses in the VPC: the traffic of shards and artifacts passes no NAT gateway, and the chart's network
+# policies can name the range.
+resource "aws_security_group" "endpoints" {
+  name        = "${var.name}-endpoints"
+  description = "Endpoints of AWS services in ${var.name}"
+  vpc_id      = aws_vpc.this.id
+}
 
-  tags = { Name = "${var.name}-s3" }
+resource "aws_vpc_security_group_ingress_rule" "endpoints" {
+  security_group_id = aws_security_group.endpoints.id
+  cidr_ipv4         = var.cidr
+  from_port         = 443
+  to_port           = 443
+  ip_protocol       = "tcp"
+  description       = "HTTPS from the VPC"
+}
+
+resource "aws_vpc_endpoint" "this" {
+  for_each = toset(["s3", "sts"])
+
+  vpc_id              = aws_vpc.this.id
+  vpc_endpoint_type   = "Interface"
+  service_name        = "com.amazonaws.${data.aws_region.current.name}.${each.key}"
+  subnet_ids          = [for subnet in aws_subnet.private : subnet.id]
+  security_group_ids  = [aws_security_group.endpoints.id]
+  private_dns_enabled = true
+
+  dynamic "dns_options" {
+    for_each = each.key == "s3" ? [false] : []
+
+    content {
+      private_dns_only_for_inbound_resolver_endpoint = dns_options.value
+    }
+  }
+
+  tags = { Name = "${var.name}-${each.key}" }
 }
 
 data "aws_region" "current" {}
