@@ -1,0 +1,146 @@
+"""Runs a stand-in of the AWS API on a port of loopback: moto, and the few operations it lacks or answers otherwise.
+
+Started by `test_terraform_apply.py` with the Python of an environment that holds moto: `python aws.py PORT`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable
+from io import BytesIO
+from typing import Any
+
+from moto.ec2.models import ec2_backends
+from moto.eks import models as eks
+from moto.kafka.models import FakeKafkaCluster
+from moto.server import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import run_simple
+
+NOW = "2026-01-01T00:00:00Z"
+Json = dict[str, Any]
+
+
+def addon(cluster: str, name: str, body: Json) -> Json:
+    return {
+        "addon": {
+            **body,
+            "clusterName": cluster,
+            "addonArn": f"arn:aws:eks:eu-central-1:123456789012:addon/{cluster}/{name}/1",
+            "addonVersion": "v1.0.0-eksbuild.1",
+            "status": "ACTIVE",
+            "createdAt": 1,
+            "modifiedAt": 1,
+        }
+    }
+
+
+def access_entry(cluster: str, name: str, body: Json) -> Json:
+    arn = f"arn:aws:eks:eu-central-1:123456789012:access-entry/{cluster}/1"
+    kept = {"clusterName": cluster, "accessEntryArn": arn, "type": "STANDARD", "createdAt": 1}
+    return {"accessEntry": {**body, **kept, "modifiedAt": 1, "kubernetesGroups": []}}
+
+
+def configuration(name: str, body: Json) -> Json:
+    arn = f"arn:aws:kafka:eu-central-1:123456789012:configuration/{name}/1"
+    revision = {"revision": 1, "creationTime": NOW}
+    return {**body, "arn": arn, "state": "ACTIVE", "latestRevision": revision, "creationTime": NOW}
+
+
+class Lacking:
+    """What moto lacks: add-ons and access entries of EKS, configurations and addresses of MSK."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, Json] = {}
+
+    def answer(self, method: str, path: str, body: Json) -> Json | None:
+        """The answer, or None where moto has one of its own."""
+        if method == "GET" and (found := re.fullmatch(r"/v1/clusters/.+/bootstrap-brokers", path)):
+            hosts = [f"b-{number}.everloop.kafka.example" for number in (1, 2, 3)]
+            return {
+                "bootstrapBrokerString": ",".join(f"{host}:9092" for host in hosts),
+                "bootstrapBrokerStringTls": ",".join(f"{host}:9094" for host in hosts),
+            }
+        if found := re.fullmatch(r"/clusters/([^/]+)/addons(?:/(.+))?", path):
+            if method == "POST":
+                path = f"{path}/{body['addonName']}"
+                self.kept[path] = addon(found[1], body["addonName"], body)
+            return self._kept(method, path)
+        if found := re.fullmatch(
+            r"/clusters/[^/]+/access-entries/.+/access-policies(/.+)?", path
+        ):
+            key = path.removesuffix(found[1] or "")
+            policies = self.kept.setdefault(key, {"associatedAccessPolicies": []})
+            if method == "POST":
+                policies["associatedAccessPolicies"] = [{**body, "associatedAt": 1}]
+                return {"associatedAccessPolicy": {**body, "associatedAt": 1}}
+            return policies
+        if found := re.fullmatch(r"/clusters/([^/]+)/access-entries(?:/(.+))?", path):
+            if method == "POST":
+                path = f"{path}/{body['principalArn']}"
+                self.kept[path] = access_entry(found[1], body["principalArn"], body)
+            return self._kept(method, path)
+        if found := re.fullmatch(r"/v1/configurations(?:/(.+?)(/revisions/1)?)?", path):
+            if method == "POST":
+                made = configuration(body["name"], body)
+                self.kept[f"/v1/configurations/{made['arn']}"] = made
+                return made
+            answer = self._kept(method, path.removesuffix("/revisions/1"))
+            return {**answer, "revision": 1} if found[2] else answer
+        return None
+
+    def _kept(self, method: str, path: str) -> Json:
+        return self.kept.pop(path, {}) if method == "DELETE" else self.kept.get(path, {})
+
+
+class StandIn:
+    """A WSGI application in front of moto's."""
+
+    def __init__(self, moto: Callable[..., Iterable[bytes]]) -> None:
+        self._moto, self._lacking = moto, Lacking()
+
+    def __call__(self, environ: Json, start_response: Callable[..., Any]) -> Iterable[bytes]:
+        signed = environ.get("HTTP_AUTHORIZATION", "")
+        if re.search(r"/(eks|kafka)/aws4_request", signed):
+            body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            path = environ["PATH_INFO"]
+            answer = self._lacking.answer(
+                environ["REQUEST_METHOD"], path, json.loads(body) if body[:1] == b"{" else {}
+            )
+            if answer is not None:
+                status = "200 OK" if answer else "404 Not Found"
+                headers = [("Content-Type", "application/json")]
+                if not answer:
+                    headers.append(("X-Amzn-ErrorType", "ResourceNotFoundException"))
+                start_response(status, headers)
+                return [json.dumps(answer).encode()]
+            environ["wsgi.input"] = BytesIO(body)
+        return self._moto(environ, start_response)
+
+
+def main() -> None:
+    made = FakeKafkaCluster.__init__
+
+    def at_once(self: FakeKafkaCluster, *args: Any, **kwargs: Any) -> None:
+        made(self, *args, **{**kwargs, "state": "ACTIVE"})  # moto leaves it CREATING for ever
+
+    FakeKafkaCluster.__init__ = at_once
+    eks.DEFAULT_REMOTE_ACCESS = None  # moto invents an SSH key on every node group
+    create = eks.EKSBackend.create_cluster
+
+    def with_security_group(self: eks.EKSBackend, **kwargs: Any) -> Any:
+        subnet = kwargs["resources_vpc_config"]["subnetIds"][0]
+        ec2 = ec2_backends[self.account_id][self.region_name]
+        vpc = ec2.get_subnet(subnet).vpc_id
+        group = ec2.create_security_group(f"eks-{kwargs['name']}", "of the cluster", vpc_id=vpc)
+        kwargs["resources_vpc_config"] |= {"clusterSecurityGroupId": group.id, "vpcId": vpc}
+        return create(self, **kwargs)
+
+    eks.EKSBackend.create_cluster = with_security_group
+    application = StandIn(DomainDispatcherApplication(create_backend_app))
+    run_simple("127.0.0.1", int(sys.argv[1]), application, threaded=True)
+
+
+if __name__ == "__main__":
+    main()
