@@ -49,12 +49,24 @@ validate() {
     done
 }
 
+# Every root and, with them, every module; then what each module says by itself.
+terraform_valid() {
+    local folder
+    command -v terraform >/dev/null || { echo "terraform is not installed: install 1.11 or newer"; return 1; }
+    for folder in terraform/{bootstrap,dev,prod} terraform/modules/*; do
+        (cd "$folder" && "$OLDPWD/tools/terraform.sh" init -backend=false -input=false >"$scratch/init.log" &&
+            "$OLDPWD/tools/terraform.sh" validate -no-color) || { cat "$scratch/init.log"; return 1; }
+    done
+}
+
 step "install tools" install
 step "chart's copies" python tools/sync_chart.py --check
 step "helm lint" each_chart helm lint --strict --quiet
 step "Kubernetes schemas" each_chart validate
-step "policies" python -m pytest tests/deploy -m "not clusters" -q
+step "policies" python -m pytest tests/deploy -m "not clusters and not terraform" -q
 step "yamllint" yamllint --strict -c tools/yamllint.yaml deploy pipelines .github
+step "terraform fmt" tools/terraform.sh fmt -check -recursive terraform
+step "terraform validate" terraform_valid
 mapfile -t scripts < <(git ls-files '*.sh' .ci/run)
 step "shellcheck" shellcheck "${scripts[@]}"
 
