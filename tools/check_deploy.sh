@@ -49,13 +49,13 @@ validate() {
     done
 }
 
-# Every root and, with them, every module; then what each module says by itself.
+# Each root and each module by itself.
 terraform_valid() {
-    local folder
+    local folder here=$PWD
     command -v terraform >/dev/null || { echo "terraform is not installed: install 1.11 or newer"; return 1; }
     for folder in terraform/{bootstrap,dev,prod} terraform/modules/*; do
-        (cd "$folder" && "$OLDPWD/tools/terraform.sh" init -backend=false -input=false >"$scratch/init.log" &&
-            "$OLDPWD/tools/terraform.sh" validate -no-color) || { cat "$scratch/init.log"; return 1; }
+        (cd "$folder" && "$here/tools/terraform.sh" init -backend=false -input=false >"$scratch/init.log" &&
+            "$here/tools/terraform.sh" validate -no-color) || { cat "$scratch/init.log"; return 1; }
     done
 }
 

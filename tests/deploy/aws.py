@@ -67,9 +67,7 @@ class Lacking:
                 path = f"{path}/{body['addonName']}"
                 self.kept[path] = addon(found[1], body["addonName"], body)
             return self._kept(method, path)
-        if found := re.fullmatch(
-            r"/clusters/[^/]+/access-entries/.+/access-policies(/.+)?", path
-        ):
+        if found := re.fullmatch(r"/clusters/[^/]+/access-entries/.+/access-policies(/.+)?", path):
             key = path.removesuffix(found[1] or "")
             policies = self.kept.setdefault(key, {"associatedAccessPolicies": []})
             if method == "POST":

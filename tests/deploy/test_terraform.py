@@ -221,7 +221,9 @@ def test_the_chart_takes_the_values_and_its_pods_the_roles(
     assert set(accounts) == {"everloop-ingest", "everloop-trainer", "everloop-mlflow"}
     for account, arn in accounts.items():
         (trust,) = json.loads(roles[arn]["assume_role_policy"])["Statement"]
-        told = {key.split(":")[-1]: value for key, value in trust["Condition"]["StringEquals"].items()}
+        told = {
+            key.split(":")[-1]: value for key, value in trust["Condition"]["StringEquals"].items()
+        }
         assert told == {
             "sub": f"system:serviceaccount:everloop:{account}",
             "aud": "sts.amazonaws.com",
