@@ -1,6 +1,6 @@
 """Runs a stand-in of the AWS API on a port of loopback: moto, and the few operations it lacks or answers otherwise.
 
-Started by `test_terraform_apply.py` with the Python of an environment that holds moto: `python aws.py PORT`.
+Started by `test_terraform.py` with the Python of an environment that holds moto: `python aws.py PORT`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ from io import BytesIO
 from typing import Any
 
 from moto.ec2.models import ec2_backends
+from moto.ec2.models.launch_templates import LaunchTemplateVersion
+from moto.ec2.models.security_groups import SecurityRule
 from moto.eks import models as eks
 from moto.kafka.models import FakeKafkaCluster
+from moto.rds import models as rds
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import run_simple
 
@@ -117,25 +120,58 @@ class StandIn:
         return self._moto(environ, start_response)
 
 
+def after(owner: type, then: Callable[[Any, Json], None]) -> None:
+    """Has `then` mend each object that a class of moto makes; it gets the arguments that came by name."""
+    made = owner.__init__
+
+    def mended(self: Any, *args: Any, **kwargs: Any) -> None:
+        made(self, *args, **kwargs)
+        then(self, kwargs)
+
+    owner.__init__ = mended  # type: ignore[misc]
+
+
+def mend_moto() -> None:
+    """What moto forgets of what it was told, or invents: a second plan would find it changed."""
+    eks.DEFAULT_REMOTE_ACCESS = None  # an SSH key on every node group
+    after(eks.Cluster, complete_cluster)
+    after(eks.Nodegroup, lambda it, _: setattr(it, "update_config", {"maxUnavailable": 1}))
+    after(FakeKafkaCluster, lambda it, _: setattr(it, "state", "ACTIVE"))  # CREATING for ever
+    after(LaunchTemplateVersion, forget_tags_of_the_template)
+    after(rds.DBInstance, remember_monitoring)
+    SecurityRule.description = property(  # type: ignore[assignment]
+        lambda rule: {**rule.ip_range, **rule.source_group}.get("Description")
+    )
+    update = rds.DBParameterGroup.update_parameters
+    rds.DBParameterGroup.update_parameters = lambda self, new: update(
+        self, [{**parameter, "Source": "user"} for parameter in new]
+    )
+
+
+def complete_cluster(cluster: eks.Cluster, told: Json) -> None:
+    ec2 = ec2_backends[told["account_id"]][told["region_name"]]
+    vpc = ec2.get_subnet(told["resources_vpc_config"]["subnetIds"][0]).vpc_id
+    group = ec2.create_security_group(f"eks-{cluster.name}", "of the cluster", vpc_id=vpc)
+    cluster.resources_vpc_config |= {"clusterSecurityGroupId": group.id, "vpcId": vpc}
+    cluster.access_config = {"authenticationMode": "API"}
+
+
+def forget_tags_of_the_template(version: LaunchTemplateVersion, told: Json) -> None:
+    specifications = version.data.get("TagSpecifications", [])
+    version.data["TagSpecifications"] = [
+        it for it in specifications if it["ResourceType"] != "launch-template"
+    ]
+
+
+def remember_monitoring(database: rds.DBInstance, told: Json) -> None:
+    for name in ("monitoring_interval", "monitoring_role_arn"):
+        setattr(database, name, told.get(name))
+    database.performance_insights_enabled = told.get("enable_performance_insights")
+    database.performance_insights_kms_key_id = told.get("performance_insights_kms_key_id")
+
+
 def main() -> None:
-    made = FakeKafkaCluster.__init__
-
-    def at_once(self: FakeKafkaCluster, *args: Any, **kwargs: Any) -> None:
-        made(self, *args, **{**kwargs, "state": "ACTIVE"})  # moto leaves it CREATING for ever
-
-    FakeKafkaCluster.__init__ = at_once
-    eks.DEFAULT_REMOTE_ACCESS = None  # moto invents an SSH key on every node group
-    create = eks.EKSBackend.create_cluster
-
-    def with_security_group(self: eks.EKSBackend, **kwargs: Any) -> Any:
-        subnet = kwargs["resources_vpc_config"]["subnetIds"][0]
-        ec2 = ec2_backends[self.account_id][self.region_name]
-        vpc = ec2.get_subnet(subnet).vpc_id
-        group = ec2.create_security_group(f"eks-{kwargs['name']}", "of the cluster", vpc_id=vpc)
-        kwargs["resources_vpc_config"] |= {"clusterSecurityGroupId": group.id, "vpcId": vpc}
-        return create(self, **kwargs)
-
-    eks.EKSBackend.create_cluster = with_security_group
+    mend_moto()
     application = StandIn(DomainDispatcherApplication(create_backend_app))
     run_simple("127.0.0.1", int(sys.argv[1]), application, threaded=True)
 
