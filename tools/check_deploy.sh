@@ -59,6 +59,15 @@ terraform_valid() {
     done
 }
 
+# checkov pins what the other tools do not, so that it has an environment of its own.
+infrastructure_policies() {
+    local home=$PWD/.everloop/cache/checkov
+    [[ -x $home/bin/checkov ]] || {
+        python -m venv "$home" && uv pip install --quiet --python "$home/bin/python" 'checkov==3.3.30'
+    } || return
+    "$home/bin/checkov" --directory terraform --framework terraform --skip-download --quiet --compact
+}
+
 step "install tools" install
 step "chart's copies" python tools/sync_chart.py --check
 step "helm lint" each_chart helm lint --strict --quiet
@@ -67,6 +76,7 @@ step "policies" python -m pytest tests/deploy -m "not clusters and not terraform
 step "yamllint" yamllint --strict -c tools/yamllint.yaml deploy pipelines .github
 step "terraform fmt" tools/terraform.sh fmt -check -recursive terraform
 step "terraform validate" terraform_valid
+step "checkov" infrastructure_policies
 mapfile -t scripts < <(git ls-files '*.sh' .ci/run)
 step "shellcheck" shellcheck "${scripts[@]}"
 

@@ -28,6 +28,7 @@ provider "aws" {
 data "aws_caller_identity" "current" {}
 
 resource "aws_kms_key" "this" {
+  #checkov:skip=CKV2_AWS_64: the default policy: the account's IAM decides
   description         = "Terraform states of Everloop"
   enable_key_rotation = true
 }

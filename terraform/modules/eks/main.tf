@@ -3,12 +3,14 @@
 data "aws_partition" "current" {}
 
 resource "aws_cloudwatch_log_group" "this" {
+  #checkov:skip=CKV_AWS_338: a year in prod; dev keeps less, which is cheaper
   name              = "/aws/eks/${var.name}/cluster"
   retention_in_days = var.log_retention_days
   kms_key_id        = var.kms_key_arn
 }
 
 resource "aws_eks_cluster" "this" {
+  #checkov:skip=CKV_AWS_38: public_access_cidrs refuses /0, and without ranges the endpoint is private
   name                      = var.name
   version                   = var.kubernetes_version
   role_arn                  = aws_iam_role.cluster.arn

@@ -155,6 +155,7 @@ data "aws_region" "current" {}
 
 # Who spoke to whom, for the day after an incident.
 resource "aws_cloudwatch_log_group" "flow" {
+  #checkov:skip=CKV_AWS_338: a year in prod; dev keeps less, which is cheaper
   name              = "/everloop/${var.name}/vpc-flow"
   retention_in_days = var.log_retention_days
   kms_key_id        = var.kms_key_arn
