@@ -59,6 +59,13 @@ terraform_valid() {
     done
 }
 
+terraform_tests() {
+    local tests here=$PWD
+    for tests in terraform/modules/*/tests; do
+        (cd "${tests%/tests}" && "$here/tools/terraform.sh" test -no-color) || return
+    done
+}
+
 # checkov pins what the other tools do not, so that it has an environment of its own.
 infrastructure_policies() {
     local home=$PWD/.everloop/cache/checkov
@@ -76,6 +83,7 @@ step "policies" python -m pytest tests/deploy -m "not clusters and not terraform
 step "yamllint" yamllint --strict -c tools/yamllint.yaml deploy pipelines .github
 step "terraform fmt" tools/terraform.sh fmt -check -recursive terraform
 step "terraform validate" terraform_valid
+step "terraform test" terraform_tests
 step "checkov" infrastructure_policies
 mapfile -t scripts < <(git ls-files '*.sh' .ci/run)
 step "shellcheck" shellcheck "${scripts[@]}"
