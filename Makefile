@@ -7,7 +7,8 @@ MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
 STACK := $(BIN)/python -m everloop.stack
 READY := .venv/.ready
-PYTEST := $(BIN)/python -m pytest
+# Thread pools as wide as the machine, one in each of two test processes, would only fight.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .PHONY: help setup up down status demo test test-unit test-e2e test-faults test-clients test-cluster test-terraform check check-deploy format generate lock clean
 

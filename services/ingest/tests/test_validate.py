@@ -60,7 +60,7 @@ def times() -> st.SearchStrategy[datetime]:
     )
 
 
-text = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=40)
 records = st.fixed_dictionaries(
     {
         "parcel": text.filter(bool),
