@@ -14,7 +14,7 @@ from typing import Any
 
 from moto.ec2.models import ec2_backends
 from moto.ec2.models.launch_templates import LaunchTemplateVersion
-from moto.ec2.models.security_groups import SecurityRule
+from moto.ec2.models.security_groups import SecurityGroupRule
 from moto.eks import models as eks
 from moto.kafka.models import FakeKafkaCluster
 from moto.rds import models as rds
@@ -139,7 +139,7 @@ def mend_moto() -> None:
     after(FakeKafkaCluster, lambda it, _: setattr(it, "state", "ACTIVE"))  # CREATING for ever
     after(LaunchTemplateVersion, forget_tags_of_the_template)
     after(rds.DBInstance, remember_monitoring)
-    SecurityRule.description = property(  # type: ignore[assignment]
+    SecurityGroupRule.description = property(  # type: ignore[assignment]
         lambda rule: {**rule.ip_range, **rule.source_group}.get("Description")
     )
     update = rds.DBParameterGroup.update_parameters
