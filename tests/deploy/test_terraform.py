@@ -101,7 +101,9 @@ def applied(
             request.param,
             folder / "terraform" / request.param,
             {
-                **{name: os.environ[name] for name in ("PATH", "HOME")},
+                **{
+                    name: value for name, value in os.environ.items() if not name.startswith("AWS_")
+                },
                 "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
                 "AWS_ACCESS_KEY_ID": "test",
                 "AWS_SECRET_ACCESS_KEY": "test",
