@@ -15,6 +15,7 @@ from typing import Any
 from moto.ec2.models import ec2_backends
 from moto.ec2.models.launch_templates import LaunchTemplateVersion
 from moto.ec2.models.security_groups import SecurityGroupRule
+from moto.ec2.models.vpcs import VPCEndPoint
 from moto.eks import models as eks
 from moto.kafka.models import FakeKafkaCluster
 from moto.rds import models as rds
@@ -139,6 +140,7 @@ def mend_moto() -> None:
     after(FakeKafkaCluster, lambda it, _: setattr(it, "state", "ACTIVE"))  # CREATING for ever
     after(LaunchTemplateVersion, forget_tags_of_the_template)
     after(rds.DBInstance, remember_monitoring)
+    after(VPCEndPoint, remember_names)
     SecurityGroupRule.description = property(  # type: ignore[assignment]
         lambda rule: {**rule.ip_range, **rule.source_group}.get("Description")
     )
@@ -161,6 +163,11 @@ def forget_tags_of_the_template(version: LaunchTemplateVersion, told: Json) -> N
     version.data["TagSpecifications"] = [
         it for it in specifications if it["ResourceType"] != "launch-template"
     ]
+
+
+def remember_names(endpoint: VPCEndPoint, told: Json) -> None:
+    if endpoint.service_name.endswith(".s3"):
+        endpoint.dns_options = {"PrivateDnsOnlyForInboundResolverEndpoint": False}
 
 
 def remember_monitoring(database: rds.DBInstance, told: Json) -> None:
