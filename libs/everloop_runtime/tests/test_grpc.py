@@ -282,6 +282,18 @@ def test_watching_health_holds_no_worker(server, connection, stub):
         watch.cancel()
 
 
+@pytest.mark.timeout(30)
+def test_a_watcher_that_hangs_up_while_health_changes_holds_nothing_up(server, connection):
+    health: Any = health_pb2_grpc.HealthStub(connection)
+    for round_ in range(50):
+        watches = [health.Watch(health_pb2.HealthCheckRequest()) for _ in range(3)]
+        for watch in watches:
+            next(watch)
+        for watch in watches:
+            watch.cancel()
+        server.ready(round_ % 2 == 0)
+
+
 def test_reflection_names_the_services(connection):
     reflection: Any = reflection_pb2_grpc.ServerReflectionStub(connection)
     request = reflection_pb2.ServerReflectionRequest(list_services="")

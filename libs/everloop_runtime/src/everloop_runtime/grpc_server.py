@@ -133,6 +133,33 @@ def _observed(
         context.abort_with_status(rpc_status.to_status(rich_status(error)))
 
 
+class _Health(health.HealthServicer):
+    """Health whose watchers may hang up at any moment.
+
+    The library's takes its lock on the thread that completes sends, and sends under that lock: a watcher that hung up
+    while the status changed stopped the server for good. Here that thread takes no lock.
+    """
+
+    # What the library's own class sets, and its stubs do not tell.
+    _lock: Any
+    _server_status: dict[str, int]
+    _send_response_callbacks: dict[str, set[Callable[[Any], None]]]
+
+    def _on_close_callback(self, send_response_callback: Any, service: str) -> Callable[[], None]:
+        def closed() -> None:
+            self._send_response_callbacks[service].discard(send_response_callback)
+            send_response_callback(None)
+
+        return closed
+
+    def set(self, service: str, status: int) -> None:
+        """Sets the status of a service and tells those who watch it."""
+        with self._lock:
+            self._server_status[service] = status
+            for send in tuple(self._send_response_callbacks.get(service, ())):
+                send(health_pb2.HealthCheckResponse(status=status))
+
+
 class GrpcServer(Component):
     """A threaded gRPC server with `grpc.health.v1`, reflection and `google.rpc` errors."""
 
@@ -144,7 +171,7 @@ class GrpcServer(Component):
         """Takes full service names (for health and reflection) and what adds their servicers."""
         self._address = settings.grpc_address
         self._drain = settings.drain_seconds
-        self._health = health.HealthServicer()
+        self._health = _Health()
         limit = settings.grpc_max_message_bytes
         self._server = grpc.server(
             ThreadPoolExecutor(settings.grpc_workers, thread_name_prefix="grpc"),
