@@ -115,7 +115,8 @@ def over_grpc(
         command += [f"--duration={seconds}", f"--data={message}", f"--log-file={log}"]
         command += ["--header=content-type: application/grpc", "--header=te: trailers"]
         output = _run([*command, f"http://{address}{path}"], seconds)
-        rows = np.loadtxt(log, dtype=np.int64, ndmin=2)
+        # Nothing was answered in time where it is empty.
+        rows = np.loadtxt(log, dtype=np.int64, ndmin=2) if log.stat().st_size else np.empty((0, 3))
     done, failed = _number(r"(\d+) done", output), _number(r"(\d+) failed", output)
     data = _number(r"\((\d+)\) data", output)
     times = rows[rows[:, 1] == 200, 2] / 1e3

@@ -21,6 +21,8 @@ __all__ = ["CONCURRENCY", "SIZES", "Case", "Sample", "measure", "ready", "sample
 SIZES = {"single": 1, "batch64": 64}
 CONCURRENCY = (1, 8, 32, 128)
 WARM_UP_SECONDS = 1
+SLOWEST = 500
+"""Requests a second of the slowest server: many streams at once are given the time that it takes to end one of each."""
 START_SECONDS = 180
 TOLERANCE = 1e-5
 
@@ -89,7 +91,8 @@ def measure(
                 for callers in concurrency:
                     case = Case(name, size, callers)
                     load = _load(running, server.doors[name], body, answer, callers)
-                    samples[case] = sample(running, load, seconds)
+                    requests = callers * server.doors[name].messages
+                    samples[case] = sample(running, load, max(seconds, requests // SLOWEST))
                     print(f"  {case!s:24} {samples[case]}", flush=True)
         memory = running.memory()
         running.settle()

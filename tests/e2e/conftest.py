@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 from demo_run import CleanRun, run_small
+from live_prometheus import series
 from readme_run import Reader
+from tools.dashboards import queries
 
 from everloop import Everloop, stack
+from everloop.stack.parts import prometheus
 
 
 @pytest.fixture(scope="session")
@@ -18,6 +21,7 @@ def clean_run(tmp_path_factory: pytest.TempPathFactory) -> CleanRun:
         outcomes = Reader(root / "demo", tmp_path_factory.mktemp("readme")).read()
         with Everloop.connect(root / "demo") as everloop:
             received = everloop.stats("flight-delays").received
+        seen = series(stack.load(root / "demo"), queries()) if prometheus.installed() else {}
     finally:
         stack.down(root / "demo")
-    return CleanRun(root, summary, outcomes, received)
+    return CleanRun(root, summary, outcomes, received, seen)

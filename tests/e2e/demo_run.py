@@ -27,12 +27,14 @@ class CleanRun:
         summary: its summary.
         readme: what came of everything that README.md shows, tried on its stack before that was stopped.
         received: messages that ingest had settled after that.
+        series: what the panels of the dashboards ask, to how many series it returned; empty without Prometheus.
     """
 
     root: Path
     summary: dict[str, Any]
     readme: Mapping[Shown, Outcome]
     received: int
+    series: Mapping[str, int]
 
 
 def run_small(

@@ -55,9 +55,10 @@ DEFAULTS: Mapping[str, int] = {
     "registry_metrics": 9403,
     "monitor_metrics": 9404,
     "inference_metrics": 9405,
+    "prometheus": 9090,
 }
 
-PUBLIC = ("inference_http", "inference_grpc", "kafka", "ingest", "mlflow")
+PUBLIC = ("inference_http", "inference_grpc", "kafka", "ingest", "mlflow", "prometheus")
 """What users speak to; the others are spoken to by parts of the stack."""
 
 _FALLBACK = range(20000, 32000)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from everloop.stack.endpoints import Endpoints
 from everloop.stack.home import Home
 from everloop.stack.part import Part
-from everloop.stack.parts import kafka, mlflow, ray, s3, services
+from everloop.stack.parts import kafka, mlflow, prometheus, ray, s3, services
 
 __all__ = ["INFRA", "SERVICES", "Catalog", "build"]
 
@@ -23,4 +23,7 @@ def build(home: Home, endpoints: Endpoints) -> list[Part]:
     infra = [s3.part(home, endpoints), mlflow.part(home, endpoints), ray.part(home, endpoints)]
     if endpoints.kafka_is_ours:
         infra.insert(0, kafka.part(home, endpoints))
-    return [*infra, *services.parts(home, endpoints)]
+    # A stack that was planned before there was one has no port for it.
+    watched = prometheus.installed() and "prometheus" in endpoints.ports
+    watching = [prometheus.part(home, endpoints)] if watched else []
+    return [*infra, *services.parts(home, endpoints), *watching]
