@@ -64,6 +64,18 @@ def test_latencies_are_compared_once_both_have_seen_enough(
     assert (verdict.action == "abort", verdict.cause == "latency") == (aborts, aborts)
 
 
+def test_the_slowest_of_a_few_requests_prove_nothing():
+    plan = replace(PLAN, min_requests=50)
+    counts = [0] * BUCKETS
+    counts[10], counts[30] = 172, 3
+    few = ArmTotals(175, 0, 175, tuple(counts))
+    assert quantile(few.latency_counts, 0.99) > 2 * quantile(arm(60).latency_counts, 0.99)
+    assert judge(plan, few, arm(60), MINUTE).cause == "bake"
+    counts[10], counts[30] = 160, 15
+    many = ArmTotals(175, 0, 175, tuple(counts))
+    assert judge(plan, many, arm(60), MINUTE).cause == "latency"
+
+
 def test_a_reason_holds_the_numbers():
     slow = judge(PLAN, arm(1000, bucket=18), arm(1000), MINUTE)
     assert slow.reason == ("latency: p99 1.13 ms is 4 times the baseline's 0.282 ms, 2 times may")

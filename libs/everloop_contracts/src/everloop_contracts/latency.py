@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-__all__ = ["BUCKETS", "bucket_limit", "quantile"]
+__all__ = ["BUCKETS", "bucket_limit", "quantile", "slower_than"]
 
 BUCKETS = 64
 """How many buckets a histogram has; counts that are not there are 0."""
@@ -42,3 +42,16 @@ def quantile(counts: Sequence[int], share: float) -> float | None:
             return low + (bucket_limit(bucket) - low) * (wanted - below) / count
         below += count
     return bucket_limit(len(counts) - 1)
+
+
+def slower_than(counts: Sequence[int], seconds: float) -> int:
+    """How many requests took longer; those of the bucket that holds the limit count as quicker.
+
+    >>> slower_than([5, 0, 2, 1], bucket_limit(1)), slower_than([5, 0, 2, 1], 1.0)
+    (3, 0)
+    """
+    return sum(
+        count
+        for bucket, count in enumerate(counts)
+        if bucket and bucket_limit(bucket - 1) >= seconds
+    )

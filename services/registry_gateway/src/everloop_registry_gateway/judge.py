@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal
 
-from everloop_contracts.latency import quantile
+from everloop_contracts.latency import quantile, slower_than
 from everloop_registry_gateway.domain import ArmTotals, RolloutPlan, Strategy
 
 __all__ = ["Verdict", "error_evidence", "evidence", "judge"]
@@ -46,7 +46,10 @@ def judge(
     - An `alert` about the candidate's performance aborts where the plan says so.
     - Errors abort as soon as they prove, beyond `CERTAINTY`, that more fail than the plan allows, however few requests
       that took (see `error_evidence`); what is left is compared with the plan's bound once the trial has baked.
-    - The p99 latencies are compared once both versions have `min_requests`; never where the baseline has not.
+    - The latencies are compared once both versions have `min_requests`; never where the baseline has not. Of requests
+      that are as quick as the baseline's one in a hundred takes longer than its p99: the candidate is taken back where
+      more of its requests take longer than the plan's multiple of that, by the same proof as with errors. The p99 of a
+      few requests is the slowest one of them, which proves nothing.
     - A candidate that stood for `bake` and saw `min_requests` is promoted, or kept for a person to decide where the
       strategy is A/B. One that saw fewer waits for more, however old the trial is. At the end of a trial nothing is
       decided by totals of the past: it waits until replicas are heard.
@@ -160,8 +163,11 @@ def _slower(plan: RolloutPlan, candidate: ArmTotals, baseline: ArmTotals) -> str
     """What is wrong with the candidate's latency; empty if nothing is, or if it cannot be told."""
     if not plan.max_latency_ratio or min(candidate.requests, baseline.requests) < plan.min_requests:
         return ""
-    mine, theirs = (quantile(arm.latency_counts, 0.99) for arm in (candidate, baseline))
-    if mine is None or theirs is None or mine <= plan.max_latency_ratio * theirs:
+    theirs = quantile(baseline.latency_counts, 0.99)
+    if theirs is None:
+        return ""
+    slow = slower_than(candidate.latency_counts, plan.max_latency_ratio * theirs)
+    if error_evidence(slow, sum(candidate.latency_counts), 0.01) < CERTAINTY:
         return ""
     return _latencies(plan, candidate, baseline)
 
