@@ -78,13 +78,14 @@ class Place:
             made.mkdir(parents=True)
         local = fs.LocalFileSystem()
         self.shards = 0
+        repository = DvcRepository(folder / "datasets", str(self.remote), {}, {}, local)
         self.cut_version = CutVersion(
             {self.pipeline.name: self.pipeline},
             Cuts(database),
             Versions(database),
             self.settlements,
             ShardBucket(local, str(self.bucket)),
-            DvcRepository(folder / "datasets", str(self.remote), {}, {}, local),
+            {self.pipeline.name: repository},
             TopicEnds("unused"),
             Idle(),
             BuildLimits(folder / "work", 512 * MIB, 2, 65_536, 4),

@@ -115,14 +115,15 @@ class MemoryRepository:
     """Fake of `ports.DataRepository`: remembers what was published."""
 
     url = "memory://datasets"
+    versioning = "dvc"
 
     def __init__(self) -> None:
         self.content: dict[str, bytes] = {}
         self.tags: dict[str, list[str]] = {}
         self.fetched: list[Part] = []
 
-    def uri(self, md5: str) -> str:
-        return f"memory://{md5}"
+    def uri(self, part: Part) -> str:
+        return f"memory://{part.md5}"
 
     def publish(
         self, version: Version, parts: Sequence[Part], new: Mapping[str, Path]
@@ -136,7 +137,7 @@ class MemoryRepository:
         size = sum(part.size_bytes for part in parts)
         md5 = hashlib.md5("".join(self.tags[tag]).encode()).hexdigest() + ".dir"
         folder = f"{version.pipeline}/rows"
-        return ObjectFile(folder, self.uri(md5), md5, size, tag, "c" * 40)
+        return ObjectFile(folder, f"memory://{md5}", md5, size, tag, "c" * 40)
 
     def fetch(self, parts: Sequence[Part], folder: Path) -> list[Path]:
         self.fetched += parts
@@ -229,6 +230,7 @@ class World:
     def restart(self) -> None:
         """A new process: nothing but the database, the bucket, the repository and the topic is left."""
         pipelines = {item.name: item for item in (self.pipeline, self.other)}
+        repositories = dict.fromkeys(pipelines, self.repository)
         self.settlements = Settlements(self.database)
         self.versions = Versions(self.database)
         self.cuts = Cuts(self.database)
@@ -251,14 +253,14 @@ class World:
         self.keep_small = KeepSmall(
             self.upkeep, self.files, self.folder / "work", 2, 3, timedelta(days=7), 100
         )
-        self.release = ReleaseVersion(self.versions, self.quarantine, self.repository)
+        self.release = ReleaseVersion(self.versions, self.quarantine, repositories)
         self.cut = CutVersion(
             pipelines,
             self.cuts,
             self.versions,
             self.settlements,
             self.files,
-            self.repository,
+            repositories,
             self,
             self,
             limits,
@@ -268,7 +270,7 @@ class World:
         self.erase = EraseRecords(
             self.versions,
             self.erasures,
-            self.repository,
+            repositories,
             self.cut,
             self.keep_small,
             EraseLetters(letters, self.files, self.folder / "work"),
@@ -290,7 +292,7 @@ class World:
             self.erase,
             self.letters,
             self,
-            self.repository,
+            {self.pipeline.name: self.repository},
             30.0,
         )
 

@@ -31,8 +31,8 @@ def version(number: int, pipeline: str = "parcels") -> Version:
 
 def part_of(content: bytes) -> Part:
     time = datetime(2026, 3, 1, tzinfo=UTC)
-    md5 = hashlib.md5(content).hexdigest()
-    return Part(md5, len(content), 1, 0, time, "a", time, "state", "columns")
+    md5, sha256 = (hashlib.new(name, content).hexdigest() for name in ("md5", "sha256"))
+    return Part(md5, sha256, len(content), 1, 0, time, "a", time, "state", "columns")
 
 
 class Place:
@@ -53,7 +53,7 @@ class Place:
         new = {}
         for content in contents:
             part = part_of(content)
-            if not Path(self.repository.uri(part.md5)).exists():
+            if not Path(self.repository.uri(part)).exists():
                 new[part.md5] = self.folder / part.md5
                 new[part.md5].write_bytes(content)
         parts = [part_of(content) for content in contents]
@@ -184,7 +184,7 @@ def test_what_is_pushed_leaves_the_disk(place: Place) -> None:
 
 def test_an_object_that_the_remote_lost_is_pushed_again(place: Place) -> None:
     first = place.publish(1, b"one")
-    lost = Path(place.repository.uri(part_of(b"one").md5))
+    lost = Path(place.repository.uri(part_of(b"one")))
     lost.unlink()
     try:
         place.publish(1, b"one")
@@ -209,7 +209,7 @@ def test_parts_are_fetched_and_one_that_is_gone_is_named(place: Place, tmp_path:
     parts = [part_of(b"two"), part_of(b"one")]
     found = place.repository.fetch(parts, tmp_path)
     assert [path.read_bytes() for path in found] == [b"two", b"one"]
-    gone = place.repository.uri(parts[0].md5)
+    gone = place.repository.uri(parts[0])
     Path(gone).unlink()
     with pytest.raises(EverloopError, match=gone) as caught:
         place.repository.fetch(parts, tmp_path)

@@ -168,7 +168,7 @@ def test_stock_dvc_gets_from_it_what_was_published(
     parts, new = [], {}
     for content in contents:
         md5 = hashlib.md5(content).hexdigest()
-        parts.append(Part(md5, len(content), 1, 0, now, "a", now, "state", "columns"))
+        parts.append(Part(md5, "", len(content), 1, 0, now, "a", now, "state", "columns"))
         new[md5] = tmp_path / md5
         new[md5].write_bytes(content)
     version = Version("parcels", 1, State.CUTTING, "r1", now, 1)

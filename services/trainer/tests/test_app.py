@@ -41,14 +41,19 @@ def test_a_file_whose_content_is_not_the_tracked_one_is_refused(tmp_path: Path) 
     md5 = hashlib.md5(sink.getvalue(), usedforsecurity=False).hexdigest()
     local = fs.LocalFileSystem()
     assert read_file(local, DataFile(str(path), md5)).num_rows == 2
+    spaced = tmp_path / "by git-lfs" / "rows"
+    spaced.parent.mkdir()
+    spaced.write_bytes(sink.getvalue())
+    assert read_file(fs.S3FileSystem(), DataFile(spaced.as_uri(), md5)).num_rows == 2
     with pytest.raises(TrainingError, match=r"rows\.parquet is corrupt: it has MD5"):
         read_file(local, DataFile(str(path), "0" * 32))
 
 
 def test_a_file_that_is_gone_is_no_outage(tmp_path: Path) -> None:
-    with pytest.raises(EverloopError) as caught:
-        read_file(fs.LocalFileSystem(), DataFile(str(tmp_path / "none"), "0" * 32))
-    assert (caught.value.kind, caught.value.reason) == (Kind.NOT_FOUND, "DATASET_GONE")
+    for uri in (str(tmp_path / "none"), (tmp_path / "none").as_uri()):
+        with pytest.raises(EverloopError) as caught:
+            read_file(fs.LocalFileSystem(), DataFile(uri, "0" * 32))
+        assert (caught.value.kind, caught.value.reason) == (Kind.NOT_FOUND, "DATASET_GONE")
 
 
 def test_an_object_store_that_is_away_is_an_outage(

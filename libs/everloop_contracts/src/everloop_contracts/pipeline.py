@@ -320,6 +320,9 @@ class Pipeline(Spec):
     partitions: int = Field(default=6, ge=1, le=256)
     """Partitions of the pipeline's record topic."""
     cut: Cut = Cut()
+    versioning: Literal["dvc", "git-lfs"] = "dvc"
+    """What keeps the content of dataset versions: DVC on the object store, or Git LFS beside the history, for small
+    data. A pipeline keeps what its first version was cut with."""
     training: Training
     promotion: Promotion = Promotion()
     serving: Serving = Serving()

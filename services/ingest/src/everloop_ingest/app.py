@@ -8,10 +8,13 @@ import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from pyarrow import fs
+
 from everloop_contracts.pipeline import Pipeline, PipelineError, load_pipelines
 from everloop_contracts.stubs.everloop.ingest.v1 import ingest_pb2_grpc
 from everloop_ingest.adapters.dvc import DvcRepository
 from everloop_ingest.adapters.kafka import TopicEnds, TopicProducer
+from everloop_ingest.adapters.lfs import LfsRepository
 from everloop_ingest.adapters.s3 import ShardBucket
 from everloop_ingest.adapters.store.cuts import Cuts
 from everloop_ingest.adapters.store.erasures import Erasures
@@ -29,6 +32,7 @@ from everloop_ingest.erase_letters import EraseLetters
 from everloop_ingest.erase_records import EraseRecords
 from everloop_ingest.evolve import adopt_schemas
 from everloop_ingest.keep_small import KeepSmall
+from everloop_ingest.ports import DataRepository
 from everloop_ingest.push import Push
 from everloop_ingest.release_version import ReleaseVersion
 from everloop_ingest.schedule import Scheduler
@@ -46,7 +50,7 @@ from everloop_runtime.metrics import MetricsServer
 from everloop_runtime.s3 import s3_filesystem
 from everloop_runtime.service import Component, Stopper, run
 
-__all__ = ["check_record_sizes", "clear_work", "run_service"]
+__all__ = ["check_record_sizes", "check_versioning", "clear_work", "run_service"]
 
 SERVICE = "everloop.ingest.v1.IngestService"
 
@@ -91,29 +95,24 @@ def run_service() -> int:
         return 2
     database = Database(settings.database_url)
     database.upgrade(Path(__file__).parent / "migrations")
-    try:
-        check_record_sizes(pipelines, settings.max_record_bytes)
-        adopt_schemas(pipelines, Schemas(database), datetime.now(UTC))
-    except EverloopError as error:
-        print(error, file=sys.stderr)
-        database.close()
-        return 2
-    bootstrap = settings.kafka_bootstrap
     filesystem = s3_filesystem(
         settings.s3_endpoint,
         settings.s3_access_key,
         settings.s3_secret_key.get_secret_value(),
         settings.s3_region,
     )
-    files = ShardBucket(filesystem, settings.data_bucket)
-    repository = DvcRepository(
-        settings.data_dir / "datasets",
-        f"s3://{settings.dvc_bucket}/dvc",
-        {"endpointurl": settings.s3_endpoint, "region": settings.s3_region},
-        _credentials(settings),
-        filesystem,
-    )
     settlements, versions, cuts = Settlements(database), Versions(database), Cuts(database)
+    try:
+        check_record_sizes(pipelines, settings.max_record_bytes)
+        adopt_schemas(pipelines, Schemas(database), datetime.now(UTC))
+        check_versioning(pipelines, versions)
+        repositories = _repositories(settings, pipelines, filesystem)
+    except EverloopError as error:
+        print(error, file=sys.stderr)
+        database.close()
+        return 2
+    bootstrap = settings.kafka_bootstrap
+    files = ShardBucket(filesystem, settings.data_bucket)
     requests = Requests(database)
     ends = TopicEnds(bootstrap)
     sink = TopicProducer(bootstrap, settings.push_max_bytes, settings.push_timeout_seconds)
@@ -132,7 +131,7 @@ def run_service() -> int:
     # Streams may hold half of the gRPC workers; with callers that wait for a version, a quarter stays free.
     callers = max(1, settings.grpc_workers // 4)
     cut = CutVersion(
-        pipelines, cuts, versions, settlements, files, repository, ends, writer, build, callers
+        pipelines, cuts, versions, settlements, files, repositories, ends, writer, build, callers
     )
     push = Push(pipelines, sink, requests, settings.max_record_bytes)
     stream = RecordStream(
@@ -166,13 +165,13 @@ def run_service() -> int:
         push,
         stream,
         cut,
-        ReleaseVersion(versions, Quarantine(database), repository),
+        ReleaseVersion(versions, Quarantine(database), repositories),
         EraseRecords(
-            versions, Erasures(database), repository, cut, keep_small, erase_letters, build.folder
+            versions, Erasures(database), repositories, cut, keep_small, erase_letters, build.folder
         ),
         dead_letters,
         ends,
-        repository,
+        repositories,
         settings.call_deadline_seconds,
     )
     grpc = GrpcServer(
@@ -228,6 +227,48 @@ def check_record_sizes(pipelines: dict[str, Pipeline], most: int) -> None:
                 f"{pipeline.name}: schema.max_record_bytes: {wanted} is more than this service takes, {most} "
                 "(EVERLOOP_MAX_RECORD_BYTES)",
             )
+
+
+def check_versioning(pipelines: dict[str, Pipeline], versions: Versions) -> None:
+    """Returns where every pipeline's versions are to be kept as those that it has.
+
+    Raises:
+        EverloopError: kind precondition, reason VERSIONING_CHANGED.
+    """
+    for pipeline in pipelines.values():
+        newest = versions.newest_published(pipeline.name)
+        if newest is None or newest.file is None:
+            continue
+        kept = "git-lfs" if newest.file.uri.startswith("file://") else "dvc"
+        if kept != pipeline.versioning:
+            raise EverloopError(
+                Kind.PRECONDITION,
+                "VERSIONING_CHANGED",
+                f"{pipeline.name}: versioning: {pipeline.versioning}, but its versions are kept by {kept}; leave it at "
+                "that, or give the pipeline another name",
+            )
+
+
+def _repositories(
+    settings: IngestSettings, pipelines: dict[str, Pipeline], filesystem: fs.FileSystem
+) -> dict[str, DataRepository]:
+    """Where each pipeline's versions are kept: those of DVC in one repository, those of Git LFS in one for each."""
+    repositories: dict[str, DataRepository] = {
+        name: LfsRepository(settings.data_dir / "lfs" / f"{name}.git", settings.lfs_max_bytes)
+        for name, pipeline in pipelines.items()
+        if pipeline.versioning == "git-lfs"
+    }
+    others = pipelines.keys() - repositories.keys()
+    if others:
+        dvc = DvcRepository(
+            settings.data_dir / "datasets",
+            f"s3://{settings.dvc_bucket}/dvc",
+            {"endpointurl": settings.s3_endpoint, "region": settings.s3_region},
+            _credentials(settings),
+            filesystem,
+        )
+        repositories |= dict.fromkeys(others, dvc)
+    return repositories
 
 
 def _credentials(settings: IngestSettings) -> dict[str, str]:

@@ -47,6 +47,7 @@ def dataset_version(
         version=version.number,
         state=_STATES[version.state],
         git_url=repository.url,
+        versioning=repository.versioning,
         shards=version.shards,
         cause_id=version.cause_id,
         error=version.error,
@@ -67,7 +68,7 @@ def dataset_version(
         for number, part in enumerate(parts):
             message.objects.add(
                 path=f"{version.file.path}/{part_name(number)}",
-                uri=repository.uri(part.md5),
+                uri=repository.uri(part),
                 md5=part.md5,
                 size_bytes=part.size_bytes,
             )

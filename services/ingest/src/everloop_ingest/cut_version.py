@@ -22,7 +22,7 @@ from everloop_ingest.build_parts import INDEX, Base, BuildLimits, Built, build_p
 from everloop_ingest.checks import violations
 from everloop_ingest.domain import Part, Rows, ShardsLost, State, Version
 from everloop_ingest.parts import PartFiles, labels_key
-from everloop_ingest.ports import DataRepository, RecordLog, ShardFiles, Writer
+from everloop_ingest.ports import RecordLog, Repositories, ShardFiles, Writer
 from everloop_ingest.record_index import RecordIndex
 from everloop_runtime.errors import EverloopError, Kind
 
@@ -51,7 +51,7 @@ class CutVersion:
         versions: Versions,
         settlements: Settlements,
         files: ShardFiles,
-        repository: DataRepository,
+        repositories: Repositories,
         record_log: RecordLog,
         writer: Writer,
         limits: BuildLimits,
@@ -68,12 +68,12 @@ class CutVersion:
         self._versions = versions
         self._settlements = settlements
         self._files = files
-        self._repository = repository
+        self._repositories = repositories
         self._log = record_log
         self._writer = writer
         self._limits = limits
         self._wait = wait
-        # The repository, which all pipelines share, brings a lock of its own.
+        # A repository that several pipelines share brings a lock of its own.
         self._locks = {name: threading.Lock() for name in pipelines}
         self._callers = threading.BoundedSemaphore(callers)
 
@@ -162,6 +162,7 @@ class CutVersion:
             return version
         began = time.monotonic()
         pipeline = self._pipelines[version.pipeline]
+        repository = self._repositories[pipeline.name]
         self._limits.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="cut-", dir=self._limits.folder) as name:
             folder = Path(name)
@@ -176,14 +177,14 @@ class CutVersion:
             )
             labels = self._keep_states(version, base, built)
             files = {item.part.md5: item.rows for item in built.added}
-            file = self._repository.publish(version, built.parts, files)
+            file = repository.publish(version, built.parts, files)
         rows = Rows.of(built.parts)
         announced, so_far = self._cuts.profiles(pipeline.name)
         new = so_far.plus(built.profile)
         wrong = violations(pipeline.cut.checks, rows.rows, announced, new)
         state = State.QUARANTINED if wrong else State.AVAILABLE
         done = replace(version, state=state, rows=rows, file=file, error="; ".join(wrong))
-        event = None if wrong else announcement(done, self._repository, built.parts)
+        event = None if wrong else announcement(done, repository, built.parts)
         added = [item.part for item in built.added]
         profile = built.profile if wrong else announced.plus(new)
         change = Change(added, built.removed, labels, profile)
@@ -213,7 +214,7 @@ class CutVersion:
             return self._fetch([part.state for part in wanted], folder)
 
         def fetch(wanted: Sequence[Part]) -> list[PartFiles]:
-            rows = self._repository.fetch(wanted, _new(folder, "base"))
+            rows = self._repositories[pipeline.name].fetch(wanted, _new(folder, "base"))
             return [PartFiles(*item) for item in zip(wanted, rows, states(wanted), strict=True)]
 
         waiting = self._fetch([labels], folder)[0] if labels else None

@@ -279,13 +279,15 @@ class Part:
     The parts of a version follow each other by event time, then record id, and so do the rows of each.
 
     Attributes:
-        md5: of the content, hexadecimal.
+        md5: of the content, hexadecimal; what DVC knows it by.
+        sha256: of the content, hexadecimal, what Git LFS knows it by; empty in parts of before there was a choice.
         first_record_id: record id of the first row, whose event time is `first_event_time`.
         state: path inside the data bucket of what orders the events of its records, see `parts.py`.
         columns: digest of the schema that it was written with.
     """
 
     md5: str
+    sha256: str
     size_bytes: int
     rows: int
     labelled_rows: int
@@ -327,7 +329,7 @@ class ObjectFile:
 
     Attributes:
         path: inside the repository, as `dvc get` takes it.
-        uri: of the content on the object store; of a directory its listing.
+        uri: of the content on the object store, of a directory its listing; with Git LFS the repository.
         md5: of the content, hexadecimal; of a directory that of its listing, with `.dir` behind it, as DVC writes it.
         size_bytes: of all content.
         tag: git tag of the version.

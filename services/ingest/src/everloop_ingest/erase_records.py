@@ -19,7 +19,7 @@ from everloop_ingest.cut_version import CutVersion
 from everloop_ingest.domain import Audit, State, Version
 from everloop_ingest.erase_letters import EraseLetters
 from everloop_ingest.keep_small import KeepSmall
-from everloop_ingest.ports import DataRepository
+from everloop_ingest.ports import Repositories
 from everloop_runtime.errors import EverloopError, Kind
 
 __all__ = ["Entity", "EraseRecords"]
@@ -41,16 +41,16 @@ class EraseRecords:
         self,
         versions: Versions,
         erasures: Erasures,
-        repository: DataRepository,
+        repositories: Repositories,
         cut: CutVersion,
         keep_small: KeepSmall,
         letters: EraseLetters,
         folder: Path,
     ) -> None:
-        """Takes the database, the data repository, the use cases that it is made of, and a folder for work."""
+        """Takes the database, the data repositories, the use cases that it is made of, and a folder for work."""
         self._versions = versions
         self._erasures = erasures
-        self._repository = repository
+        self._repositories = repositories
         self._cut = cut
         self._keep_small = keep_small
         self._letters = letters
@@ -117,7 +117,7 @@ class EraseRecords:
         self._folder.mkdir(parents=True, exist_ok=True)
         for part in self._versions.parts(version):
             with tempfile.TemporaryDirectory(prefix="erase-", dir=self._folder) as name:
-                [path] = self._repository.fetch([part], Path(name))
+                [path] = self._repositories[pipeline.name].fetch([part], Path(name))
                 rows = pq.read_table(
                     path, columns=[key], filters=[(entity.field, "=", entity.value)]
                 )

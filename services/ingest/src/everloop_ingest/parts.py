@@ -79,7 +79,7 @@ def labels_key(pipeline: Pipeline, number: int, file: Path) -> str:
 
     The same labels may wait again, while those of an earlier version are being deleted.
     """
-    return f"{pipeline.name}/labels/v{number}/{_md5(file)}.parquet"
+    return f"{pipeline.name}/labels/v{number}/{_digest(file, 'md5')}.parquet"
 
 
 def write_part(pipeline: Pipeline, number: int, table: pa.Table, stem: Path) -> PartFiles:
@@ -99,22 +99,23 @@ def write_part(pipeline: Pipeline, number: int, table: pa.Table, stem: Path) -> 
     )
     labels_of = STATE.with_metadata({TARGET: pipeline.target.field.encode()})
     pq.write_table(table.select(STATE.names).cast(labels_of), state, compression="zstd")
-    md5 = _md5(rows)
+    md5, sha256 = _digest(rows), _digest(rows, "sha256")
     times = table.column(pipeline.schema_.time)
     part = Part(
         md5=md5,
+        sha256=sha256,
         size_bytes=rows.stat().st_size,
         rows=table.num_rows,
         labelled_rows=table.num_rows - table.column(pipeline.target.field).null_count,
         first_event_time=times[0].as_py(),
         first_record_id=table.column(pipeline.schema_.id)[0].as_py(),
         last_event_time=pc.max(times).as_py(),
-        state=f"{pipeline.name}/parts/v{number}/{md5}-{_md5(state)}.parquet",
+        state=f"{pipeline.name}/parts/v{number}/{md5}-{_digest(state, 'md5')}.parquet",
         columns=columns_digest(pipeline),
     )
     return PartFiles(part, rows, state)
 
 
-def _md5(file: Path) -> str:
+def _digest(file: Path, name: str = "md5") -> str:
     with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "md5").hexdigest()
+        return hashlib.file_digest(stream, name).hexdigest()

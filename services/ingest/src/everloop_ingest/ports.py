@@ -8,7 +8,15 @@ from typing import Protocol
 
 from everloop_ingest.domain import ObjectFile, Part, Version
 
-__all__ = ["DataRepository", "Delivery", "RecordLog", "RecordSink", "ShardFiles", "Writer"]
+__all__ = [
+    "DataRepository",
+    "Delivery",
+    "RecordLog",
+    "RecordSink",
+    "Repositories",
+    "ShardFiles",
+    "Writer",
+]
 
 
 class ShardFiles(Protocol):
@@ -38,14 +46,18 @@ class ShardFiles(Protocol):
 
 
 class DataRepository(Protocol):
-    """The git and DVC repository of dataset versions."""
+    """The git repository of dataset versions, and what keeps their content."""
+
+    @property
+    def versioning(self) -> str:
+        """What keeps the content, as a pipeline's `versioning` names it."""
 
     @property
     def url(self) -> str:
         """Where it can be cloned from."""
 
-    def uri(self, md5: str) -> str:
-        """Where content lies, or will lie, on the object store."""
+    def uri(self, part: Part) -> str:
+        """Where the content of a published part lies, `s3://…` or `file://…`."""
 
     def publish(
         self, version: Version, parts: Sequence[Part], new: Mapping[str, Path]
@@ -56,7 +68,7 @@ class DataRepository(Protocol):
         for a version after a crash anywhere in it: the same parts give the same result.
 
         Raises:
-            EverloopError: kind unavailable, the remote does not take it now.
+            EverloopError: kind unavailable, the content cannot be stored now; kind exhausted: it is more than may be.
         """
 
     def fetch(self, parts: Sequence[Part], folder: Path) -> list[Path]:
@@ -65,6 +77,10 @@ class DataRepository(Protocol):
         Raises:
             EverloopError: kind unavailable; reason PART_LOST where one is not there.
         """
+
+
+Repositories = Mapping[str, DataRepository]
+"""Where the versions of each pipeline are, by its name."""
 
 
 class RecordLog(Protocol):

@@ -10,7 +10,7 @@ from everloop_ingest.adapters.store.quarantine import Quarantine
 from everloop_ingest.adapters.store.versions import Versions
 from everloop_ingest.announce import announcement
 from everloop_ingest.domain import Audit, State, Version
-from everloop_ingest.ports import DataRepository
+from everloop_ingest.ports import Repositories
 from everloop_runtime.errors import EverloopError, Kind
 
 __all__ = ["ReleaseVersion"]
@@ -23,13 +23,13 @@ class ReleaseVersion:
         self,
         versions: Versions,
         quarantine: Quarantine,
-        repository: DataRepository,
+        repositories: Repositories,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """Takes the database and the data repository."""
+        """Takes the database and the data repositories."""
         self._versions = versions
         self._quarantine = quarantine
-        self._repository = repository
+        self._repositories = repositories
         self._now = now
 
     def __call__(
@@ -49,7 +49,7 @@ class ReleaseVersion:
                 Kind.NOT_FOUND, "DATASET_VERSION_NOT_FOUND", f"{pipeline} has no v{number}"
             )
         done = replace(version, state=State.AVAILABLE, error="")
-        event = announcement(done, self._repository, self._versions.parts(version))
+        event = announcement(done, self._repositories[pipeline], self._versions.parts(version))
         audit = Audit(pipeline, request_id, number, "RELEASED", actor, reason, self._now())
         self._quarantine.release(done, audit, event)
         return done

@@ -27,7 +27,7 @@ from everloop_ingest.cut_version import CutVersion
 from everloop_ingest.dead_letters import DeadLetters
 from everloop_ingest.domain import Version
 from everloop_ingest.erase_records import Entity, EraseRecords
-from everloop_ingest.ports import DataRepository, RecordLog
+from everloop_ingest.ports import RecordLog, Repositories
 from everloop_ingest.push import Push
 from everloop_ingest.release_version import ReleaseVersion
 from everloop_ingest.stream import Incoming, RecordStream
@@ -57,7 +57,7 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
         erase: EraseRecords,
         dead_letters: DeadLetters,
         record_log: RecordLog,
-        repository: DataRepository,
+        repositories: Repositories,
         deadline_seconds: float,
     ) -> None:
         """Takes the use cases; `deadline_seconds` bounds calls that come without a deadline."""
@@ -71,7 +71,7 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
         self._erase = erase
         self._letters = dead_letters
         self._log = record_log
-        self._repository = repository
+        self._repositories = repositories
         self._deadline = deadline_seconds
 
     def PushRecords(
@@ -168,8 +168,9 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
         pipeline = self._pipeline(request.pipeline)
         before, size = page(request.page_token, request.page_size)
         found = self._versions.page(pipeline.name, before, size + 1)
+        repository = self._repositories[pipeline.name]
         return ingest_pb2.ListDatasetVersionsResponse(
-            datasets=[dataset_version(version, self._repository) for version in found[:size]],
+            datasets=[dataset_version(version, repository) for version in found[:size]],
             next_page_token=str(found[size - 1].number) if len(found) > size else "",
         )
 
@@ -249,7 +250,8 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
     def _whole(self, version: Version) -> dataset_pb2.DatasetVersion:
         parts = self._versions.parts(version)
         audit = self._versions.audit(version.pipeline, version.number)
-        return dataset_version(version, self._repository, parts, audit)
+        repository = self._repositories[version.pipeline]
+        return dataset_version(version, repository, parts, audit)
 
     def _pipeline(self, name: str) -> Pipeline:
         pipeline = self._pipelines.get(name)

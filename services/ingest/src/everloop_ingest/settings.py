@@ -20,6 +20,8 @@ class IngestSettings(ServiceSettings):
     """Bucket of the shards."""
     dvc_bucket: str = "everloop-dvc"
     """Bucket of the DVC remote, below the prefix `dvc`."""
+    lfs_max_bytes: int = Field(default=1024 * _MIB, ge=_MIB)
+    """Bytes of all versions of a pipeline with `versioning: git-lfs`, on this disk, beyond which none is cut."""
 
     instance: str = Field(default_factory=socket.gethostname, min_length=1)
     """Name of this process among those that share the work, the same after a restart."""

@@ -171,11 +171,15 @@ def cut(
             f'`everloop datasets {pipeline} --release {dataset.version} --reason "…"` announces it as it is'
         )
     console.print(f"git tag {dataset.git_tag} in {dataset.git_url}", soft_wrap=True)
-    console.print(
-        f"[dim]dvc get {dataset.git_url} {dataset.data.path} --rev {dataset.git_tag}[/]",
-        soft_wrap=True,
-    )
+    console.print(f"[dim]{_how_to_get(dataset)}[/]", soft_wrap=True)
     console.print(follows, soft_wrap=True)
+
+
+def _how_to_get(dataset: DatasetVersion) -> str:
+    """The command that anyone with access gets the rows by."""
+    if dataset.versioning == "git-lfs":
+        return f"git clone --branch {dataset.git_tag} {dataset.git_url}"
+    return f"dvc get {dataset.git_url} {dataset.data.path} --rev {dataset.git_tag}"
 
 
 def _what_follows(everloop: Everloop, dataset: DatasetVersion) -> str:

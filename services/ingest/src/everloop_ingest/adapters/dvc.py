@@ -71,13 +71,18 @@ class DvcRepository:
             self._git.init()
             self._configure(options, secrets)
 
+    versioning = "dvc"
+
     @property
     def url(self) -> str:
         """Where it can be cloned from."""
         return str(self._root)
 
-    def uri(self, md5: str) -> str:
+    def uri(self, part: Part) -> str:
         """See `ports.DataRepository`."""
+        return self._uri(part.md5)
+
+    def _uri(self, md5: str) -> str:
         return f"{self._remote}/files/md5/{md5[:2]}/{md5[2:]}"
 
     def publish(
@@ -110,7 +115,7 @@ class DvcRepository:
                 repo.close()
             self._check(tree.oid, list(new))
             shutil.rmtree(self._root / ".dvc" / "cache", ignore_errors=True)
-            return ObjectFile(path, self.uri(tree.oid), tree.oid, size, tag, commit)
+            return ObjectFile(path, self._uri(tree.oid), tree.oid, size, tag, commit)
 
     def fetch(self, parts: Sequence[Part], folder: Path) -> list[Path]:
         """See `ports.DataRepository`."""
@@ -120,7 +125,7 @@ class DvcRepository:
         return paths
 
     def _fetch(self, part: Part, path: Path) -> None:
-        uri = self.uri(part.md5)
+        uri = self.uri(part)
         try:
             fs.copy_files(
                 uri.removeprefix("s3://"),
@@ -163,7 +168,7 @@ class DvcRepository:
 
     def _check(self, listing: str, files: Sequence[str]) -> None:
         """Looks whether what was pushed is there."""
-        uris = [self.uri(md5) for md5 in (listing, *files)]
+        uris = [self._uri(md5) for md5 in (listing, *files)]
         try:
             found = self._files.get_file_info([uri.removeprefix("s3://") for uri in uris])
         except OSError as error:

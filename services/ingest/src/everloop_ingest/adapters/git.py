@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
+from typing import IO
 
 __all__ = ["Git"]
 
@@ -23,16 +25,17 @@ class Git:
         """Takes the work tree; nothing is made yet."""
         self._root = root
 
-    def init(self) -> None:
+    def init(self, *, bare: bool = False) -> None:
         """Makes the repository where there is none, and clears the locks that a killed git left.
 
         Only call this while no other process writes to it.
         """
-        folder = self._root / ".git"
+        folder = self._root if bare else self._root / ".git"
         if folder.is_dir():
             for lock in folder.rglob("*.lock"):
                 lock.unlink()
-        self._run("init", "--quiet", "--initial-branch=main")
+        kind = ("--bare",) if bare else ()
+        self._run("init", "--quiet", "--initial-branch=main", *kind)
         for name, value in {
             "user.name": _NAME,
             "user.email": _EMAIL,
@@ -56,6 +59,30 @@ class Git:
             )
         return self._run("rev-parse", "HEAD")
 
+    def commit_tree(self, message: str, files: Mapping[str, str], time: datetime) -> str:
+        """Commits exactly these files on `main`, by path, without a work tree; returns the commit."""
+        tip = "refs/heads/main"
+        lines = [
+            f"commit {tip}",
+            f"committer {_NAME} <{_EMAIL}> {int(time.timestamp())} +0000",
+            _data(message),
+            *([] if self._code("rev-parse", "--quiet", "--verify", tip) else [f"from {tip}^0"]),
+            "deleteall",
+        ]
+        for path, content in files.items():
+            lines += [f"M 100644 inline {path}", _data(content)]
+        self._run("fast-import", "--quiet", source="\n".join([*lines, ""]))
+        return self._run("rev-parse", tip)
+
+    def has_lfs(self) -> bool:
+        """Whether the command `git-lfs` is there."""
+        return not self._code("lfs", "version")
+
+    def keep_by_lfs(self, file: Path) -> str:
+        """Stores the content of a file in `lfs/objects`; returns what Git LFS has git keep in its place."""
+        with file.open("rb") as stream:
+            return self._run("lfs", "clean", source=stream)
+
     def tracks(self, path: str) -> bool:
         """Whether the index holds a path."""
         return not self._code("ls-files", "--error-unmatch", "--", path)
@@ -76,8 +103,13 @@ class Git:
             return None
         return self._run("show", f"{commit}:{path}")
 
-    def _run(self, *arguments: str, environment: dict[str, str] | None = None) -> str:
-        done = self._git(arguments, environment)
+    def _run(
+        self,
+        *arguments: str,
+        environment: dict[str, str] | None = None,
+        source: str | IO[bytes] | None = None,
+    ) -> str:
+        done = self._git(arguments, environment, source)
         if done.returncode:
             raise RuntimeError(f"git {arguments[0]}: {done.stderr.strip()}")
         return done.stdout.strip()
@@ -86,7 +118,10 @@ class Git:
         return self._git(arguments).returncode
 
     def _git(
-        self, arguments: tuple[str, ...], environment: dict[str, str] | None = None
+        self,
+        arguments: tuple[str, ...],
+        environment: dict[str, str] | None = None,
+        source: str | IO[bytes] | None = None,
     ) -> subprocess.CompletedProcess[str]:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
         return subprocess.run(
@@ -100,7 +135,14 @@ class Git:
             }
             | (environment or {}),
             capture_output=True,
+            input=source if isinstance(source, str) else None,
+            stdin=None if isinstance(source, str) else source,
             text=True,
             timeout=60,
             check=False,
         )
+
+
+def _data(text: str) -> str:
+    """A text as `git fast-import` reads it."""
+    return f"data {len(text.encode())}\n{text}"

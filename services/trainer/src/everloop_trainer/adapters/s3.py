@@ -1,4 +1,4 @@
-"""Dataset versions on the object store."""
+"""Dataset versions on the object store, or on this disk where Git LFS keeps them."""
 
 from __future__ import annotations
 
@@ -36,14 +36,17 @@ class S3Datasets:
 
 
 def read_file(store: fs.FileSystem, file: DataFile) -> pa.Table:
-    """Reads one Parquet file after its content has been checked.
+    """Reads one Parquet file, of the store or, by `file://`, of this disk, after its content has been checked.
 
     Raises:
         TrainingError: its content is not the one tracked, and reading it again would give the same.
         EverloopError: kind not_found: it is not there; kind unavailable: it cannot be read now.
     """
+    path = file.uri.removeprefix("s3://")
+    if path.startswith("file://"):
+        store, path = fs.FileSystem.from_uri(path)
     try:
-        with store.open_input_stream(file.uri.removeprefix("s3://")) as stream:
+        with store.open_input_stream(path) as stream:
             content = stream.read()
     except FileNotFoundError as error:
         raise EverloopError(Kind.NOT_FOUND, "DATASET_GONE", f"{file.uri} is not there") from error

@@ -19,6 +19,7 @@ PARTS = sa.Table(
     sa.Column("id", ID, primary_key=True),
     sa.Column("pipeline", sa.String),
     sa.Column("md5", sa.String),
+    sa.Column("sha256", sa.String),
     sa.Column("size_bytes", sa.BigInteger),
     sa.Column("rows", sa.BigInteger),
     sa.Column("labelled_rows", sa.BigInteger),

@@ -67,6 +67,11 @@ class Versions:
         found = self._read(query.order_by(VERSIONS.c.number.desc()).limit(1))
         return found[0] if found else None
 
+    def newest_published(self, pipeline: str) -> Version | None:
+        """The newest version of a pipeline that is in its data repository."""
+        with self._database.read() as connection:
+            return newest_of(connection, pipeline, VERSIONS.c.md5.is_not(None))
+
     def page(self, pipeline: str, before: int | None, limit: int) -> list[Version]:
         """Versions of a pipeline, newest first, at most `limit`, those below number `before`."""
         query = sa.select(VERSIONS).where(VERSIONS.c.pipeline == pipeline)

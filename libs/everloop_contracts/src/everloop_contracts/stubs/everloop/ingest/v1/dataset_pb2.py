@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n everloop/ingest/v1/dataset.proto\x12\x12\x65verloop.ingest.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc2\x06\n\x0e\x44\x61tasetVersion\x12\x1a\n\x08pipeline\x18\x01 \x01(\tR\x08pipeline\x12\x18\n\x07version\x18\x02 \x01(\x03R\x07version\x12>\n\x05state\x18\x03 \x01(\x0e\x32(.everloop.ingest.v1.DatasetVersion.StateR\x05state\x12\x17\n\x07git_tag\x18\x04 \x01(\tR\x06gitTag\x12\x1d\n\ngit_commit\x18\x05 \x01(\tR\tgitCommit\x12\x17\n\x07git_url\x18\x06 \x01(\tR\x06gitUrl\x12;\n\x07objects\x18\x07 \x03(\x0b\x32!.everloop.ingest.v1.DatasetObjectR\x07objects\x12\x12\n\x04rows\x18\x08 \x01(\x03R\x04rows\x12#\n\rlabelled_rows\x18\t \x01(\x03R\x0clabelledRows\x12\x44\n\x10\x66irst_event_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x0e\x66irstEventTime\x12\x42\n\x0flast_event_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.TimestampR\rlastEventTime\x12;\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncreateTime\x12\x16\n\x06shards\x18\r \x01(\x03R\x06shards\x12\x19\n\x08\x63\x61use_id\x18\x0e \x01(\tR\x07\x63\x61useId\x12\x14\n\x05\x65rror\x18\x0f \x01(\tR\x05\x65rror\x12\x35\n\x04\x64\x61ta\x18\x10 \x01(\x0b\x32!.everloop.ingest.v1.DatasetObjectR\x04\x64\x61ta\x12;\n\x05\x61udit\x18\x11 \x03(\x0b\x32%.everloop.ingest.v1.DatasetAuditEntryR\x05\x61udit\"o\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_CUTTING\x10\x01\x12\x13\n\x0fSTATE_AVAILABLE\x10\x02\x12\x10\n\x0cSTATE_FAILED\x10\x03\x12\x15\n\x11STATE_QUARANTINED\x10\x04\"\xa8\x01\n\x11\x44\x61tasetAuditEntry\x12\x16\n\x06\x61\x63tion\x18\x01 \x01(\tR\x06\x61\x63tion\x12\x14\n\x05\x61\x63tor\x18\x02 \x01(\tR\x05\x61\x63tor\x12\x16\n\x06reason\x18\x03 \x01(\tR\x06reason\x12\x1d\n\nrequest_id\x18\x04 \x01(\tR\trequestId\x12.\n\x04time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x04time\"f\n\rDatasetObject\x12\x12\n\x04path\x18\x01 \x01(\tR\x04path\x12\x10\n\x03uri\x18\x02 \x01(\tR\x03uri\x12\x10\n\x03md5\x18\x03 \x01(\tR\x03md5\x12\x1d\n\nsize_bytes\x18\x04 \x01(\x03R\tsizeBytesb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n everloop/ingest/v1/dataset.proto\x12\x12\x65verloop.ingest.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe2\x06\n\x0e\x44\x61tasetVersion\x12\x1a\n\x08pipeline\x18\x01 \x01(\tR\x08pipeline\x12\x18\n\x07version\x18\x02 \x01(\x03R\x07version\x12>\n\x05state\x18\x03 \x01(\x0e\x32(.everloop.ingest.v1.DatasetVersion.StateR\x05state\x12\x17\n\x07git_tag\x18\x04 \x01(\tR\x06gitTag\x12\x1d\n\ngit_commit\x18\x05 \x01(\tR\tgitCommit\x12\x17\n\x07git_url\x18\x06 \x01(\tR\x06gitUrl\x12;\n\x07objects\x18\x07 \x03(\x0b\x32!.everloop.ingest.v1.DatasetObjectR\x07objects\x12\x12\n\x04rows\x18\x08 \x01(\x03R\x04rows\x12#\n\rlabelled_rows\x18\t \x01(\x03R\x0clabelledRows\x12\x44\n\x10\x66irst_event_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x0e\x66irstEventTime\x12\x42\n\x0flast_event_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.TimestampR\rlastEventTime\x12;\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncreateTime\x12\x16\n\x06shards\x18\r \x01(\x03R\x06shards\x12\x19\n\x08\x63\x61use_id\x18\x0e \x01(\tR\x07\x63\x61useId\x12\x14\n\x05\x65rror\x18\x0f \x01(\tR\x05\x65rror\x12\x35\n\x04\x64\x61ta\x18\x10 \x01(\x0b\x32!.everloop.ingest.v1.DatasetObjectR\x04\x64\x61ta\x12;\n\x05\x61udit\x18\x11 \x03(\x0b\x32%.everloop.ingest.v1.DatasetAuditEntryR\x05\x61udit\x12\x1e\n\nversioning\x18\x12 \x01(\tR\nversioning\"o\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_CUTTING\x10\x01\x12\x13\n\x0fSTATE_AVAILABLE\x10\x02\x12\x10\n\x0cSTATE_FAILED\x10\x03\x12\x15\n\x11STATE_QUARANTINED\x10\x04\"\xa8\x01\n\x11\x44\x61tasetAuditEntry\x12\x16\n\x06\x61\x63tion\x18\x01 \x01(\tR\x06\x61\x63tion\x12\x14\n\x05\x61\x63tor\x18\x02 \x01(\tR\x05\x61\x63tor\x12\x16\n\x06reason\x18\x03 \x01(\tR\x06reason\x12\x1d\n\nrequest_id\x18\x04 \x01(\tR\trequestId\x12.\n\x04time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x04time\"f\n\rDatasetObject\x12\x12\n\x04path\x18\x01 \x01(\tR\x04path\x12\x10\n\x03uri\x18\x02 \x01(\tR\x03uri\x12\x10\n\x03md5\x18\x03 \x01(\tR\x03md5\x12\x1d\n\nsize_bytes\x18\x04 \x01(\x03R\tsizeBytesb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,11 +33,11 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'everloop_contracts.stubs.ev
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_DATASETVERSION']._serialized_start=90
-  _globals['_DATASETVERSION']._serialized_end=924
-  _globals['_DATASETVERSION_STATE']._serialized_start=813
-  _globals['_DATASETVERSION_STATE']._serialized_end=924
-  _globals['_DATASETAUDITENTRY']._serialized_start=927
-  _globals['_DATASETAUDITENTRY']._serialized_end=1095
-  _globals['_DATASETOBJECT']._serialized_start=1097
-  _globals['_DATASETOBJECT']._serialized_end=1199
+  _globals['_DATASETVERSION']._serialized_end=956
+  _globals['_DATASETVERSION_STATE']._serialized_start=845
+  _globals['_DATASETVERSION_STATE']._serialized_end=956
+  _globals['_DATASETAUDITENTRY']._serialized_start=959
+  _globals['_DATASETAUDITENTRY']._serialized_end=1127
+  _globals['_DATASETOBJECT']._serialized_start=1129
+  _globals['_DATASETOBJECT']._serialized_end=1231
 # @@protoc_insertion_point(module_scope)

@@ -22,7 +22,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class DatasetVersion(_message.Message):
-    """A dataset version: the rows of one pipeline at one moment, immutable, tracked by DVC."""
+    """A dataset version: the rows of one pipeline at one moment, immutable, tracked by DVC or Git LFS."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -78,6 +78,7 @@ class DatasetVersion(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     AUDIT_FIELD_NUMBER: _builtins.int
+    VERSIONING_FIELD_NUMBER: _builtins.int
     pipeline: _builtins.str
     """Name of the pipeline the rows belong to."""
     version: _builtins.int
@@ -100,6 +101,8 @@ class DatasetVersion(_message.Message):
     """Id of the event or request that caused the cut."""
     error: _builtins.str
     """Why the version failed or is in quarantine, for a person; empty in every other state."""
+    versioning: _builtins.str
+    """What keeps the content: `dvc` or `git-lfs`."""
     @_builtins.property
     def objects(self) -> _containers.RepeatedCompositeFieldContainer[Global___DatasetObject]:
         """Parquet files of the version, in path order, which is the order of its rows: event time, then record id. Lists of
@@ -121,7 +124,7 @@ class DatasetVersion(_message.Message):
     @_builtins.property
     def data(self) -> Global___DatasetObject:
         """What the tag tracks: the directory of `objects`. Its `md5` ends in `.dir`, as DVC writes that of a directory's
-        listing, which `uri` is the address of; its size is that of all files. In versions of before there were parts it is
+        listing, which `uri` is the address of (with Git LFS that of the repository); its size is that of all files. In versions of before there were parts it is
         their one file, and not set in announcements of that time.
         """
 
@@ -149,10 +152,11 @@ class DatasetVersion(_message.Message):
         error: _builtins.str = ...,
         data: Global___DatasetObject | None = ...,
         audit: _abc.Iterable[Global___DatasetAuditEntry] | None = ...,
+        versioning: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "data", b"data", "first_event_time", b"first_event_time", "last_event_time", b"last_event_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "cause_id", b"cause_id", "create_time", b"create_time", "data", b"data", "error", b"error", "first_event_time", b"first_event_time", "git_commit", b"git_commit", "git_tag", b"git_tag", "git_url", b"git_url", "labelled_rows", b"labelled_rows", "last_event_time", b"last_event_time", "objects", b"objects", "pipeline", b"pipeline", "rows", b"rows", "shards", b"shards", "state", b"state", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "cause_id", b"cause_id", "create_time", b"create_time", "data", b"data", "error", b"error", "first_event_time", b"first_event_time", "git_commit", b"git_commit", "git_tag", b"git_tag", "git_url", b"git_url", "labelled_rows", b"labelled_rows", "last_event_time", b"last_event_time", "objects", b"objects", "pipeline", b"pipeline", "rows", b"rows", "shards", b"shards", "state", b"state", "version", b"version", "versioning", b"versioning"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -209,9 +213,9 @@ class DatasetObject(_message.Message):
     MD5_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     path: _builtins.str
-    """Path inside the data repository, as `dvc get` takes it."""
+    """Path inside the data repository, as `dvc get` takes it and as a checkout of the tag has it."""
     uri: _builtins.str
-    """Address of the content on the object store, `s3://bucket/key`."""
+    """Address of the content: `s3://bucket/key`, or `file:///path` with Git LFS."""
     md5: _builtins.str
     """MD5 of the content as DVC records it: hexadecimal, for a directory with `.dir` behind it."""
     size_bytes: _builtins.int
