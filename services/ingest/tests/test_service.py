@@ -7,6 +7,7 @@ import copy
 import hashlib
 import json
 import random
+import signal
 import time
 import urllib.request
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from typing import Any
 import confluent_kafka
 import pyarrow.parquet as pq
 import pytest
-from kafka import KafkaProducer
+from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 from pyarrow import fs
 
 from everloop import stack
@@ -304,6 +305,62 @@ def test_killed_at_every_step_it_neither_loses_nor_doubles(
     texts = {True: "true", False: "false"}
     known = {name: texts[label] for name, label in expected.items() if label is not None}
     assert labels(service, len(known)) == sorted(known.items())
+    assert service.stop() == 0
+
+
+def dropped(service: Any, below: int) -> None:
+    """Makes the broker drop the first messages of partition 0, as its retention does."""
+    admin = KafkaAdminClient(bootstrap_servers=service.endpoints.kafka_bootstrap)
+    admin.delete_records({TopicPartition(service.pipeline.record_topic, 0): below}, 10_000)
+    admin.close()
+
+
+def sent_to_one_partition(service: Any, values: list[bytes]) -> None:
+    producer = KafkaProducer(bootstrap_servers=service.endpoints.kafka_bootstrap)
+    for value in values:
+        producer.send(service.pipeline.record_topic, value, partition=0)
+    producer.flush(30)
+    producer.close()
+
+
+@pytest.mark.faults
+def test_what_the_broker_drops_unread_is_counted_and_the_rest_goes_on(
+    ingest: Callable[[str], Any], make_record: Make
+) -> None:
+    service = ingest("parcels-dropped")
+    service.start()
+    service.ready()
+    sent_to_one_partition(service, [make_record("first")])
+    assert service.cut("r1").rows == 1
+
+    # While it runs: it is held up, as by a machine that is too busy, and the broker goes on.
+    service.process.send_signal(signal.SIGSTOP)
+    sent_to_one_partition(service, [make_record("a0")])  # may be on its way already
+    sent_to_one_partition(service, [make_record(f"a{n}") for n in range(1, 100)])
+    dropped(service, 61)
+    service.process.send_signal(signal.SIGCONT)
+    version = service.cut("r2")
+    names = {row["parcel"] for row in pq.read_table(service.get(version)).to_pylist()}
+    assert {"first", *(f"a{n}" for n in range(60, 100))} <= names
+    lost = 101 - len(names)
+    assert 0 < lost <= 60
+    assert (service.stats().received, service.stats().lost) == (len(names), lost)
+
+    # While it was away.
+    assert service.stop() == 0
+    sent_to_one_partition(service, [make_record(f"b{n}") for n in range(100)])
+    dropped(service, 131)
+    service.start()
+    service.ready()
+    version = service.cut("r3")
+    assert version.rows == len(names) + 70
+    stats = service.stats()
+    assert (stats.received, stats.lost, stats.lag) == (len(names) + 70, lost + 30, 0)
+    with urllib.request.urlopen(f"http://{service.metrics}/metrics", timeout=10) as page:
+        exposed = page.read().decode()
+    assert 'everloop_ingest_lost_total{pipeline="parcels-dropped"} 30.0' in exposed
+    said = (service.folder / "log").read_text()
+    assert "everloop.records.parcels-dropped/0 has dropped offsets 101 to 130, 30 messages" in said
     assert service.stop() == 0
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from kafka import TopicPartition
-from kafka.errors import IllegalStateError
+from kafka.errors import IllegalStateError, LogTruncationError, OffsetOutOfRangeError
 
 from everloop_contracts.pipeline import Pipeline
 from everloop_ingest.domain import Batch
@@ -38,6 +38,8 @@ class Log:
         end: offset after the last entry.
         position: in the database.
         settled: offsets of the messages in the order in which they were settled.
+        first: what is below has been dropped.
+        lost: offsets that were skipped.
     """
 
     def __init__(self, messages: list[int], end: int) -> None:
@@ -45,6 +47,16 @@ class Log:
         self.end = end
         self.position = 0
         self.settled: list[int] = []
+        self.first = 0
+        self.lost: list[int] = []
+
+    def skip(self, partition: Any, start: int, end: int) -> bool:
+        """The contract of `Settlements.skip`."""
+        if start != self.position:
+            return False
+        self.position = end
+        self.lost += range(start, end)
+        return True
 
     def settle(self, batch: Batch) -> bool:
         """The contract of `Settle`."""
@@ -116,6 +128,8 @@ class Client:
         if self.offset is None or self.stopped:
             return {}
         first = self.offset
+        if first < self.log.first:
+            raise OffsetOutOfRangeError({self.partition: first})
         found = [offset for offset in self.log.messages if offset >= first][:5]
         behind = [offset for offset in self.log.messages if found and offset > found[-1]]
         # Control records behind the last message are passed with it only by luck.
@@ -164,7 +178,7 @@ class Client:
         self.offset = offset
 
     def beginning_offsets(self, partitions: list[TopicPartition]) -> dict[TopicPartition, int]:
-        return dict.fromkeys(partitions, 0)
+        return dict.fromkeys(partitions, self.log.first)
 
     def end_offsets(self, partitions: list[TopicPartition]) -> dict[TopicPartition, int]:
         return dict.fromkeys(partitions, self.log.end)
@@ -179,7 +193,7 @@ def make_writer(
     pipeline: Pipeline, log: Log, step: Callable[[str], bool]
 ) -> tuple[DatasetWriter, Client]:
     settlements: Any = SimpleNamespace(
-        claim=lambda partition, beginning: log.position, backlog=lambda limit: False
+        claim=lambda partition, beginning: log.position, skip=log.skip, backlog=lambda limit: False
     )
     writer = DatasetWriter("", {pipeline.name: pipeline}, settlements, log.settle, LIMITS, "one")
     writer._stopper = Stopper()
@@ -276,6 +290,62 @@ def test_a_log_that_was_cut_back_is_read_again_from_the_database(pipeline: Pipel
     writer._limits = LIMITS
     finish(writer, client, log)
     assert log.settled == list(range(10))
+
+
+def test_a_truncation_that_the_client_tells_is_read_again_as_well(pipeline: Pipeline) -> None:
+    log = Log(list(range(10)), 11)
+    writer, client = make_writer(pipeline, log, lambda name: False)
+    writer._limits = replace(LIMITS, shard_rows=1000, shard_age_seconds=1000.0)
+    for _ in range(3):
+        turn(writer, client)
+    real = client.position
+
+    def position(partition: TopicPartition, timeout_ms: int) -> int | None:
+        client.position = real  # type: ignore[method-assign]
+        raise LogTruncationError({partition: None})
+
+    client.position = position  # type: ignore[method-assign]
+    turn(writer, client)
+    writer._limits = LIMITS
+    finish(writer, client, log)
+    assert log.settled == list(range(10))
+
+
+def test_what_was_read_before_the_log_dropped_it_is_settled(pipeline: Pipeline) -> None:
+    log = Log(list(range(30)), 30)
+    writer, client = make_writer(pipeline, log, lambda name: False)
+    writer._limits = replace(LIMITS, shard_rows=1000, shard_age_seconds=1000.0)
+    for _ in range(2):  # puts it at the database's position, then reads five
+        turn(writer, client)
+    log.first = 20
+    for _ in range(3):
+        turn(writer, client)
+    assert log.settled == list(range(5))
+    assert log.lost == list(range(5, 20))
+    writer._limits = LIMITS
+    finish(writer, client, log)
+    assert log.settled == [*range(5), *range(20, 30)]
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_whatever_the_log_drops_is_settled_or_counted_and_never_both(
+    pipeline: Pipeline, seed: int
+) -> None:
+    chance = random.Random(seed)
+    end = chance.randrange(60, 200)
+    messages = [offset for offset in range(end - 3) if chance.random() < 0.8]
+    log = Log(messages, end)
+    likely = chance.choice([0.0, 0.0, 0.1])
+    writer, client = make_writer(pipeline, log, lambda name: chance.random() < likely)
+    for _ in range(40):
+        turn(writer, client)
+        if chance.random() < 0.2:
+            log.first = min(end, log.first + chance.randrange(40))
+    finish(writer, client, log)
+    assert len(log.lost) == len(set(log.lost))
+    assert sorted({*log.settled} | {*log.lost} & {*messages}) == messages
+    assert not {*log.settled} & {*log.lost}
+    assert log.settled == sorted(set(log.settled))
 
 
 @pytest.mark.parametrize("question", ["claim", "backlog"])

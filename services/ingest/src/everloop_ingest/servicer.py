@@ -190,6 +190,7 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
             rejected_by_reason=books.rejected_by_reason,
             lag=sum(max(0, end - positions.get(number, 0)) for number, end in ends.items()),
             actuals=books.actuals,
+            lost=self._settlements.lost(pipeline.record_topic),
         )
 
     def ListDeadLetters(

@@ -16,14 +16,20 @@ import logging
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 from kafka import ConsumerRebalanceListener, KafkaConsumer, OffsetAndMetadata, TopicPartition
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
-from kafka.errors import IllegalStateError, KafkaError
+from kafka.errors import (
+    IllegalStateError,
+    KafkaError,
+    LogTruncationError,
+    NoOffsetForPartitionError,
+    OffsetOutOfRangeError,
+)
 
 from everloop_contracts.pipeline import Pipeline
 from everloop_ingest import metrics
@@ -69,6 +75,8 @@ class _Buffer:
     messages: list[Message] = field(default_factory=list)
     size: int = 0
     opened: float = field(default_factory=time.monotonic)
+    adrift: bool = False
+    """The log has dropped what comes next: this is settled, then the position is put on the log again."""
 
 
 class DatasetWriter(Component):
@@ -122,6 +130,8 @@ class DatasetWriter(Component):
         wait_for_broker(self._bootstrap, self._stopper)
         if not self._pipelines:
             return
+        for name in self._pipelines.values():
+            metrics.LOST.labels(name)  # an alert sees the first rise only from a zero
         consumer = KafkaConsumer(
             bootstrap_servers=self._bootstrap.split(","),
             group_id=GROUP,
@@ -130,7 +140,7 @@ class DatasetWriter(Component):
             # Only what moves to another process is taken away; the rest stays where it is, with what is buffered of it.
             partition_assignment_strategy=[CooperativeStickyAssignor],
             enable_auto_commit=False,
-            auto_offset_reset="earliest",
+            auto_offset_reset="none",  # nothing is skipped unsaid
             isolation_level="read_committed",
             max_poll_records=5_000,
             session_timeout_ms=10_000,
@@ -165,11 +175,18 @@ class DatasetWriter(Component):
             self._stopper.wait(_OUTAGE_SECONDS)
 
     def _turn(self, consumer: KafkaConsumer, workers: ThreadPoolExecutor) -> None:
-        for partition, messages in consumer.poll(timeout_ms=_POLL_MS).items():
-            self._take(partition, messages)
+        try:
+            for partition, messages in consumer.poll(timeout_ms=_POLL_MS).items():
+                self._take(partition, messages)
+            self._follow(consumer)
+        except NoOffsetForPartitionError:
+            pass  # assigned a moment ago: what comes next puts it at the database's position
+        except OffsetOutOfRangeError as error:
+            self._leave(consumer, error.args[0])
+        except LogTruncationError as error:
+            self._read_again(error.divergent_offsets)
         self._collect(consumer)
         self._settle_in(consumer)
-        self._follow(consumer)
         self._hand_over_due(workers)
         self._press_back(consumer)
 
@@ -196,13 +213,35 @@ class DatasetWriter(Component):
         if buffer is None:
             return  # read from wherever the client stood; they come again from the database's position
         if messages[0].offset < buffer.end:
-            log.error("%s was cut back below %d, reads again", partition, buffer.end)
-            del self._buffers[partition]
+            self._read_again([partition])
             return
         buffer.opened = buffer.opened if buffer.messages else time.monotonic()
         buffer.messages.extend(messages)
         buffer.size += sum(_MESSAGE_BYTES + len(m.value or b"") for m in messages)
         buffer.end = messages[-1].offset + 1
+
+    def _leave(self, consumer: KafkaConsumer, partitions: Iterable[TopicPartition]) -> None:
+        """Stops reading where the log has nothing any more, which the client says again until it is sent elsewhere."""
+        try:
+            first = consumer.beginning_offsets(list(partitions))
+            consumer.pause(*partitions)
+        except (KafkaError, KeyError) as error:
+            log.warning("cannot ask how far the topics reach: %s", error)
+            return
+        for partition in partitions:
+            buffer = self._current(partition)
+            if buffer is None:
+                continue
+            if first[partition] > buffer.end:
+                buffer.adrift = True
+            else:
+                self._read_again([partition])
+
+    def _read_again(self, partitions: Iterable[TopicPartition]) -> None:
+        """Forgets what was read of partitions whose log has become shorter; they come from the database's position."""
+        for partition in partitions:
+            log.error("%s was cut back, reads again", partition)
+            self._buffers.pop(partition, None)
 
     def _settle_in(self, consumer: KafkaConsumer) -> None:
         """Seeks freshly assigned partitions to the database's position and forgets what has gone."""
@@ -237,13 +276,13 @@ class DatasetWriter(Component):
                 f"{partition.topic}/{partition.partition} ends at {end}, but {position} messages of it are in the "
                 "database: the topic was made anew or lost its end; restore it, or delete its row in `positions`",
             )
-        if position < first:
-            log.error(
-                "%s dropped offsets %d to %d before they were read", partition, position, first
-            )
+        if position < first and self._settlements.skip(mine, position, first):
             metrics.LOST.labels(self._pipelines[partition.topic]).inc(first - position)
-            if self._settlements.skip(mine, position, first):
-                return first
+            log.error(
+                "%s/%d has dropped offsets %d to %d, %d messages at most, before they were settled: they are lost",
+                *(partition.topic, partition.partition, position, first - 1, first - position),
+            )
+            return first
         return position
 
     def _follow(self, consumer: KafkaConsumer) -> None:
@@ -279,11 +318,15 @@ class DatasetWriter(Component):
         limits = self._limits
         old = time.monotonic() - buffer.opened >= limits.shard_age_seconds
         full = len(buffer.messages) >= limits.shard_rows or buffer.size >= limits.shard_bytes
-        return full or (old and buffer.end > buffer.start)
+        return full or buffer.adrift or (old and buffer.end > buffer.start)
 
     def _hand_over(self, partition: TopicPartition, workers: ThreadPoolExecutor) -> None:
         buffer = self._buffers[partition]
-        if buffer.end == buffer.start or partition in self._running:
+        if partition in self._running:
+            return
+        if buffer.adrift:
+            del self._buffers[partition]
+        if buffer.end == buffer.start:
             return
         batch = Batch(
             self._pipelines[partition.topic],
@@ -294,7 +337,8 @@ class DatasetWriter(Component):
         )
         future = workers.submit(self._persist, batch)
         self._running[partition] = (batch, buffer.size, future)
-        self._buffers[partition] = _Buffer(buffer.assignment, buffer.end, buffer.end)
+        if not buffer.adrift:
+            self._buffers[partition] = _Buffer(buffer.assignment, buffer.end, buffer.end)
 
     def _persist(self, batch: Batch) -> bool | None:
         """Settles a batch, through outages; None where the service stops before it is settled."""
@@ -348,7 +392,8 @@ class DatasetWriter(Component):
             if self._blocked:
                 consumer.pause(*(self._buffers.keys() - paused))
             else:
-                consumer.resume(*(self._buffers.keys() & paused))
+                on_log = {p for p, buffer in self._buffers.items() if not buffer.adrift}
+                consumer.resume(*(on_log & paused))
 
 
 class _Assignment(ConsumerRebalanceListener):

@@ -24,6 +24,7 @@ POSITIONS = sa.Table(
     sa.Column("topic", sa.String, primary_key=True),
     sa.Column("partition", sa.Integer, primary_key=True),
     sa.Column("next_offset", sa.BigInteger),
+    sa.Column("lost", sa.BigInteger),
 )
 REJECTIONS = sa.Table(
     "rejections",
@@ -43,7 +44,12 @@ class Settlements:
 
     def claim(self, partition: Partition, beginning: int) -> int:
         """The writer's position in a partition; `beginning` becomes it where there is none yet."""
-        row = {"topic": partition.topic, "partition": partition.number, "next_offset": beginning}
+        row = {
+            "topic": partition.topic,
+            "partition": partition.number,
+            "next_offset": beginning,
+            "lost": 0,
+        }
         with self._database.unit_of_work() as work:
             work.insert_once(POSITIONS, row)
             found = sa.select(POSITIONS.c.next_offset).where(_is(partition))
@@ -57,9 +63,20 @@ class Settlements:
             return {row.partition: row.next_offset for row in rows}
 
     def skip(self, partition: Partition, start: int, end: int) -> bool:
-        """Moves the position over offsets that the topic no longer holds; False if it was elsewhere."""
+        """Moves the position over offsets that the topic no longer holds and counts them; False if it was elsewhere."""
         with self._database.unit_of_work() as work:
-            return _move(work, partition, start, end)
+            if not _move(work, partition, start, end):
+                return False
+            lost = POSITIONS.c.lost + (end - start)
+            work.connection.execute(POSITIONS.update().where(_is(partition)).values(lost=lost))
+            return True
+
+    def lost(self, topic: str) -> int:
+        """Offsets of a topic that were skipped."""
+        total = sa.select(sa.func.coalesce(sa.func.sum(POSITIONS.c.lost), 0))
+        with self._database.read() as connection:
+            found = connection.execute(total.where(POSITIONS.c.topic == topic))
+            return int(found.scalar_one())
 
     def settle(
         self,

@@ -641,6 +641,7 @@ class GetPipelineStatsResponse(_message.Message):
     REJECTED_BY_REASON_FIELD_NUMBER: _builtins.int
     LAG_FIELD_NUMBER: _builtins.int
     ACTUALS_FIELD_NUMBER: _builtins.int
+    LOST_FIELD_NUMBER: _builtins.int
     received: _builtins.int
     """Messages read from the topic and settled: accepted + rejected."""
     accepted: _builtins.int
@@ -651,6 +652,8 @@ class GetPipelineStatsResponse(_message.Message):
     """Messages on the topic that the writer has not settled yet."""
     actuals: _builtins.int
     """Accepted messages that were labels for earlier records (actuals)."""
+    lost: _builtins.int
+    """Offsets that the topic dropped (its retention, or a person) before the writer had settled them. In no other number."""
     @_builtins.property
     def rejected_by_reason(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Rejected messages by reason code."""
@@ -664,10 +667,11 @@ class GetPipelineStatsResponse(_message.Message):
         rejected_by_reason: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         lag: _builtins.int = ...,
         actuals: _builtins.int = ...,
+        lost: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "actuals", b"actuals", "lag", b"lag", "received", b"received", "rejected", b"rejected", "rejected_by_reason", b"rejected_by_reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "actuals", b"actuals", "lag", b"lag", "lost", b"lost", "received", b"received", "rejected", b"rejected", "rejected_by_reason", b"rejected_by_reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,45 @@
+"""Objects that nobody knows: stored just before a crash, so that no row of the database names them."""
+
+from __future__ import annotations
+
+import logging
+from datetime import datetime, timedelta
+from itertools import islice
+
+from everloop_ingest import metrics
+from everloop_ingest.adapters.store.upkeep import Upkeep
+from everloop_ingest.ports import ShardFiles
+
+__all__ = ["SweepOrphans"]
+
+log = logging.getLogger(__name__)
+
+_KINDS = ("shards", "dead-letters", "parts", "labels")
+"""Folders of a pipeline in the data bucket; whatever else is there is not ours."""
+_ASKED_AT_ONCE = 500
+
+
+class SweepOrphans:
+    """The use case. A batch or a cut that comes again after a crash may store its rows under another path."""
+
+    def __init__(self, upkeep: Upkeep, files: ShardFiles, grace: timedelta) -> None:
+        """Takes the database, the data bucket, and the age below which an object may still be on its way to a row."""
+        self._upkeep = upkeep
+        self._files = files
+        self._grace = grace
+
+    def __call__(self, pipeline: str, now: datetime) -> None:
+        """Deletes the orphans of a pipeline.
+
+        Raises:
+            EverloopError: kind unavailable.
+        """
+        for kind in _KINDS:
+            # Listed first, looked up then: what gets its row meanwhile has it when it is looked up.
+            old = iter(self._files.stored_before(f"{pipeline}/{kind}", now - self._grace))
+            while keys := list(islice(old, _ASKED_AT_ONCE)):
+                orphans = self._upkeep.unnamed(pipeline, keys)
+                self._files.delete(orphans)
+                for key in orphans:
+                    log.info("%s was named by no row and is deleted", key)
+                metrics.ORPHANS.labels(pipeline).inc(len(orphans))
