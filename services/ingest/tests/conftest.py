@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +53,16 @@ from everloop_ingest.erase_records import EraseRecords
 from everloop_ingest.keep_small import KeepSmall
 from everloop_ingest.push import Push
 from everloop_ingest.release_version import ReleaseVersion
+from everloop_ingest.schedule import Scheduler
 from everloop_ingest.servicer import IngestServicer
 from everloop_ingest.settle import Settle
 from everloop_ingest.stream import RecordStream, StreamLimits
+from everloop_ingest.sweep_orphans import SweepOrphans
 from everloop_runtime import clients
 from everloop_runtime.database import Database
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.events import Event, decode
+from everloop_runtime.service import Stopper
 
 # A busy machine is no failure.
 settings.register_profile("everloop", deadline=None)
@@ -161,6 +164,14 @@ class FolderFiles:
     def delete(self, keys: Sequence[str]) -> None:
         for key in keys:
             (self.folder / key).unlink(missing_ok=True)
+
+    def stored_before(self, folder: str, time: datetime) -> list[str]:
+        found = (path for path in (self.folder / folder).rglob("*") if path.is_file())
+        return [
+            str(path.relative_to(self.folder))
+            for path in found
+            if datetime.fromtimestamp(path.stat().st_mtime, UTC) < time
+        ]
 
     def fetch(self, keys: Sequence[str], folder: Path) -> list[Path]:
         if lost := [key for key in keys if not (self.folder / key).exists()]:
@@ -276,6 +287,25 @@ class World:
             EraseLetters(letters, self.files, self.folder / "work"),
             self.folder / "work",
         )
+
+    def scheduler(self) -> Scheduler:
+        """What looks after the pipeline; its thread is not started."""
+        scheduler = Scheduler(
+            {self.pipeline.name: self.pipeline},
+            self.cuts,
+            self.versions,
+            self.requests,
+            self.cut,
+            self.keep_small,
+            SweepOrphans(self.upkeep, self.files, timedelta(hours=24)),
+            self.letters,
+            1.0,
+            timedelta(days=30),
+            timedelta(days=30),
+            timedelta(hours=24),
+        )
+        scheduler._stopper = Stopper()
+        return scheduler
 
     def servicer(self, sink: MemorySink, limits: StreamLimits = STREAM_LIMITS) -> IngestServicer:
         """The gRPC door in front of a sink."""

@@ -15,9 +15,8 @@ import sqlalchemy as sa
 from everloop_contracts.pipeline import Pipeline
 from everloop_ingest import metrics
 from everloop_ingest.domain import Pushed, State, Unversioned
-from everloop_ingest.schedule import Scheduler, due
+from everloop_ingest.schedule import due
 from everloop_runtime.errors import EverloopError, Kind
-from everloop_runtime.service import Stopper
 
 Make = Callable[..., bytes]
 DATASETS = "everloop.datasets"
@@ -416,19 +415,7 @@ def test_versions_are_due_by_rows_and_by_age(pipeline: Pipeline) -> None:
 
 
 def test_the_scheduler_cuts_what_is_due(world: Any, make_record: Make) -> None:
-    scheduler = Scheduler(
-        {"parcels": world.pipeline},
-        world.cuts,
-        world.versions,
-        world.requests,
-        world.cut,
-        world.keep_small,
-        world.letters,
-        1.0,
-        timedelta(30),
-        timedelta(30),
-    )
-    scheduler._stopper = Stopper()
+    scheduler = world.scheduler()
     now = datetime.now(UTC)
     world.send(0, *(make_record(f"p{n}") for n in range(99)))
     world.settle_all()
@@ -448,18 +435,7 @@ def test_the_scheduler_cuts_what_is_due(world: Any, make_record: Make) -> None:
 def test_requests_are_forgotten_after_their_time_some_at_a_turn(
     world: Any, make_record: Make
 ) -> None:
-    scheduler = Scheduler(
-        {"parcels": world.pipeline},
-        world.cuts,
-        world.versions,
-        world.requests,
-        world.cut,
-        world.keep_small,
-        world.letters,
-        1.0,
-        timedelta(30),
-        timedelta(30),
-    )
+    scheduler = world.scheduler()
     now = datetime.now(UTC)
     old = now - timedelta(days=31)
     world.send(0, make_record("a"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -16,9 +16,7 @@ from everloop_ingest.dead_letters import Wanted
 from everloop_ingest.domain import Audit, State
 from everloop_ingest.erase_records import Entity
 from everloop_ingest.formats import CONTENT_TYPE, PROTOBUF
-from everloop_ingest.schedule import Scheduler
 from everloop_runtime.errors import EverloopError, Kind
-from everloop_runtime.service import Stopper
 
 Make = Callable[..., bytes]
 
@@ -98,19 +96,7 @@ def test_a_crash_at_any_step_is_made_good(
         world.erase(*arguments)
     world.restart()
     if resume == "scheduler" and (method, when) != ("ask", "before"):
-        scheduler = Scheduler(
-            {"parcels": world.pipeline},
-            world.cuts,
-            world.versions,
-            world.requests,
-            world.cut,
-            world.keep_small,
-            world.letters,
-            1,
-            timedelta(1),
-            timedelta(1),
-        )
-        scheduler._stopper = Stopper()
+        scheduler = world.scheduler()
         world.cut.finish()
         scheduler.look(world.pipeline, datetime.now(UTC))
         newest = world.versions.get("parcels", 0)

@@ -12,7 +12,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +138,10 @@ def test_shard_files_keep_what_they_take(
     paths = files.fetch(list(contents), target)
     assert [path.read_bytes() for path in paths] == list(contents.values())
     assert files.fetch([], target) == []
+    now = datetime.now(UTC)
+    assert sorted(files.stored_before("kept", now + timedelta(hours=1))) == [*contents]
+    assert files.stored_before("kept", now - timedelta(hours=1)) == []
+    assert files.stored_before("nothing", now) == []
     lost = ["kept/a/3.parquet", "kept/b/1.parquet"]
     with pytest.raises(ShardsLost) as caught:
         files.fetch([*contents, *lost], target)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import confluent_kafka
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
@@ -361,6 +362,61 @@ def test_what_the_broker_drops_unread_is_counted_and_the_rest_goes_on(
     assert 'everloop_ingest_lost_total{pipeline="parcels-dropped"} 30.0' in exposed
     said = (service.folder / "log").read_text()
     assert "everloop.records.parcels-dropped/0 has dropped offsets 101 to 130, 30 messages" in said
+    assert service.stop() == 0
+
+
+@pytest.mark.faults
+def test_what_a_kill_leaves_in_the_bucket_goes_and_with_it_what_was_erased(
+    ingest: Callable[[str], Any], make_record: Make, tmp_path: Path
+) -> None:
+    service = ingest("parcels-orphans")
+    grace = 8.0
+    service.environment["EVERLOOP_ORPHAN_GRACE_HOURS"] = str(grace / 3600)
+    endpoints = service.endpoints
+    filesystem = s3_filesystem(
+        endpoints.s3_url, endpoints.s3_access_key, endpoints.s3_secret_key, "us-east-1"
+    )
+    below = fs.FileSelector("everloop-data/parcels-orphans", allow_not_found=True, recursive=True)
+
+    def contents() -> dict[str, bytes]:
+        found = [i.path for i in filesystem.get_file_info(below) if i.type is fs.FileType.File]
+        return {path: filesystem.open_input_file(path).read() for path in found}
+
+    def holding(parcel: str) -> list[str]:
+        """Objects with a record of somebody, as it is or in a Parquet file."""
+        return [
+            path
+            for path, content in contents().items()
+            if "parcel" in pq.read_schema(pa.BufferReader(content)).names
+            and parcel in pq.read_table(pa.BufferReader(content)).column("parcel").to_pylist()
+        ]
+
+    sent_to_one_partition(service, [make_record("somebody")])
+    service.start("everloop_ingest.adapters.s3:ShardBucket.put", "after", "1")
+    while not service.died(60.0):
+        raise AssertionError((service.folder / "log").read_text())
+    [orphan] = holding("somebody")
+    sent_to_one_partition(service, [make_record("another")])
+    service.start()
+    service.ready()
+    assert service.cut("r1").rows == 2
+    assert orphan in contents()
+    erase = ingest_pb2.EraseRecordsRequest(
+        pipeline=service.pipeline.name,
+        record_ids=["somebody"],
+        request_id="e1",
+        actor="test",
+        reason="asked",
+    )
+    assert clients.call(service.stub.EraseRecords, erase, timeout=60).dataset.rows == 1
+    deadline = time.monotonic() + 3 * grace
+    while left := holding("somebody"):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.2)
+    sent_to_one_partition(service, [make_record("third")])
+    version = service.cut("r2")
+    rows = pq.read_table(service.get(version)).to_pylist()
+    assert {row["parcel"] for row in rows} == {"another", "third"}
     assert service.stop() == 0
 
 

@@ -40,6 +40,7 @@ from everloop_ingest.servicer import IngestServicer
 from everloop_ingest.settings import IngestSettings
 from everloop_ingest.settle import Settle
 from everloop_ingest.stream import RecordStream, StreamLimits
+from everloop_ingest.sweep_orphans import SweepOrphans
 from everloop_ingest.writer import DatasetWriter, Limits
 from everloop_runtime import telemetry
 from everloop_runtime.database import Database
@@ -140,8 +141,9 @@ def run_service() -> int:
             settings.stream_max_bytes, settings.push_timeout_seconds, settings.stream_idle_seconds
         ),
     )
+    upkeep, grace = Upkeep(database), timedelta(hours=settings.orphan_grace_hours)
     keep_small = KeepSmall(
-        Upkeep(database),
+        upkeep,
         files,
         build.folder,
         max(1, settings.shard_rows // settings.compact_shards),
@@ -186,10 +188,12 @@ def run_service() -> int:
         requests,
         cut,
         keep_small,
+        SweepOrphans(upkeep, files, grace),
         dead_letters,
         settings.schedule_seconds,
         timedelta(days=settings.request_retention_days),
         timedelta(days=settings.dead_letter_retention_days),
+        grace,
     )
     components: list[Component] = [
         MetricsServer(settings.metrics_address),

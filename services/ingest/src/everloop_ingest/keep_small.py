@@ -88,7 +88,7 @@ class KeepSmall:
         digest = hashlib.sha256("\n".join(keys).encode()).hexdigest()[:32]
         key = f"{pipeline}/shards/together/{digest}.parquet"
         self._files.put(key, bytes(sink.getvalue()))
-        # What a crash leaves behind here is an orphan that nothing reads.
+        # What a crash leaves behind here is an orphan that nothing reads, and that is swept.
         if self._upkeep.put_together(pipeline, keys, key):
             self._files.delete(keys)
 

@@ -9,6 +9,7 @@ __all__ = [
     "LAG",
     "LOST",
     "LOST_SHARDS",
+    "ORPHANS",
     "PUSHED",
     "QUARANTINED",
     "RECLAIMED",
@@ -68,6 +69,11 @@ QUARANTINED = Counter(
 RECLAIMED = Counter(
     "everloop_ingest_reclaimed_objects",
     "Objects of the data bucket that were deleted since no later version needs them.",
+    ["pipeline"],
+)
+ORPHANS = Counter(
+    "everloop_ingest_orphaned_objects",
+    "Objects of the data bucket that were deleted since no row of the database names them: a crash left them.",
     ["pipeline"],
 )
 CUT_PARTS = Histogram(

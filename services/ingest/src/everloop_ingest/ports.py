@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
@@ -42,6 +43,13 @@ class ShardFiles(Protocol):
 
         Raises:
             EverloopError: kind unavailable: some may be there still.
+        """
+
+    def stored_before(self, folder: str, time: datetime) -> list[str]:
+        """Objects below a folder that were stored before a moment.
+
+        Raises:
+            EverloopError: kind unavailable.
         """
 
 

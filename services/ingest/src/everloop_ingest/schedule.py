@@ -14,6 +14,7 @@ from everloop_ingest.cut_version import CutVersion
 from everloop_ingest.dead_letters import DeadLetters
 from everloop_ingest.domain import Unversioned
 from everloop_ingest.keep_small import KeepSmall
+from everloop_ingest.sweep_orphans import SweepOrphans
 from everloop_runtime.errors import EverloopError
 from everloop_runtime.service import Component, Stopper
 
@@ -47,15 +48,17 @@ class Scheduler(Component):
         requests: Requests,
         cut: CutVersion,
         keep_small: KeepSmall,
+        sweep: SweepOrphans,
         dead_letters: DeadLetters,
         seconds: float,
         retention: timedelta,
         letter_retention: timedelta,
+        sweep_every: timedelta,
     ) -> None:
         """Takes the pipelines by name, the database and the use cases.
 
         `seconds` is the time between two looks, `retention` how long requests are remembered, `letter_retention` how
-        long dead letters are kept.
+        long dead letters are kept, `sweep_every` the time between two looks for orphans.
         """
         self._pipelines = pipelines
         self._cuts = cuts
@@ -67,6 +70,9 @@ class Scheduler(Component):
         self._letters = dead_letters
         self._retention = retention
         self._letter_retention = letter_retention
+        self._sweep = sweep
+        self._sweep_every = sweep_every
+        self._next_sweep = datetime.min.replace(tzinfo=UTC)
 
     def start(self, stopper: Stopper) -> None:
         """Starts the thread."""
@@ -87,9 +93,10 @@ class Scheduler(Component):
                 except Exception as error:
                     self._failed(pipeline.name, error)
             try:
+                self.sweep(datetime.now(UTC))
                 self.forget(datetime.now(UTC))
             except Exception as error:
-                self._failed("old requests and dead letters", error)
+                self._failed("orphans, old requests and dead letters", error)
             self._stopper.wait(self._seconds)
 
     def look(self, pipeline: Pipeline, now: datetime) -> None:
@@ -108,6 +115,14 @@ class Scheduler(Component):
             # Labels that wait for their records are no fault, nor is somebody else's cut.
             if error.reason not in {"NO_RECORDS", "CUT_RUNNING"}:
                 raise
+
+    def sweep(self, now: datetime) -> None:
+        """Looks for orphans of all pipelines, if it is time."""
+        if now < self._next_sweep:
+            return
+        for name in self._pipelines:
+            self._sweep(name, now)
+        self._next_sweep = now + self._sweep_every
 
     def forget(self, now: datetime) -> None:
         """Forgets requests and dead letters that are past their time, as many as go at once."""

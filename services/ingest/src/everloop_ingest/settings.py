@@ -68,6 +68,9 @@ class IngestSettings(ServiceSettings):
     """Small shards that are put together into one object at once; a shard is small up to `shard_rows` by this many."""
     shard_retention_days: float = Field(default=7.0, ge=0)
     """How long a shard is kept whose rows are in a version, in days; so is what orders the rows of replaced parts."""
+    orphan_grace_hours: float = Field(default=24.0, gt=0)
+    """Age at which an object that no row names, left by a crash, is deleted, in hours; they are looked for as often. No
+    upload may take that long until its row is there."""
     reclaim_objects: int = Field(default=1_000, ge=1)
     """Objects of each kind that one look of the scheduler deletes at most."""
     compact_parts: int = Field(default=4, ge=0)

@@ -63,7 +63,8 @@ class Settle:
         """Settles a batch once, whatever its messages are.
 
         The objects (rows, dead letters) go first and the transaction that names them second: after a crash between
-        the two they are orphans that nothing reads, and the batch comes again from the position in the database.
+        the two they are orphans that nothing reads, until they are swept, and the batch comes again from the position
+        in the database.
 
         A batch that fails for another reason than an outage is settled in halves, down to the message that it fails
         on: that one is rejected as unprocessable, a defect of ours that must not block its partition.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 
 from pyarrow import fs
@@ -48,6 +49,15 @@ class ShardBucket:
         """See `ports.ShardFiles`."""
         with ThreadPoolExecutor(_TRANSFERS) as pool:
             list(pool.map(self._delete, keys))
+
+    def stored_before(self, folder: str, time: datetime) -> list[str]:
+        """See `ports.ShardFiles`."""
+        selector = fs.FileSelector(folder, allow_not_found=True, recursive=True)
+        try:
+            found = self._files.get_file_info(selector)
+        except OSError as error:
+            raise _unavailable(f"cannot list {folder}", error) from error
+        return [info.path for info in found if info.type is fs.FileType.File and info.mtime < time]
 
     def _delete(self, key: str) -> None:
         try:

@@ -7,6 +7,7 @@ from datetime import datetime
 
 import sqlalchemy as sa
 
+from everloop_ingest.adapters.store.letters import LETTER_FILES
 from everloop_ingest.adapters.store.parts import PARTS
 from everloop_ingest.adapters.store.shards import SHARDS, in_no_version, stored
 from everloop_ingest.adapters.store.versions import VERSIONS
@@ -45,6 +46,24 @@ class Upkeep:
                 return False
             work.connection.execute(SHARDS.update().where(all_of_them).values(key=key))
             return True
+
+    def unnamed(self, pipeline: str, keys: Sequence[str]) -> list[str]:
+        """Those of some paths that no row of a pipeline names."""
+        columns = (
+            (SHARDS.c.pipeline, SHARDS.c.key),
+            (LETTER_FILES.c.pipeline, LETTER_FILES.c.key),
+            (PARTS.c.pipeline, PARTS.c.state),
+            (VERSIONS.c.pipeline, VERSIONS.c.labels),
+        )
+        with self._database.read() as connection:
+            named = {
+                key
+                for of, path in columns
+                for key in connection.execute(
+                    sa.select(path).where(of == pipeline, path.in_(keys))
+                ).scalars()
+            }
+        return [key for key in keys if key not in named]
 
     def reclaimable(self, pipeline: str, before: datetime, limit: int) -> Reclaimable:
         """Objects that no later version needs, replaced before a moment; of each kind the oldest `limit`."""
