@@ -1,7 +1,7 @@
 """Records per second from topic to cut version and through the gRPC door, beside what the machine does without ingest.
 
 `make bench-ingest` takes about five minutes; `ARGS=--quick` is one round of a tenth, unpublished; `ARGS=--long` sends
-five million small records through the writer and looks at its memory, in about ten.
+up to five million small records through the writer, as many as go in `--minutes`, and looks at its memory.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import sys
 import tempfile
 import threading
+import time
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +29,6 @@ SIZES = (2_000, 20_000, 200_000)
 STREAMED = 100_000
 REPEATS = 3
 LONG_RECORDS = 5_000_000
-LONG_SECONDS = 1_500
 HELD_BACK = {"buffer_rows": 1, "shard_age_seconds": 3_600}
 """The writer stops after its first fetch, so that a stream's processor time is the door's alone."""
 
@@ -86,19 +86,23 @@ class Bench:
             )
         return found
 
-    def memory(self, records: int) -> list[tuple[int, float]]:
-        """Records that the writer has settled, and its memory in MiB, while they come."""
+    def memory(self, records: int, seconds: float) -> list[tuple[int, float]]:
+        """Records that the writer has settled, and its memory in MiB, while they come; ends after `seconds`."""
         bootstrap, name = self._there.kafka_bootstrap, "small"
-        filling = threading.Thread(target=fill, args=(bootstrap, topic(name), records, SMALL))
+        over = threading.Event()
+        arguments = (bootstrap, topic(name), records, SMALL, over.is_set)
+        filling = threading.Thread(target=fill, args=arguments)
         filling.start()
         samples: list[tuple[int, float]] = []
+        ends = time.monotonic() + seconds
         with running(self._folder(), self._there, name, SMALL) as ingest:
 
             def look(accepted: int) -> bool:
                 samples.append((accepted, ingest.memory() / MIB))
-                return accepted >= records
+                return accepted >= records or time.monotonic() > ends
 
-            ingest.until(look, LONG_SECONDS)
+            ingest.until(look, 2 * seconds)
+        over.set()
         filling.join()
         return samples[:: max(1, int(1 / LOOK_SECONDS))]
 
@@ -113,6 +117,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="bench.ingest", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one round of a tenth; unpublished")
     parser.add_argument("--long", action="store_true", help="memory over five million records")
+    parser.add_argument("--minutes", type=float, default=10.0, help="most that --long may take")
     options = parser.parse_args()
     load = load_before()
     OUT.mkdir(parents=True, exist_ok=True)
@@ -122,7 +127,7 @@ def main() -> None:
         try:
             bench = Bench(home, there)
             if options.long:
-                samples = bench.memory(LONG_RECORDS)
+                samples = bench.memory(LONG_RECORDS, 60 * options.minutes)
                 write(judge_memory(samples, load), plot_memory(samples))
             elif options.quick:
                 found = bench.rounds(tuple(size // 10 for size in SIZES), STREAMED // 10, 1)
@@ -179,7 +184,7 @@ def judge_memory(samples: list[tuple[int, float]], load: float) -> Result:
     ]
     return Result(
         "ingest-memory",
-        "Memory of ingest while its writer settles five million records",
+        f"Memory of ingest while its writer settles {records / 1e6:.2f} million records",
         figures,
         {"last_fifth.vs_second_fifth": growth(samples)},
         f"Records of 0.2 KB, {SMALL + 8} fields, four partitions. A ratio of 1 means that memory is flat.",

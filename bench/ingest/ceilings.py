@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -34,15 +34,21 @@ def bare_producer(bootstrap: str, topic: str, records: int, sensors: int) -> Cos
     return _alone(_produce, bootstrap, topic, records, sensors)
 
 
-def fill(bootstrap: str, topic: str, records: int, sensors: int) -> int:
-    """Puts records on a topic that is made for them; returns their bytes."""
+def fill(
+    bootstrap: str, topic: str, records: int, sensors: int, enough: Callable[[], bool] = bool
+) -> int:
+    """Puts records on a topic that is made for them, fewer where it is `enough`; returns their bytes."""
     ensure_topics(bootstrap, {topic: PARTITIONS})
     client = fast_producer(bootstrap, {"queue.buffering.max.messages": 0})
     size = 0
     for number, (key, value) in enumerate(readings(records, sensors)):
         client.produce(topic, value, key)
         size += len(value)
-        while number % 1000 == 0 and len(client) > 100_000:
+        if number % 1000:
+            continue
+        if enough():
+            break
+        while len(client) > 100_000:
             client.poll(0.1)
     assert client.flush(120) == 0
     return size

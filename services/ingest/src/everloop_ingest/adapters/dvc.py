@@ -44,6 +44,8 @@ class DvcRepository:
     leaves this disk, so that the repository stays small however many versions there are.
     """
 
+    versioning = "dvc"
+
     def __init__(
         self,
         root: Path,
@@ -70,8 +72,6 @@ class DvcRepository:
         with self._writing():
             self._git.init()
             self._configure(options, secrets)
-
-    versioning = "dvc"
 
     @property
     def url(self) -> str:
