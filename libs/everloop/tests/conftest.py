@@ -76,6 +76,7 @@ class FakeEverloop:
         self.promoted: list[registry_pb2.PromoteModelVersionRequest] = []
         self.cuts: dict[str, int] = {}
         self.quarantined: set[int] = set()
+        self.versioning = "dvc"
         self.erased: list[tuple[list[str], str, str]] = []
         self.released: list[tuple[int, str, str]] = []
         self.page_sizes: list[int] = []
@@ -130,6 +131,7 @@ class FakeEverloop:
             git_tag=f"{MODEL}/v{version}",
             git_commit="c" * 40,
             git_url="/data/repo",
+            versioning=self.versioning,
             rows=1000 * version,
             labelled_rows=900,
             cause_id="the-cause",

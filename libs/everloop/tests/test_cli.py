@@ -341,6 +341,11 @@ def test_datasets_and_cut_show_the_git_tag(run):
     assert "dvc get /data/repo rows --rev flight-delays/v1" in run("cut", MODEL).output
 
 
+def test_cut_says_how_to_get_what_git_lfs_keeps(run, fake):
+    fake.versioning = "git-lfs"
+    assert "git clone --branch flight-delays/v1 /data/repo" in run("cut", MODEL).output
+
+
 def test_a_version_in_quarantine_is_shown_and_released(run, fake):
     fake.quarantined.add(1)
     cut = run("cut", MODEL).output
