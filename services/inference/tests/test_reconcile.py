@@ -76,7 +76,7 @@ def test_a_bad_artifact_leaves_the_old_version_serving_and_says_so(
     world.publish(1)
     replica = world.replica()
     before = failures("flights", reason)
-    with caplog.at_level(logging.ERROR, "everloop_inference.models.reconcile"):
+    with caplog.at_level(logging.ERROR, "everloop_inference.reconcile"):
         world.publish(2, artifact, sha256=sha256)
         # More than once: it is tried again.
         until(lambda: failures("flights", reason) >= before + 2)

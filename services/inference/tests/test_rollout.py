@@ -25,13 +25,12 @@ from everloop_contracts.stubs.everloop.inference.v1.events_pb2 import Prediction
 from everloop_contracts.stubs.everloop.registry.v1 import registry_pb2, registry_pb2_grpc
 from everloop_inference.adapters.engines import LocalEngines
 from everloop_inference.adapters.registry import GrpcRegistry
-from everloop_inference.domain import Strategy, Trial, Wanted
+from everloop_inference.domain import ArmStats, Strategy, Trial, Wanted
 from everloop_inference.fakes import ROW, ask, sample_artifact
 from everloop_inference.metrics import LOAD_FAILURES
 from everloop_inference.models.load import Loader
+from everloop_inference.models.trial import OnTrial
 from everloop_inference.ports import Report
-from everloop_inference.rollouts.arms import ArmStats
-from everloop_inference.rollouts.trial import OnTrial
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.events import decode
 

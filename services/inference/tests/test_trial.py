@@ -33,6 +33,7 @@ from everloop_inference.batching import Capacity
 from everloop_inference.cost import Cost
 from everloop_inference.domain import (
     Answer,
+    ArmStats,
     Call,
     EngineKind,
     ServedModel,
@@ -51,13 +52,12 @@ from everloop_inference.fakes import (
 )
 from everloop_inference.http_app import HttpApp
 from everloop_inference.metrics import MIRRORS_DROPPED
+from everloop_inference.models import arms
 from everloop_inference.models.load import Loader
 from everloop_inference.models.swap import Models
+from everloop_inference.models.trial import OnTrial
 from everloop_inference.predict import Predictor
-from everloop_inference.rollouts import arms
-from everloop_inference.rollouts.arms import ArmStats
 from everloop_inference.rollouts.metrics import TrialMetrics
-from everloop_inference.rollouts.trial import OnTrial
 from everloop_inference.servicer import NativeServicer, OipServicer
 from everloop_inference.tensors import DTYPES, block_from_plain, raw_values
 from everloop_runtime.errors import EverloopError, Kind

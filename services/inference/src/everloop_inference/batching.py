@@ -28,7 +28,7 @@ import numpy.typing as npt
 from everloop_features.inputs import Block
 from everloop_inference.domain import Answer, Call, EngineKind, ServedModel
 from everloop_inference.metrics import DROPPED
-from everloop_inference.rollouts.arms import Arm
+from everloop_inference.models.arms import Arm
 from everloop_runtime.errors import EverloopError, Kind
 
 __all__ = [

@@ -12,12 +12,14 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from everloop_contracts.latency import BUCKETS
 from everloop_contracts.pipeline import Pipeline, Task
 from everloop_features.inputs import Block, Feeds, InputSpec, Layout
 from everloop_inference.cost import Cost
 
 __all__ = [
     "Answer",
+    "ArmStats",
     "Call",
     "Engine",
     "EngineKind",
@@ -163,6 +165,24 @@ class Trial:
     def model(self) -> str:
         """Name of the model."""
         return self.candidate.model
+
+
+@dataclass(frozen=True, slots=True)
+class ArmStats:
+    """Totals of one version since its trial began in this replica.
+
+    Attributes:
+        requests: that it predicted or failed.
+        errors: that it failed: its run raised an error, or it refused what the other version took.
+        rows: that it predicted.
+        latency_counts: the predicted requests by the time that their batch ran, in the buckets of
+            `everloop_contracts.latency`.
+    """
+
+    requests: int = 0
+    errors: int = 0
+    rows: int = 0
+    latency_counts: tuple[int, ...] = (0,) * BUCKETS
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,8 +23,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from everloop_inference import deadlines, native_json, oip_json
 from everloop_inference.domain import Answer, Call, Wanted
 from everloop_inference.metrics import Door
-from everloop_inference.pools.passing import HttpRequest
-from everloop_inference.pools.pools import Pools
+from everloop_inference.pools import Pools
+from everloop_inference.ports import HttpRequest
 from everloop_inference.predict import Predictor
 from everloop_runtime.errors import HTTP_STATUS, EverloopError, Kind
 from everloop_runtime.telemetry import span

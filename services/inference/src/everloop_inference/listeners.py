@@ -19,11 +19,11 @@ from everloop_inference.addresses import bound
 from everloop_inference.http_app import HttpApp
 from everloop_inference.http_listener import HttpLimits, HttpServer
 from everloop_inference.metrics import GRPC_CLOSED
-from everloop_inference.pools.passing import HttpReply, HttpRequest, RpcReply, RpcRequest
-from everloop_inference.pools.pools import Pools
-from everloop_inference.pools.receiver import Receiver
-from everloop_inference.pools.rpc import pass_on
+from everloop_inference.pass_on import pass_on
+from everloop_inference.pools import Pools
+from everloop_inference.ports import HttpReply, HttpRequest, RpcReply, RpcRequest
 from everloop_inference.predict import Predictor
+from everloop_inference.receiver import Receiver
 from everloop_inference.rpc import GrpcioServer, Limits, Methods, NativeServer, RpcServer
 from everloop_inference.servicer import NativeServicer, OipServicer
 from everloop_inference.settings import InferenceSettings

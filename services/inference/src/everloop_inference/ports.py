@@ -6,25 +6,32 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
-from everloop_features.inputs import InputSpec
-from everloop_inference.domain import Engine, Production
-from everloop_inference.pools.passing import HttpReply, HttpRequest, RpcReply, RpcRequest
-from everloop_inference.rollouts.arms import ArmStats
+from everloop_features.inputs import Block, InputSpec
+from everloop_inference.domain import Answer, ArmStats, Engine, Production
 
 __all__ = [
     "Artifacts",
     "Elsewhere",
     "Engines",
     "Exported",
+    "HttpReply",
+    "HttpRequest",
+    "Log",
     "LogSink",
     "Lost",
     "Message",
     "Outcome",
     "Registry",
     "Report",
+    "RpcReply",
+    "RpcRequest",
 ]
+
+Headers: TypeAlias = tuple[tuple[bytes, bytes], ...]
+Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
+"""Of gRPC; the values of names that end in `-bin` are bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +115,20 @@ class Engines(Protocol):
         """Returns what runs such a model; raises as `exported`."""
 
 
+class Log(Protocol):
+    """Where answers are written down."""
+
+    def offer(
+        self,
+        answer: Answer,
+        block: Block,
+        record_ids: Sequence[str],
+        latency_micros: Sequence[int],
+        size: int,
+    ) -> None:
+        """Takes the rows of a batch; never waits and never fails."""
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """An event with predictions, ready for the broker.
@@ -150,6 +171,68 @@ class LogSink(Protocol):
 
     def close(self) -> None:
         """Lets go of what it holds."""
+
+
+class HttpRequest(NamedTuple):
+    """A request over HTTP.
+
+    Attributes:
+        method: of HTTP.
+        path: without host and query.
+        headers: names in lower case.
+        body: as it came, still compressed where a header says so.
+    """
+
+    method: str
+    path: str
+    headers: Headers
+    body: bytes
+
+
+class HttpReply(NamedTuple):
+    """The answer to it.
+
+    Attributes:
+        status: of HTTP.
+        headers: without those of the connection and the length.
+        body: as it goes out.
+    """
+
+    status: int
+    headers: Headers
+    body: bytes
+
+
+class RpcRequest(NamedTuple):
+    """A unary call of gRPC.
+
+    Attributes:
+        path: `/package.Service/Method`.
+        message: the request, serialized.
+        metadata: what the caller sent beside it.
+        seconds: time until its deadline; None where it has none.
+    """
+
+    path: str
+    message: bytes
+    metadata: Metadata = ()
+    seconds: float | None = None
+
+
+class RpcReply(NamedTuple):
+    """How it ended.
+
+    Attributes:
+        message: the response, serialized; empty where the call failed.
+        code: number of the status code.
+        details: text of the status.
+        metadata: trailing metadata, with the details of an error.
+    """
+
+    message: bytes
+    code: int = 0
+    details: str = ""
+    metadata: Metadata = ()
 
 
 class Lost(Exception):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from operator import attrgetter
-from typing import Any, Protocol
+from typing import Any
 
 from everloop_contracts.pipeline import Task
 from everloop_features.inputs import Block
@@ -27,25 +27,12 @@ from everloop_inference.domain import Answer, Call, ServedModel
 from everloop_inference.explain import Explainer, Explanation
 from everloop_inference.metrics import count_batch
 from everloop_inference.models.swap import Models, Served
+from everloop_inference.models.trial import OnTrial
+from everloop_inference.ports import Log
 from everloop_inference.rollouts.mirror import Copy, Mirror
-from everloop_inference.rollouts.trial import OnTrial
 from everloop_inference.tensors import Tensor
 
-__all__ = ["Log", "Predictor"]
-
-
-class Log(Protocol):
-    """Where answers are written down."""
-
-    def offer(
-        self,
-        answer: Answer,
-        block: Block,
-        record_ids: Sequence[str],
-        latency_micros: Sequence[int],
-        size: int,
-    ) -> None:
-        """Takes the rows of a batch; never waits and never fails."""
+__all__ = ["Predictor"]
 
 
 class Predictor:

@@ -22,13 +22,13 @@ from everloop_inference.listeners import Listeners
 from everloop_inference.metrics import LATENCY
 from everloop_inference.metrics_push import MetricsPush
 from everloop_inference.models.load import Loader
-from everloop_inference.models.reconcile import Reconciler
 from everloop_inference.models.swap import Models
 from everloop_inference.ongoing import Ongoing
-from everloop_inference.pools.pools import Pools
+from everloop_inference.pools import Pools
 from everloop_inference.ports import Artifacts, Elsewhere, LogSink, Registry
 from everloop_inference.predict import Predictor
 from everloop_inference.prediction_log import PredictionLog
+from everloop_inference.reconcile import Reconciler
 from everloop_inference.rollouts.metrics import TrialMetrics
 from everloop_inference.settings import InferenceSettings
 from everloop_inference.spill import Spill

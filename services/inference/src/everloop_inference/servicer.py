@@ -12,7 +12,6 @@ from typing import Any, Final
 
 import grpc
 from google.protobuf.message import Message
-from grpc_status import rpc_status
 
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2 as native
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2_grpc as native_grpc
@@ -20,15 +19,15 @@ from everloop_contracts.stubs.inference import grpc_service_pb2 as oip
 from everloop_contracts.stubs.inference import grpc_service_pb2_grpc as oip_grpc
 from everloop_inference import native_proto, oip_json, oip_proto, stream
 from everloop_inference.domain import Answer, Call
+from everloop_inference.grpc_errors import aborted, failure
 from everloop_inference.metrics import Door
-from everloop_inference.pools.passing import RpcRequest, failure
-from everloop_inference.pools.pools import Pools
+from everloop_inference.pools import Pools
+from everloop_inference.ports import RpcRequest
 from everloop_inference.predict import Predictor
-from everloop_inference.rpc import Abort
-from everloop_runtime.errors import EverloopError, Kind, rich_status
+from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.telemetry import span
 
-__all__ = ["NativeServicer", "OipServicer", "aborted"]
+__all__ = ["NativeServicer", "OipServicer"]
 
 log = logging.getLogger(__name__)
 
@@ -69,12 +68,6 @@ def _answers(door: Door) -> Callable[[Method], Method]:
         return handler
 
     return wrap
-
-
-def aborted(error: EverloopError) -> Abort:
-    """The error as what ends a call."""
-    status = rpc_status.to_status(rich_status(error))
-    return Abort(status.code, status.details, status.trailing_metadata)
 
 
 def _call(request: Message, context: Context) -> Call:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from everloop_contracts.stubs.everloop.registry.v1 import registry_pb2, registry_pb2_grpc
-from everloop_inference.domain import Production, Strategy, Trial, Wanted
+from everloop_inference.domain import ArmStats, Production, Strategy, Trial, Wanted
 from everloop_inference.ports import Report
-from everloop_inference.rollouts.arms import ArmStats
 from everloop_runtime.clients import call, channel
 
 __all__ = ["GrpcRegistry"]

@@ -10,8 +10,7 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from everloop_inference.pools.passing import HttpReply, HttpRequest, RpcReply, RpcRequest
-from everloop_inference.ports import Lost
+from everloop_inference.ports import HttpReply, HttpRequest, Lost, RpcReply, RpcRequest
 
 __all__ = ["ServeHandle"]
 

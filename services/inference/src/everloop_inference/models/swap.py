@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 
 from everloop_inference.domain import ServedModel, Strategy, Trial
-from everloop_inference.rollouts.trial import OnTrial
+from everloop_inference.models.trial import OnTrial
 from everloop_runtime.errors import EverloopError, Kind
 
 __all__ = ["Models", "Served"]

@@ -23,9 +23,9 @@ from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2 as nati
 from everloop_contracts.stubs.inference import grpc_service_pb2 as oip
 from everloop_inference import native_proto, stream
 from everloop_inference.adapters.serve_handle import ServeHandle
-from everloop_inference.pools.passing import HttpRequest, RpcReply, RpcRequest, failure
-from everloop_inference.ports import Elsewhere, Lost
-from everloop_runtime.errors import EverloopError, Kind, rich_status
+from everloop_inference.grpc_errors import failure, replied
+from everloop_inference.ports import Elsewhere, HttpRequest, Lost, RpcReply, RpcRequest
+from everloop_runtime.errors import EverloopError, Kind
 
 __all__ = ["SERVICERS", "RayIngress", "application"]
 
@@ -134,7 +134,7 @@ class RayIngress:
         try:
             return await self.replicas.rpc(RpcRequest(path, request.SerializeToString(), metadata))
         except Lost:
-            return _lost()
+            return replied(_LOST)
 
     def mark(self) -> str:
         """The fingerprint of the replicas that answer."""
@@ -172,9 +172,3 @@ async def _each(
     else:
         for request in requests:
             yield request
-
-
-def _lost() -> RpcReply:
-    status = rich_status(_LOST)
-    details = (("grpc-status-details-bin", status.SerializeToString()),)
-    return RpcReply(b"", status.code, status.message, details)

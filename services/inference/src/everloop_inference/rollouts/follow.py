@@ -6,11 +6,10 @@ import itertools
 import logging
 from collections.abc import Sequence
 
-from everloop_inference.domain import Trial
+from everloop_inference.domain import ArmStats, Trial
 from everloop_inference.models.attempts import Attempts
 from everloop_inference.models.swap import Models
 from everloop_inference.ports import Registry, Report
-from everloop_inference.rollouts.arms import ArmStats
 from everloop_runtime.errors import EverloopError, Kind
 
 __all__ = ["Rollouts"]

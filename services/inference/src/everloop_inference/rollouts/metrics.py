@@ -14,8 +14,8 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from everloop_contracts.latency import BUCKETS, bucket_limit
+from everloop_inference.domain import ArmStats
 from everloop_inference.models.swap import Models
-from everloop_inference.rollouts.arms import ArmStats
 
 __all__ = ["TrialMetrics"]
 

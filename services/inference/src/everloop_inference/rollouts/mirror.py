@@ -28,7 +28,7 @@ from everloop_inference.batching import (
 from everloop_inference.convert import Request
 from everloop_inference.domain import Answer
 from everloop_inference.metrics import MIRRORS_DROPPED
-from everloop_inference.rollouts.trial import OnTrial
+from everloop_inference.models.trial import OnTrial
 
 __all__ = ["Copy", "Mirror"]
 

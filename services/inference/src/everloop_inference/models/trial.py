@@ -9,7 +9,7 @@ import random
 import struct
 
 from everloop_inference.domain import ServedModel, Strategy, Trial
-from everloop_inference.rollouts.arms import Arm
+from everloop_inference.models.arms import Arm
 
 __all__ = ["OnTrial"]
 

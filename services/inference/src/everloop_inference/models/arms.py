@@ -5,33 +5,15 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Final
 
 from everloop_contracts.latency import BUCKETS, bucket_limit
+from everloop_inference.domain import ArmStats
 
-__all__ = ["Arm", "ArmStats"]
+__all__ = ["Arm"]
 
 # The last bucket holds what is longer as well.
 _LIMITS: Final = tuple(bucket_limit(bucket) for bucket in range(BUCKETS - 1))
-
-
-@dataclass(frozen=True, slots=True)
-class ArmStats:
-    """Totals of one version since its trial began in this replica.
-
-    Attributes:
-        requests: that it predicted or failed.
-        errors: that it failed: its run raised an error, or it refused what the other version took.
-        rows: that it predicted.
-        latency_counts: the predicted requests by the time that their batch ran, in the buckets of
-            `everloop_contracts.latency`.
-    """
-
-    requests: int = 0
-    errors: int = 0
-    rows: int = 0
-    latency_counts: tuple[int, ...] = (0,) * BUCKETS
 
 
 class Arm:

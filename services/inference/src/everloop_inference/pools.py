@@ -16,8 +16,7 @@ from typing import TypeVar
 
 from everloop_inference.domain import Production, Strategy, Trial, Wanted
 from everloop_inference.metrics import PASSED, PASSED_SECONDS, POOL_VERSION
-from everloop_inference.pools.passing import HttpReply, HttpRequest, RpcReply, RpcRequest
-from everloop_inference.ports import Elsewhere, Lost
+from everloop_inference.ports import Elsewhere, HttpReply, HttpRequest, Lost, RpcReply, RpcRequest
 from everloop_runtime.errors import EverloopError, Kind
 
 __all__ = ["Pools"]
