@@ -8,12 +8,12 @@ from typing import Any, TypeVar, cast
 import grpc
 
 from everloop_contracts.grpc_client import channel, error_info
-from everloop_runtime.errors import GRPC_CODES, EverloopError, Kind
+from everloop_runtime.errors import KINDS, EverloopError, Kind
 from everloop_runtime.telemetry import trace_headers
 
 __all__ = ["call", "channel"]
 
-KINDS = {code: kind for kind, code in GRPC_CODES.items()} | {
+_KINDS = KINDS | {
     grpc.StatusCode.CANCELLED: Kind.UNAVAILABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED: Kind.UNAVAILABLE,
 }
@@ -33,5 +33,5 @@ def call(method: Callable[..., Answer], request: Any, *, timeout: float) -> Answ
         code = answer.code()
         reason, metadata = error_info(answer)
         raise EverloopError(
-            KINDS.get(code, Kind.INTERNAL), reason, answer.details() or code.name, **metadata
+            _KINDS.get(code, Kind.INTERNAL), reason, answer.details() or code.name, **metadata
         ) from error

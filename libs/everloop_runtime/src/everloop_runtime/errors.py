@@ -8,7 +8,17 @@ from typing import Self
 import grpc
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
-__all__ = ["GRPC_CODES", "HTTP_STATUS", "EverloopError", "Kind", "rich_status", "waiting_mends"]
+__all__ = [
+    "CODES",
+    "GRPC_CODES",
+    "HTTP_STATUS",
+    "INTERNAL",
+    "KINDS",
+    "EverloopError",
+    "Kind",
+    "rich_status",
+    "waiting_mends",
+]
 
 DOMAIN = "everloop"
 
@@ -38,6 +48,11 @@ GRPC_CODES = {
     Kind.UNIMPLEMENTED: grpc.StatusCode.UNIMPLEMENTED,
     Kind.INTERNAL: grpc.StatusCode.INTERNAL,
 }
+
+KINDS = {code: kind for kind, code in GRPC_CODES.items()}
+
+CODES = {code.value[0]: code for code in grpc.StatusCode}
+"""Status codes by their number."""
 
 HTTP_STATUS = {
     Kind.INVALID: 422,
@@ -80,6 +95,12 @@ class EverloopError(Exception):
     def __reduce__(self) -> tuple[object, ...]:
         """Survives pickling, which Ray does to exceptions."""
         return _rebuild, (self.kind, self.reason, self.message, self.retry_after, self.metadata)
+
+
+INTERNAL = EverloopError(
+    Kind.INTERNAL, "INTERNAL", "internal error; the server's log has the details"
+)
+"""What callers are told of an error that is a mistake in a service."""
 
 
 def _rebuild(

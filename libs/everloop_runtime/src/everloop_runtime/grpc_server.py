@@ -16,7 +16,7 @@ from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 from prometheus_client import Counter, Histogram
 
-from everloop_runtime.errors import GRPC_CODES, EverloopError, Kind, rich_status
+from everloop_runtime.errors import GRPC_CODES, INTERNAL, EverloopError, Kind, rich_status
 from everloop_runtime.reflection import Descriptors
 from everloop_runtime.service import Component, Stopper
 from everloop_runtime.settings import ServiceSettings
@@ -34,9 +34,6 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 HANDLED = Counter("everloop_grpc_requests", "gRPC calls that were answered.", ["method", "code"])
 SECONDS = Histogram(
     "everloop_grpc_request_duration_seconds", "Time to answer a gRPC call.", ["method"]
-)
-INTERNAL = EverloopError(
-    Kind.INTERNAL, "INTERNAL", "internal error; the server's log has the details"
 )
 
 

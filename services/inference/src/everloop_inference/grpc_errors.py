@@ -10,11 +10,10 @@ from grpc_status import rpc_status
 
 from everloop_inference.ports import RpcReply
 from everloop_inference.rpc import Abort
-from everloop_runtime.errors import GRPC_CODES, EverloopError, Kind, rich_status
+from everloop_runtime.errors import CODES, KINDS, EverloopError, Kind, rich_status
 
 __all__ = ["aborted", "failure", "replied"]
 
-_KINDS: Final = {code.value[0]: kind for kind, code in GRPC_CODES.items()}
 _DETAILS: Final = "grpc-status-details-bin"
 
 
@@ -32,7 +31,7 @@ def replied(error: EverloopError) -> RpcReply:
 
 def failure(reply: RpcReply) -> EverloopError:
     """The error that made a call fail, as it was before it became a status."""
-    kind = _KINDS.get(reply.code, Kind.INTERNAL)
+    kind = KINDS.get(CODES[reply.code], Kind.INTERNAL)
     reason, texts, retry = grpc.StatusCode.UNKNOWN.name, {}, 0.0
     for name, value in reply.metadata:
         if name != _DETAILS or not isinstance(value, bytes):

@@ -26,7 +26,7 @@ from everloop_inference.metrics import Door
 from everloop_inference.pools import Pools
 from everloop_inference.ports import HttpRequest
 from everloop_inference.predict import Predictor
-from everloop_runtime.errors import HTTP_STATUS, EverloopError, Kind
+from everloop_runtime.errors import HTTP_STATUS, INTERNAL, EverloopError, Kind
 from everloop_runtime.telemetry import span
 
 __all__ = ["HttpApp"]
@@ -49,9 +49,6 @@ _READ: Final = frozenset({_TRACE, _TIMEOUT, _ENCODING, _JSON_LENGTH})
 """Headers that mean something here."""
 _NATIVE: Final = Door("http")
 _OIP: Final = Door("http-oip")
-_INTERNAL: Final = EverloopError(
-    Kind.INTERNAL, "INTERNAL", "internal error; the server's log has the details"
-)
 
 
 class _TooLarge(Exception):
@@ -174,8 +171,8 @@ class HttpApp:
             raise
         except Exception:
             log.exception("%s %s failed", method, path)
-            _door(path).refused(_INTERNAL.reason)
-            return _refused(500, _INTERNAL)
+            _door(path).refused(INTERNAL.reason)
+            return _refused(500, INTERNAL)
 
     async def _body(self, receive: Receive) -> bytes:
         message = await receive()

@@ -12,7 +12,7 @@ from everloop_inference.pools import Pools
 from everloop_inference.ports import RpcRequest
 from everloop_inference.rpc import Abort, Methods
 from everloop_inference.rpc.methods import Handler
-from everloop_runtime.errors import EverloopError
+from everloop_runtime.errors import CODES, EverloopError
 
 __all__ = ["PASSED", "pass_on"]
 
@@ -28,9 +28,6 @@ PASSED: Final[Mapping[str, Mapping[str, str]]] = {
 
 Readiness and lists are answered without asking a pool; of a stream each request goes its own way.
 """
-
-
-_CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 
 
 def pass_on(methods: Methods, pools: Pools) -> None:
@@ -73,5 +70,5 @@ async def _passed(path: str, model: str, request: Any, context: Any, pools: Pool
     except EverloopError as error:
         raise aborted(error) from error
     if reply.code:
-        raise Abort(_CODES[reply.code], reply.details, reply.metadata)
+        raise Abort(CODES[reply.code], reply.details, reply.metadata)
     return reply.message

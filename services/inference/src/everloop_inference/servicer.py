@@ -24,7 +24,7 @@ from everloop_inference.metrics import Door
 from everloop_inference.pools import Pools
 from everloop_inference.ports import RpcRequest
 from everloop_inference.predict import Predictor
-from everloop_runtime.errors import EverloopError, Kind
+from everloop_runtime.errors import INTERNAL, EverloopError
 from everloop_runtime.telemetry import span
 
 __all__ = ["NativeServicer", "OipServicer"]
@@ -36,9 +36,6 @@ Method = Callable[[Any, Any, Any], Awaitable[Any]]
 Respond = Callable[[native.PredictStreamResponse], None]
 Running = asyncio.Future[Any] | None
 
-_INTERNAL: Final = EverloopError(
-    Kind.INTERNAL, "INTERNAL", "internal error; the server's log has the details"
-)
 _NATIVE: Final = Door("grpc")
 _STREAM: Final = Door("grpc-stream")
 _OIP: Final = Door("grpc-oip")
@@ -61,7 +58,7 @@ def _answers(door: Door) -> Callable[[Method], Method]:
                 refused = error
             except Exception:
                 log.exception("%s failed", method.__name__)
-                refused = _INTERNAL
+                refused = INTERNAL
             door.refused(refused.reason)
             raise aborted(refused)
 
@@ -275,8 +272,8 @@ def _streamed(
         return native_proto.refused(name, error)
     except Exception:
         log.exception("a request of a stream failed")
-        _STREAM.refused(_INTERNAL.reason)
-        return native_proto.refused(name, _INTERNAL)
+        _STREAM.refused(INTERNAL.reason)
+        return native_proto.refused(name, INTERNAL)
     _STREAM.answered(answer.model.name, call.began)
     return response
 

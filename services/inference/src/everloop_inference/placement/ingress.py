@@ -11,7 +11,6 @@ import logging
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
 
-import grpc
 from google.protobuf.message import Message
 from ray import serve
 from ray.serve.grpc_util import RayServegRPCContext
@@ -25,7 +24,7 @@ from everloop_inference import native_proto, stream
 from everloop_inference.adapters.serve_handle import ServeHandle
 from everloop_inference.grpc_errors import failure, replied
 from everloop_inference.ports import Elsewhere, HttpRequest, Lost, RpcReply, RpcRequest
-from everloop_runtime.errors import EverloopError, Kind
+from everloop_runtime.errors import CODES, INTERNAL, EverloopError, Kind
 
 __all__ = ["SERVICERS", "RayIngress", "application"]
 
@@ -37,12 +36,10 @@ SERVICERS = [
 
 log = logging.getLogger(__name__)
 
-_CODES = {code.value[0]: code for code in grpc.StatusCode}
 _LOST = EverloopError(
     Kind.UNAVAILABLE, "REPLICA_UNAVAILABLE", "no replica answered, try again"
 ).after(1.0)
 
-_BROKEN = EverloopError(Kind.INTERNAL, "INTERNAL", "internal error; the log has the details")
 
 Rpc = Callable[..., Awaitable[Any]]
 
@@ -56,7 +53,7 @@ def _rpc(service: str, name: str, answer: type[Message]) -> Rpc:
         if reply.code:
             if grpc_context is None:
                 raise failure(reply)
-            grpc_context.set_code(_CODES[reply.code])
+            grpc_context.set_code(CODES[reply.code])
             grpc_context.set_details(reply.details)
             grpc_context.set_trailing_metadata(list(reply.metadata))
             return answer()
@@ -105,7 +102,7 @@ class RayIngress:
                 reply = await self.replied(f"/{_NATIVE}/Predict", request.request, grpc_context)
             except Exception:
                 log.exception("a request of a stream failed")
-                return native_proto.refused(request.id, _BROKEN)
+                return native_proto.refused(request.id, INTERNAL)
             if reply.code:
                 return native_proto.refused(request.id, failure(reply))
             response = native.PredictResponse.FromString(reply.message)
