@@ -1,4 +1,4 @@
-"""The events that services send each other: their topics and their messages."""
+"""The events that services send each other: their topics, their messages, and who sends them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,14 @@ __all__ = [
     "ACTUALS",
     "DATASETS",
     "DRIFT",
+    "INFERENCE",
+    "INGEST",
     "MODELS",
+    "MONITOR",
     "PREDICTIONS",
+    "REGISTRY_GATEWAY",
     "TOPICS",
+    "TRAINER",
     "TRAININGS",
     "message_class",
 ]
@@ -23,6 +28,13 @@ TRAININGS = "everloop.trainings"
 MODELS = "everloop.models"
 PREDICTIONS = "everloop.predictions"
 DRIFT = "everloop.drift"
+
+# The services, as `ce_source` names them.
+INGEST = "everloop.ingest"
+TRAINER = "everloop.trainer"
+REGISTRY_GATEWAY = "everloop.registry-gateway"
+INFERENCE = "everloop.inference"
+MONITOR = "everloop.monitor"
 
 TOPICS = {
     "everloop.ingest.v1.DatasetVersionCreated": DATASETS,

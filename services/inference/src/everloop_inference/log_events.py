@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from everloop_contracts.events import INFERENCE
 from everloop_contracts.pipeline import FieldType
 from everloop_contracts.stubs.everloop.inference.v1.events_pb2 import Column, PredictionsLogged
 from everloop_features.inputs import NULL_TIME, Block, InputSpec
@@ -23,7 +24,6 @@ from everloop_runtime.events import encode, new_event
 
 __all__ = ["Entry", "messages"]
 
-SOURCE = "inference"
 MAX_BYTES = 900_000
 """Size of an event above which it is split: a broker refuses 1 MiB by default."""
 _COLUMN = PredictionsLogged.DESCRIPTOR.fields_by_name["columns"].number << 3 | 2
@@ -142,7 +142,7 @@ def _events(entries: Sequence[Entry], max_rows: int) -> Iterator[Message]:
             middle = part.start + size // 2
             parts[:0] = [slice(part.start, middle), slice(middle, part.stop)]
             continue
-        event = new_event(SOURCE, model.name, PredictionsLogged())
+        event = new_event(INFERENCE, model.name, PredictionsLogged())
         key, _, headers = encode(event)
         yield Message(model.name, size, event.topic, key, value, tuple(headers))
 

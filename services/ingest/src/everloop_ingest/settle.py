@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import pyarrow.compute as pc
 
+from everloop_contracts.events import INGEST
 from everloop_contracts.pipeline import Pipeline
 from everloop_contracts.stubs.everloop.ingest.v1 import events_pb2
 from everloop_ingest import letters, metrics, shards
@@ -34,7 +35,7 @@ __all__ = ["SOURCE", "Settle"]
 
 log = logging.getLogger(__name__)
 
-SOURCE = "everloop.ingest"
+SOURCE = INGEST
 _LABELS_PER_EVENT = 5_000
 # What we send fits a broker's default limit of a message (1 MiB), however long ids, keys and headers are.
 _BYTES_PER_EVENT = 512 * 1024

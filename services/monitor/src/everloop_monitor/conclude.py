@@ -6,6 +6,7 @@ import logging
 from dataclasses import replace
 from datetime import datetime
 
+from everloop_contracts.events import MONITOR
 from everloop_contracts.pipeline import Retrain
 from everloop_contracts.stubs.everloop.monitoring.v1 import events_pb2
 from everloop_monitor import messages, metrics
@@ -18,8 +19,6 @@ from everloop_runtime.events import new_event
 __all__ = ["conclude"]
 
 log = logging.getLogger(__name__)
-
-SOURCE = "monitor"
 
 
 def conclude(
@@ -40,7 +39,9 @@ def conclude(
             return False
         if event_id:
             drifted = events_pb2.DriftDetected(chunk=messages.chunk(chunk))
-            work.publish(new_event(SOURCE, chunk.pipeline, drifted, cause=chunk.cause, id=event_id))
+            work.publish(
+                new_event(MONITOR, chunk.pipeline, drifted, cause=chunk.cause, id=event_id)
+            )
         decision = _decide(work, rule, chunk, occasion=after, now=now)
     metrics.DECISIONS.labels(chunk.pipeline, decision.action).inc()
     log.info("chunk %s: %s: %s", chunk.id, decision.action, decision.reason)
@@ -84,7 +85,7 @@ def _decide(
         decisions.add_request(connection, request)
         work.publish(
             new_event(
-                SOURCE,
+                MONITOR,
                 chunk.pipeline,
                 messages.retrain_requested(request),
                 cause=drift_event_id(chunk.id) if chunk.announced else chunk.cause,

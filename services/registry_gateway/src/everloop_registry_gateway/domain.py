@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Self
 
+from everloop_contracts.events import REGISTRY_GATEWAY
 from everloop_contracts.latency import BUCKETS
 
 __all__ = [
@@ -28,7 +29,7 @@ __all__ = [
     "Transition",
 ]
 
-GATEWAY = "everloop.registry-gateway"
+GATEWAY = REGISTRY_GATEWAY
 """Name of this service: source of its events, group of its consumer, actor of what it does by itself."""
 
 

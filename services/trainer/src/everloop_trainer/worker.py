@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from everloop_contracts.events import TRAINER
 from everloop_contracts.pipeline import Pipeline
 from everloop_runtime.database import Database
 from everloop_runtime.errors import waiting_mends
@@ -25,7 +26,6 @@ __all__ = ["Worker"]
 
 log = logging.getLogger(__name__)
 
-SOURCE = "everloop.trainer"
 LONGEST_REST = 30.0
 
 
@@ -159,7 +159,11 @@ class Worker(Component):
         message = trained_message(training, trained)
         # An id of its own: the announcement of a training is one event, however often it is made.
         event = new_event(
-            SOURCE, training.pipeline, message, cause=training.cause_id, id=f"{training.id}:trained"
+            TRAINER,
+            training.pipeline,
+            message,
+            cause=training.cause_id,
+            id=f"{training.id}:trained",
         )
         with self._database.unit_of_work() as work:
             if store.set_state(work.connection, [training.id], State.RUNNING, State.SUCCEEDED):
@@ -171,7 +175,7 @@ class Worker(Component):
         self._train.give_up(training)
         message = failed_message(training, reason)
         event = new_event(
-            SOURCE, training.pipeline, message, cause=training.cause_id, id=f"{training.id}:failed"
+            TRAINER, training.pipeline, message, cause=training.cause_id, id=f"{training.id}:failed"
         )
         with self._database.unit_of_work() as work:
             # It may not have been started: the pipeline is gone.
