@@ -1,4 +1,8 @@
-"""Every metric of a replica, declared once; the service process has its own, in `watch_metrics`."""
+"""Metrics of a replica, each declared once.
+
+Others lie with what they are read from: the prediction log's in `books.py`, those of trials in `rollouts/metrics.py`.
+The service process has its own, in `placement/metrics.py`.
+"""
 
 from __future__ import annotations
 
