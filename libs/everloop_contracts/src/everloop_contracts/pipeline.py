@@ -38,6 +38,7 @@ __all__ = [
     "BetterThanProductionGate",
     "BinsFeature",
     "CategoryFeature",
+    "Checks",
     "CrossFeature",
     "DatePartFeature",
     "ExportParityGate",

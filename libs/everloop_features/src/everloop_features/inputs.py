@@ -248,13 +248,6 @@ class Layout:
         ]
         return {name: views[place] for name, place in self._views}
 
-    def block(self, feeds: Feeds) -> Block:
-        """The opposite of `feeds`, as a copy."""
-        block = self.empty(len(next(iter(feeds.values()))))
-        for name in self._places:
-            self.column(block, name)[:] = feeds[name][:, 0]
-        return block
-
     def mixed(self, row: Block, others: Block, taken: npt.NDArray[np.bool_]) -> Block:
         """Rows with the values of a single row where `taken` `[rows, inputs]` says so, and their own elsewhere."""
         columns = {name: place for place, name in enumerate(self._places)}

@@ -10,7 +10,7 @@ from everloop_inference.explain import Explanation
 from everloop_inference.models.swap import Served
 from everloop_runtime.errors import EverloopError, Kind
 
-__all__ = ["answered", "described", "explained", "label_of", "rows_of"]
+__all__ = ["answered", "described", "explained", "label_of", "pooled", "rows_of"]
 
 
 def rows_of(document: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -72,6 +72,9 @@ class Registry(Protocol):
             EverloopError: the registry does not take it; kind unavailable: it does not answer.
         """
 
+    def close(self) -> None:
+        """Lets go of what it holds; it is not asked any more."""
+
 
 class Artifacts(Protocol):
     """Holds the files of a version."""

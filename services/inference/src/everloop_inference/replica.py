@@ -86,8 +86,11 @@ class Replica:
         # Pools keep what they load to themselves: whoever cleans up removes what it does not know.
         folder = settings.data_dir / "pools" / only if only else settings.data_dir
         epoch = secrets.token_hex(8)
+        self._registry = registry or GrpcRegistry(
+            settings.registry_address, settings.registry_timeout_seconds
+        )
         self.reconciler = Reconciler(
-            registry or GrpcRegistry(settings.registry_address, settings.registry_timeout_seconds),
+            self._registry,
             Loader(
                 artifacts or _artifacts(settings),
                 LocalEngines(),
@@ -134,8 +137,8 @@ class Replica:
         self._stopping = threading.Event()
         self._primed = threading.Event()
         self._reconciling = threading.Thread(
-            target=self.reconciler.run,
-            args=(self._stopping, settings.reconcile_seconds, self._primed),
+            target=self._reconcile,
+            args=(settings.reconcile_seconds,),
             name="reconcile",
             daemon=True,
         )
@@ -182,6 +185,11 @@ class Replica:
         REGISTRY.unregister(self._trial_metrics)
         REGISTRY.unregister(self.log.books)
         log.info("stopped")
+
+    def _reconcile(self, seconds: float) -> None:
+        """What its thread does; the registry is let go by who asks it, which may still wait for an answer at `stop`."""
+        self.reconciler.run(self._stopping, seconds, self._primed)
+        self._registry.close()
 
 
 def _share(only: str, pools: Pools | None, production: Production) -> Production:

@@ -49,7 +49,7 @@ class GrpcRegistry:
         return answer.state == registry_pb2.ROLLOUT_STATE_RUNNING
 
     def close(self) -> None:
-        """Closes the channel."""
+        """See `ports.Registry`."""
         self._channel.close()
 
 

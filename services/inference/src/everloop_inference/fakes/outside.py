@@ -65,6 +65,9 @@ class MemoryRegistry:
                 return False
             return bool(running)
 
+    def close(self) -> None:
+        """See `ports.Registry`."""
+
     def _check(self) -> None:
         if self.down:
             raise EverloopError(Kind.UNAVAILABLE, "UNAVAILABLE", "the registry is down")
