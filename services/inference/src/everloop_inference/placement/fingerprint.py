@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Final
 
 import everloop_contracts
 import everloop_features
@@ -15,9 +16,31 @@ import everloop_runtime
 from everloop_inference.domain import ServingPolicy
 from everloop_inference.settings import InferenceSettings
 
-__all__ = ["fingerprint"]
+__all__ = ["SERVICE_ONLY", "fingerprint"]
 
 _CODE = (everloop_contracts, everloop_features, everloop_runtime, everloop_inference)
+
+
+SERVICE_ONLY: Final = frozenset(
+    {
+        "application",
+        "consumer_max_attempts",
+        "database_url",
+        "deploy_seconds",
+        "grpc_address",
+        "grpc_max_concurrent_calls",
+        "grpc_workers",
+        "inbox_retention_days",
+        "metrics_push_max_bytes",
+        "pipelines_dir",
+        "ray_address",
+        "ray_grpc_port",
+        "ray_http_address",
+        "watch_failures",
+        "watch_seconds",
+    }
+)
+"""Settings that no replica reads, and that say nothing about how many there are and how they are treated."""
 
 
 def fingerprint(settings: InferenceSettings, policies: Mapping[str, ServingPolicy]) -> str:
@@ -25,7 +48,7 @@ def fingerprint(settings: InferenceSettings, policies: Mapping[str, ServingPolic
 
     The version of the code is its text: an editable installation changes without changing its number.
     """
-    plain = settings.model_dump(mode="json") | {
+    plain = settings.model_dump(mode="json", exclude=set(SERVICE_ONLY)) | {
         "s3_secret_key": settings.s3_secret_key.get_secret_value()
     }
     rules = {name: asdict(policy) for name, policy in policies.items()}
