@@ -40,6 +40,7 @@ OWNED = {
     "instance",
     "kafka_bootstrap",
     "metrics_address",
+    "metrics_push_address",
     "mlflow_uri",
     "pipelines_dir",
     "predict_grpc_address",

@@ -48,7 +48,7 @@ class Helm:
             release,
             chart,
             "--namespace",
-            "ml",
+            "everloop",
             "--kube-version",
             "1.33.0",
             *values,

@@ -22,6 +22,7 @@ from tests.deploy.chart import (
 )
 from tools.sync_chart import SERVICES
 
+from everloop_inference import metrics_gateway
 from everloop_runtime.settings import ServiceSettings
 
 
@@ -45,7 +46,7 @@ def runs(objects: list[Object]) -> dict[str, dict[str, str]]:
     for name, pod in pods(objects):
         container = pod["spec"]["containers"][0]
         if name.startswith("StatefulSet/"):
-            found[container["command"][-1].removeprefix("everloop_")] = environment(container)
+            found[container["args"][-1].removeprefix("everloop_")] = environment(container)
         if name.endswith("/replicas"):
             found["inference"] = environment(container)
     return found
@@ -191,6 +192,26 @@ def test_monitors_find_every_metrics_endpoint(helm: Helm) -> None:
                 assert endpoint["port"] in {port["name"] for port in service["spec"]["ports"]}
                 scraped.add(name)
     assert scraped == {f"everloop-{part.replace('_', '-')}" for part in SERVICES}
+
+
+def test_replicas_push_their_metrics_to_the_container_beside_them(helm: Helm) -> None:
+    objects = helm.render("eks")
+    replica, gateway = next(
+        containers(pod) for name, pod in pods(objects) if name.endswith("/replicas")
+    )
+    port = gateway["ports"][0]
+    assert (
+        environment(replica)["EVERLOOP_METRICS_PUSH_ADDRESS"]
+        == f"127.0.0.1:{port['containerPort']}"
+    )
+    assert environment(gateway)["EVERLOOP_METRICS_ADDRESS"] == f"0.0.0.0:{port['containerPort']}"
+    assert gateway["args"][-1] == metrics_gateway.__name__
+    (scraped,) = (
+        item
+        for item in of_kind(objects, "Service")["everloop-inference"]["spec"]["ports"]
+        if item["name"] == "metrics"
+    )
+    assert scraped["targetPort"] == port["name"]
 
 
 def test_tls_comes_from_an_issuer_or_a_secret(helm: Helm) -> None:

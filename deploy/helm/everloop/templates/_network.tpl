@@ -36,7 +36,7 @@ Neighbours are what `network` names; ports of the outside are Kafka's, PostgreSQ
 - [prometheus, trainer, 9402]
 - [prometheus, registry_gateway, 9403]
 - [prometheus, monitor, 9404]
-- [prometheus, inference, 8080]
+- [prometheus, inference, 9405]
 {{- end }}
 
 {{/* One rule: the other side is a part of the release, or a neighbour; without one nobody is let through. */}}

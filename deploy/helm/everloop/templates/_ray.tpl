@@ -75,6 +75,7 @@ template:
 {{- $workers := .Values.ray.serving.workers -}}
 - {name: EVERLOOP_HTTP_ADDRESS, value: "0.0.0.0:8080"}
 - {name: EVERLOOP_PREDICT_GRPC_ADDRESS, value: "0.0.0.0:8081"}
+- {name: EVERLOOP_METRICS_PUSH_ADDRESS, value: "127.0.0.1:9405"}
 - {name: EVERLOOP_REPLICAS, value: {{ $workers.min | quote }}}
 - {name: EVERLOOP_REPLICAS_MAX, value: {{ $workers.max | quote }}}
 - {name: EVERLOOP_REPLICA_CPUS, value: {{ $workers.cpu | quote }}}
