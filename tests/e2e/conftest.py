@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from demo_run import CleanRun, run_small
 from live_prometheus import series
@@ -19,9 +24,24 @@ def clean_run(tmp_path_factory: pytest.TempPathFactory) -> CleanRun:
     try:
         summary = run_small(root, keep=True)
         outcomes = Reader(root / "demo", tmp_path_factory.mktemp("readme")).read()
+        package = make_package(root)
         with Everloop.connect(root / "demo") as everloop:
             received = everloop.stats("flight-delays").received
+            golden = predict_golden(everloop, package)
         seen = series(stack.load(root / "demo"), queries()) if prometheus.installed() else {}
     finally:
         stack.down(root / "demo")
-    return CleanRun(root, summary, outcomes, received, seen)
+    return CleanRun(root, summary, outcomes, received, seen, package, golden)
+
+
+def make_package(root: Path) -> Path:
+    package = root / "package"
+    command = [sys.executable, "-m", "everloop.cli", "--home", str(root / "demo")]
+    command += ["package", "flight-delays", "--to", str(package), "--no-build"]
+    subprocess.run(command, check=True, timeout=120)
+    return package
+
+
+def predict_golden(everloop: Everloop, package: Path) -> list[float]:
+    rows = json.loads((package / "model/golden.json").read_bytes())["rows"]
+    return [item.score for item in everloop.predict("flight-delays", rows).predictions]

@@ -28,6 +28,8 @@ class CleanRun:
         readme: what came of everything that README.md shows, tried on its stack before that was stopped.
         received: messages that ingest had settled after that.
         series: what the panels of the dashboards ask, to how many series it returned; empty without Prometheus.
+        package: what `everloop package` made of the version in Production.
+        golden: scores that the platform gave the golden rows of that version.
     """
 
     root: Path
@@ -35,6 +37,8 @@ class CleanRun:
     readme: Mapping[Shown, Outcome]
     received: int
     series: Mapping[str, int]
+    package: Path
+    golden: list[float]
 
 
 def run_small(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
 from everloop_runtime.settings import ServiceSettings, host_and_port
 
-__all__ = ["InferenceSettings"]
+__all__ = ["InferenceSettings", "PackagedSettings"]
 
 
 class InferenceSettings(ServiceSettings):
@@ -186,3 +187,19 @@ class InferenceSettings(ServiceSettings):
     @classmethod
     def _more_addresses(cls, value: str) -> str:
         return host_and_port(value)
+
+
+class PackagedSettings(InferenceSettings):
+    """What one model by itself needs to know; settings of registry, Ray and pools mean nothing to it."""
+
+    model_dir: Path
+    """Folder that `everloop package` has filled."""
+    kafka_bootstrap: str = ""
+    """Kafka, for the prediction log; where it is empty nothing is logged."""
+    metrics_push_seconds: float = Field(default=0.0, ge=0)
+    """Time between two pushes of metrics, in seconds; 0 for none: `/metrics` of the HTTP address shows them."""
+
+    @field_validator("kafka_bootstrap")
+    @classmethod
+    def _addresses(cls, value: str) -> str:
+        return InferenceSettings._addresses(value) if value else ""

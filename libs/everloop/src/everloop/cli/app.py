@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from everloop.cli import data, dead_letters, models, predict, rollouts, stack, watch
+from everloop.cli import data, dead_letters, models, package, predict, rollouts, stack, watch
 from everloop.cli.context import Commands
 
 __all__ = ["app"]
@@ -26,6 +26,7 @@ everloop train flight-delays                  a model from all data so far
 everloop models flight-delays                 what was trained, what serves
 everloop predict flight-delays --file x.jsonl ask it
 everloop rollouts flight-delays               how a version on trial does
+everloop package flight-delays                an image of the model alone
 everloop drift flight-delays                  how inputs and quality move
 everloop trace PREDICTION_ID                  from an answer back to its data
 everloop down                                 stop; the data stay
@@ -68,5 +69,5 @@ def _options(
     """Takes what holds for every command; they read it from the context."""
 
 
-for room in (stack, data, dead_letters, predict, models, rollouts, watch):
+for room in (stack, data, dead_letters, predict, models, package, rollouts, watch):
     room.add_to(app)

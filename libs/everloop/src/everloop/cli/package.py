@@ -1,0 +1,60 @@
+"""`package`."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from everloop.cli.context import connected, say
+from everloop.cli.models import PANEL
+from everloop.errors import EverloopError
+
+__all__ = ["add_to"]
+
+
+def package(
+    ctx: typer.Context,
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL[@VERSION]", help="Default: the version in Production.")
+    ],
+    to: Annotated[
+        Path | None, typer.Option(help="Folder to make; default MODEL-VERSION.", show_default=False)
+    ] = None,
+    build: Annotated[
+        bool, typer.Option(help="Build the image too, where there is a container engine.")
+    ] = True,
+) -> None:
+    """Make an image of one model that serves it without the platform: on Docker, EC2, ECS.
+
+    \b
+    everloop package flight-delays
+    everloop package flight-delays@3 --to dist/flight-delays --no-build
+    """  # noqa: D301 - the backspace keeps the lines apart
+    from everloop.package import write_package
+
+    name, _, number = model.partition("@")
+    if number and not number.isdecimal():
+        raise EverloopError("INVALID_VERSION", f"'{number}' is no version", "say MODEL@NUMBER")
+    with connected(ctx) as everloop:
+        version = everloop.model(name, int(number or 0))
+        places = everloop.addresses
+    folder = to or Path(f"{version.model}-{version.version}")
+    write_package(version, places.mlflow_uri, Path(places.pipelines_dir), folder)
+    tag = f"{version.model}:{version.version}"
+    command = ["docker", "build", "--tag", tag, str(folder)]
+    say(f"{version.model} v{version.version} is in {folder}")
+    if not build or not shutil.which("docker"):
+        say(f"its image: {' '.join(command)}")
+    elif subprocess.run(command).returncode:
+        raise EverloopError("IMAGE_NOT_BUILT", f"docker could not build {folder}")
+    else:
+        say(f"serve it: docker run -p 8080:8080 -p 8081:8081 {tag}")
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command(rich_help_panel=PANEL)(package)

@@ -1,0 +1,155 @@
+"""A model by itself: the build context of an image that serves one version, without the platform.
+
+flight-delays-3/
+  Dockerfile              FROM everloop-model-server
+  task-definition.json    for Amazon ECS
+  model/                  the graph, its manifest, golden rows, the pipeline, and which version it is
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from everloop.errors import EverloopError
+
+if TYPE_CHECKING:
+    from everloop_contracts.stubs.everloop.registry.v1.registry_pb2 import ModelVersion
+
+__all__ = ["write_package"]
+
+_DOCKERFILE = """\
+# {model} version {version}: docker build --tag {model}:{version} .
+ARG SERVER=everloop-model-server:{everloop}
+FROM ${{SERVER}}
+COPY model /opt/model
+LABEL org.opencontainers.image.title="{model}" \\
+      org.opencontainers.image.version="{version}" \\
+      org.mlflow.run="{run_id}"
+"""
+
+
+def write_package(version: ModelVersion, mlflow_uri: str, pipelines: Path, folder: Path) -> None:
+    """Writes everything that serving the version needs into a new folder.
+
+    Args:
+        version: From the registry.
+        mlflow_uri: Address of the MLflow server that holds its artifacts.
+        pipelines: Folder of pipeline specifications.
+        folder: Must not exist.
+
+    Raises:
+        EverloopError: reason EXPORT_MISSING, PIPELINE_NOT_FOUND, ARTIFACT_UNAVAILABLE, CHECKSUM_MISMATCH or
+            FOLDER_EXISTS.
+    """
+    what = f"{version.model} version {version.version}"
+    if not version.onnx_sha256:
+        raise EverloopError("EXPORT_MISSING", f"{what} has no ONNX export to package")
+    if folder.exists():
+        raise EverloopError("FOLDER_EXISTS", f"{folder} is there already", "name another with --to")
+    specification = _specification(version.model, pipelines)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        made = Path(scratch, "package")
+        model = made / "model"
+        model.mkdir(parents=True)
+        _fetch(version.run_id, mlflow_uri, model)
+        if hashlib.sha256((model / "model.onnx").read_bytes()).hexdigest() != version.onnx_sha256:
+            raise EverloopError(
+                "CHECKSUM_MISMATCH", f"the graph of {what} is not the one that was registered"
+            )
+        shutil.copy(specification, model / "pipeline.yaml")
+        wanted = {
+            "model": version.model,
+            "version": version.version,
+            "run_id": version.run_id,
+            "sha256": version.onnx_sha256,
+        }
+        (model / "version.json").write_text(json.dumps(wanted, indent=2) + "\n")
+        (made / "Dockerfile").write_text(
+            _DOCKERFILE.format(everloop=installed("everloop"), **wanted)
+        )
+        task = json.dumps(_task_definition(version), indent=2)
+        (made / "task-definition.json").write_text(task + "\n")
+        made.rename(folder)
+
+
+def _specification(model: str, pipelines: Path) -> Path:
+    from everloop_contracts.pipeline import PipelineError, load_pipeline
+
+    for path in sorted(pipelines.glob("*.yaml")):
+        try:
+            if load_pipeline(path).name == model:
+                return path
+        except PipelineError:
+            continue
+    raise EverloopError(
+        "PIPELINE_NOT_FOUND",
+        f"no pipeline of {pipelines} is called {model}",
+        "set EVERLOOP_PIPELINES_DIR to the folder of its file",
+    )
+
+
+def _fetch(run_id: str, mlflow_uri: str, folder: Path) -> None:
+    """Downloads the files of a version as a replica does."""
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            for name in ("model", "everloop/manifest.json", "everloop/golden.json"):
+                download_artifacts(
+                    artifact_uri=f"runs:/{run_id}/{name}", dst_path=scratch, tracking_uri=mlflow_uri
+                )
+        except (MlflowException, OSError) as error:
+            raise EverloopError(
+                "ARTIFACT_UNAVAILABLE",
+                f"MLflow at {mlflow_uri} does not give run {run_id}: {error}",
+            ) from error
+        found = Path(scratch)
+        (graph,) = found.rglob("*.onnx")
+        shutil.move(graph, folder / "model.onnx")
+        for name in ("manifest.json", "golden.json"):
+            (path,) = found.rglob(name)
+            shutil.move(path, folder / name)
+
+
+def _task_definition(version: ModelVersion) -> dict[str, object]:
+    """For `aws ecs register-task-definition --cli-input-json`; the registry goes in front of the image's name."""
+    return {
+        "family": version.model,
+        "requiresCompatibilities": ["FARGATE"],
+        "networkMode": "awsvpc",
+        "cpu": "1024",
+        "memory": "2048",
+        "volumes": [{"name": "tmp"}, {"name": "data"}],
+        "containerDefinitions": [
+            {
+                "name": "model",
+                "image": f"{version.model}:{version.version}",
+                "essential": True,
+                "user": "10001:10001",
+                "readonlyRootFilesystem": True,
+                "mountPoints": [
+                    {"sourceVolume": "tmp", "containerPath": "/tmp"},
+                    {"sourceVolume": "data", "containerPath": "/var/lib/everloop"},
+                ],
+                "portMappings": [
+                    {"containerPort": 8080, "appProtocol": "http"},
+                    {"containerPort": 8081, "appProtocol": "grpc"},
+                ],
+                "healthCheck": {
+                    "command": ["CMD", "python", "-m", "everloop_runtime.health", "127.0.0.1:8081"],
+                    "interval": 10,
+                    "timeout": 5,
+                    "startPeriod": 60,
+                },
+                "stopTimeout": 60,
+            }
+        ],
+    }

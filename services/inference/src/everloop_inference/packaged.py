@@ -1,0 +1,105 @@
+"""One model by itself: a replica with a model from a folder, without Ray, registry or broker.
+
+What the images of `everloop package` run: the same doors, and the same model behind them, as on the platform.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from everloop_inference.domain import Production, Wanted
+from everloop_inference.policies import load_policies
+from everloop_inference.ports import Report
+from everloop_inference.replica import Replica
+from everloop_inference.settings import PackagedSettings
+from everloop_runtime import telemetry
+from everloop_runtime.service import Component, Stopper, run
+
+__all__ = ["Package", "main"]
+
+VERSION = "version.json"
+
+
+@dataclass(frozen=True)
+class Package:
+    """A folder with one version of a model; registry and artifact store of the replica that serves it.
+
+    It holds `model.onnx`, `manifest.json`, `golden.json`, the pipeline's YAML file, and `version.json`: the fields of
+    `Wanted`.
+    """
+
+    folder: Path
+    wanted: Wanted
+
+    @classmethod
+    def read(cls, folder: Path) -> Package:
+        """Opens a package.
+
+        Raises:
+            OSError, ValueError, TypeError: the folder holds none.
+        """
+        return cls(folder, Wanted(**json.loads((folder / VERSION).read_bytes())))
+
+    def write_version(self) -> None:
+        """Writes `version.json`."""
+        (self.folder / VERSION).write_text(json.dumps(asdict(self.wanted), indent=2))
+
+    def production(self) -> Production:
+        """See `ports.Registry`."""
+        return Production([self.wanted])
+
+    def report(self, report: Report) -> bool:
+        """See `ports.Registry`; there is never a trial."""
+        return False
+
+    def download(self, run_id: str, folder: Path) -> None:
+        """See `ports.Artifacts`."""
+        shutil.copytree(self.folder, folder, dirs_exist_ok=True)
+
+
+class Server(Component):
+    """The replica, as a part of a process that ends when its model cannot serve."""
+
+    name = "model"
+
+    def __init__(self, replica: Replica, wanted: Wanted) -> None:
+        """Takes the replica and what it must serve."""
+        self._replica = replica
+        self._wanted = wanted
+
+    def start(self, stopper: Stopper) -> None:
+        """Returns when predictions are answered.
+
+        Raises:
+            RuntimeError: the model cannot serve, as the log says, or an address cannot be bound.
+        """
+        self._replica.start()
+        serving = self._replica.models.serving.get(self._wanted.model)
+        if serving is None or serving.wanted != self._wanted:
+            self._replica.stop()
+            raise RuntimeError(f"{self._wanted.model} version {self._wanted.version} cannot serve")
+
+    def stop(self) -> None:
+        """Answers what has come."""
+        self._replica.stop()
+
+
+def main() -> int:
+    """Serves until it is told to stop; returns the exit status."""
+    settings = PackagedSettings.load()
+    telemetry.configure("inference", settings.log_level)
+    package = Package.read(settings.model_dir)
+    model = package.wanted.model
+    policy = replace(load_policies(settings.model_dir)[model], pool=None)
+    if not settings.kafka_bootstrap:
+        policy = replace(policy, log_sample=0.0)
+    replica = Replica(settings, {model: policy}, registry=package, artifacts=package)
+    return run([Server(replica, package.wanted)])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

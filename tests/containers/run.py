@@ -1,0 +1,96 @@
+"""A service in its container, as narrow as the chart makes it, on this machine's network."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from docker.models.containers import Container
+from docker.models.volumes import Volume
+from testcontainers.core.container import DockerContainer
+from tests.deploy.chart import CHART
+
+from everloop.stack import Endpoints
+from everloop.stack.home import Home
+from everloop.stack.parts import build
+
+SERVICES = ("ingest", "registry_gateway", "trainer", "inference", "monitor")
+VERSION = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
+HEALTHY_SECONDS = 240.0
+GRACE_SECONDS = 60
+
+
+def image(service: str) -> str:
+    return f"everloop-{service.replace('_', '-')}:{VERSION}"
+
+
+def environment(service: str, platform: Endpoints) -> dict[str, str]:
+    """What the embedded stack tells the service, with the folders of the image."""
+    home = Home.at(Path(platform.home))
+    (part,) = (part for part in build(home, platform) if part.name == service)
+    told = {**platform.environment(), **part.environment}
+    for name in ("HOME", "DATA_DIR", "PIPELINES_DIR"):
+        del told[f"EVERLOOP_{name}"]
+    told["EVERLOOP_DATABASE_URL"] = f"sqlite:////var/lib/everloop/{service}.db"
+    told["RAY_AUTH_TOKEN"] = Path(told.pop("RAY_AUTH_TOKEN_PATH")).read_text()
+    if service == "inference":
+        told["RAY_START_OPTIONS"] = f"--port={platform.ports['ray']} --ray-client-server-port=0"
+    if service == "trainer":
+        told["EVERLOOP_RAY_ADDRESS"] = "auto"
+        told["RAY_START_OPTIONS"] = "--port=0 --ray-client-server-port=0"
+    return told
+
+
+@dataclass
+class Running:
+    container: Container
+    volume: Volume
+
+    @classmethod
+    def start(cls, service: str, platform: Endpoints) -> Running:
+        described = DockerContainer(image(service))
+        volume = described.get_docker_client().client.volumes.create()
+        described.env.update(environment(service, platform))
+        described.with_volume_mapping(platform.pipelines_dir, "/etc/everloop/pipelines")
+        described.with_volume_mapping(volume.name, "/var/lib/everloop", "rw")
+        if service in ("trainer", "inference"):
+            described.with_command(["with-ray", "python", "-m", f"everloop_{service}"])
+        described.with_tmpfs_mount("/tmp")
+        described.with_kwargs(
+            network_mode="host",
+            read_only=True,
+            cap_drop=["ALL"],
+            security_opt=["no-new-privileges"],
+            shm_size="1g",
+        )
+        return cls(described.start().get_wrapped_container(), volume)
+
+    def wait_healthy(self) -> None:
+        """Waits for what the image's own check says."""
+        deadline = time.monotonic() + HEALTHY_SECONDS
+        while (state := self._state())["Health"]["Status"] != "healthy":
+            assert state["Running"] and time.monotonic() < deadline, (state, self.log())
+            time.sleep(0.5)
+
+    def stop(self) -> int:
+        """Ends it as Kubernetes does and returns the exit status; 137 where it had to be killed."""
+        self.container.stop(timeout=GRACE_SECONDS)
+        return int(self._state()["ExitCode"])
+
+    def run(self, *command: str) -> tuple[int, str]:
+        """Runs a command inside; returns its exit status and what it prints."""
+        code, output = self.container.exec_run(list(command))
+        return code, output.decode()
+
+    def log(self) -> str:
+        return str(self.container.logs(tail=60).decode())
+
+    def remove(self) -> None:
+        self.container.remove(force=True)
+        self.volume.remove()
+
+    def _state(self) -> dict[str, object]:
+        self.container.reload()
+        return dict(self.container.attrs["State"])

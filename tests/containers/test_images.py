@@ -1,0 +1,92 @@
+"""Each service in its image: healthy, without rights, on a read-only root, and gone in time with nothing lost."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import docker
+import pytest
+from tests.containers.run import SERVICES, VERSION, Running, image
+
+from everloop import Everloop, EverloopError, stack
+from everloop.push import Pushed
+from everloop.stack.probes import grpc_serving
+
+pytestmark = [pytest.mark.containers, pytest.mark.timeout(600)]
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_service_lives_in_its_container(
+    service: str, run: Callable[[str], Running], platform: stack.Endpoints
+) -> None:
+    running = run(service)
+    grpc_serving(f"127.0.0.1:{platform.ports[service.removesuffix('_gateway')]}")
+    assert running.run("id", "-u") == (0, "10001\n")
+    assert running.run("touch", "/opt/everloop/x")[0] == 1
+    assert "tini" in running.run("cat", "/proc/1/cmdline")[1]
+    assert running.stop() == 0, running.log()
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_an_image_says_what_is_in_it(service: str, engine: docker.DockerClient) -> None:
+    found = engine.images.get(image(service))
+    assert found.labels["org.opencontainers.image.version"] == VERSION
+    assert found.labels["org.opencontainers.image.title"] == image(service).partition(":")[0]
+    listed = engine.containers.run(
+        image(service), ["cat", found.labels["org.cyclonedx.sbom"]], remove=True
+    )
+    names = {part["name"] for part in json.loads(listed)["components"]}
+    assert {"grpcio", f"everloop-{service.replace('_', '-')}"} <= names
+    assert ("torch" in names) == (service == "trainer")
+    assert not names & {"pytest", "mypy", "ruff", "everloop"}
+
+
+def test_ingest_keeps_what_it_acknowledged(
+    run: Callable[[str], Running], platform: stack.Endpoints
+) -> None:
+    ingest = run("ingest")
+    pushed, began = Pushed(), threading.Event()
+
+    def push() -> None:
+        with pytest.raises(EverloopError):
+            everloop.push(
+                *("flight-delays", flights()),
+                patience=0,
+                on_batch=lambda _: began.set(),
+                result=pushed,
+            )
+
+    with Everloop.connect(Path(platform.home)) as everloop, ThreadPoolExecutor(1) as pool:
+        pushing = pool.submit(push)
+        assert began.wait(30)
+        assert ingest.stop() == 0
+        pushing.result()
+        assert pushed.accepted > 0 and not pushed.rejected
+
+        ingest.container.start()
+        ingest.wait_healthy()
+        deadline = time.monotonic() + 60
+        while (stats := everloop.stats("flight-delays")).accepted < pushed.accepted or stats.lag:
+            assert time.monotonic() < deadline, (stats, pushed)
+            time.sleep(0.2)
+        # The batch that was under way may have no answer and be in.
+        assert stats.accepted - pushed.accepted in (0, 500)
+
+
+def flights() -> Iterator[dict[str, object]]:
+    """Endless, and nobody looks at them."""
+    for number in itertools.count():
+        yield {
+            "flight_id": str(number),
+            "scheduled_departure": "2013-06-01T05:15:00-04:00",
+            "carrier": "UA",
+            "origin": "EWR",
+            "destination": "IAH",
+            "distance": 1400,
+        }
