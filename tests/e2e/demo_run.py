@@ -42,7 +42,11 @@ class CleanRun:
 
 
 def run_small(
-    root: Path, watch: Callable[[Path], None] = lambda home: None, *, keep: bool = False
+    root: Path,
+    watch: Callable[[Path], None] = lambda home: None,
+    *,
+    keep: bool = False,
+    program: str = "everloop.demo",
 ) -> dict[str, Any]:
     """Runs the small slice to its end and returns its summary.
 
@@ -50,6 +54,7 @@ def run_small(
         root: an empty folder; the demo's home is `<root>/demo`.
         watch: called again and again with the home while the demo runs.
         keep: leave the stack up; whoever asks for it stops it.
+        program: the module to run.
 
     Raises:
         AssertionError: the demo failed; the message holds the end of its output.
@@ -57,7 +62,7 @@ def run_small(
     output = root / "output.txt"
     with output.open("wb") as out:
         process = subprocess.Popen(
-            [sys.executable, "-m", "everloop.demo", "--slice", "small", *["--keep"] * keep],
+            [sys.executable, "-m", program, "--slice", "small", *["--keep"] * keep],
             env={**os.environ, "EVERLOOP_HOME": str(root)},
             stdin=subprocess.DEVNULL,
             stdout=out,
