@@ -8,7 +8,7 @@ from pathlib import Path
 import docker
 import pytest
 from docker.errors import DockerException
-from tests.containers.run import Running
+from tests.containers.run import Running, wait_healthy
 
 from everloop import stack
 
@@ -47,7 +47,7 @@ def run(engine: docker.DockerClient, platform: stack.Endpoints) -> Iterator[Run]
     def start(service: str) -> Running:
         running = Running.start(service, platform)
         started.append(running)
-        running.wait_healthy()
+        wait_healthy(running.container)
         return running
 
     yield start

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 from docker.models.containers import Container
@@ -25,17 +27,20 @@ USER = 10001
 
 
 def image(service: str) -> str:
-    return f"everloop-{service.replace('_', '-')}:{VERSION}"
+    """As tools/images.sh names it."""
+    return f"{os.environ.get('IMAGES', 'everloop')}-{service.replace('_', '-')}:{VERSION}"
 
 
 def environment(part: Part, endpoints: Endpoints) -> dict[str, str]:
     """What the embedded stack tells a service, but for Ray: in a container there is a head beside it."""
-    told = {**endpoints.environment(), **part.environment}
+    told, ports = {**endpoints.environment(), **part.environment}, endpoints.ports
     if part.name == "inference":
-        told["RAY_START_OPTIONS"] = f"--port={endpoints.ports['ray']} --ray-client-server-port=0"
+        told["RAY_START_OPTIONS"] = (
+            f"--port={ports['ray']} --ray-client-server-port={ports['ray_agent']}"
+        )
     if part.name == "trainer":
         told["EVERLOOP_RAY_ADDRESS"] = "auto"
-        told["RAY_START_OPTIONS"] = "--port=0 --ray-client-server-port=0"
+        told["RAY_START_OPTIONS"] = f"--port=0 --ray-client-server-port={ports['ray_agent_grpc']}"
     return {
         name: value
         for name, value in told.items()
@@ -75,30 +80,31 @@ class Running:
         )
         return cls(described.start().get_wrapped_container(), volume)
 
-    def wait_healthy(self) -> None:
-        """Waits for what the image's own check says."""
-        deadline = time.monotonic() + HEALTHY_SECONDS
-        while (state := self._state())["Health"]["Status"] != "healthy":
-            assert state["Running"] and time.monotonic() < deadline, (state, self.log())
-            time.sleep(0.5)
-
     def stop(self) -> int:
         """Ends it as Kubernetes does and returns the exit status; 137 where it had to be killed."""
         self.container.stop(timeout=GRACE_SECONDS)
-        return int(self._state()["ExitCode"])
+        return int(state(self.container)["ExitCode"])
 
     def run(self, *command: str) -> tuple[int, str]:
         """Runs a command inside; returns its exit status and what it prints."""
         code, output = self.container.exec_run(list(command))
         return code, output.decode()
 
-    def log(self) -> str:
-        return str(self.container.logs(tail=60).decode())
-
     def remove(self) -> None:
         self.container.remove(force=True)
         self.volume.remove()
 
-    def _state(self) -> dict[str, object]:
-        self.container.reload()
-        return dict(self.container.attrs["State"])
+
+def state(container: Container) -> dict[str, Any]:
+    """What the engine knows about it now."""
+    container.reload()
+    return dict(container.attrs["State"])
+
+
+def wait_healthy(container: Container) -> None:
+    """Waits for what the image's own check says."""
+    deadline = time.monotonic() + HEALTHY_SECONDS
+    while (now := state(container))["Health"]["Status"] != "healthy":
+        said = container.logs(tail=60).decode()
+        assert now["Running"] and time.monotonic() < deadline, (now, said)
+        time.sleep(0.5)

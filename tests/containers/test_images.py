@@ -12,7 +12,7 @@ from pathlib import Path
 
 import docker
 import pytest
-from tests.containers.run import SERVICES, VERSION, Running, image
+from tests.containers.run import SERVICES, VERSION, Running, image, wait_healthy
 
 from everloop import Everloop, EverloopError, stack
 from everloop.push import Pushed
@@ -30,19 +30,20 @@ def test_a_service_lives_in_its_container(
     assert running.run("id", "-u") == (0, "10001\n")
     assert running.run("touch", "/opt/everloop/x")[0] == 1
     assert "tini" in running.run("cat", "/proc/1/cmdline")[1]
-    assert running.stop() == 0, running.log()
+    assert running.stop() == 0, running.container.logs()
 
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_an_image_says_what_is_in_it(service: str, engine: docker.DockerClient) -> None:
     found = engine.images.get(image(service))
     assert found.labels["org.opencontainers.image.version"] == VERSION
-    assert found.labels["org.opencontainers.image.title"] == image(service).partition(":")[0]
+    title = f"everloop-{service.replace('_', '-')}"
+    assert found.labels["org.opencontainers.image.title"] == title
     listed = engine.containers.run(
         image(service), ["cat", found.labels["org.cyclonedx.sbom"]], remove=True
     )
     names = {part["name"] for part in json.loads(listed)["components"]}
-    assert {"grpcio", f"everloop-{service.replace('_', '-')}"} <= names
+    assert {"grpcio", title} <= names
     assert ("torch" in names) == (service == "trainer")
     assert not names & {"pytest", "mypy", "ruff", "everloop"}
 
@@ -70,7 +71,7 @@ def test_ingest_keeps_what_it_acknowledged(
         assert pushed.accepted > 0 and not pushed.rejected
 
         ingest.container.start()
-        ingest.wait_healthy()
+        wait_healthy(ingest.container)
         deadline = time.monotonic() + 60
         while (stats := everloop.stats("flight-delays")).accepted < pushed.accepted or stats.lag:
             assert time.monotonic() < deadline, (stats, pushed)

@@ -42,9 +42,7 @@ training: {families: [logistic_regression]}
 """
 
 
-@pytest.fixture
-def package(tmp_path: Path) -> Package:
-    folder = tmp_path / "model"
+def sample_package(folder: Path) -> Package:
     folder.mkdir()
     artifact = sample_artifact()
     artifact.write(folder)
@@ -52,6 +50,11 @@ def package(tmp_path: Path) -> Package:
     package = Package(folder, Wanted("flights", 3, "a-run", artifact.sha256))
     package.write_version()
     return package
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Package:
+    return sample_package(tmp_path / "model")
 
 
 @pytest.fixture
@@ -79,9 +82,7 @@ def serve(package: Package, tmp_path: Path) -> Iterator[Callable[[], Any]]:
         process.communicate()
 
 
-def test_both_doors_give_the_golden_answers(
-    package: Package, serve: Callable[[], Any], until: Callable[..., None]
-) -> None:
+def test_both_doors_give_the_golden_answers(package: Package, serve: Callable[[], Any]) -> None:
     process, http, rpc = serve()
     golden = json.loads((package.folder / "golden.json").read_bytes())
     with (

@@ -21,7 +21,7 @@ from everloop.errors import EverloopError
 if TYPE_CHECKING:
     from everloop_contracts.stubs.everloop.registry.v1.registry_pb2 import ModelVersion
 
-__all__ = ["write_package"]
+__all__ = ["dockerfile", "write_package"]
 
 _DOCKERFILE = """\
 # {model} version {version}: docker build --tag {model}:{version} .
@@ -77,6 +77,16 @@ def write_package(version: ModelVersion, mlflow_uri: str, pipelines: Path, folde
         task = json.dumps(_task_definition(version), indent=2)
         (made / "task-definition.json").write_text(task + "\n")
         made.rename(folder)
+
+
+def dockerfile(version: ModelVersion) -> str:
+    """Returns the Dockerfile of a package."""
+    return _DOCKERFILE.format(
+        everloop=installed("everloop"),
+        model=version.model,
+        version=version.version,
+        run_id=version.run_id,
+    )
 
 
 def _specification(model: str, pipelines: Path) -> Path:

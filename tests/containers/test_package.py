@@ -1,0 +1,51 @@
+"""A packaged model in its image: healthy, without rights, on a read-only root, and right."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import docker
+import httpx
+import numpy as np
+import pytest
+from services.inference.tests.conftest import free_ports
+from services.inference.tests.test_packaged import sample_package
+from testcontainers.core.container import DockerContainer
+from tests.containers.run import GRACE_SECONDS, state, wait_healthy
+
+from everloop.package import dockerfile
+from everloop_contracts.stubs.everloop.registry.v1.registry_pb2 import ModelVersion
+
+pytestmark = [pytest.mark.containers, pytest.mark.timeout(300)]
+TAG = "everloop-test-package:3"
+
+
+@pytest.fixture
+def context(engine: docker.DockerClient, tmp_path: Path) -> Iterator[Path]:
+    version = ModelVersion(model="flights", version=3, run_id="a-run")
+    (tmp_path / "Dockerfile").write_text(dockerfile(version))
+    sample_package(tmp_path / "model")
+    subprocess.run(["docker", "build", "--tag", TAG, str(tmp_path)], check=True)
+    yield tmp_path
+    engine.images.remove(TAG, force=True)
+
+
+def test_a_packaged_model_gives_its_golden_answers(context: Path) -> None:
+    golden = json.loads((context / "model/golden.json").read_bytes())
+    http, rpc = (f"127.0.0.1:{port}" for port in free_ports(2))
+    described = DockerContainer(TAG).with_tmpfs_mount("/tmp")
+    described.with_tmpfs_mount("/var/lib/everloop", "uid=10001")
+    described.with_envs(EVERLOOP_HTTP_ADDRESS=http, EVERLOOP_PREDICT_GRPC_ADDRESS=rpc)
+    described.with_kwargs(network_mode="host", read_only=True, cap_drop=["ALL"])
+    with described:
+        container = described.get_wrapped_container()
+        wait_healthy(container)
+        path = f"http://{http}/v1/models/flights:predict"
+        asked = httpx.post(path, json={"rows": golden["rows"]}, trust_env=False)
+        answers = [item["probabilities"] for item in asked.raise_for_status().json()["predictions"]]
+        np.testing.assert_allclose(answers, golden["probabilities"], atol=1e-6)
+        container.stop(timeout=GRACE_SECONDS)
+        assert state(container)["ExitCode"] == 0, container.logs()
