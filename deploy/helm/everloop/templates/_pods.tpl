@@ -82,10 +82,6 @@ resources:
 {{- range $name, $value := merge (dict) (get $values.services .part).settings $values.settings }}
 - {name: EVERLOOP_{{ $name | upper }}, value: {{ toString $value | quote }}}
 {{- end }}
-- {name: HOME, value: /tmp}
-- {name: MLFLOW_DISABLE_TELEMETRY, value: "true"}
-- {name: NML_DISABLE_USAGE_LOGGING, value: "1"}
-- {name: DVC_NO_ANALYTICS, value: "1"}
 {{- end }}
 
 {{/* What a member of a Ray cluster needs besides. */}}

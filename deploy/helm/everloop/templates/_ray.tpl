@@ -97,7 +97,6 @@ initContainers:
     {{- include "everloop.container" (merge (dict "resources" (dict "cpu" "250m" "memory" "1536Mi")) $it) | nindent 4 }}
     env:
       - {name: POD_IP, valueFrom: {fieldRef: {fieldPath: status.podIP}}}
-      - {name: HOME, value: /tmp}
       {{- include "everloop.rayEnvironment" $it | nindent 6 }}
     startupProbe: {tcpSocket: {port: 6380}, periodSeconds: 2, failureThreshold: 150}
     volumeMounts:
