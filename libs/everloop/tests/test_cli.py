@@ -161,6 +161,7 @@ ARGUMENTS = {
     "erase": [MODEL, "--record-id", "a", "--reason", "asked"],
     "push": [str(PIPELINES / "rows.jsonl"), "-p", MODEL],
     "predict": [MODEL, "--row", "{}"],
+    "package": [MODEL],
     "promote": [MODEL, "2"],
     "trace": ["p-1"],
     "cut": [MODEL],
