@@ -261,16 +261,16 @@ DOORS: list[Any] = [
 
 @pytest.mark.slow
 @settings(
-    max_examples=2, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=1, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(seed=st.integers(0, 1 << 32))
-def test_ten_thousand_concurrent_rows_each_get_their_own_answer(
+def test_thousands_of_concurrent_rows_each_get_their_own_answer(
     core: Callable[..., Core], seed: int
 ) -> None:
     it = core()
     chance = random.Random(seed)
     asked: list[tuple[str, dict[str, Any], Any, str]] = []
-    for number in range(10_000):
+    for number in range(4_000):
         row = {**ROW, "distance": number / 2, "age": None, "weekend": None, "stops": number % 7}
         # One in fifty breaks the signature, one in fifty breaks the runtime, one in fifty goes away.
         fate = chance.choices(["good", "bad", "poison", "gone"], [94, 2, 2, 2])[0]

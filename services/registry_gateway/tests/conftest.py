@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -245,13 +246,25 @@ def _version(event: Event) -> int:
     return int(data.rollout.candidate_version if is_rollout else data.version.version)
 
 
-@pytest.fixture(params=DATABASES)
-def database(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Database]:
-    url = f"sqlite:///{tmp_path / 'gateway.db'}"
-    if request.param == "postgresql":
-        url = request.getfixturevalue("postgresql")()
-    database = Database(url)
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated database file, to copy."""
+    path = tmp_path_factory.mktemp("template") / "gateway.db"
+    database = Database(f"sqlite:///{path}")
     database.upgrade(MIGRATIONS)
+    database.close()
+    return path
+
+
+@pytest.fixture(params=DATABASES)
+def database(
+    empty_database: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[Database]:
+    if request.param == "postgresql":
+        database = Database(request.getfixturevalue("postgresql")())
+        database.upgrade(MIGRATIONS)
+    else:
+        database = Database(f"sqlite:///{shutil.copy(empty_database, tmp_path / 'gateway.db')}")
     yield database
     database.close()
 
@@ -262,14 +275,13 @@ def world(database: Database) -> World:
 
 
 @pytest.fixture
-def worlds(tmp_path: Path) -> Iterator[Callable[[], World]]:
+def worlds(empty_database: Path, tmp_path: Path) -> Iterator[Callable[[], World]]:
     """Makes as many worlds as a test needs."""
     databases: list[Database] = []
 
     def make() -> World:
-        database = Database(f"sqlite:///{tmp_path / f'world-{len(databases)}.db'}")
-        database.upgrade(MIGRATIONS)
-        databases.append(database)
+        path = shutil.copy(empty_database, tmp_path / f"world-{len(databases)}.db")
+        databases.append(database := Database(f"sqlite:///{path}"))
         return World(database)
 
     yield make

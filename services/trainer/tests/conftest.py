@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -108,10 +109,19 @@ def make_dataset() -> Callable[..., Dataset]:
     return _dataset
 
 
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated database file, to copy."""
+    path = tmp_path_factory.mktemp("template") / "trainer.db"
+    database = Database(f"sqlite:///{path}")
+    database.upgrade(MIGRATIONS)
+    database.close()
+    return path
+
+
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
+def database(empty_database: Path, tmp_path: Path) -> Iterator[Database]:
     """The trainer's database, empty."""
-    opened = Database(f"sqlite:///{tmp_path / 'trainer.db'}")
-    opened.upgrade(MIGRATIONS)
+    opened = Database(f"sqlite:///{shutil.copy(empty_database, tmp_path / 'trainer.db')}")
     yield opened
     opened.close()
