@@ -1,11 +1,50 @@
-"""What the tests of several services share."""
+"""What holds for every test session, and what the tests of several services share."""
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from itertools import count
+from types import FrameType
 
+import psutil
 import pytest
+
+from everloop.stack.processes import STACK_MARK, kill_all
+
+E2E_SECONDS = 1200
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the tests that start a stack on one worker, one after the other: two stacks would only fight."""
+    for item in items:
+        if item.get_closest_marker("e2e"):
+            item.add_marker(pytest.mark.xdist_group("stack"))
+            item.add_marker(pytest.mark.timeout(E2E_SECONDS))
+
+
+def pytest_configure() -> None:
+    """Lets SIGTERM end the session as Ctrl-C does: what was begun is taken down."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupt)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Kills what is left of this session's stacks: a worker gets ten seconds for what it has to take down."""
+    folder = config._tmp_path_factory._basetemp
+    if folder is not None and not hasattr(config, "workerinput"):
+        kill_all(
+            process
+            for process in psutil.process_iter(["environ"])
+            if (process.info["environ"] or {}).get(STACK_MARK, "").startswith(f"{folder}/")
+        )
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 @pytest.fixture(scope="session")

@@ -21,11 +21,7 @@ from everloop import stack
 from everloop.stack import processes
 from everloop.stack.endpoints import Endpoints
 
-pytestmark = [
-    pytest.mark.e2e,
-    # One stack for all tests of the file: they belong on one worker.
-    pytest.mark.xdist_group("stack"),
-]
+pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture(scope="module")
