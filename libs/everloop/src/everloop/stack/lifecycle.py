@@ -26,7 +26,8 @@ from everloop_contracts.pipeline import PipelineError, load_pipelines
 
 __all__ = ["Event", "down", "kill", "up"]
 
-_POLL_SECONDS = 0.1
+# Each look costs some milliseconds of processor time, a part, here and in supervisord, which starting parts need.
+_POLL_SECONDS = 0.25
 # A part that ended this often within its deadline will not come up; waiting on would only hide why.
 _TRIES = 3
 
