@@ -367,11 +367,10 @@ def test_what_the_broker_drops_unread_is_counted_and_the_rest_goes_on(
 
 @pytest.mark.faults
 def test_what_a_kill_leaves_in_the_bucket_goes_and_with_it_what_was_erased(
-    ingest: Callable[[str], Any], make_record: Make, tmp_path: Path
+    ingest: Callable[[str], Any], make_record: Make
 ) -> None:
     service = ingest("parcels-orphans")
-    grace = 8.0
-    service.environment["EVERLOOP_ORPHAN_GRACE_HOURS"] = str(grace / 3600)
+    service.environment["EVERLOOP_ORPHAN_GRACE_HOURS"] = str(8 / 3600)
     endpoints = service.endpoints
     filesystem = s3_filesystem(
         endpoints.s3_url, endpoints.s3_access_key, endpoints.s3_secret_key, "us-east-1"
@@ -379,8 +378,12 @@ def test_what_a_kill_leaves_in_the_bucket_goes_and_with_it_what_was_erased(
     below = fs.FileSelector("everloop-data/parcels-orphans", allow_not_found=True, recursive=True)
 
     def contents() -> dict[str, bytes]:
-        found = [i.path for i in filesystem.get_file_info(below) if i.type is fs.FileType.File]
-        return {path: filesystem.open_input_file(path).read() for path in found}
+        found = {}
+        for info in filesystem.get_file_info(below):
+            with contextlib.suppress(FileNotFoundError):  # deleted since it was listed
+                if info.type is fs.FileType.File:
+                    found[info.path] = filesystem.open_input_file(info.path).read()
+        return found
 
     def holding(parcel: str) -> list[str]:
         """Objects with a record of somebody, as it is or in a Parquet file."""
@@ -393,14 +396,12 @@ def test_what_a_kill_leaves_in_the_bucket_goes_and_with_it_what_was_erased(
 
     sent_to_one_partition(service, [make_record("somebody")])
     service.start("everloop_ingest.adapters.s3:ShardBucket.put", "after", "1")
-    while not service.died(60.0):
-        raise AssertionError((service.folder / "log").read_text())
-    [orphan] = holding("somebody")
+    assert service.died(60.0), (service.folder / "log").read_text()
+    assert len(holding("somebody")) == 1
     sent_to_one_partition(service, [make_record("another")])
     service.start()
     service.ready()
     assert service.cut("r1").rows == 2
-    assert orphan in contents()
     erase = ingest_pb2.EraseRecordsRequest(
         pipeline=service.pipeline.name,
         record_ids=["somebody"],
@@ -409,7 +410,7 @@ def test_what_a_kill_leaves_in_the_bucket_goes_and_with_it_what_was_erased(
         reason="asked",
     )
     assert clients.call(service.stub.EraseRecords, erase, timeout=60).dataset.rows == 1
-    deadline = time.monotonic() + 3 * grace
+    deadline = time.monotonic() + 60
     while left := holding("somebody"):
         assert time.monotonic() < deadline, left
         time.sleep(0.2)
