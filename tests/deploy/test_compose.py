@@ -74,7 +74,7 @@ def test_only_this_machine_reaches_it() -> None:
 
 def test_prometheus_scrapes_every_service() -> None:
     scrape = yaml.safe_load(COMPOSE["configs"]["scrape"]["content"])
-    targets = set(scrape["scrape_configs"][0]["static_configs"][0]["targets"])
+    targets = {job["static_configs"][0]["targets"][0] for job in scrape["scrape_configs"]}
     expected = set()
     for service in SERVICES:
         text = (ROOT / "services" / service / "Dockerfile").read_text()

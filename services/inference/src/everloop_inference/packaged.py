@@ -56,6 +56,9 @@ class Package:
         """See `ports.Registry`; there is never a trial."""
         return False
 
+    def close(self) -> None:
+        """See `ports.Registry`; it holds nothing."""
+
     def download(self, run_id: str, folder: Path) -> None:
         """See `ports.Artifacts`."""
         shutil.copytree(self.folder, folder, dirs_exist_ok=True)
