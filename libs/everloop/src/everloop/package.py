@@ -107,15 +107,15 @@ def _specification(model: str, pipelines: Path) -> Path:
 
 def _fetch(run_id: str, mlflow_uri: str, folder: Path) -> None:
     """Downloads the files of a version as a replica does."""
-    from mlflow.artifacts import download_artifacts
+    import mlflow
     from mlflow.exceptions import MlflowException
 
+    # Not as an argument: MLflow looks a run's models up at the server of the process.
+    mlflow.set_tracking_uri(mlflow_uri)
     with tempfile.TemporaryDirectory() as scratch:
         try:
             for name in ("model", "everloop/manifest.json", "everloop/golden.json"):
-                download_artifacts(
-                    artifact_uri=f"runs:/{run_id}/{name}", dst_path=scratch, tracking_uri=mlflow_uri
-                )
+                mlflow.artifacts.download_artifacts(f"runs:/{run_id}/{name}", dst_path=scratch)
         except (MlflowException, OSError) as error:
             raise EverloopError(
                 "ARTIFACT_UNAVAILABLE",
