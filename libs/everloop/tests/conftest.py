@@ -449,6 +449,12 @@ class Tensors(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
     def __init__(self, fake: FakeEverloop) -> None:
         self.fake = fake
 
+    def RepositoryIndex(self, request: Any, context: Any) -> Any:
+        answer = grpc_service_pb2.RepositoryIndexResponse()
+        answer.models.add(name="another", version="9", state="READY")
+        answer.models.add(name=MODEL, version=str(self.fake.version), state="READY")
+        return answer
+
     def ModelInfer(self, request: Any, context: Any) -> Any:
         rows = request.inputs[0].shape[0]
         if not self.fake.admit("oip_grpc", [""] * rows):

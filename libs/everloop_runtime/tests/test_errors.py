@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 
+import orjson
 import pytest
 from google.rpc import error_details_pb2
 
@@ -13,6 +14,7 @@ from everloop_runtime.errors import (
     HTTP_STATUS,
     EverloopError,
     Kind,
+    not_json,
     rich_status,
     waiting_mends,
 )
@@ -60,3 +62,21 @@ def test_waiting_mends_what_is_away_busy_or_behind_and_nothing_else():
     mended = {kind for kind in Kind if waiting_mends(EverloopError(kind, "WHY", "text"))}
     assert mended == {Kind.UNAVAILABLE, Kind.EXHAUSTED, Kind.DEADLINE}
     assert not waiting_mends(TimeoutError())
+
+
+@pytest.mark.parametrize(
+    ("text", "hinted"),
+    [
+        ('{"price": NaN}', True),
+        ("[1, -Infinity]", True),
+        ("[Infinity]", True),
+        ('{"price": nope}', False),
+        ('{"name": "NaN", ]', False),
+    ],
+)
+def test_numbers_that_json_has_no_word_for_are_named(text: str, hinted: bool) -> None:
+    with pytest.raises(orjson.JSONDecodeError) as caught:
+        orjson.loads(text)
+    told = not_json(caught.value)
+    assert told.startswith(str(caught.value))
+    assert ("send null" in told) == hinted

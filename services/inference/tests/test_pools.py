@@ -27,7 +27,7 @@ from everloop_contracts.stubs.inference import grpc_service_pb2_grpc as oip_grpc
 from everloop_inference.domain import PoolPolicy, Production, Strategy, Wanted
 from everloop_inference.fakes import ROW, sample_artifact
 from everloop_inference.ongoing import Ongoing
-from everloop_inference.placement.autoscaling import ONGOING, policy
+from everloop_inference.placement.autoscaling import ONGOING, policy, pool_policy
 from everloop_inference.pools import Pools
 from everloop_inference.ports import HttpReply, HttpRequest, Lost, RpcReply, RpcRequest
 from everloop_inference.replica import Replica
@@ -468,6 +468,22 @@ def test_replicas_are_wanted_by_what_they_say() -> None:
     assert wanted({ONGOING: {"a": 0.0, "b": 0.0}}) == 0.0
     # Nobody has said anything yet: as before.
     assert wanted({}) == 3
+
+
+def test_a_pool_that_is_asked_is_not_idle() -> None:
+    config = SimpleNamespace(get_target_ongoing_requests=lambda: 2.0)
+
+    def wanted(counted: float, metrics: dict[str, dict[str, float]]) -> float:
+        context = SimpleNamespace(
+            aggregated_metrics=metrics, total_num_requests=counted, config=config
+        )
+        return pool_policy(context)[0]
+
+    assert wanted(9.0, {ONGOING: {"a": 4.0}}) == 4.5
+    # Requests of a millisecond: none is under way whenever somebody looks.
+    assert wanted(0.0, {ONGOING: {"a": 0.0004, "b": 0.0}}) == 1.0
+    assert wanted(0.0, {ONGOING: {"a": 0.0}}) == 0.0
+    assert wanted(0.0, {}) == 0.0
 
 
 def test_rays_grpc_proxy_does_not_come_alone(tmp_path: Path) -> None:

@@ -83,10 +83,12 @@ class Addresses:
             folder = str(content.get("pipelines_dir", ""))
             return cls._of(found, folder, place, str(content.get("mlflow_uri", "")))
         except FileNotFoundError:
+            missing = [name for name in _VARIABLES.values() if not environment.get(name)]
+            elsewhere = f"for one elsewhere set {', '.join(missing)}"
             raise EverloopError(
                 "STACK_NOT_FOUND",
                 f"no stack was started in {place}",
-                "start one with `everloop up`, or set EVERLOOP_HOME to where it is",
+                f"start one with `everloop up`, or set EVERLOOP_HOME to where it is; {elsewhere}",
             ) from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise EverloopError(

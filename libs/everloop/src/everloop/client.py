@@ -40,6 +40,7 @@ from everloop_contracts.stubs.everloop.ingest.v1 import (
 from everloop_contracts.stubs.everloop.monitoring.v1 import monitoring_pb2, monitoring_pb2_grpc
 from everloop_contracts.stubs.everloop.registry.v1 import registry_pb2, registry_pb2_grpc
 from everloop_contracts.stubs.everloop.training.v1 import training_pb2, training_pb2_grpc
+from everloop_contracts.stubs.inference import grpc_service_pb2, grpc_service_pb2_grpc
 
 __all__ = ["Everloop", "Prediction", "Predictions", "Pushed", "Rejection", "Trace"]
 
@@ -415,6 +416,14 @@ class Everloop:
         return call(
             self._inference().GetModel, inference_pb2.GetModelRequest(model=model), self.timeout
         ).model
+
+    def serving(self, model: str) -> list[int]:
+        """Versions of a model that answer now, that on trial last; none where the model is unknown. Wakes no pool."""
+        stub = grpc_service_pb2_grpc.GRPCInferenceServiceStub(
+            self._channel(self.addresses.inference_grpc)
+        )
+        index = call(stub.RepositoryIndex, grpc_service_pb2.RepositoryIndexRequest(), self.timeout)
+        return [int(entry.version) for entry in index.models if entry.name == model]
 
     # Models
 

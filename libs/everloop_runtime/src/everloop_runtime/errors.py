@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from json import JSONDecodeError
 from typing import Self
 
 import grpc
@@ -16,6 +17,7 @@ __all__ = [
     "KINDS",
     "EverloopError",
     "Kind",
+    "not_json",
     "rich_status",
     "waiting_mends",
 ]
@@ -132,3 +134,18 @@ def rich_status(error: EverloopError) -> status_pb2.Status:
         delay.retry_delay.FromNanoseconds(int(error.retry_after * 1e9))
         status.details.add().Pack(delay)
     return status
+
+
+def not_json(error: JSONDecodeError) -> str:
+    """What keeps a document from being JSON, and what to send for the numbers that it has no word for.
+
+    >>> import json
+    >>> try:
+    ...     json.loads('[nope]')
+    ... except json.JSONDecodeError as error:
+    ...     print(not_json(error))
+    Expecting value: line 1 column 2 (char 1)
+    """
+    near = error.doc[max(error.pos - 1, 0) :].lstrip("-[{:, ")
+    unknown = near.startswith(("NaN", "Infinity"))
+    return f"{error}{'; JSON has no NaN and no Infinity: send null' if unknown else ''}"

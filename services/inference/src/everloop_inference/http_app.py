@@ -26,7 +26,7 @@ from everloop_inference.metrics import Door
 from everloop_inference.pools import Pools
 from everloop_inference.ports import HttpRequest
 from everloop_inference.predict import Predictor
-from everloop_runtime.errors import HTTP_STATUS, INTERNAL, EverloopError, Kind
+from everloop_runtime.errors import HTTP_STATUS, INTERNAL, EverloopError, Kind, not_json
 from everloop_runtime.telemetry import span
 
 __all__ = ["HttpApp"]
@@ -377,7 +377,7 @@ def _parsed(body: bytes) -> dict[str, Any]:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise EverloopError(
-            Kind.INVALID, "MALFORMED_REQUEST", f"the body is not JSON: {error}"
+            Kind.INVALID, "MALFORMED_REQUEST", f"the body is not JSON: {not_json(error)}"
         ) from error
     if type(document) is not dict:
         raise EverloopError(Kind.INVALID, "MALFORMED_REQUEST", "the body is not a JSON object")

@@ -22,6 +22,7 @@ from everloop_ingest.columns import ARROW, Broken, nulls, read_column, show
 from everloop_ingest.domain import Reason, Rejection
 from everloop_ingest.formats import from_protobuf
 from everloop_ingest.rules import RowRules
+from everloop_runtime.errors import not_json
 
 __all__ = ["Validated", "Validator", "arrow_schema"]
 
@@ -145,7 +146,9 @@ class Validator:
                 rejections[position] = Rejection(position, reason, "", str(error))
                 continue
             except orjson.JSONDecodeError as error:
-                rejections[position] = Rejection(position, Reason.MALFORMED_JSON, "", str(error))
+                rejections[position] = Rejection(
+                    position, Reason.MALFORMED_JSON, "", not_json(error)
+                )
                 continue
             if type(record) is not dict:
                 text = f"a record is a JSON object, this is {show(record)}"

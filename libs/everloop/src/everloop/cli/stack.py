@@ -183,7 +183,7 @@ def _pipeline(everloop: Everloop, name: str) -> dict[str, Any]:
         production = everloop.production(name)
         decisions = everloop.decisions(name, limit=1)
         line["lag"] = everloop.stats(name).lag
-        line["serving"] = everloop.served(name).version if production else None
+        line["serving"] = next(iter(everloop.serving(name)), None)
     except EverloopError as error:
         return line | {"error": error.message, "error_reason": error.reason}
     return line | {

@@ -6,7 +6,7 @@ from typing import Any
 
 from ray.serve.config import AutoscalingContext
 
-__all__ = ["ONGOING", "policy"]
+__all__ = ["ONGOING", "policy", "pool_policy"]
 
 ONGOING = "ongoing"
 """Name under which a replica reports."""
@@ -22,3 +22,15 @@ def policy(context: AutoscalingContext) -> tuple[float, dict[str, Any]]:
         return context.target_num_replicas, {}
     assert context.config is not None
     return sum(reports.values()) / context.config.get_target_ongoing_requests(), {}
+
+
+def pool_policy(context: AutoscalingContext) -> tuple[float, dict[str, Any]]:
+    """As Ray Serve's own policy, but that a pool which is asked is not idle.
+
+    Ray Serve counts what it passes on, but looks only now and then: cheap requests are over by then, however many come.
+    What the replicas say is above nothing as soon as one has come.
+    """
+    assert context.config is not None
+    asked = any(((context.aggregated_metrics or {}).get(ONGOING) or {}).values())
+    wanted = context.total_num_requests / context.config.get_target_ongoing_requests()
+    return max(wanted, float(asked)), {}

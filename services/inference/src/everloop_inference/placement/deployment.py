@@ -92,8 +92,8 @@ def application(
                 settings,
                 policy.pool.min_replicas,
                 policy.pool.max_replicas,
-                # Ray Serve counts these requests by itself.
                 target_ongoing_requests=policy.pool.ongoing_requests,
+                policy=AutoscalingPolicy(policy_function=autoscaling.pool_policy),
                 downscale_to_zero_delay_s=policy.pool.idle_seconds,
             ),
             # More wait at the callers, for a replica that has room or starts.
