@@ -15,7 +15,7 @@ from typing import Any
 
 from readme_run import Outcome, Shown
 
-DEADLINE_SECONDS = 420.0
+DEADLINE_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
