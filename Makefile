@@ -42,7 +42,7 @@ test-unit: setup ## Run the tests that start no part of the stack
 	@$(PYTEST) -m "not e2e and not faults and not clients and not clusters and not containers and not terraform" -n 2 --durations 15
 
 test-e2e: setup ## Run the tests that start the embedded stack
-	@$(PYTEST) -m "e2e and not faults" --timeout 900 --durations 15
+	@$(PYTEST) -m "e2e and not faults" --durations 15
 
 test-faults: setup ## Run the long tests that kill processes
 	@$(PYTEST) -m faults --timeout 1800

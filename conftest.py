@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from itertools import count
+from pathlib import Path
 from types import FrameType
 
 import psutil
@@ -16,12 +17,10 @@ from everloop.stack.processes import STACK_MARK, kill_all
 E2E_SECONDS = 1200
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the tests that start a stack on one worker, one after the other: two stacks would only fight."""
+    """Gives the tests that start a stack the time that this takes, however they are run."""
     for item in items:
         if item.get_closest_marker("e2e"):
-            item.add_marker(pytest.mark.xdist_group("stack"))
             item.add_marker(pytest.mark.timeout(E2E_SECONDS))
 
 
@@ -65,3 +64,18 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..
             return str(server.get_uri(name)).replace("postgresql://", "postgresql+psycopg://")
 
         yield make
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
+    """Makes a SQLite file from a service's migrations."""
+    from everloop_runtime.database import Database
+
+    def make(migrations: Path) -> Path:
+        path = tmp_path_factory.mktemp("template") / "service.db"
+        database = Database(f"sqlite:///{path}")
+        database.upgrade(migrations)
+        database.close()
+        return path
+
+    return make

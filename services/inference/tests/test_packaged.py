@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2 as nati
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2_grpc as native_grpc
 from everloop_inference.domain import Wanted
 from everloop_inference.fakes import sample_artifact
-from everloop_inference.packaged import Package
+from everloop_inference.packaged import VERSION, Package
 
 PIPELINE = """
 pipeline: flights
@@ -48,7 +49,7 @@ def sample_package(folder: Path) -> Package:
     artifact.write(folder)
     (folder / "pipeline.yaml").write_text(PIPELINE)
     package = Package(folder, Wanted("flights", 3, "a-run", artifact.sha256))
-    package.write_version()
+    (folder / VERSION).write_text(json.dumps(asdict(package.wanted)))
     return package
 
 

@@ -427,13 +427,9 @@ def make_record() -> Callable[..., bytes]:
 
 
 @pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def empty_database(migrated: Callable[[Path], Path]) -> Path:
     """A migrated database file, to copy."""
-    path = tmp_path_factory.mktemp("template") / "ingest.db"
-    database = Database(f"sqlite:///{path}")
-    database.upgrade(MIGRATIONS)
-    database.close()
-    return path
+    return migrated(MIGRATIONS)
 
 
 @pytest.fixture(scope="session")

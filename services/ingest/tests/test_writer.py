@@ -207,6 +207,15 @@ def turn(writer: DatasetWriter, client: Client) -> None:
     writer._turn(client, workers)
 
 
+def make_keeper(pipeline: Pipeline, log: Log, turns: int) -> tuple[DatasetWriter, Client]:
+    """A writer after some turns that keeps what it reads, until it gets its usual limits."""
+    writer, client = make_writer(pipeline, log, lambda name: False)
+    writer._limits = replace(LIMITS, shard_rows=1000, shard_age_seconds=1000.0)
+    for _ in range(turns):
+        turn(writer, client)
+    return writer, client
+
+
 def finish(writer: DatasetWriter, client: Client, log: Log) -> None:
     """Goes on without any more rebalance until all is settled."""
     client.step = lambda name: False
@@ -281,10 +290,7 @@ def test_reading_goes_on_where_pressure_and_a_rebalance_coincide(pipeline: Pipel
 
 def test_a_log_that_was_cut_back_is_read_again_from_the_database(pipeline: Pipeline) -> None:
     log = Log(list(range(10)), 11)
-    writer, client = make_writer(pipeline, log, lambda name: False)
-    writer._limits = replace(LIMITS, shard_rows=1000, shard_age_seconds=1000.0)
-    for _ in range(3):
-        turn(writer, client)
+    writer, client = make_keeper(pipeline, log, turns=3)
     client.offset = 3
     turn(writer, client)
     writer._limits = LIMITS
@@ -294,10 +300,7 @@ def test_a_log_that_was_cut_back_is_read_again_from_the_database(pipeline: Pipel
 
 def test_a_truncation_that_the_client_tells_is_read_again_as_well(pipeline: Pipeline) -> None:
     log = Log(list(range(10)), 11)
-    writer, client = make_writer(pipeline, log, lambda name: False)
-    writer._limits = replace(LIMITS, shard_rows=1000, shard_age_seconds=1000.0)
-    for _ in range(3):
-        turn(writer, client)
+    writer, client = make_keeper(pipeline, log, turns=3)
     real = client.position
 
     def position(partition: TopicPartition, timeout_ms: int) -> int | None:
@@ -313,10 +316,8 @@ def test_a_truncation_that_the_client_tells_is_read_again_as_well(pipeline: Pipe
 
 def test_what_was_read_before_the_log_dropped_it_is_settled(pipeline: Pipeline) -> None:
     log = Log(list(range(30)), 30)
-    writer, client = make_writer(pipeline, log, lambda name: False)
-    writer._limits = replace(LIMITS, shard_rows=1000, shard_age_seconds=1000.0)
-    for _ in range(2):  # puts it at the database's position, then reads five
-        turn(writer, client)
+    # It is put at the database's position, then reads five.
+    writer, client = make_keeper(pipeline, log, turns=2)
     log.first = 20
     for _ in range(3):
         turn(writer, client)

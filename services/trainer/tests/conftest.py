@@ -110,13 +110,9 @@ def make_dataset() -> Callable[..., Dataset]:
 
 
 @pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def empty_database(migrated: Callable[[Path], Path]) -> Path:
     """A migrated database file, to copy."""
-    path = tmp_path_factory.mktemp("template") / "trainer.db"
-    database = Database(f"sqlite:///{path}")
-    database.upgrade(MIGRATIONS)
-    database.close()
-    return path
+    return migrated(MIGRATIONS)
 
 
 @pytest.fixture
