@@ -419,10 +419,8 @@ class Everloop:
 
     def serving(self, model: str) -> list[int]:
         """Versions of a model that answer now, that on trial last; none where the model is unknown. Wakes no pool."""
-        stub = grpc_service_pb2_grpc.GRPCInferenceServiceStub(
-            self._channel(self.addresses.inference_grpc)
-        )
-        index = call(stub.RepositoryIndex, grpc_service_pb2.RepositoryIndexRequest(), self.timeout)
+        request = grpc_service_pb2.RepositoryIndexRequest()
+        index = call(self._open_inference().RepositoryIndex, request, self.timeout)
         return [int(entry.version) for entry in index.models if entry.name == model]
 
     # Models
@@ -627,6 +625,11 @@ class Everloop:
 
     def _inference(self) -> inference_pb2_grpc.InferenceServiceStub:
         return inference_pb2_grpc.InferenceServiceStub(self._channel(self.addresses.inference_grpc))
+
+    def _open_inference(self) -> grpc_service_pb2_grpc.GRPCInferenceServiceStub:
+        return grpc_service_pb2_grpc.GRPCInferenceServiceStub(
+            self._channel(self.addresses.inference_grpc)
+        )
 
 
 def _sendable(rows: Sequence[Row]) -> list[dict[str, Any]]:

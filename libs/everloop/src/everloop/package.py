@@ -71,9 +71,7 @@ def write_package(version: ModelVersion, mlflow_uri: str, pipelines: Path, folde
             "sha256": version.onnx_sha256,
         }
         (model / "version.json").write_text(json.dumps(wanted, indent=2) + "\n")
-        (made / "Dockerfile").write_text(
-            _DOCKERFILE.format(everloop=installed("everloop"), **wanted)
-        )
+        (made / "Dockerfile").write_text(dockerfile(version))
         task = json.dumps(_task_definition(version), indent=2)
         (made / "task-definition.json").write_text(task + "\n")
         made.rename(folder)

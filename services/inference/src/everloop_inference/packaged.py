@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from everloop_inference.domain import Production, Wanted
@@ -19,9 +19,10 @@ from everloop_inference.settings import PackagedSettings
 from everloop_runtime import telemetry
 from everloop_runtime.service import Component, Stopper, run
 
-__all__ = ["Package", "main"]
+__all__ = ["VERSION", "Package", "main"]
 
 VERSION = "version.json"
+"""Which version a package holds."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,6 @@ class Package:
             OSError, ValueError, TypeError: the folder holds none.
         """
         return cls(folder, Wanted(**json.loads((folder / VERSION).read_bytes())))
-
-    def write_version(self) -> None:
-        """Writes `version.json`."""
-        (self.folder / VERSION).write_text(json.dumps(asdict(self.wanted), indent=2))
 
     def production(self) -> Production:
         """See `ports.Registry`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ray.serve.config import AutoscalingContext
@@ -17,7 +18,7 @@ def policy(context: AutoscalingContext) -> tuple[float, dict[str, Any]]:
 
     Requests come past Ray, which therefore counts none by itself. Ray Serve applies the bounds and the delays.
     """
-    reports = (context.aggregated_metrics or {}).get(ONGOING) or {}
+    reports = _reports(context)
     if not reports:
         return context.target_num_replicas, {}
     assert context.config is not None
@@ -31,6 +32,11 @@ def pool_policy(context: AutoscalingContext) -> tuple[float, dict[str, Any]]:
     What the replicas say is above nothing as soon as one has come.
     """
     assert context.config is not None
-    asked = any(((context.aggregated_metrics or {}).get(ONGOING) or {}).values())
+    asked = any(_reports(context).values())
     wanted = context.total_num_requests / context.config.get_target_ongoing_requests()
     return max(wanted, float(asked)), {}
+
+
+def _reports(context: AutoscalingContext) -> Mapping[Any, float]:
+    """What each replica says; nothing before the first has spoken."""
+    return (context.aggregated_metrics or {}).get(ONGOING) or {}
