@@ -1,4 +1,4 @@
-"""One clean run of the small slice, shared by the tests that look at it."""
+"""One run of the small slice, with a kill of every service in it, shared by the tests that look at it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from demo_run import CleanRun, run_small
+from demo_run import Run, run_small
+from kills import Killer
 from live_prometheus import series
 from readme_run import Reader
 from tools.dashboards import queries
@@ -18,11 +19,12 @@ from everloop.stack.parts import prometheus
 
 
 @pytest.fixture(scope="session")
-def clean_run(tmp_path_factory: pytest.TempPathFactory) -> CleanRun:
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Runs once per session: it takes minutes. Then README.md is followed on the stack that is up."""
-    root = tmp_path_factory.mktemp("clean")
+    root = tmp_path_factory.mktemp("run")
     try:
-        summary = run_small(root, keep=True)
+        with Killer() as killer:
+            summary = run_small(root, killer, keep=True)
         outcomes = Reader(root / "demo", tmp_path_factory.mktemp("readme")).read()
         package = make_package(root)
         with Everloop.connect(root / "demo") as everloop:
@@ -31,7 +33,7 @@ def clean_run(tmp_path_factory: pytest.TempPathFactory) -> CleanRun:
         seen = series(stack.load(root / "demo"), queries()) if prometheus.installed() else {}
     finally:
         stack.down(root / "demo")
-    return CleanRun(root, summary, outcomes, received, seen, package, golden)
+    return Run(root, killer.killed, summary, outcomes, received, seen, package, golden)
 
 
 def make_package(root: Path) -> Path:

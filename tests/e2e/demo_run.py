@@ -8,22 +8,23 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from readme_run import Outcome, Shown
 
-DEADLINE_SECONDS = 600.0
+DEADLINE_SECONDS = 720.0
 
 
 @dataclass(frozen=True)
-class CleanRun:
-    """What an undisturbed run left.
+class Run:
+    """What a run left.
 
     Attributes:
         root: its folder.
+        killed: the parts that were killed in it, in this order.
         summary: its summary.
         readme: what came of everything that README.md shows, tried on its stack before that was stopped.
         received: messages that ingest had settled after that.
@@ -33,6 +34,7 @@ class CleanRun:
     """
 
     root: Path
+    killed: Sequence[str]
     summary: dict[str, Any]
     readme: Mapping[Shown, Outcome]
     received: int

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from demo_run import CleanRun
+from demo_run import Run
 
 from everloop import Addresses, Everloop
 from everloop.stack import ports
@@ -19,8 +19,8 @@ from everloop.stack.home import Home
 pytestmark = pytest.mark.e2e
 
 
-def test_a_packaged_model_answers_as_the_platform(clean_run: CleanRun, tmp_path: Path) -> None:
-    model = clean_run.package / "model"
+def test_a_packaged_model_answers_as_the_platform(run: Run, tmp_path: Path) -> None:
+    model = run.package / "model"
     home = Home.at(tmp_path)
     home.create()
     at = {name: f"127.0.0.1:{port}" for name, port in ports.choose(home).items()}
@@ -42,15 +42,15 @@ def test_a_packaged_model_answers_as_the_platform(clean_run: CleanRun, tmp_path:
         with Everloop.connect(addresses=places) as everloop:
             for http in (False, True):
                 answer = everloop.predict("flight-delays", rows, http=http)
-                assert [item.score for item in answer.predictions] == clean_run.golden
+                assert [item.score for item in answer.predictions] == run.golden
     finally:
         server.terminate()
         ports.release(home)
     assert server.wait(30) == 0
 
 
-def test_its_context_is_complete(clean_run: CleanRun) -> None:
-    version = json.loads((clean_run.package / "model/version.json").read_bytes())
-    assert "COPY model /opt/model" in (clean_run.package / "Dockerfile").read_text()
-    task = json.loads((clean_run.package / "task-definition.json").read_bytes())
+def test_its_context_is_complete(run: Run) -> None:
+    version = json.loads((run.package / "model/version.json").read_bytes())
+    assert "COPY model /opt/model" in (run.package / "Dockerfile").read_text()
+    task = json.loads((run.package / "task-definition.json").read_bytes())
     assert task["containerDefinitions"][0]["image"] == f"flight-delays:{version['version']}"

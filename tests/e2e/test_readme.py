@@ -6,15 +6,15 @@ import json
 import re
 
 import pytest
-from demo_run import CleanRun
+from demo_run import Run
 from readme_run import Shown, shown
 
 pytestmark = pytest.mark.e2e
 
 
 @pytest.mark.parametrize("item", shown(), ids=lambda item: item.name)
-def test_what_the_readme_shows_runs_as_written(clean_run: CleanRun, item: Shown) -> None:
-    outcome = clean_run.readme[item]
+def test_what_the_readme_shows_runs_as_written(run: Run, item: Shown) -> None:
+    outcome = run.readme[item]
     print(outcome.note)
     assert outcome.code == 0, outcome.output
 
@@ -26,9 +26,9 @@ def test_every_door_of_the_readme_is_among_them() -> None:
 
 
 @pytest.mark.parametrize("tool", ["curl ", "grpcurl "])
-def test_predictions_come_with_their_version(clean_run: CleanRun, tool: str) -> None:
+def test_predictions_come_with_their_version(run: Run, tool: str) -> None:
     (output,) = [
-        outcome.output for item, outcome in clean_run.readme.items() if item.text.startswith(tool)
+        outcome.output for item, outcome in run.readme.items() if item.text.startswith(tool)
     ]
     answer = json.loads(output)
     assert answer["model"] == "flight-delays"
@@ -36,21 +36,21 @@ def test_predictions_come_with_their_version(clean_run: CleanRun, tool: str) -> 
     assert 0 <= answer["predictions"][0]["score"] <= 1
 
 
-def test_what_a_producer_and_a_file_brought_is_accepted(clean_run: CleanRun) -> None:
+def test_what_a_producer_and_a_file_brought_is_accepted(run: Run) -> None:
     (pushed,) = [
         outcome.output
-        for item, outcome in clean_run.readme.items()
+        for item, outcome in run.readme.items()
         if item.text.startswith("everloop push")
     ]
     assert "2 accepted, 0 rejected" in pushed
     (replay,) = [
         outcome.output
-        for item, outcome in clean_run.readme.items()
+        for item, outcome in run.readme.items()
         if item.text.startswith("everloop dead-letters replay")
     ]
     found = re.search(r"(\d+) replayed", replay)
     assert found, replay
-    received = clean_run.summary["records"]["sent"] + 3 + int(found[1])
-    status = next(o for i, o in clean_run.readme.items() if "status" in i.text)
+    received = run.summary["records"]["sent"] + 3 + int(found[1])
+    status = next(o for i, o in run.readme.items() if "status" in i.text)
     assert re.search(r"flight-delays +v\d+", status.output)
-    assert clean_run.received == received
+    assert run.received == received

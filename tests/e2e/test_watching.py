@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from bench.inference.running import free_port
-from demo_run import CleanRun
+from demo_run import Run
 from kafka import KafkaProducer
 
 from everloop import stack
@@ -33,9 +33,9 @@ pytestmark = [
 ]
 
 
-def test_every_panel_shows_something_once_the_loop_has_closed(clean_run: CleanRun) -> None:
-    assert [query for query, series in clean_run.series.items() if not series] == []
-    assert len(clean_run.series) > 40
+def test_every_panel_shows_something_once_the_loop_has_closed(run: Run) -> None:
+    assert [query for query, series in run.series.items() if not series] == []
+    assert len(run.series) > 40
 
 
 @pytest.mark.skipif(
