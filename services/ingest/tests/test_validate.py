@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -13,7 +15,8 @@ from hypothesis import strategies as st
 
 from everloop_contracts.pipeline import Pipeline
 from everloop_ingest.domain import Reason
-from everloop_ingest.validate import Validator
+from everloop_ingest.json_lines import JsonLines
+from everloop_ingest.validate import Validated, Validator
 
 LIMIT = 4096
 SPEC: dict[str, Any] = {
@@ -290,6 +293,80 @@ def test_a_schema_of_id_time_and_target_has_full_records() -> None:
         [orjson.dumps(record), orjson.dumps({"parcel": "p", "lost": True})]
     )
     assert out.actuals.to_pylist() == [False, True]
+
+
+ODD = [
+    b'{"a": 1, "a": 2}',
+    b'{"weight": NaN}',
+    b"\xef\xbb\xbf" + orjson.dumps(GOOD),
+    b"  " + orjson.dumps(GOOD),
+    orjson.dumps(GOOD) + b"\n" + orjson.dumps(GOOD),
+    orjson.dumps(GOOD) * 2,
+    orjson.dumps(GOOD).replace(b"1.5", b"NaN"),
+    orjson.dumps(GOOD).replace(b"3e38", b"-Infinity"),
+    orjson.dumps(GOOD).replace(b"1.5", b'1.5, "weight": 2'),
+    orjson.dumps(GOOD).replace(b"1.5", b"1\n"),
+    orjson.dumps(GOOD).replace(b"p-1", b"p\xff"),
+    orjson.dumps(GOOD).replace(b"p-1", b"p\n"),
+    orjson.dumps(GOOD).replace(b"p-1", b"p\\u0000"),
+    orjson.dumps(GOOD).replace(b"p-1", b"\\ud83d\\ude00"),
+    orjson.dumps(GOOD)[:-1],
+    b'{"note": ' + b"[" * 4000,
+    b'{"note": ' * 400,
+    b"{}",
+]
+"""What two readers of JSON might see differently, or together with its neighbours."""
+
+
+@st.composite
+def changed(draw: st.DrawFn) -> bytes:
+    """A good record with a byte more, less or other."""
+    raw = orjson.dumps(draw(records))
+    at = draw(st.integers(0, len(raw)))
+    byte = draw(
+        st.sampled_from([bytes([n]) for n in b'0-1.eE+"{}[],: \\n\nuNnIttf\xc3\x80'] + [b""])
+    )
+    return raw[:at] + byte + raw[at + draw(st.integers(0, 1)) :]
+
+
+@given(
+    st.lists(
+        st.one_of(
+            records.map(orjson.dumps),
+            actuals.map(orjson.dumps),
+            changed(),
+            st.sampled_from(ODD),
+            st.sampled_from([broken(change) for change, _, _ in BREAKS]),
+            st.sampled_from([raw for raw, _ in RAW_BREAKS]),
+        ),
+        max_size=3,
+    )
+)
+def test_many_at_once_are_what_each_is_by_itself(items: list[bytes | None]) -> None:
+    messages: list[bytes | None] = [*[orjson.dumps(GOOD)] * 70, *items, orjson.dumps(GOOD)]
+    rows, rejections = [], []
+    for position, message in enumerate(messages):
+        alone = by_itself(message)
+        rows += [(position, row, alone.actuals[0].as_py()) for row in alone.rows.to_pylist()]
+        rejections += [replace(item, row=position) for item in alone.rejections]
+    together = VALIDATOR(messages)
+    found = (together.positions, together.rows, together.actuals)
+    assert list(zip(*(column.to_pylist() for column in found), strict=True)) == rows
+    assert together.rejections == rejections
+
+
+@lru_cache
+def by_itself(message: bytes | None) -> Validated:
+    return VALIDATOR([message])
+
+
+def test_ordinary_records_are_read_without_a_look_at_each() -> None:
+    lines = JsonLines(PIPELINE.schema_.fields)
+    columns = lines.read([orjson.dumps(GOOD), orjson.dumps(GOOD | {"note": "\u00fc"})])
+    assert columns is not None
+    assert dict(zip(GOOD, [column[0].as_py() for column in columns], strict=True)) == GOOD
+    assert columns[list(GOOD).index("note")].to_pylist() == [None, "\u00fc"]
+    assert lines.read([]) is None
 
 
 def test_no_message_gives_an_empty_batch() -> None:

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from everloop_contracts.pipeline import FieldSpec, FieldType
 from everloop_ingest.domain import Reason
 
-__all__ = ["ARROW", "Broken", "nulls", "read_column", "show"]
+__all__ = ["ARROW", "Broken", "nulls", "read_column", "show", "sound"]
 
 ARROW: dict[FieldType, pa.DataType] = {
     FieldType.STRING: pa.string(),
@@ -73,6 +73,22 @@ def read_column(
     return array, broken
 
 
+def sound(spec: FieldSpec, array: pa.Array) -> pa.Array | None:
+    """A column as `read_column` gives it; None where a row breaks it.
+
+    Args:
+        spec: what the field is.
+        array: its values, of the type in `ARROW`; timestamps as texts.
+    """
+    if not spec.nullable and array.null_count:
+        return None
+    if spec.type is FieldType.TIMESTAMP:
+        array, broken = _timestamps(array, spec)
+        if broken:
+            return None
+    return None if any(wrong.true_count for wrong, _, _ in _outside(spec, array)) else array
+
+
 def nulls(values: Sequence[Any], rows: Sequence[int], text: str) -> Broken:
     """Those of the rows that are null, as broken."""
     return {row: (Reason.NOT_NULLABLE, text) for row in rows if values[row] is None}
@@ -104,7 +120,7 @@ def _without(values: Sequence[Any], broken: Broken) -> Sequence[Any]:
 def _convert(spec: FieldSpec, values: Sequence[Any]) -> tuple[pa.Array, Broken]:
     """Converts values of the right Python type or None."""
     if spec.type is FieldType.TIMESTAMP:
-        return _timestamps(values, spec)
+        return _timestamps(pa.array(values, pa.string()), spec)
     try:
         return pa.array(values, ARROW[spec.type]), {}
     except (pa.ArrowInvalid, OverflowError):
@@ -166,17 +182,17 @@ def _bounds(spec: FieldSpec) -> tuple[float, float]:
     )
 
 
-def _timestamps(values: Sequence[str | None], spec: FieldSpec) -> tuple[pa.Array, Broken]:
+def _timestamps(values: pa.StringArray, spec: FieldSpec) -> tuple[pa.Array, Broken]:
     """Times as UTC. Without an offset: the wall clock of the field's zone, the earlier one where it shows twice.
 
     A wall-clock time that never was (clocks went forward over it) is broken.
     """
     broken: Broken = {}
-    texts = pc.ascii_upper(pa.array(values, pa.string()))
+    texts = pc.ascii_upper(values)
     fine = pc.match_substring_regex(texts, _TIME)
     if not pc.all(fine).as_py():
         broken |= {
-            row: (Reason.WRONG_TYPE, f"{show(values[row])} is not an RFC 3339 time")
+            row: (Reason.WRONG_TYPE, f"{show(values[row].as_py())} is not an RFC 3339 time")
             for row in pc.indices_nonzero(pc.invert(fine)).to_pylist()
         }
         texts = pc.if_else(fine, texts, None)
@@ -187,12 +203,15 @@ def _timestamps(values: Sequence[str | None], spec: FieldSpec) -> tuple[pa.Array
     except pa.ArrowInvalid:  # a day that its month does not have
         for row, text in enumerate(texts.to_pylist()):
             if text is not None and not _is_date(text[:10]):
-                broken[row] = (Reason.WRONG_TYPE, f"{show(values[row])} is not an RFC 3339 time")
+                broken[row] = (
+                    Reason.WRONG_TYPE,
+                    f"{show(values[row].as_py())} is not an RFC 3339 time",
+                )
         array, gaps = _in_utc(
             pa.array(_without(texts.to_pylist(), broken), pa.string()), spec.timezone
         )
     for row in gaps:
-        text = f"{show(values[row])} does not exist in {spec.timezone}: clocks went forward"
+        text = f"{show(values[row].as_py())} does not exist in {spec.timezone}: clocks went forward"
         broken[row] = (Reason.OUT_OF_RANGE, text)
     outside = pc.fill_null(
         pc.or_(pc.less(array, _FIRST_TIME), pc.greater(array, _LAST_TIME)), False
@@ -200,7 +219,7 @@ def _timestamps(values: Sequence[str | None], spec: FieldSpec) -> tuple[pa.Array
     for row in pc.indices_nonzero(outside).to_pylist():
         broken[row] = (
             Reason.OUT_OF_RANGE,
-            f"{show(values[row])} is not between 0001-01-02 and 9999-12-30 in UTC",
+            f"{show(values[row].as_py())} is not between 0001-01-02 and 9999-12-30 in UTC",
         )
     return array, broken
 

@@ -18,15 +18,18 @@ import pyarrow.compute as pc
 from google.protobuf.message import DecodeError
 
 from everloop_contracts.pipeline import FieldSpec, FieldType, Pipeline
-from everloop_ingest.columns import ARROW, Broken, nulls, read_column, show
+from everloop_ingest.columns import ARROW, Broken, nulls, read_column, show, sound
 from everloop_ingest.domain import Reason, Rejection
 from everloop_ingest.formats import from_protobuf
+from everloop_ingest.json_lines import JsonLines
 from everloop_ingest.rules import RowRules
 from everloop_runtime.errors import not_json
 
 __all__ = ["Validated", "Validator", "arrow_schema"]
 
 _NONE = type(None)
+_MANY = 64
+"""Messages from which on it pays to read all of them at once."""
 
 
 def arrow_schema(pipeline: Pipeline) -> pa.Schema:
@@ -72,6 +75,9 @@ class Validator:
         self._id, self._time, self._target = schema.id, schema.time, pipeline.target.field
         self._required = [name for name, spec in schema.fields.items() if not spec.nullable]
         self._rules = RowRules(pipeline)
+        self._lines = JsonLines(schema.fields)
+        # What has such a field is no late label.
+        self._tells_labels = not {self._id, self._time, self._target}.issuperset(self._required)
         self._max_bytes = min(max_bytes, schema.max_record_bytes or max_bytes)
         self._nulls = dict.fromkeys(self._names)
         self._values: Callable[[dict[str, Any]], tuple[Any, ...]] = itemgetter(*self._names)
@@ -93,6 +99,10 @@ class Validator:
                 now where not given.
             protobuf: positions of the bodies that are Protobuf; the others are JSON.
         """
+        if len(messages) >= _MANY and not protobuf:
+            validated = self._ordinary(messages, timestamps)
+            if validated is not None:
+                return validated
         rejections: dict[int, Rejection] = {}
         records, positions, actuals = self._parse(messages, protobuf, rejections)
         columns = list(zip(*map(self._values, records), strict=True)) or [()] * len(self._names)
@@ -106,7 +116,7 @@ class Validator:
             arrays.append(array)
         rows = pa.RecordBatch.from_arrays(arrays, schema=self.schema)
         if self._rules:
-            came = pa.array(timestamps or [time.time_ns() // 1_000_000] * len(messages), pa.int64())
+            came = _came(messages, timestamps)
             labels = pa.array(actuals, pa.bool_())
             for row, reason, name, text in self._rules(
                 rows, came.take(pa.array(positions, pa.int64())), labels
@@ -118,6 +128,30 @@ class Validator:
             mask = pa.array([position not in rejections for position in positions], pa.bool_())
             rows, kept, is_actual = rows.filter(mask), kept.filter(mask), is_actual.filter(mask)
         return Validated(rows, kept, is_actual, [rejections[row] for row in sorted(rejections)])
+
+    def _ordinary(
+        self, messages: Sequence[bytes | None], timestamps: Sequence[int] | None
+    ) -> Validated | None:
+        """All messages as rows, as the closer look would find them; None where one of them needs that look."""
+        if (
+            not self._tells_labels
+            or max(len(message or b"") for message in messages) > self._max_bytes
+        ):
+            return None
+        columns = self._lines.read(messages)
+        if columns is None:
+            return None
+        arrays = []
+        for (name, spec), values in zip(self._fields.items(), columns, strict=True):
+            array = sound(spec, values)
+            if array is None or (name == self._id and pc.equal(array, "").true_count):
+                return None
+            arrays.append(array)
+        rows = pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+        labels = pa.repeat(False, len(messages))
+        if self._rules and any(self._rules(rows, _came(messages, timestamps), labels)):
+            return None
+        return Validated(rows, pa.array(range(len(messages)), pa.int64()), labels, [])
 
     def _parse(
         self,
@@ -195,6 +229,11 @@ class Validator:
             empty = pc.indices_nonzero(blank).to_pylist()
             broken |= {row: (Reason.OUT_OF_RANGE, "the record id is empty") for row in empty}
         return array, broken
+
+
+def _came(messages: Sequence[bytes | None], timestamps: Sequence[int] | None) -> pa.Int64Array:
+    """When each message came, milliseconds since 1970-01-01 UTC."""
+    return pa.array(timestamps or [time.time_ns() // 1_000_000] * len(messages), pa.int64())
 
 
 @dataclass(frozen=True, slots=True)
