@@ -28,6 +28,7 @@ from everloop_ingest.adapters.s3 import ShardBucket
 from everloop_runtime import clients
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.events import decode
+from everloop_runtime.kafka import ensure_topics
 from everloop_runtime.s3 import s3_filesystem
 
 Make = Callable[..., bytes]
@@ -394,6 +395,7 @@ def test_what_a_kill_leaves_in_the_bucket_goes_and_with_it_what_was_erased(
             and parcel in pq.read_table(pa.BufferReader(content)).column("parcel").to_pylist()
         ]
 
+    ensure_topics(endpoints.kafka_bootstrap, {service.pipeline.record_topic: 3})
     sent_to_one_partition(service, [make_record("somebody")])
     service.start("everloop_ingest.adapters.s3:ShardBucket.put", "after", "1")
     assert service.died(60.0), (service.folder / "log").read_text()
