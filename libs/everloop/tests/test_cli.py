@@ -162,6 +162,7 @@ ARGUMENTS = {
     "push": [str(PIPELINES / "rows.jsonl"), "-p", MODEL],
     "predict": [MODEL, "--row", "{}"],
     "package": [MODEL],
+    "reproduce": [MODEL],
     "promote": [MODEL, "2"],
     "trace": ["p-1"],
     "cut": [MODEL],
@@ -260,6 +261,36 @@ def test_promote_goes_by_the_etag_as_seen_and_names_who_asked(run, fake):
     request = fake.promoted[0]
     assert (request.version, request.etag, request.reason) == (1, "etag-1", "because")
     assert request.actor and request.request_id
+
+
+def test_reproduce_hands_the_run_of_a_version_to_the_trainer(run, fake, tmp_path, monkeypatch):
+    asked = []
+
+    def trainer(command, env):
+        asked.append(command[2:])
+        assert env["EVERLOOP_MLFLOW_URI"] == "http://127.0.0.1:15000"
+        return subprocess.CompletedProcess(command, 1)
+
+    there = endpoints.plan(
+        Home.at(tmp_path),
+        dict(DEFAULTS) | {"mlflow": 15000},
+        Credentials("k", "s", "t"),
+        PIPELINES,
+        None,
+    )
+    monkeypatch.setattr(endpoints, "load", lambda home: there)
+    monkeypatch.setattr("everloop.cli.reproduce.subprocess.run", trainer)
+    run_id = fake.model(1).run_id
+    assert run("reproduce", f"{MODEL}@1", "--no-trials", "--json").exit_code == 1
+    assert run("reproduce", "0" * 32, "--tolerance", "0.001").exit_code == 1
+    head = ["everloop_trainer", "reproduce"]
+    assert asked == [
+        [*head, run_id, "--tolerance", "0.0", "--no-trials", "--json"],
+        [*head, "0" * 32, "--tolerance", "0.001"],
+    ]
+    assert "INVALID_VERSION" in run("reproduce", f"{MODEL}@new").stderr
+    monkeypatch.setattr("everloop.cli.reproduce.find_spec", lambda name: None)
+    assert "TRAINER_NOT_INSTALLED" in run("reproduce", MODEL).stderr
 
 
 def test_rollback_says_what_serves_again(run):

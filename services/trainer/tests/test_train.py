@@ -124,6 +124,8 @@ def test_a_model_is_logged_with_all_that_serving_and_monitoring_need(
         "manifest.json",
         "golden.json",
         "reference.parquet",
+        "recipe.json",
+        "environment.txt",
         "roc.png",
         "calibration.png",
     }

@@ -24,19 +24,18 @@ from ray.tune.search.optuna import OptunaSearch
 from ray.tune.search.searcher import Searcher
 
 from everloop_contracts.pipeline import LOWER_IS_BETTER, Pipeline
-from everloop_features import fit
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_trainer.domain import Progress
 from everloop_trainer.families import Choice, load_family
+from everloop_trainer.judge import BUDGET, REDUCTION, folds_of
 from everloop_trainer.rows import Rows
-from everloop_trainer.trial import BUDGET, REDUCTION, run_trial, split_config
+from everloop_trainer.trial import run_trial, split_config
 
 if TYPE_CHECKING:
     import optuna
     from ray.tune.experiment import Trial
 
 __all__ = [
-    "SEARCH_ROWS",
     "Cluster",
     "Found",
     "SearchFailed",
@@ -48,12 +47,8 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-SEARCH_ROWS: Final = 60_000
-"""Newest rows that a search looks at; the winner is then fitted on all of them."""
 ANSWER_SECONDS: Final = 5.0
 """Time that the Ray head gets to accept a connection."""
-VALIDATION_SHARE: Final = 0.25
-"""Newest share of the search's rows that trials are judged on."""
 
 
 class SearchFailed(Exception):
@@ -109,7 +104,7 @@ def search(
 
     Args:
         pipeline: names the families and the budget.
-        rows: the training part; only the newest `SEARCH_ROWS` are looked at.
+        rows: the training part.
         training_id: names the search: a repeat resumes it.
         cluster: what it may use.
         watcher: told about trials.
@@ -118,21 +113,10 @@ def search(
         SearchFailed: no trial came to an end.
     """
     spec = pipeline.training.search
-    taught, judged = rows.part(max(0, len(rows) - SEARCH_ROWS), len(rows)).split(VALIDATION_SHARE)
-    features = fit(pipeline, taught.feeds, taught.target)
-    encodings = {load_family(name).encoding for name in pipeline.training.families}
-    matrices = {
-        encoding: (
-            features.transform(taught.feeds, encoding),
-            features.transform(judged.feeds, encoding),
-        )
-        for encoding in encodings
-    }
     trainable = tune.with_resources(
         tune.with_parameters(
             run_trial,
-            matrices=matrices,
-            targets=(taught.target, judged.target),
+            folds=folds_of(pipeline, rows),
             problem=rows.problem,
             metric=spec.metric,
             seed=pipeline.training.seed,

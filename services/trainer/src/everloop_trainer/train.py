@@ -10,9 +10,17 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from everloop_contracts.pipeline import Pipeline
-from everloop_trainer.domain import Progress, Trained, Training
-from everloop_trainer.evaluate import evaluate
-from everloop_trainer.ports import Datasets, Production, Tracking
+from everloop_trainer.domain import Dataset, Progress, Trained, Training
+from everloop_trainer.evaluate import Evaluated, evaluate
+from everloop_trainer.ports import Artifacts, Datasets, Production, Tracking
+from everloop_trainer.recipe import (
+    ENVIRONMENT,
+    RECIPE,
+    Recipe,
+    code_digest,
+    code_revision,
+    environment,
+)
 from everloop_trainer.rows import Rows, prepare
 from everloop_trainer.search import Cluster, Found, Watcher, forget, search
 
@@ -102,7 +110,11 @@ class Train:
             holdout_rows=len(holdout),
         )
         trained = self._tracking.log_model(
-            run_id, pipeline, found.params, evaluated.artifacts, trained
+            run_id,
+            pipeline,
+            found.params,
+            _with_recipe(pipeline, training.dataset, found, evaluated),
+            trained,
         )
         forget(training.id, self._cluster)
         return dataclasses.replace(trained, seconds=time.monotonic() - began)
@@ -113,6 +125,25 @@ class Train:
             self._tracking.fail(training)
         except Exception:
             log.exception("the run of training %s is not marked as failed", training.id)
+
+
+def _with_recipe(
+    pipeline: Pipeline, dataset: Dataset, found: Found, evaluated: Evaluated
+) -> Artifacts:
+    """The artifacts, and what it takes to make them again."""
+    recipe = Recipe(
+        pipeline,
+        dataset,
+        found.family,
+        found.params,
+        evaluated.metrics,
+        evaluated.onnx_sha256,
+        code_digest(),
+        code_revision(),
+    )
+    lock = "".join(f"{item}\n" for item in environment())
+    files = {RECIPE: recipe.to_json(), ENVIRONMENT: lock.encode()}
+    return Artifacts(evaluated.artifacts.onnx, {**evaluated.artifacts.files, **files})
 
 
 class _Books:

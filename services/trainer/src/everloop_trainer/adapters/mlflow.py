@@ -25,6 +25,8 @@ from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.mlflow_errors import translated
 from everloop_trainer.domain import Trained, Training
 from everloop_trainer.ports import Artifacts
+from everloop_trainer.recipe import ENVIRONMENT, RECIPE, Recipe, code_digest, code_revision
+from everloop_trainer.reproduce import TrialRecord
 
 __all__ = ["MlflowTracking"]
 
@@ -82,6 +84,8 @@ class MlflowTracking:
             "everloop.cause": training.cause.value,
             "everloop.cause_id": training.cause_id,
             "everloop.code_version": version("everloop-trainer"),
+            "everloop.code_digest": code_digest(),
+            "everloop.code_revision": code_revision(),
         }
         name = f"{dataset.git_tag} {training.cause.value}"
         return self._client.create_run(experiment, tags=tags, run_name=name)
@@ -171,6 +175,35 @@ class MlflowTracking:
             record = json.dumps(dataclasses.asdict(trained))
             self._client.log_batch(run_id, tags=[RunTag(TRAINED, record)])
         return trained
+
+    def recipe(self, run_id: str) -> tuple[Recipe, tuple[str, ...]]:
+        """What a run's model was made of, and its environment."""
+        with translated(files=True):
+            folder = f"{self._client.get_run(run_id).info.artifact_uri}/{FILES}"
+            content = mlflow.artifacts.load_text(f"{folder}/{RECIPE}")
+            packages = mlflow.artifacts.load_text(f"{folder}/{ENVIRONMENT}")
+        return Recipe.from_json(content.encode()), tuple(packages.splitlines())
+
+    def trials(self, run_id: str) -> list[TrialRecord]:
+        """Trials of a run that came to an end, oldest first."""
+        with translated():
+            experiment = self._client.get_run(run_id).info.experiment_id
+            found: list[Run] = []
+            token: str | None = ""
+            while token is not None:
+                page = self._client.search_runs(
+                    [experiment],
+                    f"tags.`mlflow.parentRunId` = '{run_id}' AND attributes.status = 'FINISHED'",
+                    order_by=["attributes.start_time ASC"],
+                    page_token=token or None,
+                )
+                found += page
+                token = page.token or None
+        records = []
+        for run in found:
+            params = dict(run.data.params)
+            records.append(TrialRecord(params.pop("family"), params, run.data.metrics))
+        return records
 
     def load(self, run_id: str) -> tuple[bytes, dict[str, Any]]:
         """The ONNX model of a run, and its manifest."""
