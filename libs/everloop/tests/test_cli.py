@@ -167,6 +167,8 @@ ARGUMENTS = {
     "trace": ["p-1"],
     "cut": [MODEL],
     "train": [MODEL],
+    "trainings watch": ["training-1"],
+    "trainings cancel": ["training-1"],
     "datasets": [MODEL],
     "rollback": [MODEL],
     "drift": [MODEL],
@@ -302,8 +304,8 @@ def test_trainings_lists_state_and_best(run):
     assert "succeeded" in done.output and "6/6" in done.output and "0.7100" in done.output
 
 
-def test_train_shows_each_step_once_until_the_training_has_ended(run, fake, monkeypatch):
-    monkeypatch.setattr("everloop.cli.models.POLL_SECONDS", 0.0)
+def test_train_shows_each_step_once_until_the_training_has_ended(run, fake):
+    fake.away_after = 3  # it goes on with what it was doing
     done = run("train", MODEL, "--request-id", "mine")
     assert done.exit_code == 0, done.output
     assert fake.asked_to_train == ["mine"]
@@ -326,6 +328,25 @@ def test_train_that_fails_says_why_and_exits_with_1(run, fake):
     done = run("train", MODEL)
     assert done.exit_code == 1
     assert "one class only [late]" in done.stdout
+
+
+def test_watch_follows_a_training_and_one_that_is_not_there_is_an_error(run):
+    done = run("trainings", "watch", "training-1")
+    assert done.exit_code == 0, done.output
+    assert len(done.stderr.splitlines()) == 2
+    assert "succeeded" in done.stdout
+    assert "`everloop trainings` lists them" in run("trainings", "watch", "none").stderr
+
+
+def test_cancel_says_who_and_why_and_waits_for_the_end(run, fake):
+    gone = fake.training(training_pb2.Training.STATE_CANCELLED, 3)
+    fake.progress = [fake.progress[1], gone]
+    done = run("trainings", "cancel", "training-1", "-m", "wrong data")
+    assert done.stdout == "training training-1: cancelled\n"
+    [request] = fake.cancelled
+    assert (request.id, request.reason) == ("training-1", "wrong data")
+    assert request.actor
+    assert "running" in run("trainings", "cancel", "training-1", "--no-wait").stdout
 
 
 @pytest.mark.parametrize(

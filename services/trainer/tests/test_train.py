@@ -23,7 +23,7 @@ from everloop_contracts.pipeline import Pipeline, Task
 from everloop_features import InputSpec, feeds_from_rows
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_trainer.adapters.mlflow import MlflowTracking
-from everloop_trainer.domain import Cause, Dataset, State, Training, TrainingError
+from everloop_trainer.domain import Cancelled, Cause, Dataset, State, Training, TrainingError
 from everloop_trainer.evaluate import run_onnx
 from everloop_trainer.families import load_family
 from everloop_trainer.ports import Incumbent
@@ -213,6 +213,9 @@ def test_books_that_are_away_do_not_keep_a_training_from_its_end(
 
 
 class AwayTracking:
+    def kill(self, training: Training) -> None:
+        self.fail(training)
+
     def fail(self, training: Training) -> None:
         raise EverloopError(Kind.UNAVAILABLE, "MLFLOW_UNAVAILABLE", "MLflow does not answer")
 
@@ -231,12 +234,45 @@ def test_mlflow_that_is_away_is_an_outage(
             lambda: tracking.load("r"),
             lambda: tracking.log_trial("r", "t", "mlp", {}, {}, False),
             lambda: tracking.fail(training),
+            lambda: tracking.kill(training),
         ):
             with pytest.raises(EverloopError) as caught:
                 attempt()
             assert caught.value.kind is Kind.UNAVAILABLE
     finally:
         mlflow.set_tracking_uri(before)
+
+
+def test_a_cancelled_training_leaves_a_killed_run_and_no_search(
+    tracking: MlflowTracking,
+    tmp_path: Path,
+    make_pipeline: Callable[..., Pipeline],
+    make_table: Callable[..., pa.Table],
+    make_dataset: Callable[..., Dataset],
+) -> None:
+    training = training_of("t1", make_dataset())
+    folder = tmp_path / "searches"
+
+    def search(pipeline: Pipeline, rows: Rows, training_id: str, *rest: Any) -> Found:
+        (folder / training_id).mkdir(parents=True)
+        rest[-1].check()
+        raise AssertionError("the search goes on")
+
+    def check() -> None:
+        if folder.exists():
+            raise Cancelled
+
+    fakes = FakeDatasets(make_table()), FakeProduction()
+    train = Train(*fakes, tracking, Cluster(folder), nullcontext, search)
+    with pytest.raises(Cancelled):
+        train.run(
+            make_pipeline(), training, lambda *_: None, lambda _: None, lambda *_: None, check
+        )
+    for _ in range(2):  # a crash may cut it off
+        train.cancel(training)
+        assert status(tracking.open_run(training)) == "KILLED"
+        assert list(folder.iterdir()) == []
+    train_with(AwayTracking(), make_table()).cancel(training)
 
 
 class MemoryTracking:

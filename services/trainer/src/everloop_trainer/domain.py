@@ -8,6 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 
 __all__ = [
+    "Cancelled",
     "Cause",
     "DataFile",
     "Dataset",
@@ -23,6 +24,10 @@ class TrainingError(Exception):
     """The data or the pipeline do not allow a model; trying again cannot help."""
 
 
+class Cancelled(Exception):
+    """Somebody has asked for the end of this training."""
+
+
 class State(StrEnum):
     """Life of a training."""
 
@@ -31,6 +36,7 @@ class State(StrEnum):
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     SUPERSEDED = "superseded"
+    CANCELLED = "cancelled"
 
     @property
     def ended(self) -> bool:
@@ -77,6 +83,8 @@ class Training:
         cause_id: id of the event or request behind it; unique within a pipeline.
         attempts: times it was started.
         best_metric: best validation metric so far; None before the first trial ends.
+        cancel_time: when its cancellation was asked for; it is carried out before anything else is done for it.
+        error: what went wrong, or who cancelled it and why.
         trace: trace context of the request.
     """
 
@@ -95,6 +103,7 @@ class Training:
     run_id: str = ""
     start_time: datetime | None = None
     end_time: datetime | None = None
+    cancel_time: datetime | None = None
     error: str = ""
     trace: Mapping[str, str] = field(default_factory=dict)
 

@@ -18,6 +18,7 @@ _STATES = {
     State.SUCCEEDED: training_pb2.Training.STATE_SUCCEEDED,
     State.FAILED: training_pb2.Training.STATE_FAILED,
     State.SUPERSEDED: training_pb2.Training.STATE_SUPERSEDED,
+    State.CANCELLED: training_pb2.Training.STATE_CANCELLED,
 }
 _CAUSES = {
     Cause.FIRST_DATA: training_pb2.CAUSE_FIRST_DATA,
@@ -57,6 +58,7 @@ def training_message(training: Training) -> training_pb2.Training:
         create_time=_timestamp(training.create_time),
         start_time=_timestamp(training.start_time),
         end_time=_timestamp(training.end_time),
+        cancel_time=_timestamp(training.cancel_time),
         error=training.error,
     )
 

@@ -105,3 +105,6 @@ class Tracking(Protocol):
 
     def fail(self, training: Training) -> None:
         """Ends the run of a training as failed; nothing happens if it has none."""
+
+    def kill(self, training: Training) -> None:
+        """Ends the run of a training as killed; nothing happens if it has none."""

@@ -83,6 +83,13 @@ class Cluster:
 class Watcher(Protocol):
     """Who follows a search."""
 
+    def check(self) -> None:
+        """Asked all the time.
+
+        Raises:
+            Cancelled: the search is to end; its trials are stopped.
+        """
+
     def progress(self, progress: Progress) -> None:
         """Told after every trial."""
 
@@ -111,6 +118,7 @@ def search(
 
     Raises:
         SearchFailed: no trial came to an end.
+        Cancelled: the watcher said so.
     """
     spec = pipeline.training.search
     trainable = tune.with_resources(
@@ -229,7 +237,7 @@ def _tuner(
 
 
 class _Follow(tune.Callback):
-    """Tells the watcher about trials that end."""
+    """Tells the watcher about trials that end, and asks it whether to go on."""
 
     def __init__(self, watcher: Watcher, metric: str, mode: str) -> None:
         self._watcher = watcher
@@ -239,6 +247,9 @@ class _Follow(tune.Callback):
     def __getstate__(self) -> dict[str, Any]:
         """Without the watcher: Tune pickles its callbacks, and a database cannot be."""
         return {**vars(self), "_watcher": None}
+
+    def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        self._watcher.check()  # what it raises makes Tune stop all trials, and comes out of `fit`
 
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any

@@ -58,6 +58,7 @@ class Train:
         started: Callable[[str, int], None],
         progress: Callable[[Progress], None],
         trial_ended: Callable[[str, bool], None],
+        check: Callable[[], None] = lambda: None,
     ) -> Trained:
         """Trains. Repeated after a crash it goes on where it can, and never logs a second model.
 
@@ -67,9 +68,11 @@ class Train:
             started: told the MLflow run and the number of trials.
             progress: told after every trial.
             trial_ended: told the family of each trial and whether it failed.
+            check: called again and again; raises Cancelled to end the training.
 
         Raises:
             TrainingError: the data does not allow a model.
+            Cancelled: `check` raised it; no trial of it runs any more.
             EverloopError: of a kind that waiting mends: something that it needs is away; repeat it later.
         """
         began = time.monotonic()
@@ -79,11 +82,13 @@ class Train:
             return done
         rows = prepare(pipeline, self._datasets.fetch(training.dataset))
         taught, holdout = rows.split(pipeline.training.holdout.fraction)
-        watcher = _Books(self._tracking, run_id, progress, trial_ended)
+        watcher = _Books(self._tracking, run_id, progress, trial_ended, check)
+        check()
         with self._joined():
             found = self._search(pipeline, taught, training.id, self._cluster, watcher)
         searched = time.monotonic()
         log.info("searched %d trials in %.1f s", found.trials, searched - began)
+        check()
         incumbent = self._production.incumbent(pipeline.name)
         evaluated = evaluate(
             pipeline,
@@ -96,6 +101,7 @@ class Train:
             incumbent,
         )
         log.info("evaluated in %.1f s", time.monotonic() - searched)
+        check()
         trained = Trained(
             run_id=run_id,
             model_uri="",
@@ -126,6 +132,17 @@ class Train:
         except Exception:
             log.exception("the run of training %s is not marked as failed", training.id)
 
+    def cancel(self, training: Training) -> None:
+        """Removes what a training that was cancelled has left, and shows in the books that it was; safe to repeat.
+
+        Books that cannot be written change nothing.
+        """
+        forget(training.id, self._cluster)
+        try:
+            self._tracking.kill(training)
+        except Exception:
+            log.exception("the run of training %s is not marked as killed", training.id)
+
 
 def _with_recipe(
     pipeline: Pipeline, dataset: Dataset, found: Found, evaluated: Evaluated
@@ -155,7 +172,9 @@ class _Books:
         run_id: str,
         progress: Callable[[Progress], None],
         trial_ended: Callable[[str, bool], None],
+        check: Callable[[], None],
     ) -> None:
+        self.check = check
         self._tracking = tracking
         self._run_id = run_id
         self._progress = progress

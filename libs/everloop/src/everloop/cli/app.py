@@ -17,6 +17,7 @@ from everloop.cli import (
     reproduce,
     rollouts,
     stack,
+    trainings,
     watch,
 )
 from everloop.cli.context import Commands
@@ -80,5 +81,16 @@ def _options(
     """Takes what holds for every command; they read it from the context."""
 
 
-for room in (stack, data, dead_letters, predict, models, reproduce, package, rollouts, watch):
+for room in (
+    stack,
+    data,
+    dead_letters,
+    predict,
+    models,
+    trainings,
+    reproduce,
+    package,
+    rollouts,
+    watch,
+):
     room.add_to(app)

@@ -129,11 +129,18 @@ class MlflowTracking:
 
     def fail(self, training: Training) -> None:
         """Ends the run of a training as failed; nothing happens if it has none."""
+        self._end(training, "FAILED")
+
+    def kill(self, training: Training) -> None:
+        """Ends the run of a training as killed; nothing happens if it has none."""
+        self._end(training, "KILLED")
+
+    def _end(self, training: Training, status: str) -> None:
         with translated():
             experiment = self._client.get_experiment_by_name(training.pipeline)
             run = self._find(experiment.experiment_id, training) if experiment else None
             if run:
-                self._client.set_terminated(run.info.run_id, "FAILED")
+                self._client.set_terminated(run.info.run_id, status)
 
     def log_model(
         self,
