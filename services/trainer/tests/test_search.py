@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +54,12 @@ class Notes:
         params: Mapping[str, Any],
         metrics: Mapping[str, float],
         failed: bool,
+        curve: Sequence[Mapping[str, float]] = (),
     ) -> None:
         assert not failed
+        assert [point["budget"] for point in curve] == sorted({p["budget"] for p in curve})
+        assert curve[-1]["roc_auc"] == metrics["roc_auc"]
+        assert metrics["cpu_seconds"] > 0
         self.trials.append(family)
 
 

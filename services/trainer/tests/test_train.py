@@ -16,6 +16,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -24,8 +25,9 @@ from everloop_features import InputSpec, feeds_from_rows
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_trainer.adapters.mlflow import MlflowTracking
 from everloop_trainer.domain import Cancelled, Cause, Dataset, State, Training, TrainingError
-from everloop_trainer.evaluate import run_onnx
-from everloop_trainer.families import load_family
+from everloop_trainer.families import Problem, load_family
+from everloop_trainer.measure import measure
+from everloop_trainer.onnx_model import run_onnx
 from everloop_trainer.ports import Incumbent
 from everloop_trainer.rows import Rows, prepare
 from everloop_trainer.search import Cluster, Found, Watcher
@@ -53,8 +55,9 @@ def fake_search(family: str) -> Callable[..., Found]:
         pipeline: Pipeline, rows: Rows, training_id: str, cluster: Cluster, watcher: Watcher
     ) -> Found:
         params = {key: item.default for key, item in load_family(family).space.items()}
-        watcher.trial("abc", family, params, {"roc_auc": 0.7}, False)
-        return Found(family, params, 0.7, 1)
+        curve = [{"roc_auc": 0.6, "budget": 1}, {"roc_auc": 0.7, "budget": 9}]
+        watcher.trial("abc", family, params, curve[-1], False, curve)
+        return Found(family, params, 0.7, 1, 2.5)
 
     return search
 
@@ -112,7 +115,7 @@ def test_a_model_is_logged_with_all_that_serving_and_monitoring_need(
     make_table: Callable[..., pa.Table],
     make_dataset: Callable[..., Dataset],
 ) -> None:
-    pipeline, table = make_pipeline(), make_table()
+    pipeline, table = make_pipeline(slices=["city"]), make_table()
     trained = run(tracking, pipeline, table, make_dataset())
     assert status(trained.run_id) == "FINISHED"
     assert trained.metrics["roc_auc"] > 0.8
@@ -126,6 +129,13 @@ def test_a_model_is_logged_with_all_that_serving_and_monitoring_need(
         "reference.parquet",
         "recipe.json",
         "environment.txt",
+        "trained.json",
+        "scores.parquet",
+        "slices.json",
+        "importance.json",
+        "importance.png",
+        "confusion.png",
+        "precision_recall.png",
         "roc.png",
         "calibration.png",
     }
@@ -151,6 +161,23 @@ def test_a_model_is_logged_with_all_that_serving_and_monitoring_need(
         search_all_experiments=True, filter_string=f"tags.`mlflow.parentRunId` = '{trained.run_id}'"
     )
     assert children["metrics.roc_auc"].tolist() == [0.7]
+    client = mlflow.MlflowClient()
+    curve = client.get_metric_history(children["run_id"][0], "roc_auc")
+    assert [(point.step, point.value) for point in curve] == [(1, 0.6), (9, 0.7)]
+    logged = client.get_run(trained.run_id).data.metrics
+    assert logged["roc_auc_low"] <= logged["roc_auc"] <= logged["roc_auc_high"]
+    assert logged["slice/city/Graz/accuracy"] == trained.slices[0].metrics["accuracy"]
+    assert logged["model_bytes"] == len(content)
+    assert 0 < logged["p99_seconds"] < 1
+    assert logged["cpu_seconds"] > 2.5  # that of the trials among it
+    scores = pq.read_table(folder / "scores.parquet")
+    assert scores["record_id"].to_pylist() == holdout_ids(table)
+    found = np.array(scores["candidate"].to_pylist(), np.float32)
+    problem = Problem(Task.BINARY, 2)
+    assert measure(problem, scores["target"].to_numpy().astype(int), found) == trained.metrics
+    assert scores["baseline"].null_count == len(scores)
+    signature = mlflow.models.get_model_info(trained.model_uri).signature
+    assert [spec.name for spec in signature.outputs] == ["probabilities"]
     # What a stock client does: load the model and give it a frame.
     frame = pd.DataFrame(
         {"at": [1_700_000_000, 0], "city": ["Graz", "Rom"], "price": [12.0, float("nan")]}
@@ -160,7 +187,7 @@ def test_a_model_is_logged_with_all_that_serving_and_monitoring_need(
     # A second attempt after a crash finds the model and logs no other, and ends the run.
     mlflow.MlflowClient().update_run(trained.run_id, "RUNNING")
     again = run(tracking, pipeline, table, make_dataset())
-    assert (again.run_id, again.onnx_sha256) == (trained.run_id, trained.onnx_sha256)
+    assert again == dataclasses.replace(trained, seconds=again.seconds)
     assert status(trained.run_id) == "FINISHED"
     found = mlflow.search_runs(
         search_all_experiments=True, filter_string="tags.`everloop.training_id` = 't1'"
@@ -179,6 +206,18 @@ def test_a_model_is_logged_with_all_that_serving_and_monitoring_need(
     )
     assert second.baseline_version == 4
     assert set(second.baseline_metrics) == set(second.metrics)
+    assert set(second.slices[0].baseline_metrics) == set(second.slices[0].metrics)
+    scores = pq.read_table(artifacts(second.run_id) / "scores.parquet")
+    found = np.array(scores["baseline"].to_pylist(), np.float32)
+    # They went through a filter against zeros.
+    again = measure(problem, scores["target"].to_numpy().astype(int), found)
+    assert again == second.baseline_metrics
+
+
+def holdout_ids(table: pa.Table) -> list[str]:
+    labelled = table.filter(pc.is_valid(table["outcome"]))
+    ids: list[str] = labelled["id"].to_pylist()[-108:]
+    return ids
 
 
 def status(run_id: str) -> str:
@@ -312,9 +351,11 @@ def test_other_tasks_are_trained_too(
     manifest = json.loads(tracking.logged["t1"].files["manifest.json"])
     if task == Task.REGRESSION:
         assert trained.metrics["rmse"] < 3
+        assert {"predicted.png", "residuals.png"} < set(tracking.logged["t1"].files)
         assert manifest["classes"] == []
     else:
         assert trained.metrics["accuracy"] > 0.6
+        assert "confusion.png" in tracking.logged["t1"].files
         assert manifest["classes"] == ["low", "mid", "top"]
 
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from everloop_contracts.pipeline import Pipeline
 from everloop_features import Encoding, fit
+from everloop_trainer.class_weights import weights_of
 from everloop_trainer.families import Predict, Problem, load_family
 from everloop_trainer.measure import measure, worst
 from everloop_trainer.rows import Rows
@@ -33,10 +34,12 @@ class Fold:
     Attributes:
         matrices: features of both, by encoding.
         targets: what both are to give.
+        weights: of the rows that teach; None where all count alike.
     """
 
     matrices: Mapping[Encoding, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]
     targets: tuple[npt.NDArray[Any], npt.NDArray[Any]]
+    weights: npt.NDArray[np.float32] | None = None
 
 
 def folds_of(pipeline: Pipeline, rows: Rows) -> tuple[Fold, ...]:
@@ -62,6 +65,7 @@ def _fold(pipeline: Pipeline, taught: Rows, judged: Rows) -> Fold:
             for encoding in encodings
         },
         (taught.target, judged.target),
+        weights_of(pipeline, taught.target),
     )
 
 
@@ -100,4 +104,5 @@ def judge(
             report({metric: worst(metric), **values, "budget": budget})
 
     # A copy: arrays from the object store are read-only, and PyTorch warns about those.
-    family.fit(problem, np.array(taught), fold.targets[0], params, seed, stage)
+    weights = None if fold.weights is None else np.array(fold.weights)
+    family.fit(problem, np.array(taught), fold.targets[0], params, seed, stage, weights)

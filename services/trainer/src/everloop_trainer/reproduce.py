@@ -217,9 +217,12 @@ def _winner(
     return candidates[best], (then, fitted[best][metric])
 
 
+_COSTS: Final = frozenset({"seconds", "cpu_seconds", "budget"})
+
+
 def _judged(metrics: Mapping[str, float]) -> dict[str, float]:
     """Without what is no metric of the model."""
-    return {name: value for name, value in metrics.items() if name not in ("seconds", "budget")}
+    return {name: value for name, value in metrics.items() if name not in _COSTS}
 
 
 def _difference(then: Mapping[str, float], now: Mapping[str, float]) -> float:

@@ -10,10 +10,11 @@ import logging
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -23,13 +24,13 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 from ray.tune.search.searcher import Searcher
 
-from everloop_contracts.pipeline import LOWER_IS_BETTER, Pipeline
+from everloop_contracts.pipeline import LOWER_IS_BETTER, TASK_METRICS, Pipeline
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_trainer.domain import Progress
 from everloop_trainer.families import Choice, load_family
 from everloop_trainer.judge import BUDGET, REDUCTION, folds_of
 from everloop_trainer.rows import Rows
-from everloop_trainer.trial import run_trial, split_config
+from everloop_trainer.trial import CPU_SECONDS, run_trial, split_config
 
 if TYPE_CHECKING:
     import optuna
@@ -57,12 +58,13 @@ class SearchFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The best trial."""
+    """The best trial, how many there were, and the processor time of all."""
 
     family: str
     params: dict[str, Any]
     metric: float
     trials: int
+    cpu_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +102,9 @@ class Watcher(Protocol):
         params: Mapping[str, Any],
         metrics: Mapping[str, float],
         failed: bool,
+        curve: Sequence[Mapping[str, float]] = (),
     ) -> None:
-        """Told what one trial was and gave."""
+        """Told what one trial was and gave; `curve` holds its metrics at each share of the work, named `budget`."""
 
 
 def search(
@@ -144,7 +147,8 @@ def search(
     # Trials that ASHA stopped were judged on part of the work; they may still be the best.
     best = max(done, key=lambda item: sign * float(item.metrics[spec.metric]))
     family, params = split_config(best.config)
-    return Found(family, params, float(best.metrics[spec.metric]), len(results))
+    spent = sum(float((item.metrics or {}).get(CPU_SECONDS, 0.0)) for item in results)
+    return Found(family, params, float(best.metrics[spec.metric]), len(results), spent)
 
 
 class _BoundedSearch(OptunaSearch):
@@ -243,6 +247,7 @@ class _Follow(tune.Callback):
         self._watcher = watcher
         self._metric = metric
         self._sign = 1 if mode == "max" else -1
+        self._curves: dict[str, list[dict[str, float]]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the watcher: Tune pickles its callbacks, and a database cannot be."""
@@ -250,6 +255,16 @@ class _Follow(tune.Callback):
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         self._watcher.check()  # what it raises makes Tune stop all trials, and comes out of `fit`
+
+    def on_trial_result(
+        self,
+        iteration: int,
+        trials: list[Trial],
+        trial: Trial,
+        result: dict[str, Any],
+        **info: Any,
+    ) -> None:
+        self._curves.setdefault(trial.trial_id, []).append(_metrics(result))
 
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
@@ -264,9 +279,10 @@ class _Follow(tune.Callback):
     def _tell(self, trials: list[Trial], trial: Trial, failed: bool) -> None:
         family, params = split_config(trial.config)
         last = trial.last_result or {}
-        values = {k: float(v) for k, v in last.items() if k in _METRICS}
+        values = _metrics(last)
         values["seconds"] = float(last.get("time_total_s", 0.0))
-        self._watcher.trial(trial.trial_id, family, params, values, failed)
+        curve = self._curves.pop(trial.trial_id, [])
+        self._watcher.trial(trial.trial_id, family, params, values, failed, curve)
         ended = [item for item in trials if item.is_finished() or item is trial]
         judged = [item for item in ended if self._metric in (item.last_result or {})]
         best = max(
@@ -281,9 +297,11 @@ class _Follow(tune.Callback):
         )
 
 
-_METRICS: Final = frozenset(
-    {"roc_auc", "log_loss", "brier", "accuracy", "f1", "rmse", "mae", "budget"}
-)
+_METRICS: Final = frozenset({*chain(*TASK_METRICS.values()), "budget", CPU_SECONDS})
+
+
+def _metrics(result: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in result.items() if name in _METRICS}
 
 
 def forget(training_id: str, cluster: Cluster) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 from everloop_contracts.pipeline import Pipeline
 from everloop_trainer.domain import Dataset, Progress, Trained, Training
-from everloop_trainer.evaluate import Evaluated, evaluate
-from everloop_trainer.ports import Artifacts, Datasets, Production, Tracking
+from everloop_trainer.evaluate import SCORES, Evaluated, evaluate
+from everloop_trainer.ports import FILES, Artifacts, Datasets, Production, Tracking
 from everloop_trainer.recipe import (
     ENVIRONMENT,
     RECIPE,
@@ -75,7 +75,7 @@ class Train:
             Cancelled: `check` raised it; no trial of it runs any more.
             EverloopError: of a kind that waiting mends: something that it needs is away; repeat it later.
         """
-        began = time.monotonic()
+        began, worked = time.monotonic(), time.process_time()
         run_id = self._tracking.open_run(training)
         started(run_id, pipeline.training.search.trials)
         if done := self._tracking.finished(run_id):
@@ -114,6 +114,13 @@ class Train:
             seconds=time.monotonic() - began,
             training_rows=len(rows),
             holdout_rows=len(holdout),
+            intervals=evaluated.intervals,
+            slices=evaluated.slices,
+            model_bytes=evaluated.model_bytes,
+            p99_seconds=evaluated.p99_seconds,
+            cpu_seconds=found.cpu_seconds + time.process_time() - worked,
+            threshold=evaluated.threshold,
+            scores_path=f"{FILES}/{SCORES}",
         )
         trained = self._tracking.log_model(
             run_id,
@@ -190,9 +197,10 @@ class _Books:
         params: Mapping[str, Any],
         metrics: Mapping[str, float],
         failed: bool,
+        curve: Sequence[Mapping[str, float]] = (),
     ) -> None:
         self._trial_ended(family, failed)
         try:
-            self._tracking.log_trial(self._run_id, trial_id, family, params, metrics, failed)
+            self._tracking.log_trial(self._run_id, trial_id, family, params, metrics, failed, curve)
         except Exception:
             log.exception("trial %s is not in MLflow", trial_id)

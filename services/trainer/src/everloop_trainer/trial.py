@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -11,8 +12,10 @@ from ray import tune
 from everloop_trainer.families import Problem
 from everloop_trainer.judge import Fold, judge
 
-__all__ = ["run_trial", "split_config"]
+__all__ = ["CPU_SECONDS", "run_trial", "split_config"]
 
+CPU_SECONDS: Final = "cpu_seconds"
+"""Processor time of a trial so far, among what it reports."""
 NICENESS: Final = 10
 """A trial can wait; replicas on the same machine, which answer callers, cannot."""
 
@@ -27,7 +30,12 @@ def run_trial(
     """Fits one model and reports the validation metrics at growing shares of the work."""
     os.setpriority(os.PRIO_PROCESS, 0, max(os.getpriority(os.PRIO_PROCESS, 0), NICENESS))
     name, params = split_config(config)
-    judge(name, params, folds, problem, metric, seed, tune.report)
+    began = time.process_time()
+
+    def report(values: dict[str, float]) -> None:
+        tune.report({**values, CPU_SECONDS: time.process_time() - began})
+
+    judge(name, params, folds, problem, metric, seed, report)
 
 
 def split_config(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
+import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -19,12 +19,13 @@ from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 from mlflow.utils.time import get_current_time_millis
 from onnx import TensorProto
+from pydantic import TypeAdapter
 
 from everloop_contracts.pipeline import Pipeline
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.mlflow_errors import translated
 from everloop_trainer.domain import Trained, Training
-from everloop_trainer.ports import Artifacts
+from everloop_trainer.ports import FILES, Artifacts
 from everloop_trainer.recipe import ENVIRONMENT, RECIPE, Recipe, code_digest, code_revision
 from everloop_trainer.reproduce import TrialRecord
 
@@ -33,7 +34,10 @@ __all__ = ["MlflowTracking"]
 TRAINING_ID: Final = "everloop.training_id"
 TRAINED: Final = "everloop.trained"
 MODEL: Final = "model"
-FILES: Final = "everloop"
+RECORD: Final = "trained.json"
+_RECORD: Final = TypeAdapter(Trained)
+_KEY: Final = re.compile(r"[^\w\-. :/]", re.ASCII)
+"""What MLflow does not take in the name of a metric."""
 _TYPES: Final[dict[int, np.dtype[Any]]] = {
     TensorProto.STRING: np.dtype(object),
     TensorProto.INT64: np.dtype(np.int64),
@@ -98,6 +102,7 @@ class MlflowTracking:
         params: Mapping[str, Any],
         metrics: Mapping[str, float],
         failed: bool,
+        curve: Sequence[Mapping[str, float]] = (),
     ) -> None:
         """Writes one ended trial down as a child of the run, in three calls."""
         with translated():
@@ -107,14 +112,27 @@ class MlflowTracking:
                 tags={"mlflow.parentRunId": run_id, "everloop.trial_id": trial_id},
                 run_name=f"{family} {trial_id}",
             )
-            self._log(run.info.run_id, metrics, {"family": family, **params})
+            self._log(run.info.run_id, metrics, {"family": family, **params}, curve)
             self._client.set_terminated(run.info.run_id, "FAILED" if failed else "FINISHED")
 
-    def _log(self, run_id: str, metrics: Mapping[str, float], params: Mapping[str, Any]) -> None:
+    def _log(
+        self,
+        run_id: str,
+        metrics: Mapping[str, float],
+        params: Mapping[str, Any],
+        curve: Sequence[Mapping[str, float]] = (),
+    ) -> None:
         now = get_current_time_millis()
+        final = int(metrics.get("budget", 0))
+        # MLflow tells the metric of the largest step, the last of those that share it.
+        steps = [(int(point["budget"]), point) for point in curve if point["budget"] < final]
         self._client.log_batch(
             run_id,
-            metrics=[Metric(name, value, now, 0) for name, value in metrics.items()],
+            metrics=[
+                Metric(name, value, now, step)
+                for step, point in [*steps, (final, metrics)]
+                for name, value in point.items()
+            ],
             params=[Param(name, str(value)) for name, value in params.items()],
         )
 
@@ -125,7 +143,12 @@ class MlflowTracking:
             text = run.data.tags.get(TRAINED)
             if text and run.info.status != "FINISHED":
                 self._client.set_terminated(run_id, "FINISHED")
-        return Trained(**json.loads(text)) if text else None
+        if not text:
+            return None
+        if not text.startswith("{"):  # an earlier trainer kept all of it in the tag
+            with translated(files=True):
+                text = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/{FILES}/{RECORD}")
+        return _RECORD.validate_json(text)
 
     def fail(self, training: Training) -> None:
         """Ends the run of a training as failed; nothing happens if it has none."""
@@ -153,8 +176,9 @@ class MlflowTracking:
         """Logs the model and its artifacts; the tag that comes last makes them count."""
         trained = dataclasses.replace(trained, model_uri=f"runs:/{run_id}/{MODEL}")
         model = onnx.load_from_string(artifacts.onnx)
+        record = _RECORD.dump_json(trained, indent=1)
         with tempfile.TemporaryDirectory() as folder:
-            for name, content in artifacts.files.items():
+            for name, content in {**artifacts.files, RECORD: record}.items():
                 (Path(folder) / name).write_bytes(content)
             with translated(files=True):
                 self._client.log_artifacts(run_id, folder, FILES)
@@ -172,15 +196,23 @@ class MlflowTracking:
             metrics = trained.metrics | {
                 f"baseline_{name}": value for name, value in trained.baseline_metrics.items()
             }
+            for name, (low, high) in trained.intervals.items():
+                metrics |= {f"{name}_low": low, f"{name}_high": high}
+            for part in trained.slices:
+                where = _KEY.sub("_", f"slice/{part.field}/{part.value or 'null'}")
+                metrics |= {f"{where}/{name}": value for name, value in part.metrics.items()}
             metrics |= {
+                "model_bytes": trained.model_bytes,
+                "p99_seconds": trained.p99_seconds,
+                "cpu_seconds": trained.cpu_seconds,
+                "threshold": trained.threshold,
                 "export_difference": trained.export_difference,
                 "training_rows": trained.training_rows,
                 "holdout_rows": trained.holdout_rows,
                 "training_seconds": trained.seconds,
             }
             self._log(run_id, metrics, {"family": trained.family, **params})
-            record = json.dumps(dataclasses.asdict(trained))
-            self._client.log_batch(run_id, tags=[RunTag(TRAINED, record)])
+            self._client.log_batch(run_id, tags=[RunTag(TRAINED, trained.onnx_sha256)])
         return trained
 
     def recipe(self, run_id: str) -> tuple[Recipe, tuple[str, ...]]:
@@ -233,10 +265,15 @@ class MlflowTracking:
 
 def _signature(model: onnx.ModelProto) -> ModelSignature:
     """Tensors and not columns: with those MLflow turns a DataFrame into what the model takes, `[rows, 1]` each."""
-    tensors = [
-        TensorSpec(
-            _TYPES.get(value.type.tensor_type.elem_type, np.dtype(np.float32)), (-1, 1), value.name
+
+    def tensors(values: Sequence[Any]) -> Schema:
+        return Schema(
+            [TensorSpec(*_tensor(value.type.tensor_type), value.name) for value in values]
         )
-        for value in model.graph.input
-    ]
-    return ModelSignature(inputs=Schema(tensors))
+
+    return ModelSignature(tensors(model.graph.input), tensors(model.graph.output))
+
+
+def _tensor(kind: Any) -> tuple[np.dtype[Any], tuple[int, int]]:
+    """Type and shape; any number of rows."""
+    return _TYPES.get(kind.elem_type, np.dtype(np.float32)), (-1, kind.shape.dim[1].dim_value)
