@@ -24,7 +24,7 @@ from everloop_trainer.families import load_family
 from everloop_trainer.judge import folds_of, judge
 from everloop_trainer.recipe import RECIPE, Recipe, code_digest, environment
 from everloop_trainer.rows import Rows
-from everloop_trainer.search import Cluster, Found, Watcher
+from everloop_trainer.search import Cluster, Found, Watcher, Winner
 from everloop_trainer.train import Train
 
 pytestmark = pytest.mark.filterwarnings(
@@ -43,7 +43,12 @@ class Stopped(Exception):
 
 
 def searched(
-    pipeline: Pipeline, rows: Rows, training_id: str, cluster: Cluster, watcher: Watcher
+    pipeline: Pipeline,
+    rows: Rows,
+    training_id: str,
+    cluster: Cluster,
+    watcher: Watcher,
+    before: Winner | None,
 ) -> Found:
     """A search without Ray: every family's defaults, the first stopped early as ASHA would."""
     folds, results = folds_of(pipeline, rows), []

@@ -30,7 +30,7 @@ from everloop_trainer.measure import measure
 from everloop_trainer.onnx_model import run_onnx
 from everloop_trainer.ports import Incumbent
 from everloop_trainer.rows import Rows, prepare
-from everloop_trainer.search import Cluster, Found, Watcher
+from everloop_trainer.search import Cluster, Found, Watcher, Winner
 from everloop_trainer.train import Train
 
 
@@ -50,10 +50,20 @@ class FakeProduction:
         return self.model
 
 
+seen_before: list[Winner | None] = []
+"""What each search was told had won before."""
+
+
 def fake_search(family: str) -> Callable[..., Found]:
     def search(
-        pipeline: Pipeline, rows: Rows, training_id: str, cluster: Cluster, watcher: Watcher
+        pipeline: Pipeline,
+        rows: Rows,
+        training_id: str,
+        cluster: Cluster,
+        watcher: Watcher,
+        before: Winner | None = None,
     ) -> Found:
+        seen_before.append(before)
         params = {key: item.default for key, item in load_family(family).space.items()}
         curve = [{"roc_auc": 0.6, "budget": 1}, {"roc_auc": 0.7, "budget": 9}]
         watcher.trial("abc", family, params, curve[-1], False, curve)
@@ -117,6 +127,7 @@ def test_a_model_is_logged_with_all_that_serving_and_monitoring_need(
 ) -> None:
     pipeline, table = make_pipeline(slices=["city"]), make_table()
     trained = run(tracking, pipeline, table, make_dataset())
+    assert seen_before[-1:] == [None]
     assert status(trained.run_id) == "FINISHED"
     assert trained.metrics["roc_auc"] > 0.8
     assert trained.export_difference < 1e-5
@@ -205,6 +216,10 @@ def test_a_model_is_logged_with_all_that_serving_and_monitoring_need(
         incumbent=incumbent,
     )
     assert second.baseline_version == 4
+    defaults = {
+        key: item.default for key, item in load_family("hist_gradient_boosting").space.items()
+    }
+    assert seen_before[-1] == ("hist_gradient_boosting", defaults)
     assert set(second.baseline_metrics) == set(second.metrics)
     assert set(second.slices[0].baseline_metrics) == set(second.slices[0].metrics)
     scores = pq.read_table(artifacts(second.run_id) / "scores.parquet")
@@ -294,7 +309,7 @@ def test_a_cancelled_training_leaves_a_killed_run_and_no_search(
 
     def search(pipeline: Pipeline, rows: Rows, training_id: str, *rest: Any) -> Found:
         (folder / training_id).mkdir(parents=True)
-        rest[-1].check()
+        rest[1].check()
         raise AssertionError("the search goes on")
 
     def check() -> None:
@@ -327,6 +342,9 @@ class MemoryTracking:
         raise ConnectionError("books that cannot be written never end a search")
 
     def finished(self, run_id: str) -> None:
+        return None
+
+    def winner_before(self, training: Training) -> None:
         return None
 
     def log_model(

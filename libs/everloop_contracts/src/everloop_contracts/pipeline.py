@@ -103,6 +103,11 @@ class Search(Spec):
     """No new trial starts after this long."""
     metric: Metric = "roc_auc"
     """What the best trial is best in; where not given, `roc_auc`, or `rmse` for regression."""
+    folds: int = Field(default=1, ge=1, le=20)
+    """Times a trial is judged, each time on newer rows by a model of those before them (cross-validation in time
+    order); 1 judges it once, on the newest quarter."""
+    warm_start: bool = True
+    """Try the best parameters of the version before first."""
 
 
 class Holdout(Spec):

@@ -17,6 +17,7 @@ from everloop_features.graph import compose_model, feature_graph
 from everloop_trainer.calibrate import Calibrator, calibrate
 from everloop_trainer.class_weights import weights_of
 from everloop_trainer.families import Params, load_family
+from everloop_trainer.families.classes import spread
 from everloop_trainer.rows import Rows
 from everloop_trainer.threads import threads
 
@@ -71,16 +72,10 @@ def learn(pipeline: Pipeline, rows: Rows, name: str, params: Params, decision: D
     calibrator = decision.calibrator
     if calibrator:
         estimator = calibrator.attach(estimator)
-    classes = np.unique(rows.target).astype(int) if problem.classes else np.array([0])
 
     def raw(feeds: Mapping[str, Any]) -> Predictions:
         answered = family.predict(problem, model, features.transform(dict(feeds), family.encoding))
-        if answered.shape[1] == (problem.classes or 1):
-            return answered
-        # A class that is only in newer rows has no chance with a model that never met it.
-        spread = np.zeros((len(answered), problem.classes), dtype=np.float32)
-        spread[:, classes] = answered
-        return spread
+        return spread(problem, rows.target, answered)
 
     def predict(feeds: Mapping[str, Any]) -> Predictions:
         return calibrator(raw(feeds)) if calibrator else raw(feeds)

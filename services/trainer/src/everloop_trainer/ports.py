@@ -98,6 +98,9 @@ class Tracking(Protocol):
     def finished(self, run_id: str) -> Trained | None:
         """What an earlier attempt logged completely, if one did; its run has ended then."""
 
+    def winner_before(self, training: Training) -> tuple[str, dict[str, Any]] | None:
+        """Family and parameters of the pipeline's newest model before this training; None where there is none."""
+
     def log_model(
         self,
         run_id: str,

@@ -10,7 +10,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from everloop_contracts.pipeline import LOWER_IS_BETTER
 from everloop_trainer.evaluate import evaluate
-from everloop_trainer.families import Choice, load_family
+from everloop_trainer.families import params_of
 from everloop_trainer.judge import Fold, folds_of, judge
 from everloop_trainer.ports import Datasets
 from everloop_trainer.recipe import Recipe, code_digest, code_revision, environment
@@ -174,23 +174,11 @@ def _fit(
             raise _Enough
 
     try:
-        params = _params(trial)
+        params = params_of(trial.family, trial.params)
         judge(trial.family, params, folds, problem, training.search.metric, training.seed, report)
     except _Enough:
         pass
     return last
-
-
-def _params(trial: TrialRecord) -> dict[str, Any]:
-    """Parameters as the family takes them: the books keep them as text, which holds every digit of a number."""
-    found: dict[str, Any] = {}
-    for name, item in load_family(trial.family).space.items():
-        text = trial.params[name]
-        if isinstance(item, Choice):
-            found[name] = next(value for value in item.values if str(value) == text)
-        else:
-            found[name] = int(text) if item.whole else float(text)
-    return found
 
 
 def _winner(
@@ -199,7 +187,7 @@ def _winner(
     """The best trial now; its metric as recorded for the recorded winner, and now."""
     metric = recipe.pipeline.training.search.metric
     sign = -1 if metric in LOWER_IS_BETTER else 1
-    candidates = [(trial.family, _params(trial)) for trial in known]
+    candidates = [(trial.family, params_of(trial.family, trial.params)) for trial in known]
     recorded = (recipe.family, recipe.params)
     # Among equals the recorded one: which of them came first is not in the books.
     best = max(

@@ -41,6 +41,8 @@ __all__ = [
     "Found",
     "SearchFailed",
     "Watcher",
+    "Winner",
+    "first_points",
     "forget",
     "joined",
     "search",
@@ -50,6 +52,10 @@ log = logging.getLogger(__name__)
 
 ANSWER_SECONDS: Final = 5.0
 """Time that the Ray head gets to accept a connection."""
+
+
+Winner = tuple[str, dict[str, Any]]
+"""A family and its parameters."""
 
 
 class SearchFailed(Exception):
@@ -108,7 +114,12 @@ class Watcher(Protocol):
 
 
 def search(
-    pipeline: Pipeline, rows: Rows, training_id: str, cluster: Cluster, watcher: Watcher
+    pipeline: Pipeline,
+    rows: Rows,
+    training_id: str,
+    cluster: Cluster,
+    watcher: Watcher,
+    before: Winner | None = None,
 ) -> Found:
     """Searches for the best family and parameters; Ray is initialised by the caller.
 
@@ -118,6 +129,7 @@ def search(
         training_id: names the search: a repeat resumes it.
         cluster: what it may use.
         watcher: told about trials.
+        before: what won before, which is tried first; None where nothing did, or it is not to be.
 
     Raises:
         SearchFailed: no trial came to an end.
@@ -135,7 +147,8 @@ def search(
         {"cpu": cluster.trial_cpus, "gpu": cluster.trial_gpus},
     )
     mode = "min" if spec.metric in LOWER_IS_BETTER else "max"
-    tuner = _tuner(pipeline, trainable, training_id, cluster, _Follow(watcher, spec.metric, mode))
+    follow = _Follow(watcher, spec.metric, mode)
+    tuner = _tuner(pipeline, trainable, training_id, cluster, follow, before)
     results = tuner.fit()
     folder = cluster.folder / training_id
     done = [item for item in results if item.metrics and spec.metric in item.metrics]
@@ -178,11 +191,31 @@ def _space(families: tuple[str, ...], trial: optuna.Trial) -> None:
             trial.suggest_float(f"{name}.{key}", item.low, item.high, log=item.log)
 
 
-def _defaults(families: tuple[str, ...]) -> list[dict[str, Any]]:
-    return [
-        {"family": name, **{f"{name}.{k}": v.default for k, v in load_family(name).space.items()}}
-        for name in families
+def first_points(families: tuple[str, ...], before: Winner | None) -> list[dict[str, Any]]:
+    """What is tried before the search has learned anything: what won before, then every family's defaults.
+
+    What won before is left out where it lies outside of the space, which another version of the code may have drawn
+    otherwise.
+    """
+    points = [
+        (name, {k: v.default for k, v in load_family(name).space.items()}) for name in families
     ]
+    if before and before[0] in families and before not in points and _inside(*before):
+        points.insert(0, before)
+    return [
+        {"family": name, **{f"{name}.{key}": value for key, value in params.items()}}
+        for name, params in points
+    ]
+
+
+def _inside(name: str, params: Mapping[str, Any]) -> bool:
+    space = load_family(name).space
+    return set(params) == set(space) and all(
+        params[key] in item.values
+        if isinstance(item, Choice)
+        else item.low <= params[key] <= item.high
+        for key, item in space.items()
+    )
 
 
 def _tuner(
@@ -191,6 +224,7 @@ def _tuner(
     training_id: str,
     cluster: Cluster,
     follow: tune.Callback,
+    before: Winner | None,
 ) -> tune.Tuner:
     """A new search, or the one of this name taken up again."""
     folder = cluster.folder / training_id
@@ -213,7 +247,7 @@ def _tuner(
         partial(_space, training.families),
         metric=spec.metric,
         mode=mode,
-        points_to_evaluate=_defaults(training.families)[: spec.trials],
+        points_to_evaluate=first_points(training.families, before)[: spec.trials],
         seed=training.seed,
         seconds=spec.time_budget.total_seconds(),
     )

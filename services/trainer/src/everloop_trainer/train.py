@@ -22,13 +22,13 @@ from everloop_trainer.recipe import (
     environment,
 )
 from everloop_trainer.rows import Rows, prepare
-from everloop_trainer.search import Cluster, Found, Watcher, forget, search
+from everloop_trainer.search import Cluster, Found, Watcher, Winner, forget, search
 
 __all__ = ["Train"]
 
 log = logging.getLogger(__name__)
 
-Search = Callable[[Pipeline, Rows, str, Cluster, Watcher], Found]
+Search = Callable[[Pipeline, Rows, str, Cluster, Watcher, Winner | None], Found]
 
 
 class Train:
@@ -84,8 +84,11 @@ class Train:
         taught, holdout = rows.split(pipeline.training.holdout.fraction)
         watcher = _Books(self._tracking, run_id, progress, trial_ended, check)
         check()
+        before = (
+            self._tracking.winner_before(training) if pipeline.training.search.warm_start else None
+        )
         with self._joined():
-            found = self._search(pipeline, taught, training.id, self._cluster, watcher)
+            found = self._search(pipeline, taught, training.id, self._cluster, watcher, before)
         searched = time.monotonic()
         log.info("searched %d trials in %.1f s", found.trials, searched - began)
         check()

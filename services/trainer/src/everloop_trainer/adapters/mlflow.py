@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import re
 import tempfile
@@ -25,11 +26,14 @@ from everloop_contracts.pipeline import Pipeline
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.mlflow_errors import translated
 from everloop_trainer.domain import Trained, Training
+from everloop_trainer.families import params_of
 from everloop_trainer.ports import FILES, Artifacts
 from everloop_trainer.recipe import ENVIRONMENT, RECIPE, Recipe, code_digest, code_revision
 from everloop_trainer.reproduce import TrialRecord
 
 __all__ = ["MlflowTracking"]
+
+log = logging.getLogger(__name__)
 
 TRAINING_ID: Final = "everloop.training_id"
 TRAINED: Final = "everloop.trained"
@@ -149,6 +153,26 @@ class MlflowTracking:
             with translated(files=True):
                 text = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/{FILES}/{RECORD}")
         return _RECORD.validate_json(text)
+
+    def winner_before(self, training: Training) -> tuple[str, dict[str, Any]] | None:
+        """Family and parameters of the newest model before; None where there is none that this code knows."""
+        with translated():
+            experiment = self._client.get_experiment_by_name(training.pipeline)
+            found = self._client.search_runs(
+                [experiment.experiment_id] if experiment else [],
+                f"tags.`{TRAINED}` != '' AND tags.`{TRAINING_ID}` != '{training.id}'",
+                order_by=["attributes.start_time DESC"],
+                max_results=1,
+            )
+        if not found:
+            return None
+        params = dict(found[0].data.params)
+        try:
+            family = params.pop("family")
+            return family, params_of(family, params)
+        except (LookupError, ValueError) as error:
+            log.warning("run %s cannot be gone on from: %s", found[0].info.run_id, error)
+            return None
 
     def fail(self, training: Training) -> None:
         """Ends the run of a training as failed; nothing happens if it has none."""
