@@ -156,7 +156,7 @@ def commands_of(group: Any, path: str = "") -> Iterator[str]:
 
 
 COMMANDS = list(commands_of(typer.main.get_command(app)))
-NEEDS_NO_STACK = {"up", "down", "demo", "check", "rollout", "dead-letters"}
+NEEDS_NO_STACK = {"up", "down", "demo", "check", "rollout", "dead-letters", "features"}
 ARGUMENTS = {
     "erase": [MODEL, "--record-id", "a", "--reason", "asked"],
     "push": [str(PIPELINES / "rows.jsonl"), "-p", MODEL],
@@ -293,6 +293,18 @@ def test_reproduce_hands_the_run_of_a_version_to_the_trainer(run, fake, tmp_path
     assert "INVALID_VERSION" in run("reproduce", f"{MODEL}@new").stderr
     monkeypatch.setattr("everloop.cli.reproduce.find_spec", lambda name: None)
     assert "TRAINER_NOT_INSTALLED" in run("reproduce", MODEL).stderr
+
+
+def test_features_tell_the_fields_that_each_is_made_of(run):
+    answer = json.loads(run("features", MODEL, "--json").stdout)
+    found = {row["feature"]: row for row in answer["features"]}
+    assert found["seats_per_mile"]["fields"] == {"plane_seats": "float", "distance": "float"}
+    assert found["route"]["fields"] == {"origin": "string", "carrier": "string"}
+    assert found["destination_late_rate"]["options"] == {"smoothing": 50.0}
+    assert answer["no_input"] == ["flight_id", "late"]
+    told = run("features", str(PIPELINES / "flight-delays.yaml")).output
+    assert "target_mean" in told and "the target's mean for each value" in told
+    assert "there are: flight-delays" in run("features", "nothing").stderr
 
 
 def test_rollback_says_what_serves_again(run):

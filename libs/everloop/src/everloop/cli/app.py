@@ -11,6 +11,7 @@ import typer
 from everloop.cli import (
     data,
     dead_letters,
+    features,
     models,
     package,
     predict,
@@ -87,6 +88,7 @@ for room in (
     dead_letters,
     predict,
     models,
+    features,
     trainings,
     reproduce,
     package,
