@@ -61,6 +61,8 @@ class FakeEverloop:
         trainings: What is listed.
         progress: States of the training that is started, one for each time that it is asked after.
         asked_to_train: Request id of each training that was asked for.
+        cancelled: Every request to cancel one.
+        away_after: The trainer goes away once when so many trials have ended.
         rollouts: What is listed, newest first; the first one runs if its state says so.
         asked_of_rollouts: Every request to start or to end one.
         letters: Dead letters, listed two to a page.
@@ -84,6 +86,8 @@ class FakeEverloop:
         self.push_sizes: list[int] = []
         self.away = 0
         self.lock = threading.Lock()
+        self.cancelled: list[Any] = []
+        self.away_after = -1
         self.trainings = [self.training(training_pb2.Training.STATE_SUCCEEDED, 6)]
         self.progress = [
             self.training(training_pb2.Training.STATE_QUEUED, 0),
@@ -273,6 +277,20 @@ class Training(training_pb2_grpc.TrainingServiceServicer):
         if len(self.fake.progress) > 1:
             self.fake.progress.pop(0)
         return training_pb2.GetTrainingResponse(training=self.fake.progress[0])
+
+    def WatchTraining(self, request: Any, context: Any) -> Any:
+        if request.id != "training-1":
+            refuse(context, grpc.StatusCode.NOT_FOUND, "TRAINING_NOT_FOUND", "no such training")
+        for position, state in enumerate(self.fake.progress):
+            yield training_pb2.WatchTrainingResponse(training=state)
+            if self.fake.away_after == state.trials_done:
+                self.fake.away_after = -1
+                self.fake.progress = self.fake.progress[position:]
+                context.abort(grpc.StatusCode.UNAVAILABLE, "the trainer starts again")
+
+    def CancelTraining(self, request: Any, context: Any) -> Any:
+        self.fake.cancelled.append(request)
+        return training_pb2.CancelTrainingResponse(training=self.fake.progress[0])
 
     def ListTrainings(self, request: Any, context: Any) -> Any:
         if request.pipeline not in ("", MODEL):
@@ -520,7 +538,7 @@ def fake() -> FakeEverloop:
 def addresses(fake: FakeEverloop) -> Iterator[Addresses]:
     server = grpc.server(ThreadPoolExecutor(8))
     ingest_pb2_grpc.add_IngestServiceServicer_to_server(Ingest(fake), server)  # type: ignore[abstract]
-    training_pb2_grpc.add_TrainingServiceServicer_to_server(Training(fake), server)  # type: ignore[abstract]
+    training_pb2_grpc.add_TrainingServiceServicer_to_server(Training(fake), server)
     registry_pb2_grpc.add_RegistryServiceServicer_to_server(Registry(fake), server)  # type: ignore[abstract]
     monitoring_pb2_grpc.add_MonitoringServiceServicer_to_server(Monitoring(), server)
     inference_pb2_grpc.add_InferenceServiceServicer_to_server(Inference(fake), server)  # type: ignore[abstract]

@@ -156,16 +156,19 @@ def commands_of(group: Any, path: str = "") -> Iterator[str]:
 
 
 COMMANDS = list(commands_of(typer.main.get_command(app)))
-NEEDS_NO_STACK = {"up", "down", "demo", "check", "rollout", "dead-letters"}
+NEEDS_NO_STACK = {"up", "down", "demo", "check", "rollout", "dead-letters", "features"}
 ARGUMENTS = {
     "erase": [MODEL, "--record-id", "a", "--reason", "asked"],
     "push": [str(PIPELINES / "rows.jsonl"), "-p", MODEL],
     "predict": [MODEL, "--row", "{}"],
     "package": [MODEL],
+    "reproduce": [MODEL],
     "promote": [MODEL, "2"],
     "trace": ["p-1"],
     "cut": [MODEL],
     "train": [MODEL],
+    "trainings watch": ["training-1"],
+    "trainings cancel": ["training-1"],
     "datasets": [MODEL],
     "rollback": [MODEL],
     "drift": [MODEL],
@@ -262,6 +265,48 @@ def test_promote_goes_by_the_etag_as_seen_and_names_who_asked(run, fake):
     assert request.actor and request.request_id
 
 
+def test_reproduce_hands_the_run_of_a_version_to_the_trainer(run, fake, tmp_path, monkeypatch):
+    asked = []
+
+    def trainer(command, env):
+        asked.append(command[2:])
+        assert env["EVERLOOP_MLFLOW_URI"] == "http://127.0.0.1:15000"
+        return subprocess.CompletedProcess(command, 1)
+
+    there = endpoints.plan(
+        Home.at(tmp_path),
+        dict(DEFAULTS) | {"mlflow": 15000},
+        Credentials("k", "s", "t"),
+        PIPELINES,
+        None,
+    )
+    monkeypatch.setattr(endpoints, "load", lambda home: there)
+    monkeypatch.setattr("everloop.cli.reproduce.subprocess.run", trainer)
+    run_id = fake.model(1).run_id
+    assert run("reproduce", f"{MODEL}@1", "--no-trials", "--json").exit_code == 1
+    assert run("reproduce", "0" * 32, "--tolerance", "0.001").exit_code == 1
+    head = ["everloop_trainer", "reproduce"]
+    assert asked == [
+        [*head, run_id, "--tolerance", "0.0", "--no-trials", "--json"],
+        [*head, "0" * 32, "--tolerance", "0.001"],
+    ]
+    assert "INVALID_VERSION" in run("reproduce", f"{MODEL}@new").stderr
+    monkeypatch.setattr("everloop.cli.reproduce.find_spec", lambda name: None)
+    assert "TRAINER_NOT_INSTALLED" in run("reproduce", MODEL).stderr
+
+
+def test_features_tell_the_fields_that_each_is_made_of(run):
+    answer = json.loads(run("features", MODEL, "--json").stdout)
+    found = {row["feature"]: row for row in answer["features"]}
+    assert found["seats_per_mile"]["fields"] == {"plane_seats": "float", "distance": "float"}
+    assert found["route"]["fields"] == {"origin": "string", "carrier": "string"}
+    assert found["destination_late_rate"]["options"] == {"smoothing": 50.0}
+    assert answer["no_input"] == ["flight_id", "late"]
+    told = run("features", str(PIPELINES / "flight-delays.yaml")).output
+    assert "target_mean" in told and "the target's mean for each value" in told
+    assert "there are: flight-delays" in run("features", "nothing").stderr
+
+
 def test_rollback_says_what_serves_again(run):
     assert "v1 is in Production again" in run("rollback", MODEL).output
 
@@ -271,8 +316,8 @@ def test_trainings_lists_state_and_best(run):
     assert "succeeded" in done.output and "6/6" in done.output and "0.7100" in done.output
 
 
-def test_train_shows_each_step_once_until_the_training_has_ended(run, fake, monkeypatch):
-    monkeypatch.setattr("everloop.cli.models.POLL_SECONDS", 0.0)
+def test_train_shows_each_step_once_until_the_training_has_ended(run, fake):
+    fake.away_after = 3  # it goes on with what it was doing
     done = run("train", MODEL, "--request-id", "mine")
     assert done.exit_code == 0, done.output
     assert fake.asked_to_train == ["mine"]
@@ -295,6 +340,25 @@ def test_train_that_fails_says_why_and_exits_with_1(run, fake):
     done = run("train", MODEL)
     assert done.exit_code == 1
     assert "one class only [late]" in done.stdout
+
+
+def test_watch_follows_a_training_and_one_that_is_not_there_is_an_error(run):
+    done = run("trainings", "watch", "training-1")
+    assert done.exit_code == 0, done.output
+    assert len(done.stderr.splitlines()) == 2
+    assert "succeeded" in done.stdout
+    assert "`everloop trainings` lists them" in run("trainings", "watch", "none").stderr
+
+
+def test_cancel_says_who_and_why_and_waits_for_the_end(run, fake):
+    gone = fake.training(training_pb2.Training.STATE_CANCELLED, 3)
+    fake.progress = [fake.progress[1], gone]
+    done = run("trainings", "cancel", "training-1", "-m", "wrong data")
+    assert done.stdout == "training training-1: cancelled\n"
+    [request] = fake.cancelled
+    assert (request.id, request.reason) == ("training-1", "wrong data")
+    assert request.actor
+    assert "running" in run("trainings", "cancel", "training-1", "--no-wait").stdout
 
 
 @pytest.mark.parametrize(

@@ -256,6 +256,26 @@ def test_words_that_older_yaml_takes_for_truth_values_are_words(load):
             "  performance: {metric: mae}\n  retrain:",
             "27: monitoring.performance.metric: 'mae' does not fit a binary task",
         ),
+        (
+            "families: [mlp]",
+            "families: [mlp]\n  slices: [colour, shade]",
+            "20: training.slices.1: there is no field 'shade'",
+        ),
+        (
+            "families: [mlp]",
+            "families: [mlp]\n  slices: [late]",
+            "20: training.slices.0: 'late' is the target or the record id",
+        ),
+        (
+            "families: [mlp]",
+            "families: [mlp]\n  slices: [size]",
+            "20: training.slices.0: slices are by string or bool fields, 'size' is float",
+        ),
+        (
+            "families: [mlp]",
+            "families: [mlp]\n  costs: {false_negative: 0}",
+            "20: training.costs.false_negative: Input should be greater than 0",
+        ),
         # Twice.
         ("  size: {kind", "  hour: {kind", "15: features.hour: is there twice"),
         ("cut: {rows: 100", "cut: {rows: 9, rows: 100", "17: cut.rows: is there twice"),
@@ -316,6 +336,17 @@ def test_a_multiclass_pipeline_cannot_retrain_on_a_performance_that_is_not_watch
     assert complaint(text)[0].endswith(
         "monitoring.retrain.when: the performance of a multiclass task is not watched; there is: drift"
     )
+
+
+def test_what_takes_classes_is_refused_where_there_are_none(complaint):
+    text = of_task("regression", "float")
+    more = "families: [mlp]\n  calibration: sigmoid\n  class_weights: balanced\n  costs: {}"
+    said = complaint(text.replace("families: [mlp]", more))
+    assert [line.partition(": ")[2] for line in said] == [
+        "training.class_weights: a regression task has no classes",
+        "training.calibration: a regression task has no classes",
+        "training.costs: a regression task has no threshold that costs could set",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -24,9 +24,13 @@ CITIES = st.sampled_from(["", "Graz", "Wien", "Linz", "Ödön", "東京"]) | TEX
 SHOPS = st.sampled_from(["", "a", "b", "ab"]) | TEXT
 NUMBERS = st.floats(width=32) | st.sampled_from([0.0, -0.0, 10.5, 3e38, -3e38, np.nan, np.inf])
 TIMES = st.integers(-(2**63), 2**63 - 1) | st.integers(0, 2**31)
-ROWS = st.tuples(TIMES, TIMES, CITIES, SHOPS, NUMBERS, NUMBERS, st.sampled_from([0.0, 1.0, np.nan]))
-NAMES = ("at", "seen", "city", "shop", "price", "count", "member")
-DTYPES = (np.int64, np.int64, object, object, np.float32, np.float32, np.float32)
+NOTES = st.lists(st.sampled_from(["big", "Größe", "東京", "", "the", "\tthe"]), max_size=6).map(
+    " ".join
+)
+FLAGS = st.sampled_from([0.0, 1.0, np.nan])
+ROWS = st.tuples(TIMES, TIMES, CITIES, SHOPS, NUMBERS, NUMBERS, FLAGS, NOTES | TEXT)
+NAMES = ("at", "seen", "city", "shop", "price", "count", "member", "note")
+DTYPES = (np.int64, np.int64, object, object, np.float32, np.float32, np.float32, object)
 
 
 def feeds_of(rows: list[tuple[Any, ...]]) -> Feeds:
@@ -75,11 +79,11 @@ def test_the_export_gives_what_the_transform_gives(
 
 
 TAUGHT: list[tuple[Any, ...]] = [
-    (0, NULL_TIME, "Graz", "a", 1.0, 2.0, 1.0),
-    (3600, 0, "Graz", "b", 3.0, 0.0, 0.0),
-    (7200, 0, "Wien", "", np.nan, 1.0, np.nan),
-    (7200, 0, "Linz", "a", 11.0, 1.0, 1.0),
-    (7200, 0, "Enns", "a", 11.0, 1.0, 1.0),
+    (0, NULL_TIME, "Graz", "a", 1.0, 2.0, 1.0, ""),
+    (3600, 0, "Graz", "b", 3.0, 0.0, 0.0, ""),
+    (7200, 0, "Wien", "", np.nan, 1.0, np.nan, ""),
+    (7200, 0, "Linz", "a", 11.0, 1.0, 1.0, ""),
+    (7200, 0, "Enns", "a", 11.0, 1.0, 1.0, ""),
 ]
 
 
@@ -96,14 +100,14 @@ def fitted(pipeline: Pipeline) -> FittedFeatures:
 
 def test_hour_and_weekday_are_the_wall_clock_s(fitted: FittedFeatures) -> None:
     friday = 86_400 + 13 * 3600 + 59
-    rows = [(friday, friday, "", "", 0, 0, 0), (-1, NULL_TIME, "", "", 0, 0, 0)]
+    rows = [(friday, friday, "", "", 0, 0, 0, ""), (-1, NULL_TIME, "", "", 0, 0, 0, "")]
     assert column(fitted, rows, "hour") == [13, 23]
     assert column(fitted, rows, "seen_weekday") == [4, 7]
 
 
 def test_categories_rank_by_frequency_and_the_rest_share_a_code(fitted: FittedFeatures) -> None:
     assert column(fitted, TAUGHT, "city") == [0, 0, 3, 2, 1]
-    assert column(fitted, [(0, 0, "Rom", "a", 0, 0, 0)], "city") == [3]
+    assert column(fitted, [(0, 0, "Rom", "a", 0, 0, 0, "")], "city") == [3]
 
 
 def test_missing_booleans_have_a_code(fitted: FittedFeatures) -> None:
@@ -111,25 +115,25 @@ def test_missing_booleans_have_a_code(fitted: FittedFeatures) -> None:
 
 
 def test_crosses_know_pairs_not_parts(fitted: FittedFeatures) -> None:
-    codes = column(fitted, [*TAUGHT, (0, 0, "Wien", "b", 0, 0, 0)], "pair")
+    codes = column(fitted, [*TAUGHT, (0, 0, "Wien", "b", 0, 0, 0, "")], "pair")
     assert len(set(codes[:4])) == 4
     assert codes[-1] == 4
 
 
 def test_a_target_mean_is_shrunk_to_the_overall_mean(fitted: FittedFeatures) -> None:
     overall = 3 / 5
-    means = column(fitted, [TAUGHT[0], (0, 0, "Rom", "", 0, 0, 0)], "city_rate")
+    means = column(fitted, [TAUGHT[0], (0, 0, "Rom", "", 0, 0, 0, "")], "city_rate")
     assert means == pytest.approx([(1 + 2 * overall) / (2 + 2), overall])
 
 
 def test_bins_count_edges_and_keep_what_is_missing(fitted: FittedFeatures) -> None:
     prices = [-2, -1, 10.4, 10.5, np.nan]
-    bands = column(fitted, [(0, 0, "", "", price, 1, 0) for price in prices], "price_band")
+    bands = column(fitted, [(0, 0, "", "", price, 1, 0, "") for price in prices], "price_band")
     np.testing.assert_array_equal(bands, [0, 1, 2, 3, np.nan])
 
 
 def test_ratios_by_zero_are_missing(fitted: FittedFeatures) -> None:
-    rows = [(0, 0, "", "", 3, by, 0) for by in (2, 0, np.nan)]
+    rows = [(0, 0, "", "", 3, by, 0, "") for by in (2, 0, np.nan)]
     np.testing.assert_array_equal(column(fitted, rows, "price_each"), [1.5, np.nan, np.nan])
 
 
@@ -139,7 +143,7 @@ def test_dense_numbers_are_imputed_standardised_and_clipped(fitted: FittedFeatur
     prices = np.array([1.0, 3.0, 7.0, 11.0, 11.0])
     expected = (prices - prices.mean()) / prices.std()
     np.testing.assert_allclose(dense[:, names.index("price")], expected, atol=1e-5)
-    far = fitted.transform(feeds_of([(0, 0, "", "", 1e20, 1, 0)]), "dense")
+    far = fitted.transform(feeds_of([(0, 0, "", "", 1e20, 1, 0, "")]), "dense")
     assert far[0, names.index("price")] == CLIP
     assert dense[:, [names.index(f"member={code}") for code in range(3)]].tolist()[2] == [0, 0, 1]
 
@@ -148,7 +152,7 @@ def test_what_is_learned_is_the_training_rows_and_nothing_else(
     pipeline: Pipeline, fitted: FittedFeatures
 ) -> None:
     before = fitted.model_dump_json()
-    fitted.transform(feeds_of([(0, 0, "Rom", "x", 1e6, 1e6, 0)]), "dense")
+    fitted.transform(feeds_of([(0, 0, "Rom", "x", 1e6, 1e6, 0, "")]), "dense")
     assert fitted.model_dump_json() == before
     assert "Rom" not in before
     again = fit(pipeline, feeds_of(TAUGHT), np.array([1, 0, 1, 1, 0]))
@@ -156,7 +160,58 @@ def test_what_is_learned_is_the_training_rows_and_nothing_else(
 
 
 def test_a_column_without_any_value_is_constant(pipeline: Pipeline) -> None:
-    rows: list[tuple[Any, ...]] = [(0, 0, "a", "a", np.nan, np.nan, np.nan)] * 3
+    rows: list[tuple[Any, ...]] = [(0, 0, "a", "a", np.nan, np.nan, np.nan, "")] * 3
     fitted = fit(pipeline, feeds_of(rows), np.array([0, 1, 1]))
     dense = fitted.transform(feeds_of(rows), "dense")
     assert (dense[:, fitted.names("dense").index("price")] == 0).all()
+
+
+def test_one_hot_columns_are_the_most_frequent_words_in_every_encoding(
+    fitted: FittedFeatures,
+) -> None:
+    assert column(fitted, TAUGHT, "city_is=Graz") == [1, 1, 0, 0, 0]
+    assert column(fitted, [(0, 0, "Rom", "a", 0, 0, 0, "")], "city_is=Graz") == [0]
+    assert [name for name in fitted.names("dense") if name.startswith("city_is")] == [
+        "city_is=Graz",
+        "city_is=Enns",
+    ]
+
+
+def test_an_order_is_the_declared_one_and_knows_words_that_did_not_teach(
+    fitted: FittedFeatures,
+) -> None:
+    rows = [(0, 0, "", shop, 0, 0, 0, "") for shop in ("b", "a", "", "c")]
+    np.testing.assert_array_equal(column(fitted, rows, "shop_rank"), [0, 1, 2, np.nan])
+
+
+def test_scales_are_learned_from_the_training_rows_and_cut_off(fitted: FittedFeatures) -> None:
+    prices = np.array([1.0, 3.0, 11.0, 11.0])
+    rows = [(0, 0, "", "", price, 1, 0, "") for price in (1, 11, 1000, -1000, np.nan)]
+    standard = column(fitted, rows, "price_standard")
+    assert standard[0] == pytest.approx((1 - prices.mean()) / prices.std())
+    np.testing.assert_array_equal(column(fitted, rows, "price_range"), [0, 1, 1, 0, np.nan])
+    low, middle, high = np.quantile(prices, [0.25, 0.5, 0.75])
+    robust = column(fitted, rows, "price_robust")
+    assert robust[0] == pytest.approx((1 - middle) / (high - low))
+    assert robust[2:4] == [5, -5]
+    assert column(fitted, rows, "price_log")[2:4] == pytest.approx([np.log(1001), -np.log(1001)])
+
+
+def test_what_is_missing_is_filled_from_the_training_rows_and_told(fitted: FittedFeatures) -> None:
+    rows = [
+        (0, NULL_TIME, "", "", np.nan, np.nan, np.nan, ""),
+        (0, 0, "", "a", np.inf, 2.0, 0.0, ""),
+    ]
+    assert column(fitted, rows, "price_or_mean") == [6.5, 6.5]
+    assert column(fitted, rows, "price_or_median") == [7, 7]
+    assert column(fitted, rows, "count_or_9") == [9, 2]
+    for name in ("no_price", "no_shop", "never_seen", "no_member"):
+        assert column(fitted, rows, name) == [1, 0]
+
+
+def test_words_are_counted_by_the_bucket_of_their_hash(fitted: FittedFeatures) -> None:
+    texts = ("the big the", "the", "big", "", "  ")
+    rows = [(0, 0, "", "", 0, 0, 0, text) for text in texts]
+    matrix = np.stack([column(fitted, rows, f"note#{bucket}") for bucket in range(5)], axis=1)
+    np.testing.assert_array_equal(matrix[0], 2 * matrix[1] + matrix[2])
+    assert matrix.sum(axis=1).tolist() == [3, 1, 1, 0, 0]

@@ -32,6 +32,7 @@ GOOD: dict[str, object] = {
     "price": 1.5,
     "count": 2,
     "member": True,
+    "note": "the quick",
 }
 
 
@@ -127,6 +128,7 @@ ROWS = st.fixed_dictionaries(
         "price": st.none() | st.floats(allow_nan=False, allow_infinity=False),
         "count": st.none() | st.integers(-(2**53), 2**53),
         "member": st.none() | st.booleans(),
+        "note": st.none() | st.text(max_size=5),
     }
 )
 
@@ -144,6 +146,7 @@ def test_rows_and_tables_give_the_same_feeds(
         "price": pa.float64(),
         "count": pa.int64(),
         "member": pa.bool_(),
+        "note": pa.string(),
     }
     table = pa.table(
         {name: pa.array([row[name] for row in rows], kind) for name, kind in types.items()}

@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 import ray
 
 from everloop_contracts.pipeline import Pipeline
-from everloop_trainer.domain import Progress
+from everloop_trainer.domain import Cancelled, Progress
 from everloop_trainer.families import load_family
 from everloop_trainer.rows import prepare
 from everloop_trainer.search import Cluster, search
@@ -40,6 +41,9 @@ class Notes:
         self.trials: list[str] = []
         self.seen: list[Progress] = []
 
+    def check(self) -> None:
+        pass
+
     def progress(self, progress: Progress) -> None:
         self.seen.append(progress)
 
@@ -50,8 +54,12 @@ class Notes:
         params: Mapping[str, Any],
         metrics: Mapping[str, float],
         failed: bool,
+        curve: Sequence[Mapping[str, float]] = (),
     ) -> None:
         assert not failed
+        assert [point["budget"] for point in curve] == sorted({p["budget"] for p in curve})
+        assert curve[-1]["roc_auc"] == metrics["roc_auc"]
+        assert metrics["cpu_seconds"] > 0
         self.trials.append(family)
 
 
@@ -63,6 +71,8 @@ import ray
 from everloop_trainer.search import Cluster, search
 
 class Kill:
+    def check(self):
+        pass
     def progress(self, progress):
         if progress.trials_done == 2:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -104,3 +114,33 @@ def test_a_search_that_was_killed_comes_to_its_end(
     assert found.metric == notes.seen[-1].best_metric
     assert notes.seen[-1].trials_done == 4
     assert set(found.params) == set(load_family(found.family).space)
+
+
+class Impatient(Notes):
+    """Cancels once the first trial has ended."""
+
+    def check(self) -> None:
+        if self.trials:
+            raise Cancelled
+
+
+def test_a_search_that_is_cancelled_stops_its_trials(
+    tmp_path: Path,
+    make_pipeline: Callable[..., Pipeline],
+    make_table: Callable[..., pa.Table],
+) -> None:
+    pipeline = make_pipeline(search={"trials": 400, "concurrency": 2, "metric": "roc_auc"})
+    notes = Impatient()
+    ray.init(
+        num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20
+    )
+    try:
+        with pytest.raises(Cancelled):
+            search(pipeline, prepare(pipeline, make_table()), "t1", Cluster(tmp_path), notes)
+        deadline = time.monotonic() + 60
+        while ray.available_resources().get("CPU") != 2:  # every trial has given its processor back
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+    finally:
+        ray.shutdown()
+    assert len(notes.trials) < 20

@@ -101,6 +101,43 @@ def test_watching_shows_changes_until_the_end(stub: Any, database: Database) -> 
     ]
 
 
+def cancel(stub: Any, training_id: str) -> training_pb2.Training:
+    request = training_pb2.CancelTrainingRequest(id=training_id, actor="ann", reason="too long")
+    training: training_pb2.Training = stub.CancelTraining(request, timeout=10).training
+    return training
+
+
+def test_a_cancelled_training_stays_so_however_often_it_is_asked_and_another_may_follow(
+    stub: Any, database: Database
+) -> None:
+    training = start(stub, "mine")
+    gone = cancel(stub, training.id)
+    assert gone.state == training_pb2.Training.STATE_CANCELLED
+    assert gone.error == "cancelled by ann: too long"
+    assert cancel(stub, training.id) == gone
+    assert start(stub, "mine") == gone  # the same request is the same training
+    second = start(stub, "yours")
+    assert second.state == training_pb2.Training.STATE_QUEUED
+    with database.unit_of_work() as work:
+        store.start(work.connection, second.id)
+    running = cancel(stub, second.id)
+    assert running.state == training_pb2.Training.STATE_RUNNING
+    assert running.HasField("cancel_time")
+    assert cancel(stub, second.id) == running
+
+
+def test_what_has_ended_is_not_cancelled(servicer: TrainingServicer, database: Database) -> None:
+    request = training_pb2.StartTrainingRequest(pipeline="sales", request_id="mine")
+    training = servicer.StartTraining(request, None).training  # type: ignore[arg-type]
+    with database.unit_of_work() as work:
+        store.start(work.connection, training.id)
+        store.set_state(work.connection, [training.id], State.RUNNING, State.SUCCEEDED)
+    for training_id, kind in ((training.id, Kind.PRECONDITION), ("none", Kind.NOT_FOUND)):
+        with pytest.raises(EverloopError) as caught:
+            servicer.CancelTraining(training_pb2.CancelTrainingRequest(id=training_id), None)  # type: ignore[arg-type]
+        assert caught.value.kind is kind
+
+
 def test_an_unknown_training_is_not_found(servicer: TrainingServicer) -> None:
     request = training_pb2.GetTrainingRequest(id="none")
     with pytest.raises(EverloopError) as caught:

@@ -16,6 +16,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -23,12 +24,13 @@ from everloop_contracts.pipeline import Pipeline, Task
 from everloop_features import InputSpec, feeds_from_rows
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_trainer.adapters.mlflow import MlflowTracking
-from everloop_trainer.domain import Cause, Dataset, State, Training, TrainingError
-from everloop_trainer.evaluate import run_onnx
-from everloop_trainer.families import load_family
+from everloop_trainer.domain import Cancelled, Cause, Dataset, State, Training, TrainingError
+from everloop_trainer.families import Problem, load_family
+from everloop_trainer.measure import measure
+from everloop_trainer.onnx_model import run_onnx
 from everloop_trainer.ports import Incumbent
 from everloop_trainer.rows import Rows, prepare
-from everloop_trainer.search import Cluster, Found, Watcher
+from everloop_trainer.search import Cluster, Found, Watcher, Winner
 from everloop_trainer.train import Train
 
 
@@ -48,13 +50,24 @@ class FakeProduction:
         return self.model
 
 
+seen_before: list[Winner | None] = []
+"""What each search was told had won before."""
+
+
 def fake_search(family: str) -> Callable[..., Found]:
     def search(
-        pipeline: Pipeline, rows: Rows, training_id: str, cluster: Cluster, watcher: Watcher
+        pipeline: Pipeline,
+        rows: Rows,
+        training_id: str,
+        cluster: Cluster,
+        watcher: Watcher,
+        before: Winner | None = None,
     ) -> Found:
+        seen_before.append(before)
         params = {key: item.default for key, item in load_family(family).space.items()}
-        watcher.trial("abc", family, params, {"roc_auc": 0.7}, False)
-        return Found(family, params, 0.7, 1)
+        curve = [{"roc_auc": 0.6, "budget": 1}, {"roc_auc": 0.7, "budget": 9}]
+        watcher.trial("abc", family, params, curve[-1], False, curve)
+        return Found(family, params, 0.7, 1, 2.5)
 
     return search
 
@@ -112,8 +125,9 @@ def test_a_model_is_logged_with_all_that_serving_and_monitoring_need(
     make_table: Callable[..., pa.Table],
     make_dataset: Callable[..., Dataset],
 ) -> None:
-    pipeline, table = make_pipeline(), make_table()
+    pipeline, table = make_pipeline(slices=["city"]), make_table()
     trained = run(tracking, pipeline, table, make_dataset())
+    assert seen_before[-1:] == [None]
     assert status(trained.run_id) == "FINISHED"
     assert trained.metrics["roc_auc"] > 0.8
     assert trained.export_difference < 1e-5
@@ -124,6 +138,15 @@ def test_a_model_is_logged_with_all_that_serving_and_monitoring_need(
         "manifest.json",
         "golden.json",
         "reference.parquet",
+        "recipe.json",
+        "environment.txt",
+        "trained.json",
+        "scores.parquet",
+        "slices.json",
+        "importance.json",
+        "importance.png",
+        "confusion.png",
+        "precision_recall.png",
         "roc.png",
         "calibration.png",
     }
@@ -149,6 +172,23 @@ def test_a_model_is_logged_with_all_that_serving_and_monitoring_need(
         search_all_experiments=True, filter_string=f"tags.`mlflow.parentRunId` = '{trained.run_id}'"
     )
     assert children["metrics.roc_auc"].tolist() == [0.7]
+    client = mlflow.MlflowClient()
+    curve = client.get_metric_history(children["run_id"][0], "roc_auc")
+    assert [(point.step, point.value) for point in curve] == [(1, 0.6), (9, 0.7)]
+    logged = client.get_run(trained.run_id).data.metrics
+    assert logged["roc_auc_low"] <= logged["roc_auc"] <= logged["roc_auc_high"]
+    assert logged["slice/city/Graz/accuracy"] == trained.slices[0].metrics["accuracy"]
+    assert logged["model_bytes"] == len(content)
+    assert 0 < logged["p99_seconds"] < 1
+    assert logged["cpu_seconds"] > 2.5  # that of the trials among it
+    scores = pq.read_table(folder / "scores.parquet")
+    assert scores["record_id"].to_pylist() == holdout_ids(table)
+    found = np.array(scores["candidate"].to_pylist(), np.float32)
+    problem = Problem(Task.BINARY, 2)
+    assert measure(problem, scores["target"].to_numpy().astype(int), found) == trained.metrics
+    assert scores["baseline"].null_count == len(scores)
+    signature = mlflow.models.get_model_info(trained.model_uri).signature
+    assert [spec.name for spec in signature.outputs] == ["probabilities"]
     # What a stock client does: load the model and give it a frame.
     frame = pd.DataFrame(
         {"at": [1_700_000_000, 0], "city": ["Graz", "Rom"], "price": [12.0, float("nan")]}
@@ -158,7 +198,7 @@ def test_a_model_is_logged_with_all_that_serving_and_monitoring_need(
     # A second attempt after a crash finds the model and logs no other, and ends the run.
     mlflow.MlflowClient().update_run(trained.run_id, "RUNNING")
     again = run(tracking, pipeline, table, make_dataset())
-    assert (again.run_id, again.onnx_sha256) == (trained.run_id, trained.onnx_sha256)
+    assert again == dataclasses.replace(trained, seconds=again.seconds)
     assert status(trained.run_id) == "FINISHED"
     found = mlflow.search_runs(
         search_all_experiments=True, filter_string="tags.`everloop.training_id` = 't1'"
@@ -176,7 +216,23 @@ def test_a_model_is_logged_with_all_that_serving_and_monitoring_need(
         incumbent=incumbent,
     )
     assert second.baseline_version == 4
+    defaults = {
+        key: item.default for key, item in load_family("hist_gradient_boosting").space.items()
+    }
+    assert seen_before[-1] == ("hist_gradient_boosting", defaults)
     assert set(second.baseline_metrics) == set(second.metrics)
+    assert set(second.slices[0].baseline_metrics) == set(second.slices[0].metrics)
+    scores = pq.read_table(artifacts(second.run_id) / "scores.parquet")
+    found = np.array(scores["baseline"].to_pylist(), np.float32)
+    # They went through a filter against zeros.
+    again = measure(problem, scores["target"].to_numpy().astype(int), found)
+    assert again == second.baseline_metrics
+
+
+def holdout_ids(table: pa.Table) -> list[str]:
+    labelled = table.filter(pc.is_valid(table["outcome"]))
+    ids: list[str] = labelled["id"].to_pylist()[-108:]
+    return ids
 
 
 def status(run_id: str) -> str:
@@ -211,6 +267,9 @@ def test_books_that_are_away_do_not_keep_a_training_from_its_end(
 
 
 class AwayTracking:
+    def kill(self, training: Training) -> None:
+        self.fail(training)
+
     def fail(self, training: Training) -> None:
         raise EverloopError(Kind.UNAVAILABLE, "MLFLOW_UNAVAILABLE", "MLflow does not answer")
 
@@ -229,12 +288,45 @@ def test_mlflow_that_is_away_is_an_outage(
             lambda: tracking.load("r"),
             lambda: tracking.log_trial("r", "t", "mlp", {}, {}, False),
             lambda: tracking.fail(training),
+            lambda: tracking.kill(training),
         ):
             with pytest.raises(EverloopError) as caught:
                 attempt()
             assert caught.value.kind is Kind.UNAVAILABLE
     finally:
         mlflow.set_tracking_uri(before)
+
+
+def test_a_cancelled_training_leaves_a_killed_run_and_no_search(
+    tracking: MlflowTracking,
+    tmp_path: Path,
+    make_pipeline: Callable[..., Pipeline],
+    make_table: Callable[..., pa.Table],
+    make_dataset: Callable[..., Dataset],
+) -> None:
+    training = training_of("t1", make_dataset())
+    folder = tmp_path / "searches"
+
+    def search(pipeline: Pipeline, rows: Rows, training_id: str, *rest: Any) -> Found:
+        (folder / training_id).mkdir(parents=True)
+        rest[1].check()
+        raise AssertionError("the search goes on")
+
+    def check() -> None:
+        if folder.exists():
+            raise Cancelled
+
+    fakes = FakeDatasets(make_table()), FakeProduction()
+    train = Train(*fakes, tracking, Cluster(folder), nullcontext, search)
+    with pytest.raises(Cancelled):
+        train.run(
+            make_pipeline(), training, lambda *_: None, lambda _: None, lambda *_: None, check
+        )
+    for _ in range(2):  # a crash may cut it off
+        train.cancel(training)
+        assert status(tracking.open_run(training)) == "KILLED"
+        assert list(folder.iterdir()) == []
+    train_with(AwayTracking(), make_table()).cancel(training)
 
 
 class MemoryTracking:
@@ -250,6 +342,9 @@ class MemoryTracking:
         raise ConnectionError("books that cannot be written never end a search")
 
     def finished(self, run_id: str) -> None:
+        return None
+
+    def winner_before(self, training: Training) -> None:
         return None
 
     def log_model(
@@ -274,9 +369,11 @@ def test_other_tasks_are_trained_too(
     manifest = json.loads(tracking.logged["t1"].files["manifest.json"])
     if task == Task.REGRESSION:
         assert trained.metrics["rmse"] < 3
+        assert {"predicted.png", "residuals.png"} < set(tracking.logged["t1"].files)
         assert manifest["classes"] == []
     else:
         assert trained.metrics["accuracy"] > 0.6
+        assert "confusion.png" in tracking.logged["t1"].files
         assert manifest["classes"] == ["low", "mid", "top"]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from everloop_contracts.pipeline import Task
-from everloop_trainer import trial
+from everloop_trainer import judge, trial
 from everloop_trainer.families import Problem
 
 
@@ -21,16 +21,15 @@ def test_a_trial_steps_back_and_stays_back(monkeypatch: pytest.MonkeyPatch) -> N
         seen.append(os.getpriority(os.PRIO_PROCESS, 0))
 
     family = SimpleNamespace(encoding="ordinal", fit=fit)
-    monkeypatch.setattr(trial, "load_family", lambda name: family)
+    monkeypatch.setattr(judge, "load_family", lambda name: family)
     rows = np.zeros((2, 1), np.float32), np.zeros((2, 1), np.float32)
-    targets = np.zeros(2), np.zeros(2)
+    folds = (judge.Fold({"ordinal": rows}, (np.zeros(2), np.zeros(2))),)
 
     def run() -> None:
         for _ in range(2):  # Ray may give one worker several trials
             trial.run_trial(
                 {"family": "any"},
-                {"ordinal": rows},
-                targets,
+                folds,
                 Problem(Task.BINARY, 2),
                 "roc_auc",
                 seed=1,

@@ -16,6 +16,8 @@ from everloop_trainer.domain import Cause, Dataset, State, Training
 
 TRIGGERS = Triggers(min_rows=100, new_rows=50)
 
+LOST = (State.FAILED, State.SUPERSEDED, State.CANCELLED)
+
 
 def training(
     make_dataset: Callable[..., Dataset], position: int, state: State, version: int, rows: int
@@ -50,7 +52,7 @@ def test_a_version_trains_first_data_and_enough_new_rows_and_nothing_else(
 ) -> None:
     known = [training(make_dataset, i, *item) for i, item in enumerate(history)]
     cause, why = trigger.trigger_of(TRIGGERS, make_dataset(version, rows), known)
-    useful = [item for item in known if item.state not in (State.FAILED, State.SUPERSEDED)]
+    useful = [item for item in known if item.state not in LOST]
     if any(item.dataset.version >= version for item in known):
         assert cause is None
     elif not useful:

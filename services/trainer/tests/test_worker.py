@@ -41,20 +41,35 @@ class FakeTrain:
         self.script = list(script)
         self.seen: list[str] = []
         self.given_up: list[str] = []
+        self.cancelled: list[str] = []
+        self.meanwhile: Callable[[], object] = lambda: None
+        self.asks = True
 
     def run(
-        self, pipeline: Pipeline, training: Training, started: Any, progress: Any, trial_ended: Any
+        self,
+        pipeline: Pipeline,
+        training: Training,
+        started: Any,
+        progress: Any,
+        trial_ended: Any,
+        check: Any,
     ) -> Trained:
         self.seen.append(training.id)
         started("run", 6)
         progress(Progress(2, 0.7, "mlp"))
         trial_ended("mlp", False)
+        self.meanwhile()
+        if self.asks:
+            check()
         if error := self.script.pop(0) if self.script else None:
             raise error
         return TRAINED
 
     def give_up(self, training: Training) -> None:
         self.given_up.append(training.id)
+
+    def cancel(self, training: Training) -> None:
+        self.cancelled.append(training.id)
 
 
 @pytest.fixture
@@ -221,3 +236,92 @@ def test_a_training_that_waits_does_not_hold_up_the_stop(
     worker.stop()
     assert not worker._thread.is_alive()
     assert not stopper.failed
+
+
+def cancel(database: Database, training_id: str = "t1") -> None:
+    with database.unit_of_work() as work:
+        store.cancel(work.connection, training_id, "cancelled by ann: too long")
+
+
+def test_a_training_that_waits_is_cancelled_at_once_and_never_runs(
+    database: Database, make_worker: Any, make_dataset: Any
+) -> None:
+    queue(database, make_dataset())
+    cancel(database)
+    gone = get(database)
+    assert (gone.state, gone.error) == (State.CANCELLED, "cancelled by ann: too long")
+    assert gone.end_time and gone.cancel_time
+    train = FakeTrain()
+    assert not make_worker(train).step()
+    assert train.seen == []
+
+
+@pytest.mark.parametrize("asks", [True, False], ids=["in the search", "while the model is logged"])
+def test_a_training_that_runs_is_cancelled_is_not_announced_and_the_next_may_follow(
+    database: Database, make_worker: Any, make_dataset: Any, asks: bool
+) -> None:
+    queue(database, make_dataset())
+    train = FakeTrain()
+    train.asks = asks
+    train.meanwhile = lambda: cancel(database)
+    worker = make_worker(train)
+    assert worker.step()
+    assert train.cancelled == ["t1"]
+    gone = get(database)
+    assert (gone.state, gone.error) == (State.CANCELLED, "cancelled by ann: too long")
+    train.meanwhile = lambda: None
+    queue(database, make_dataset(2), "t2")
+    assert worker.step()
+    assert get(database, "t2").state is State.SUCCEEDED
+    assert [event.id for event in announced(database)] == ["t2:trained"]
+
+
+class DyingTrain(FakeTrain):
+    """Is killed while it carries a cancellation out, after the books have it."""
+
+    def cancel(self, training: Training) -> None:
+        super().cancel(training)
+        raise Crash
+
+
+@pytest.mark.parametrize("seen", [False, True], ids=["unseen", "half carried out"])
+def test_a_cancellation_survives_a_crash(
+    database: Database, make_worker: Any, make_dataset: Any, seen: bool
+) -> None:
+    queue(database, make_dataset())
+    dying = DyingTrain(Crash())
+    dying.meanwhile = lambda: cancel(database)
+    dying.asks = seen
+    with pytest.raises(Crash):
+        make_worker(dying).step()
+    assert dying.cancelled == (["t1"] if seen else [])
+    assert get(database).state is State.RUNNING
+    train = FakeTrain()
+    assert make_worker(train).step()
+    assert (train.seen, train.cancelled) == ([], ["t1"])
+    assert get(database).state is State.CANCELLED
+    assert announced(database) == []
+
+
+def test_a_training_that_waits_for_an_outage_is_cancelled_without_waiting(
+    database: Database, make_worker: Any, make_dataset: Any
+) -> None:
+    queue(database, make_dataset())
+    train = FakeTrain(away())
+    worker = make_worker(train, retry_seconds=3600)
+    assert worker.step() and not worker.step()
+    cancel(database)
+    assert worker.step()
+    assert get(database).state is State.CANCELLED
+
+
+def test_one_cancelled_between_look_and_start_does_not_start(
+    database: Database, make_worker: Any, make_dataset: Any
+) -> None:
+    queue(database, make_dataset())
+    seen = get(database)
+    cancel(database)
+    train = FakeTrain()
+    make_worker(train)._attempt(seen)
+    assert train.seen == []
+    assert get(database).state is State.CANCELLED

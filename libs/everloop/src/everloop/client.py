@@ -12,7 +12,7 @@ What the services answer is given back as their own Protobuf messages.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from operator import attrgetter
@@ -28,7 +28,7 @@ from everloop.addresses import Addresses
 from everloop.errors import EverloopError
 from everloop.push import Pushed, Rejection, batches
 from everloop.rows import Row, Unsendable, plain
-from everloop.wire import call, check_http, http_failure
+from everloop.wire import call, check_http, http_failure, stream
 from everloop_contracts.grpc_client import channel
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2, inference_pb2_grpc
 from everloop_contracts.stubs.everloop.ingest.v1 import (
@@ -549,6 +549,26 @@ class Everloop:
         """Returns one training; for `patience` seconds a trainer that is away is asked again."""
         request = training_pb2.GetTrainingRequest(id=training_id)
         return call(self._training().GetTraining, request, self.timeout, patience).training
+
+    def watch_training(
+        self, training_id: str, *, patience: float = 60.0
+    ) -> Iterator[training_pb2.Training]:
+        """Yields a training whenever it changes, until it has ended.
+
+        Args:
+            training_id: Id of the training.
+            patience: For so many seconds a trainer that is away is asked again.
+        """
+        request = training_pb2.WatchTrainingRequest(id=training_id)
+        for answer in stream(self._training().WatchTraining, request, patience):
+            yield answer.training
+
+    def cancel_training(
+        self, training_id: str, *, reason: str = "", actor: str = ""
+    ) -> training_pb2.Training:
+        """Cancels a training; one that runs has ended once its trials have stopped. A repeat changes nothing."""
+        request = training_pb2.CancelTrainingRequest(id=training_id, actor=actor, reason=reason)
+        return call(self._training().CancelTraining, request, self.timeout).training
 
     def trainings(self, pipeline: str = "", *, limit: int = 50) -> list[training_pb2.Training]:
         """Lists trainings of a pipeline, or of all, newest first."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import grpc
@@ -13,7 +13,7 @@ import httpx
 from everloop.errors import EverloopError
 from everloop_contracts.grpc_client import error_info
 
-__all__ = ["call", "check_http", "http_failure"]
+__all__ = ["call", "check_http", "http_failure", "stream"]
 
 Answer = TypeVar("Answer")
 
@@ -26,6 +26,8 @@ _ADVICE = {
     "MODEL_NOT_FOUND": "`everloop models` lists what is served",
     "PREDICTION_NOT_FOUND": "the log arrives a moment after the answer: try again",
     "ROLLOUT_NOT_FOUND": "`everloop rollouts` lists them",
+    "TRAINING_NOT_FOUND": "`everloop trainings` lists them",
+    "TRAINING_ENDED": "`everloop trainings` shows how it ended",
     "PIPELINE_NOT_FOUND": "`everloop status` lists the pipelines",
 }
 
@@ -51,6 +53,34 @@ def call(
             return method(request, timeout=timeout)
         except grpc.RpcError as error:
             failure: Any = error  # every RpcError of a call is a grpc.Call
+        away = failure.code() is grpc.StatusCode.UNAVAILABLE
+        if not away or time.monotonic() + pause > give_up:
+            raise _from_grpc(failure)
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+
+def stream(method: Callable[..., Any], request: Any, patience: float = 0.0) -> Iterator[Any]:
+    """Reads a server stream to its end, however long that takes.
+
+    Args:
+        method: The method; a repeat must begin with how things stand.
+        request: What is asked.
+        patience: For so many seconds in a row a service that is unavailable is asked again.
+
+    Raises:
+        EverloopError: What the service answered, or that it did not.
+    """
+    give_up = time.monotonic() + patience
+    pause = _FIRST_PAUSE_SECONDS
+    while True:
+        try:
+            for answer in method(request):
+                yield answer
+                give_up, pause = time.monotonic() + patience, _FIRST_PAUSE_SECONDS
+            return
+        except grpc.RpcError as error:
+            failure: Any = error
         away = failure.code() is grpc.StatusCode.UNAVAILABLE
         if not away or time.monotonic() + pause > give_up:
             raise _from_grpc(failure)

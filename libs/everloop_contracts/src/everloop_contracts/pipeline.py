@@ -39,6 +39,7 @@ __all__ = [
     "BinsFeature",
     "CategoryFeature",
     "Checks",
+    "Costs",
     "CrossFeature",
     "DatePartFeature",
     "ExportParityGate",
@@ -102,6 +103,11 @@ class Search(Spec):
     """No new trial starts after this long."""
     metric: Metric = "roc_auc"
     """What the best trial is best in; where not given, `roc_auc`, or `rmse` for regression."""
+    folds: int = Field(default=1, ge=1, le=20)
+    """Times a trial is judged, each time on newer rows by a model of those before them (cross-validation in time
+    order); 1 judges it once, on the newest quarter."""
+    warm_start: bool = True
+    """Try the best parameters of the version before first."""
 
 
 class Holdout(Spec):
@@ -121,6 +127,15 @@ class Triggers(Spec):
     """Train when the monitor asks for it."""
 
 
+class Costs(Spec):
+    """What a wrong answer of a binary model costs; a right one costs nothing."""
+
+    false_positive: float = Field(default=1.0, gt=0)
+    """Of an answer `true` where the truth is `false`, in any unit."""
+    false_negative: float = Field(default=1.0, gt=0)
+    """Of an answer `false` where the truth is `true`, in the same unit."""
+
+
 class Training(Spec):
     """How models are made."""
 
@@ -130,6 +145,16 @@ class Training(Spec):
     window: Window = "all"
     """Rows to learn from: all so far, or the newest by event time."""
     triggers: Triggers = Triggers()
+    class_weights: Literal["none", "balanced"] = "none"
+    """`balanced`: rows of every class weigh as much together as those of any other. Probabilities then are not those of
+    the data; calibration brings them back."""
+    calibration: Literal["none", "sigmoid", "isotonic"] = "none"
+    """What makes the probabilities those of the data, fitted on rows that did not teach: a sigmoid of the log-odds, or
+    any increasing curve, which takes some thousand rows."""
+    costs: Costs | None = None
+    """The answer `true` is given from the probability on that costs least; from one half where not given."""
+    slices: tuple[str, ...] = ()
+    """Text or boolean fields: the metrics are told for the rows of each of their values as well."""
     seed: int = 7
 
 
@@ -360,6 +385,7 @@ class Pipeline(Spec):
             *self._target_misfits(),
             *self._feature_misfits(),
             *self._metric_misfits(),
+            *self._training_misfits(),
             *self._redaction_misfits(),
             *self._rollout_misfits(),
         ]:
@@ -424,6 +450,24 @@ class Pipeline(Spec):
                 ("monitoring", "retrain", "when"),
                 "the performance of a multiclass task is not watched; there is: drift",
             )
+
+    def _training_misfits(self) -> Iterator[Misfit]:
+        training, task = self.training, self.target.task
+        if task is Task.REGRESSION:
+            for key in ("class_weights", "calibration"):
+                if getattr(training, key) != "none":
+                    yield ("training", key), "a regression task has no classes"
+        if training.costs and task is not Task.BINARY:
+            yield ("training", "costs"), f"a {task} task has no threshold that costs could set"
+        for number, name in enumerate(training.slices):
+            where = ("training", "slices", number)
+            field = self.schema_.fields.get(name)
+            if field is None:
+                yield where, f"there is no field '{name}'"
+            elif name in (self.schema_.id, self.target.field):
+                yield where, f"'{name}' is the target or the record id"
+            elif field.type not in (FieldType.STRING, FieldType.BOOL):
+                yield where, f"slices are by string or bool fields, '{name}' is {field.type}"
 
     def _redaction_misfits(self) -> Iterator[Misfit]:
         inputs = self.inputs

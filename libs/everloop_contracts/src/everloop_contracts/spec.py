@@ -57,10 +57,16 @@ def _window(value: object) -> object:
         raise ValueError(f"'all' or a duration is wanted; {error}") from error
 
 
+def _written(value: Literal["all"] | timedelta) -> str:
+    """In JSON as it is written in YAML, so that it can be read again."""
+    return value if isinstance(value, str) else f"{value.total_seconds():f}s"
+
+
 Duration = Annotated[
-    timedelta,
-    BeforeValidator(_duration),
-    # In JSON as it is written in YAML, so that it can be read again.
-    PlainSerializer(lambda value: f"{value.total_seconds():f}s", when_used="json"),
+    timedelta, BeforeValidator(_duration), PlainSerializer(_written, when_used="json")
 ]
-Window = Annotated[Literal["all"] | timedelta, BeforeValidator(_window)]
+Window = Annotated[
+    Literal["all"] | timedelta,
+    BeforeValidator(_window),
+    PlainSerializer(_written, when_used="json"),
+]

@@ -19,6 +19,14 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
+from everloop_contracts.features import (
+    HashFeature,
+    ImputeFeature,
+    MissingFeature,
+    OneHotFeature,
+    OrdinalFeature,
+    ScaleFeature,
+)
 from everloop_contracts.pipeline import (
     BinsFeature,
     CategoryFeature,
@@ -48,6 +56,8 @@ LIMIT: Final = 1e30
 """Numbers beyond it, either way, count as missing: float32 arithmetic on them would overflow."""
 CLIP: Final = 10.0
 """Standard deviations beyond which a standardised number is cut off."""
+WORDS: Final = frozenset({"category", "cross", "target_mean", "one_hot"})
+"""Kinds that go by the position of a text in its field's vocabulary."""
 PARTS: Final[dict[str, int]] = {"hour": 24, "weekday": 7}
 DAY: Final = 86_400
 MONDAY: Final = 3 * DAY
@@ -135,7 +145,65 @@ class Cross(_Fitted):
     size: int
 
 
-Numeric = Annotated[Number | Ratio | Bins | TargetMean, Field(discriminator="kind")]
+class OneHot(_Fitted):
+    """A column for each of the `size` most frequent words of the field."""
+
+    kind: Literal["one_hot"] = "one_hot"
+    name: str
+    of: str
+    size: int
+
+
+class Ordinal(_Fitted):
+    """Position in `order`; missing for any other text."""
+
+    kind: Literal["ordinal"] = "ordinal"
+    name: str
+    of: str
+    order: tuple[str, ...]
+
+
+class Scale(_Fitted):
+    """`(x - centre) * factor`, cut off at ±`bounds`; with `log`, of the signed logarithm of one plus the absolute."""
+
+    kind: Literal["scale"] = "scale"
+    name: str
+    of: str
+    log: bool
+    centre: float
+    factor: float
+    bounds: tuple[float, float]
+
+
+class Impute(_Fitted):
+    """A numeric field with `value` where it is missing or beyond `LIMIT`."""
+
+    kind: Literal["impute"] = "impute"
+    name: str
+    of: str
+    value: float
+
+
+class Missing(_Fitted):
+    """1 where the field is null."""
+
+    kind: Literal["missing"] = "missing"
+    name: str
+    of: str
+    type: FieldType
+
+
+class Hash(_Fitted):
+    """Counts of words by `MurmurHash3 mod buckets` (x86, 32 bits, seed 0, of UTF-8)."""
+
+    kind: Literal["hash"] = "hash"
+    name: str
+    of: str
+    buckets: int
+
+
+AnyNumeric = Number | Ratio | Bins | TargetMean | OneHot | Ordinal | Scale | Impute | Missing | Hash
+Numeric = Annotated[AnyNumeric, Field(discriminator="kind")]
 Coded = Annotated[Category | Flag | DatePart | Cross, Field(discriminator="kind")]
 
 
@@ -173,9 +241,16 @@ class FittedFeatures(_Fitted):
 
     def _names(self, encoding: Encoding) -> Iterator[str]:
         for feature in self.numeric:
-            outputs = len(feature.table[0]) if isinstance(feature, TargetMean) else 1
-            for output in range(outputs):
-                yield f"{feature.name}[{output}]" if outputs > 1 else feature.name
+            match feature:
+                case TargetMean() if len(feature.table[0]) > 1:
+                    yield from (f"{feature.name}[{i}]" for i in range(len(feature.table[0])))
+                case OneHot():
+                    words = self.vocabularies[feature.of][: feature.size]
+                    yield from (f"{feature.name}={word}" for word in words)
+                case Hash():
+                    yield from (f"{feature.name}#{i}" for i in range(feature.buckets))
+                case _:
+                    yield feature.name
         for coded, width in zip(self.coded, self.widths, strict=True):
             if encoding == "ordinal":
                 yield coded.name
@@ -229,7 +304,7 @@ def _row(values: tuple[float, ...]) -> Floats:
 
 
 def _numeric_columns(
-    feature: Number | Ratio | Bins | TargetMean, feeds: Feeds, words: dict[str, Codes]
+    feature: AnyNumeric, feeds: Feeds, words: dict[str, Codes]
 ) -> npt.NDArray[Any]:
     match feature:
         case Number():
@@ -249,6 +324,55 @@ def _numeric_columns(
             table: Floats = np.array(feature.table, dtype=np.float32)
             means: Floats = table[words[feature.of]]
             return means
+        case OneHot():
+            own = np.arange(feature.size)
+            return np.equal(words[feature.of].reshape(-1, 1), own).astype(np.float32)
+        case Ordinal():
+            places = {word: float(place) for place, word in enumerate(feature.order)}
+            ranks = [places.get(text, np.nan) for text in feeds[feature.of].ravel()]
+            return np.array(ranks, dtype=np.float32).reshape(-1, 1)
+        case Scale():
+            return _scaled(feature, feeds[feature.of])
+        case Impute():
+            given: Floats = feeds[feature.of]
+            gone = np.isnan(given) | (np.abs(given) > np.float32(LIMIT))
+            return np.where(gone, np.float32(feature.value), given)
+        case Missing():
+            return _missing(feeds[feature.of], feature.type).astype(np.float32)
+        case Hash():
+            return _hashed(feeds[feature.of].ravel(), feature.buckets)
+
+
+def _scaled(feature: Scale, values: Floats) -> Floats:
+    with np.errstate(all="ignore"):  # what is no number stays none, what is too large is cut off
+        if feature.log:
+            values = np.sign(values) * np.log(np.abs(values) + np.float32(1))
+        moved = (values - np.float32(feature.centre)) * np.float32(feature.factor)
+    low, high = (np.float32(bound) for bound in feature.bounds)
+    return np.asarray(np.clip(moved, low, high), dtype=np.float32)
+
+
+def _missing(values: npt.NDArray[Any], kind: FieldType) -> npt.NDArray[np.bool_]:
+    if kind is FieldType.STRING:
+        return np.asarray(values == "", dtype=bool)
+    if kind is FieldType.TIMESTAMP:
+        return np.asarray(values == NULL_TIME)
+    return np.asarray(np.isnan(values))
+
+
+def _hashed(texts: npt.NDArray[Any], buckets: int) -> Floats:
+    # scikit-learn's, which whoever trains has; what serves runs the graph, which hashes by itself.
+    from sklearn.utils import murmurhash3_32
+
+    known: dict[str, int] = {}
+    counts = np.zeros((len(texts), buckets), dtype=np.float32)
+    for row, text in enumerate(texts):
+        for word in text.split(" "):
+            if word:
+                if word not in known:
+                    known[word] = murmurhash3_32(word.encode(), seed=0, positive=True) % buckets
+                counts[row, known[word]] += 1
+    return counts
 
 
 def _codes(
@@ -296,7 +420,7 @@ def fit(pipeline: Pipeline, feeds: Feeds, target: npt.NDArray[Any]) -> FittedFea
     )
     words = fitted._words(feeds)
     outcomes = _outcomes(pipeline.target.task, target)
-    numeric: list[Number | Ratio | Bins | TargetMean] = []
+    numeric: list[AnyNumeric] = []
     coded: list[Category | Flag | DatePart | Cross] = []
     for name, feature in pipeline.features.items():
         match feature:
@@ -308,11 +432,59 @@ def fit(pipeline: Pipeline, feeds: Feeds, target: npt.NDArray[Any]) -> FittedFea
                 numeric.append(Bins(name=name, of=feature.of, edges=feature.edges))
             case TargetMeanFeature():
                 numeric.append(_target_mean(name, feature, vocabularies, words, outcomes))
+            case OneHotFeature():
+                size = min(len(vocabularies[feature.of]), feature.max_categories)
+                numeric.append(OneHot(name=name, of=feature.of, size=size))
+            case OrdinalFeature():
+                numeric.append(Ordinal(name=name, of=feature.of, order=feature.order))
+            case ScaleFeature():
+                numeric.append(_scale(name, feature, feeds[feature.of]))
+            case ImputeFeature():
+                numeric.append(_impute(name, feature, feeds[feature.of]))
+            case MissingFeature():
+                kind = pipeline.schema_.fields[feature.of].type
+                numeric.append(Missing(name=name, of=feature.of, type=kind))
+            case HashFeature():
+                numeric.append(Hash(name=name, of=feature.of, buckets=feature.buckets))
             case _:
                 coded.append(_coded(name, feature, pipeline, vocabularies, words))
     fitted = fitted.model_copy(update={"numeric": tuple(numeric), "coded": tuple(coded)})
     medians, means, scales = _statistics(fitted._numbers(feeds, words))
     return fitted.model_copy(update={"medians": medians, "means": means, "scales": scales})
+
+
+def _known(values: Floats) -> npt.NDArray[np.float64]:
+    """The numbers that count, as float64."""
+    flat = values.ravel()
+    return flat[np.abs(flat) <= np.float32(LIMIT)].astype(np.float64)
+
+
+def _scale(name: str, feature: ScaleFeature, values: Floats) -> Scale:
+    known = _known(values) if len(_known(values)) else np.zeros(1)
+    centre, spread, bounds = 0.0, 1.0, (-LIMIT, LIMIT)
+    if feature.method == "standard":
+        centre, spread = float(known.mean()), float(known.std())
+    elif feature.method == "min_max":
+        centre, spread, bounds = float(known.min()), float(np.ptp(known)), (0.0, 1.0)
+    elif feature.method == "robust":
+        low, centre, high = (float(value) for value in np.quantile(known, [0.25, 0.5, 0.75]))
+        spread, bounds = high - low, (-5.0, 5.0)
+    return Scale(
+        name=name,
+        of=feature.of,
+        log=feature.method == "log",
+        centre=float(np.float32(centre)),
+        factor=_reciprocal(spread),
+        bounds=bounds,
+    )
+
+
+def _impute(name: str, feature: ImputeFeature, values: Floats) -> Impute:
+    known, value = _known(values), feature.value
+    if feature.strategy != "constant":
+        average = np.mean if feature.strategy == "mean" else np.median
+        value = float(average(known)) if len(known) else 0.0
+    return Impute(name=name, of=feature.of, value=float(np.float32(value)))
 
 
 def _coded(
@@ -344,8 +516,14 @@ def _coded(
 
 def _vocabularies(pipeline: Pipeline, feeds: Feeds) -> dict[str, tuple[str, ...]]:
     vocabularies = {}
+    told_apart = {
+        source
+        for feature in pipeline.features.values()
+        if feature.kind in WORDS
+        for source in feature.sources
+    }
     for field, spec in pipeline.inputs.items():
-        if spec.type is FieldType.STRING:
+        if spec.type is FieldType.STRING and field in told_apart:
             counts = Counter(feeds[field].ravel().tolist())
             ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
             vocabularies[field] = tuple(word for word, _ in ranked[:VOCABULARY_LIMIT])

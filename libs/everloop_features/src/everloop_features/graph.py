@@ -20,6 +20,7 @@ from everloop_features.features import (
     DAY,
     LIMIT,
     MONDAY,
+    AnyNumeric,
     Bins,
     Category,
     Cross,
@@ -27,17 +28,25 @@ from everloop_features.features import (
     Encoding,
     FittedFeatures,
     Flag,
+    Hash,
+    Impute,
+    Missing,
     Number,
+    OneHot,
+    Ordinal,
     Ratio,
+    Scale,
     TargetMean,
 )
 from everloop_features.inputs import NULL_TIME
 
 __all__ = ["FEATURES", "IR_VERSION", "OPSETS", "compose_model", "feature_graph", "make_model"]
 
-OPSETS: Final = {"": 18, "ai.onnx.ml": 3}
+OPSETS: Final = {"": 20, "ai.onnx.ml": 3}
 """Operator sets of every graph: estimators are exported with the same ones."""
-IR_VERSION: Final = 8
+CONTRIBUTED: Final = ("com.microsoft", 1)
+"""ONNX Runtime's own operators, of which `hash` features take one: ONNX has none that hashes texts."""
+IR_VERSION: Final = 9
 FEATURES: Final = "features"
 """Name of the feature matrix: output of the feature graph, input of an estimator."""
 
@@ -57,11 +66,19 @@ class _Graph:
         return name
 
     def add(
-        self, operator: str, *inputs: str, output: str = "", domain: str = "", **options: Any
+        self,
+        operator: str,
+        *inputs: str,
+        output: str = "",
+        domain: str = "",
+        also: int = 0,
+        **options: Any,
     ) -> str:
+        """Adds a node; `also` more outputs, which nobody looks at."""
         name = output or f"everloop/{operator}_{len(self.nodes)}"
+        outputs = [name, *(f"{name}_{number}" for number in range(also))]
         self.nodes.append(
-            helper.make_node(operator, list(inputs), [name], name=name, domain=domain, **options)
+            helper.make_node(operator, list(inputs), outputs, name=name, domain=domain, **options)
         )
         return name
 
@@ -120,7 +137,10 @@ def make_model(
 ) -> onnx.ModelProto:
     """A model with the operator sets that all graphs share."""
     graph = helper.make_graph(list(nodes), "everloop", list(inputs), list(outputs), list(constants))
-    opsets = [helper.make_opsetid(domain, version) for domain, version in OPSETS.items()]
+    used = dict(OPSETS)
+    if any(node.domain == CONTRIBUTED[0] for node in nodes):
+        used |= [CONTRIBUTED]
+    opsets = [helper.make_opsetid(domain, version) for domain, version in used.items()]
     return helper.make_model(
         graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="everloop"
     )
@@ -156,9 +176,7 @@ def compose_model(features: onnx.ModelProto, estimator: onnx.ModelProto) -> onnx
     return joined
 
 
-def _numeric(
-    graph: _Graph, feature: Number | Ratio | Bins | TargetMean, words: dict[str, str]
-) -> str:
+def _numeric(graph: _Graph, feature: AnyNumeric, words: dict[str, str]) -> str:
     match feature:
         case Number():
             return feature.of
@@ -175,6 +193,79 @@ def _numeric(
             return graph.add(
                 "Flatten", graph.add("Gather", table, words[feature.of], axis=0), axis=1
             )
+        case OneHot():
+            own = graph.constant([range(feature.size)], np.int64)
+            return graph.add(
+                "Cast", graph.add("Equal", words[feature.of], own), to=TensorProto.FLOAT
+            )
+        case Ordinal():
+            return graph.add(
+                "LabelEncoder",
+                feature.of,
+                domain="ai.onnx.ml",
+                keys_strings=list(feature.order),
+                values_floats=[float(place) for place in range(len(feature.order))],
+                default_float=float("nan"),
+            )
+        case Scale():
+            return _scaled(graph, feature)
+        case Impute():
+            limit = graph.constant(LIMIT, np.float32)
+            beyond = graph.add("Greater", graph.add("Abs", feature.of), limit)
+            gone = graph.add("Or", graph.add("IsNaN", feature.of), beyond)
+            return graph.add("Where", gone, graph.constant(feature.value, np.float32), feature.of)
+        case Missing():
+            return graph.add("Cast", _missing(graph, feature), to=TensorProto.FLOAT)
+        case Hash():
+            return _hashed(graph, feature)
+
+
+def _scaled(graph: _Graph, feature: Scale) -> str:
+    value = feature.of
+    if feature.log:
+        grown = graph.add("Add", graph.add("Abs", value), graph.constant(1, np.float32))
+        value = graph.add("Mul", graph.add("Sign", value), graph.add("Log", grown))
+    centred = graph.add("Sub", value, graph.constant(feature.centre, np.float32))
+    moved = graph.add("Mul", centred, graph.constant(feature.factor, np.float32))
+    low, high = (graph.constant(bound, np.float32) for bound in feature.bounds)
+    # What Clip makes of NaN is left open.
+    return graph.add("Where", graph.add("IsNaN", moved), moved, graph.add("Clip", moved, low, high))
+
+
+def _missing(graph: _Graph, feature: Missing) -> str:
+    if feature.type is FieldType.STRING:
+        return graph.add("Cast", _is_empty(graph, feature.of), to=TensorProto.BOOL)
+    if feature.type is FieldType.TIMESTAMP:
+        return graph.add("Equal", feature.of, graph.constant(NULL_TIME, np.int64))
+    return graph.add("IsNaN", feature.of)
+
+
+def _is_empty(graph: _Graph, texts: str) -> str:
+    """1 for an empty text, else 0."""
+    return graph.add(
+        "LabelEncoder",
+        texts,
+        domain="ai.onnx.ml",
+        keys_strings=[""],
+        values_int64s=[1],
+        default_int64=0,
+    )
+
+
+def _hashed(graph: _Graph, feature: Hash) -> str:
+    """`[rows, buckets]`: the words of a row are compared with the buckets, and those that are there counted."""
+    words = graph.add("StringSplit", feature.of, also=1, delimiter=" ")  # [rows, 1, most words]
+    hashes = graph.add("MurmurHash3", words, domain=CONTRIBUTED[0], positive=1, seed=0)
+    whole = graph.add("Cast", hashes, to=TensorProto.INT64)
+    places = graph.add("Mod", whole, graph.constant(feature.buckets, np.int64))
+    # A bucket that there is not, for what pads the shorter rows.
+    none = graph.constant(-1, np.int64)
+    padding = graph.add("Cast", _is_empty(graph, words), to=TensorProto.BOOL)
+    kept = graph.add("Where", padding, none, places)
+    spread = graph.add("Unsqueeze", kept, graph.constant([3], np.int64))
+    found = graph.add("Equal", spread, graph.constant(range(feature.buckets), np.int64))
+    ones = graph.add("Cast", found, to=TensorProto.FLOAT)
+    return graph.add("ReduceSum", ones, graph.constant([1, 2], np.int64), keepdims=0)
 
 
 def _standardised(graph: _Graph, fitted: FittedFeatures, numbers: str) -> str:

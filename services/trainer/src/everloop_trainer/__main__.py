@@ -1,8 +1,10 @@
-"""`python -m everloop_trainer`."""
+"""`python -m everloop_trainer`: the service; `python -m everloop_trainer reproduce RUN`: one run again."""
 
 import sys
 
-from everloop_trainer.app import main
+from everloop_trainer import app
 
 if __name__ == "__main__":
-    sys.exit(main())
+    if sys.argv[1:2] == ["reproduce"]:
+        sys.exit(app.reproduce(sys.argv[2:]))
+    sys.exit(app.main())

@@ -1,16 +1,22 @@
-"""The trainer, put together."""
+"""The trainer, put together: as a service, and as the command that trains one run again."""
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
+import json
+import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from everloop_contracts.pipeline import Pipeline, PipelineError, load_pipelines
 from everloop_contracts.stubs.everloop.training.v1 import training_pb2_grpc
 from everloop_runtime import telemetry
 from everloop_runtime.database import Database
+from everloop_runtime.errors import EverloopError
 from everloop_runtime.grpc_server import GrpcServer
 from everloop_runtime.inbox import InboxSweeper
 from everloop_runtime.kafka import EventConsumer, OutboxRelay, Topics
@@ -20,7 +26,10 @@ from everloop_trainer.adapters.mlflow import MlflowTracking
 from everloop_trainer.adapters.s3 import S3Datasets
 from everloop_trainer.adapters.services import IngestCutter, RegistryProduction
 from everloop_trainer.consumer import GROUP, WATCHED, Handler
+from everloop_trainer.domain import TrainingError
 from everloop_trainer.families import load_family
+from everloop_trainer.reproduce import Reproduction
+from everloop_trainer.reproduce import reproduce as train_again
 from everloop_trainer.request import Requests
 from everloop_trainer.search import Cluster, joined
 from everloop_trainer.servicer import TrainingServicer
@@ -28,7 +37,7 @@ from everloop_trainer.settings import TrainerSettings
 from everloop_trainer.train import Train
 from everloop_trainer.worker import Worker
 
-__all__ = ["check", "main"]
+__all__ = ["check", "main", "reproduce"]
 
 SERVICE = "everloop.training.v1.TrainingService"
 
@@ -102,3 +111,71 @@ def main() -> int:
         return run(components, on_ready=grpc.ready)
     finally:
         database.close()
+
+
+def reproduce(arguments: Sequence[str]) -> int:
+    """Trains a recorded run again and prints both outcomes.
+
+    Returns:
+        0 where the winner is the same and no metric differs by more than the tolerance, 1 where not, 3 where the run
+        or its data cannot be read.
+    """
+    parser = argparse.ArgumentParser("python -m everloop_trainer reproduce")
+    parser.add_argument("run_id")
+    parser.add_argument("--no-trials", action="store_true")
+    parser.add_argument("--tolerance", type=float, default=0.0)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args(arguments)
+    settings = TrainerSettings.load()
+    telemetry.configure("trainer", "WARNING")
+    try:
+        found = train_again(
+            MlflowTracking(settings.mlflow_uri),
+            S3Datasets(settings),
+            options.run_id,
+            trials=not options.no_trials,
+            progress=lambda done, total: print(f"trial {done} of {total}", file=sys.stderr),
+        )
+    except (EverloopError, TrainingError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
+    same = found.within(options.tolerance)
+    if options.json:
+        told = {**dataclasses.asdict(found), "reproduced": same}
+        # JSON has no word for infinity, the difference to a metric that is missing.
+        told["difference"] = found.difference if math.isfinite(found.difference) else None
+        print(json.dumps(told, indent=2))
+    else:
+        print("\n".join(_told(found, same)))
+    return 0 if same else 1
+
+
+def _told(found: Reproduction, same: bool) -> list[str]:
+    """A reproduction for a person: a line per figure, recorded and again."""
+    then, now = found.recorded, found.again
+
+    def figures(name: str, before: Any, after: Any) -> str:
+        mark = "=" if before == after else "≠"
+        return f"{name:<24} {mark}  {before!s:<24} {after}"
+
+    lines = [
+        f"run {found.run_id}, {found.trials} trials fitted again",
+        f"{'':<24}    {'recorded':<24} again",
+        figures("family", then.family, now.family),
+    ]
+    names = sorted(then.params.keys() | now.params.keys())
+    lines += [figures(name, then.params.get(name), now.params.get(name)) for name in names]
+    if then.validation is not None:
+        lines.append(figures("validation metric", then.validation, now.validation))
+    names = sorted(then.metrics.keys() | now.metrics.keys())
+    lines += [figures(f"holdout {n}", then.metrics.get(n), now.metrics.get(n)) for n in names]
+    lines.append(figures("model SHA-256", then.onnx_sha256[:12], now.onnx_sha256[:12]))
+    if not found.same_code:
+        lines.append("code: {} → {}".format(*found.revisions))
+    if found.packages:
+        shown = ", ".join(found.packages[:5])
+        lines.append(f"{len(found.packages)} packages differ: {shown}")
+    exact = same and found.same_model and found.difference == 0
+    verdict = "reproduced bit for bit" if exact else "reproduced" if same else "NOT reproduced"
+    lines.append(f"{verdict}; the largest difference of a metric is {found.difference:g}")
+    return lines

@@ -8,10 +8,12 @@ from datetime import datetime
 from enum import StrEnum
 
 __all__ = [
+    "Cancelled",
     "Cause",
     "DataFile",
     "Dataset",
     "Progress",
+    "Slice",
     "State",
     "Trained",
     "Training",
@@ -23,6 +25,10 @@ class TrainingError(Exception):
     """The data or the pipeline do not allow a model; trying again cannot help."""
 
 
+class Cancelled(Exception):
+    """Somebody has asked for the end of this training."""
+
+
 class State(StrEnum):
     """Life of a training."""
 
@@ -31,6 +37,7 @@ class State(StrEnum):
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     SUPERSEDED = "superseded"
+    CANCELLED = "cancelled"
 
     @property
     def ended(self) -> bool:
@@ -77,6 +84,8 @@ class Training:
         cause_id: id of the event or request behind it; unique within a pipeline.
         attempts: times it was started.
         best_metric: best validation metric so far; None before the first trial ends.
+        cancel_time: when its cancellation was asked for; it is carried out before anything else is done for it.
+        error: what went wrong, or who cancelled it and why.
         trace: trace context of the request.
     """
 
@@ -95,6 +104,7 @@ class Training:
     run_id: str = ""
     start_time: datetime | None = None
     end_time: datetime | None = None
+    cancel_time: datetime | None = None
     error: str = ""
     trace: Mapping[str, str] = field(default_factory=dict)
 
@@ -114,6 +124,25 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class Slice:
+    """A part of the holdout that has one value in one field.
+
+    Attributes:
+        field: its name.
+        value: as text; empty for null.
+        rows: how many have it.
+        metrics: of the judged model.
+        baseline_metrics: of the Production version; empty if there was none.
+    """
+
+    field: str
+    value: str
+    rows: int
+    metrics: dict[str, float]
+    baseline_metrics: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Trained:
     """A model that is in MLflow, complete; JSON of it is the last artifact of its run.
 
@@ -122,6 +151,13 @@ class Trained:
         baseline_version: Production version that was scored on the same rows; 0 if none.
         export_difference: largest difference between the model and its export on the golden rows.
         seconds: wall time from the start of the training to the logged model.
+        intervals: lower and upper end of each metric, at 95 % confidence.
+        slices: metrics of parts of the holdout.
+        model_bytes: size of the ONNX file.
+        p99_seconds: 99th percentile of the time for one row.
+        cpu_seconds: processor time of trials and training.
+        threshold: probability from which a binary model answers `true`; 0 for other tasks.
+        scores_path: artifact of the run with what both models said about each row of the holdout.
     """
 
     run_id: str
@@ -135,3 +171,10 @@ class Trained:
     seconds: float
     training_rows: int
     holdout_rows: int
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    slices: tuple[Slice, ...] = ()
+    model_bytes: int = 0
+    p99_seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    threshold: float = 0.0
+    scores_path: str = ""

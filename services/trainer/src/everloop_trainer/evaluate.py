@@ -7,6 +7,7 @@ the monitor holds the scores of the first model, since those of the second on ro
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -18,42 +19,35 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 import pyarrow as pa
 import pyarrow.parquet as pq
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from everloop_contracts.pipeline import Pipeline, Task
-from everloop_features import (
-    FittedFeatures,
-    InputSpec,
-    feeds_from_rows,
-    feeds_from_table,
-    fit,
-    inputs_of,
-)
-from everloop_features.graph import compose_model, feature_graph
-from everloop_trainer.domain import Dataset
-from everloop_trainer.families import Params, load_family
-from everloop_trainer.measure import measure
+from everloop_features import InputSpec, feeds_from_rows, feeds_from_table, inputs_of
+from everloop_trainer.domain import Dataset, Slice
+from everloop_trainer.families import Params
+from everloop_trainer.importance import importance
+from everloop_trainer.intervals import intervals
+from everloop_trainer.learn import THRESHOLD, Predictions, decide, learn, tune
+from everloop_trainer.measure import answers, measure
+from everloop_trainer.onnx_model import latency, run_onnx
 from everloop_trainer.plots import plots
 from everloop_trainer.ports import Artifacts, Incumbent
 from everloop_trainer.rows import Rows
-from everloop_trainer.threads import threads
+from everloop_trainer.slices import slices_of
 
-__all__ = ["Evaluated", "evaluate"]
+__all__ = ["SCORES", "Evaluated", "evaluate"]
 
 log = logging.getLogger(__name__)
 
 GOLDEN_ROWS: Final = 32
-THRESHOLD: Final = 0.5
-
-Predictions = npt.NDArray[np.float32]
+SCORES: Final = "scores.parquet"
+"""File below `everloop/` with what both models said about each row of the holdout."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """A model that is ready to be logged."""
+    """A model that is ready to be logged; the attributes are those of `Trained`."""
 
     artifacts: Artifacts
     metrics: dict[str, float]
@@ -61,6 +55,11 @@ class Evaluated:
     baseline_metrics: dict[str, float]
     export_difference: float
     onnx_sha256: str
+    intervals: dict[str, tuple[float, float]]
+    slices: tuple[Slice, ...]
+    model_bytes: int
+    p99_seconds: float
+    threshold: float
 
 
 def evaluate(
@@ -85,15 +84,41 @@ def evaluate(
         params: of the winner.
         incumbent: model that serves now; scored on the same holdout.
     """
-    problem = everything.problem
-    _, predict = _learn(pipeline, taught, family, params)
-    predicted = predict(holdout.feeds)
-    metrics = measure(problem, holdout.target, predicted)
+    problem, training = everything.problem, pipeline.training
+    decision = tune(pipeline, taught, family, params)
+    judged = learn(pipeline, taught, family, params, decision)
+    predicted = judged.predict(holdout.feeds)
     baseline = _baseline(holdout, incumbent)
-    model, predict = _learn(pipeline, everything, family, params)
-    content = model.SerializeToString()
+
+    def of(
+        scores: Predictions | None, threshold: float, rows: npt.NDArray[np.intp] | slice
+    ) -> dict[str, float]:
+        if scores is None:
+            return {}
+        return measure(problem, holdout.target[rows], scores[rows], threshold, training.costs)
+
+    every = slice(None)
+    before = float(incumbent.manifest.get("threshold", THRESHOLD)) if incumbent else THRESHOLD
+    # What serves is calibrated, and its threshold set, by the newest rows, as an honest model answered for them.
+    final = decide(pipeline, holdout.target, judged.raw(holdout.feeds))
+    served = learn(pipeline, everything, family, params, final)
+    content = served.onnx.SerializeToString()
     digest = hashlib.sha256(content).hexdigest()
-    golden, difference = _golden(holdout, content, predict, inputs_of(pipeline))
+    golden, difference = _golden(holdout, content, served.predict, inputs_of(pipeline))
+    told = slices_of(
+        holdout.table,
+        training.slices,
+        lambda rows: of(predicted, decision.threshold, rows),
+        None if baseline is None else lambda rows: of(baseline, before, rows),
+    )
+    matters = importance(
+        holdout.feeds,
+        training.search.metric,
+        lambda feeds, rows: measure(
+            problem, holdout.target[rows], judged.predict(feeds), decision.threshold, training.costs
+        ),
+        training.seed,
+    )
     manifest = {
         "pipeline": pipeline.name,
         "family": family,
@@ -105,58 +130,44 @@ def evaluate(
         "dataset_tag": dataset.git_tag,
         "dataset_commit": dataset.git_commit,
         "onnx_sha256": digest,
-        "threshold": THRESHOLD,
+        "threshold": final.threshold,
     }
     files = {
         "manifest.json": json.dumps(manifest, indent=1).encode(),
         "golden.json": json.dumps(golden).encode(),
-        "reference.parquet": _reference(pipeline, holdout, predicted),
-        **plots(problem, holdout.target, predicted),
+        "reference.parquet": _reference(pipeline, holdout, predicted, decision.threshold),
+        SCORES: _scores(pipeline, holdout, predicted, baseline),
+        "importance.json": json.dumps(matters, indent=1).encode(),
+        "slices.json": json.dumps([dataclasses.asdict(item) for item in told], indent=1).encode(),
+        **plots(problem, holdout.classes, holdout.target, predicted, decision.threshold, matters),
     }
     return Evaluated(
         artifacts=Artifacts(content, files),
-        metrics=metrics,
-        baseline_version=incumbent.version if incumbent and baseline else 0,
-        baseline_metrics=baseline,
+        metrics=of(predicted, decision.threshold, every),
+        baseline_version=incumbent.version if incumbent and baseline is not None else 0,
+        baseline_metrics=of(baseline, before, every),
         export_difference=difference,
         onnx_sha256=digest,
+        intervals=intervals(
+            problem, holdout.target, predicted, decision.threshold, training.costs, training.seed
+        ),
+        slices=told,
+        model_bytes=len(content),
+        p99_seconds=latency(content, holdout.feeds),
+        threshold=final.threshold if problem.task is Task.BINARY else 0.0,
     )
 
 
-def _learn(
-    pipeline: Pipeline, rows: Rows, name: str, params: Params
-) -> tuple[Any, Callable[[Mapping[str, Any]], Predictions]]:
-    """Fits features and estimator; returns the exported model, and prediction by the fitted one itself."""
-    family, problem = load_family(name), rows.problem
-    features: FittedFeatures = fit(pipeline, rows.feeds, rows.target)
-    matrix = features.transform(rows.feeds, family.encoding)
-    with threadpool_limits(threads()):
-        model = family.fit(problem, matrix, rows.target, params, pipeline.training.seed)
-    estimator = family.to_onnx(problem, model, matrix.shape[1])
-    classes = np.unique(rows.target).astype(int) if problem.classes else np.array([0])
-
-    def predict(feeds: Mapping[str, Any]) -> Predictions:
-        answered = family.predict(problem, model, features.transform(dict(feeds), family.encoding))
-        if answered.shape[1] == (problem.classes or 1):
-            return answered
-        # A class that is only in the holdout has no chance with a model that never met it.
-        spread = np.zeros((len(answered), problem.classes), dtype=np.float32)
-        spread[:, classes] = answered
-        return spread
-
-    return compose_model(feature_graph(features, family.encoding), estimator), predict
-
-
-def _baseline(holdout: Rows, incumbent: Incumbent | None) -> dict[str, float]:
-    """The incumbent's metrics on the holdout; none where it cannot take these rows."""
+def _baseline(holdout: Rows, incumbent: Incumbent | None) -> Predictions | None:
+    """The incumbent's answers for the holdout, in the holdout's classes; None where it cannot take these rows."""
     if incumbent is None:
-        return {}
+        return None
     inputs = [InputSpec.from_json(item) for item in incumbent.manifest["inputs"]]
     try:
         answered = run_onnx(incumbent.onnx, feeds_from_table(holdout.table, inputs))
     except (KeyError, pa.ArrowInvalid) as error:
         log.warning("the model in Production cannot take the new schema's rows: %s", error)
-        return {}
+        return None
     classes = incumbent.manifest["classes"]
     if holdout.classes:
         places = [classes.index(label) if label in classes else None for label in holdout.classes]
@@ -164,13 +175,6 @@ def _baseline(holdout: Rows, incumbent: Incumbent | None) -> dict[str, float]:
             answered[:, place] if place is not None else np.zeros(len(answered)) for place in places
         ]
         answered = np.maximum(np.stack(columns, axis=1), 1e-12).astype(np.float32)
-    return measure(holdout.problem, holdout.target, answered)
-
-
-def run_onnx(content: bytes, feeds: Mapping[str, Any]) -> Predictions:
-    """Scores rows as inference does."""
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    answered: Predictions = session.run(None, dict(feeds))[0]
     return answered
 
 
@@ -203,7 +207,9 @@ def _rfc3339(moment: datetime) -> str:
     return utc.isoformat().replace("+00:00", "Z")
 
 
-def _reference(pipeline: Pipeline, holdout: Rows, predicted: Predictions) -> bytes:
+def _reference(
+    pipeline: Pipeline, holdout: Rows, predicted: Predictions, threshold: float
+) -> bytes:
     """The holdout with honest scores, for the monitor."""
     wanted = {*pipeline.inputs, pipeline.schema_.time, pipeline.target.field}
     names = [name for name in pipeline.schema_.fields if name in wanted]
@@ -213,12 +219,39 @@ def _reference(pipeline: Pipeline, holdout: Rows, predicted: Predictions) -> byt
         scores, labels = predicted[:, 0], [str(float(value)) for value in predicted[:, 0]]
     elif task is Task.BINARY:
         scores = predicted[:, 1]
-        labels = [holdout.classes[int(score >= THRESHOLD)] for score in scores]
+        labels = [holdout.classes[index] for index in answers(predicted, threshold)]
     else:
         scores = predicted.max(axis=1)
-        labels = [holdout.classes[index] for index in predicted.argmax(axis=1)]
+        labels = [holdout.classes[index] for index in answers(predicted, threshold)]
     table = table.append_column("everloop_score", pa.array(scores.astype(np.float64)))
-    table = table.append_column("everloop_label", pa.array(labels, pa.string()))
+    return _parquet(table.append_column("everloop_label", pa.array(labels, pa.string())))
+
+
+def _scores(
+    pipeline: Pipeline, holdout: Rows, predicted: Predictions, baseline: Predictions | None
+) -> bytes:
+    """What both models said about each row of the holdout, for whoever compares them row by row."""
+
+    def rows(values: Predictions) -> pa.Array:
+        # Not of a fixed size: Parquet cannot hold nulls of those.
+        return pa.array(values.astype(np.float64).tolist(), pa.list_(pa.float64()))
+
+    candidate = rows(predicted)
+    return _parquet(
+        pa.table(
+            {
+                "record_id": holdout.table[pipeline.schema_.id],
+                "target": pa.array(holdout.target.astype(np.float64)),
+                "candidate": candidate,
+                "baseline": pa.nulls(len(candidate), candidate.type)
+                if baseline is None
+                else rows(baseline),
+            }
+        )
+    )
+
+
+def _parquet(table: pa.Table) -> bytes:
     sink = io.BytesIO()
     pq.write_table(table, sink)
     return sink.getvalue()

@@ -8,14 +8,18 @@ import numpy as np
 import numpy.typing as npt
 from sklearn import metrics
 
-from everloop_contracts.pipeline import LOWER_IS_BETTER, Task
+from everloop_contracts.pipeline import LOWER_IS_BETTER, Costs, Task
 from everloop_trainer.families import Problem
 
-__all__ = ["measure", "worst"]
+__all__ = ["answers", "measure", "worst"]
 
 
 def measure(
-    problem: Problem, target: npt.NDArray[Any], predicted: npt.NDArray[np.floating[Any]]
+    problem: Problem,
+    target: npt.NDArray[Any],
+    predicted: npt.NDArray[np.floating[Any]],
+    threshold: float = 0.5,
+    costs: Costs | None = None,
 ) -> dict[str, float]:
     """All metrics of the task; one that is not defined on these rows is left out.
 
@@ -23,6 +27,8 @@ def measure(
         problem: what was learned.
         target: class position from 0, or the number.
         predicted: probabilities `[rows, classes]`, or numbers `[rows, 1]`.
+        threshold: probability from which a binary answer is the positive class.
+        costs: of wrong answers; with them, `cost` is what the answer for a row costs on average.
     """
     if problem.task is Task.REGRESSION:
         return {
@@ -33,8 +39,7 @@ def measure(
     shares = shares / shares.sum(axis=1, keepdims=True)
     labels = np.arange(problem.classes)
     binary = problem.task is Task.BINARY
-    # The threshold is 0.5; argmax would call a tie false.
-    guess = (shares[:, 1] >= 0.5).astype(int) if binary else shares.argmax(axis=1)
+    guess = answers(predicted, threshold)
     values = {
         "log_loss": metrics.log_loss(target, shares, labels=labels),
         "accuracy": metrics.accuracy_score(target, guess),
@@ -43,6 +48,9 @@ def measure(
         ),
     }
     if binary:
+        if costs:
+            wrong = np.where(target == 1, costs.false_negative, costs.false_positive)
+            values["cost"] = float((wrong * (guess != target)).mean())
         values["brier"] = metrics.brier_score_loss(target, shares[:, 1], pos_label=1)
     if len(np.unique(target)) == problem.classes:
         values["roc_auc"] = (
@@ -51,6 +59,14 @@ def measure(
             else metrics.roc_auc_score(target, shares, multi_class="ovr", average="weighted")
         )
     return {name: float(value) for name, value in values.items()}
+
+
+def answers(predicted: npt.NDArray[np.floating[Any]], threshold: float) -> npt.NDArray[np.intp]:
+    """Class position that is answered for each row of probabilities, as inference does it."""
+    if predicted.shape[1] == 2:
+        # In float64, like the threshold; argmax would call a tie false.
+        return (predicted[:, 1].astype(np.float64) >= threshold).astype(np.intp)
+    return np.asarray(predicted.argmax(axis=1))
 
 
 def worst(metric: str) -> float:

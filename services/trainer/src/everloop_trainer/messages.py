@@ -18,6 +18,7 @@ _STATES = {
     State.SUCCEEDED: training_pb2.Training.STATE_SUCCEEDED,
     State.FAILED: training_pb2.Training.STATE_FAILED,
     State.SUPERSEDED: training_pb2.Training.STATE_SUPERSEDED,
+    State.CANCELLED: training_pb2.Training.STATE_CANCELLED,
 }
 _CAUSES = {
     Cause.FIRST_DATA: training_pb2.CAUSE_FIRST_DATA,
@@ -57,6 +58,7 @@ def training_message(training: Training) -> training_pb2.Training:
         create_time=_timestamp(training.create_time),
         start_time=_timestamp(training.start_time),
         end_time=_timestamp(training.end_time),
+        cancel_time=_timestamp(training.cancel_time),
         error=training.error,
     )
 
@@ -88,6 +90,25 @@ def trained_message(training: Training, trained: Trained) -> events_pb2.ModelTra
         training_seconds=trained.seconds,
         training_rows=trained.training_rows,
         holdout_rows=trained.holdout_rows,
+        intervals={
+            name: events_pb2.MetricInterval(low=low, high=high)
+            for name, (low, high) in trained.intervals.items()
+        },
+        slices=[
+            events_pb2.SliceMetrics(
+                field=part.field,
+                value=part.value,
+                rows=part.rows,
+                metrics=part.metrics,
+                baseline_metrics=part.baseline_metrics,
+            )
+            for part in trained.slices
+        ],
+        scores_path=trained.scores_path,
+        model_bytes=trained.model_bytes,
+        p99_seconds=trained.p99_seconds,
+        cpu_seconds=trained.cpu_seconds,
+        threshold=trained.threshold,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 from everloop_contracts.pipeline import Pipeline
 from everloop_trainer.domain import Dataset, Trained, Training
 
-__all__ = ["Artifacts", "Cutter", "Datasets", "Incumbent", "Production", "Tracking"]
+__all__ = ["FILES", "Artifacts", "Cutter", "Datasets", "Incumbent", "Production", "Tracking"]
 
 
 class Datasets(Protocol):
@@ -62,9 +62,13 @@ class Production(Protocol):
         """
 
 
+FILES: Final = "everloop"
+"""Folder of a run's artifacts that holds what belongs to its model."""
+
+
 @dataclass(frozen=True, slots=True)
 class Artifacts:
-    """What is logged with a model: files by their path below `everloop/`, and the model itself."""
+    """What is logged with a model: files by their path below `FILES`, and the model itself."""
 
     onnx: bytes
     files: Mapping[str, bytes]
@@ -87,11 +91,15 @@ class Tracking(Protocol):
         params: Mapping[str, Any],
         metrics: Mapping[str, float],
         failed: bool,
+        curve: Sequence[Mapping[str, float]] = (),
     ) -> None:
-        """Writes one ended trial down as a child of the run."""
+        """Writes one ended trial down as a child of the run, with its metrics on the way by `budget`."""
 
     def finished(self, run_id: str) -> Trained | None:
         """What an earlier attempt logged completely, if one did; its run has ended then."""
+
+    def winner_before(self, training: Training) -> tuple[str, dict[str, Any]] | None:
+        """Family and parameters of the pipeline's newest model before this training; None where there is none."""
 
     def log_model(
         self,
@@ -105,3 +113,6 @@ class Tracking(Protocol):
 
     def fail(self, training: Training) -> None:
         """Ends the run of a training as failed; nothing happens if it has none."""
+
+    def kill(self, training: Training) -> None:
+        """Ends the run of a training as killed; nothing happens if it has none."""

@@ -102,6 +102,34 @@ class Requests:
             )
         return self._request(name, request_id or str(uuid.uuid4()), Cause.REQUEST)
 
+    def cancel(self, training_id: str, actor: str, reason: str) -> Training:
+        """Ends a training that waits, and sees to it that one that runs ends soon; a repeat changes nothing.
+
+        Raises:
+            EverloopError: kind not_found for an unknown training; precondition, reason TRAINING_ENDED, for one that
+                has ended in another way.
+        """
+        who = f"cancelled by {actor}" if actor else "cancelled"
+        with self._database.unit_of_work() as work:
+            store.cancel(work.connection, training_id, f"{who}: {reason}" if reason else who)
+            training = store.by_id(work.connection, training_id)
+        if training is None:
+            raise EverloopError(
+                Kind.NOT_FOUND,
+                "TRAINING_NOT_FOUND",
+                f"there is no training '{training_id}'",
+                training=training_id,
+            )
+        if training.cancel_time is None:
+            raise EverloopError(
+                Kind.PRECONDITION,
+                "TRAINING_ENDED",
+                f"training {training_id} has ended: {training.state}",
+                training=training_id,
+            )
+        self._queued()
+        return training
+
     def _request(self, name: str, cause_id: str, cause: Cause) -> Training:
         with self._database.unit_of_work() as work:
             if known := store.by_cause(work.connection, name, cause_id):

@@ -10,10 +10,11 @@ import logging
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -23,24 +24,25 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 from ray.tune.search.searcher import Searcher
 
-from everloop_contracts.pipeline import LOWER_IS_BETTER, Pipeline
-from everloop_features import fit
+from everloop_contracts.pipeline import LOWER_IS_BETTER, TASK_METRICS, Pipeline
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_trainer.domain import Progress
 from everloop_trainer.families import Choice, load_family
+from everloop_trainer.judge import BUDGET, REDUCTION, folds_of
 from everloop_trainer.rows import Rows
-from everloop_trainer.trial import BUDGET, REDUCTION, run_trial, split_config
+from everloop_trainer.trial import CPU_SECONDS, run_trial, split_config
 
 if TYPE_CHECKING:
     import optuna
     from ray.tune.experiment import Trial
 
 __all__ = [
-    "SEARCH_ROWS",
     "Cluster",
     "Found",
     "SearchFailed",
     "Watcher",
+    "Winner",
+    "first_points",
     "forget",
     "joined",
     "search",
@@ -48,12 +50,12 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-SEARCH_ROWS: Final = 60_000
-"""Newest rows that a search looks at; the winner is then fitted on all of them."""
 ANSWER_SECONDS: Final = 5.0
 """Time that the Ray head gets to accept a connection."""
-VALIDATION_SHARE: Final = 0.25
-"""Newest share of the search's rows that trials are judged on."""
+
+
+Winner = tuple[str, dict[str, Any]]
+"""A family and its parameters."""
 
 
 class SearchFailed(Exception):
@@ -62,12 +64,13 @@ class SearchFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The best trial."""
+    """The best trial, how many there were, and the processor time of all."""
 
     family: str
     params: dict[str, Any]
     metric: float
     trials: int
+    cpu_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,13 @@ class Cluster:
 class Watcher(Protocol):
     """Who follows a search."""
 
+    def check(self) -> None:
+        """Asked all the time.
+
+        Raises:
+            Cancelled: the search is to end; its trials are stopped.
+        """
+
     def progress(self, progress: Progress) -> None:
         """Told after every trial."""
 
@@ -98,41 +108,38 @@ class Watcher(Protocol):
         params: Mapping[str, Any],
         metrics: Mapping[str, float],
         failed: bool,
+        curve: Sequence[Mapping[str, float]] = (),
     ) -> None:
-        """Told what one trial was and gave."""
+        """Told what one trial was and gave; `curve` holds its metrics at each share of the work, named `budget`."""
 
 
 def search(
-    pipeline: Pipeline, rows: Rows, training_id: str, cluster: Cluster, watcher: Watcher
+    pipeline: Pipeline,
+    rows: Rows,
+    training_id: str,
+    cluster: Cluster,
+    watcher: Watcher,
+    before: Winner | None = None,
 ) -> Found:
     """Searches for the best family and parameters; Ray is initialised by the caller.
 
     Args:
         pipeline: names the families and the budget.
-        rows: the training part; only the newest `SEARCH_ROWS` are looked at.
+        rows: the training part.
         training_id: names the search: a repeat resumes it.
         cluster: what it may use.
         watcher: told about trials.
+        before: what won before, which is tried first; None where nothing did, or it is not to be.
 
     Raises:
         SearchFailed: no trial came to an end.
+        Cancelled: the watcher said so.
     """
     spec = pipeline.training.search
-    taught, judged = rows.part(max(0, len(rows) - SEARCH_ROWS), len(rows)).split(VALIDATION_SHARE)
-    features = fit(pipeline, taught.feeds, taught.target)
-    encodings = {load_family(name).encoding for name in pipeline.training.families}
-    matrices = {
-        encoding: (
-            features.transform(taught.feeds, encoding),
-            features.transform(judged.feeds, encoding),
-        )
-        for encoding in encodings
-    }
     trainable = tune.with_resources(
         tune.with_parameters(
             run_trial,
-            matrices=matrices,
-            targets=(taught.target, judged.target),
+            folds=folds_of(pipeline, rows),
             problem=rows.problem,
             metric=spec.metric,
             seed=pipeline.training.seed,
@@ -140,7 +147,8 @@ def search(
         {"cpu": cluster.trial_cpus, "gpu": cluster.trial_gpus},
     )
     mode = "min" if spec.metric in LOWER_IS_BETTER else "max"
-    tuner = _tuner(pipeline, trainable, training_id, cluster, _Follow(watcher, spec.metric, mode))
+    follow = _Follow(watcher, spec.metric, mode)
+    tuner = _tuner(pipeline, trainable, training_id, cluster, follow, before)
     results = tuner.fit()
     folder = cluster.folder / training_id
     done = [item for item in results if item.metrics and spec.metric in item.metrics]
@@ -152,7 +160,8 @@ def search(
     # Trials that ASHA stopped were judged on part of the work; they may still be the best.
     best = max(done, key=lambda item: sign * float(item.metrics[spec.metric]))
     family, params = split_config(best.config)
-    return Found(family, params, float(best.metrics[spec.metric]), len(results))
+    spent = sum(float((item.metrics or {}).get(CPU_SECONDS, 0.0)) for item in results)
+    return Found(family, params, float(best.metrics[spec.metric]), len(results), spent)
 
 
 class _BoundedSearch(OptunaSearch):
@@ -182,11 +191,31 @@ def _space(families: tuple[str, ...], trial: optuna.Trial) -> None:
             trial.suggest_float(f"{name}.{key}", item.low, item.high, log=item.log)
 
 
-def _defaults(families: tuple[str, ...]) -> list[dict[str, Any]]:
-    return [
-        {"family": name, **{f"{name}.{k}": v.default for k, v in load_family(name).space.items()}}
-        for name in families
+def first_points(families: tuple[str, ...], before: Winner | None) -> list[dict[str, Any]]:
+    """What is tried before the search has learned anything: what won before, then every family's defaults.
+
+    What won before is left out where it lies outside of the space, which another version of the code may have drawn
+    otherwise.
+    """
+    points = [
+        (name, {k: v.default for k, v in load_family(name).space.items()}) for name in families
     ]
+    if before and before[0] in families and before not in points and _inside(*before):
+        points.insert(0, before)
+    return [
+        {"family": name, **{f"{name}.{key}": value for key, value in params.items()}}
+        for name, params in points
+    ]
+
+
+def _inside(name: str, params: Mapping[str, Any]) -> bool:
+    space = load_family(name).space
+    return set(params) == set(space) and all(
+        params[key] in item.values
+        if isinstance(item, Choice)
+        else item.low <= params[key] <= item.high
+        for key, item in space.items()
+    )
 
 
 def _tuner(
@@ -195,6 +224,7 @@ def _tuner(
     training_id: str,
     cluster: Cluster,
     follow: tune.Callback,
+    before: Winner | None,
 ) -> tune.Tuner:
     """A new search, or the one of this name taken up again."""
     folder = cluster.folder / training_id
@@ -217,7 +247,7 @@ def _tuner(
         partial(_space, training.families),
         metric=spec.metric,
         mode=mode,
-        points_to_evaluate=_defaults(training.families)[: spec.trials],
+        points_to_evaluate=first_points(training.families, before)[: spec.trials],
         seed=training.seed,
         seconds=spec.time_budget.total_seconds(),
     )
@@ -245,16 +275,30 @@ def _tuner(
 
 
 class _Follow(tune.Callback):
-    """Tells the watcher about trials that end."""
+    """Tells the watcher about trials that end, and asks it whether to go on."""
 
     def __init__(self, watcher: Watcher, metric: str, mode: str) -> None:
         self._watcher = watcher
         self._metric = metric
         self._sign = 1 if mode == "max" else -1
+        self._curves: dict[str, list[dict[str, float]]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the watcher: Tune pickles its callbacks, and a database cannot be."""
         return {**vars(self), "_watcher": None}
+
+    def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        self._watcher.check()  # what it raises makes Tune stop all trials, and comes out of `fit`
+
+    def on_trial_result(
+        self,
+        iteration: int,
+        trials: list[Trial],
+        trial: Trial,
+        result: dict[str, Any],
+        **info: Any,
+    ) -> None:
+        self._curves.setdefault(trial.trial_id, []).append(_metrics(result))
 
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
@@ -269,9 +313,10 @@ class _Follow(tune.Callback):
     def _tell(self, trials: list[Trial], trial: Trial, failed: bool) -> None:
         family, params = split_config(trial.config)
         last = trial.last_result or {}
-        values = {k: float(v) for k, v in last.items() if k in _METRICS}
+        values = _metrics(last)
         values["seconds"] = float(last.get("time_total_s", 0.0))
-        self._watcher.trial(trial.trial_id, family, params, values, failed)
+        curve = self._curves.pop(trial.trial_id, [])
+        self._watcher.trial(trial.trial_id, family, params, values, failed, curve)
         ended = [item for item in trials if item.is_finished() or item is trial]
         judged = [item for item in ended if self._metric in (item.last_result or {})]
         best = max(
@@ -286,9 +331,11 @@ class _Follow(tune.Callback):
         )
 
 
-_METRICS: Final = frozenset(
-    {"roc_auc", "log_loss", "brier", "accuracy", "f1", "rmse", "mae", "budget"}
-)
+_METRICS: Final = frozenset({*chain(*TASK_METRICS.values()), "budget", CPU_SECONDS})
+
+
+def _metrics(result: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in result.items() if name in _METRICS}
 
 
 def forget(training_id: str, cluster: Cluster) -> None:

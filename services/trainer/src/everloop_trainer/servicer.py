@@ -69,6 +69,13 @@ class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
             if training.state.ended or ended.wait(_WATCH_SECONDS):
                 return
 
+    def CancelTraining(
+        self, request: training_pb2.CancelTrainingRequest, context: grpc.ServicerContext
+    ) -> training_pb2.CancelTrainingResponse:
+        """Cancels a training."""
+        training = self._requests.cancel(request.id, request.actor, request.reason)
+        return training_pb2.CancelTrainingResponse(training=training_message(training))
+
     def _get(self, training_id: str) -> Training:
         with self._database.read() as connection:
             training = store.by_id(connection, training_id)

@@ -31,7 +31,8 @@ def trigger_of(
         >>> trigger_of(Triggers(min_rows=801), version, [])
         (None, '800 labelled rows, the first training takes 801 (min_rows)')
     """
-    known = [item for item in history if item.state not in (State.FAILED, State.SUPERSEDED)]
+    without_model = (State.FAILED, State.SUPERSEDED, State.CANCELLED)
+    known = [item for item in history if item.state not in without_model]
     if any(item.dataset.version >= dataset.version for item in history):
         return None, "a training was asked for with this version, or a newer one"
     rows, least = dataset.labelled_rows, triggers.min_rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from everloop_contracts.events import TRAINER
@@ -16,7 +16,7 @@ from everloop_runtime.events import new_event
 from everloop_runtime.service import Component, Stopper, backoff
 from everloop_runtime.telemetry import span
 from everloop_trainer.adapters import store
-from everloop_trainer.domain import Progress, State, Trained, Training, TrainingError
+from everloop_trainer.domain import Cancelled, Progress, State, Trained, Training, TrainingError
 from everloop_trainer.messages import failed_message, trained_message
 from everloop_trainer.metrics import DURATION, TRAININGS, TRIALS
 from everloop_trainer.train import Train
@@ -27,6 +27,8 @@ __all__ = ["Worker"]
 log = logging.getLogger(__name__)
 
 LONGEST_REST = 30.0
+CHECK_SECONDS = 0.5
+"""How often a training that runs looks whether it was cancelled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,9 @@ class Worker(Component):
         now = time.monotonic()
         resting = {name for name, rest in self._rests.items() if rest.until > now}
         with self._database.read() as connection:
-            training = next_to_run(store.waiting(connection), resting)
+            waiting = store.waiting(connection)
+        resting -= {item.id for item in waiting if item.cancel_time}
+        training = next_to_run(waiting, resting)
         if training is None:
             return False
         with span(f"training {training.pipeline}", training.trace):
@@ -99,6 +103,9 @@ class Worker(Component):
         return True
 
     def _attempt(self, training: Training) -> None:
+        if training.cancel_time:
+            self._cancel(training)  # before a crash or an outage had an end
+            return
         pipeline = self._pipelines.get(training.pipeline)
         if pipeline is None:
             self._fail(training, f"there is no pipeline '{training.pipeline}' any more")
@@ -109,7 +116,8 @@ class Worker(Component):
             )
             return
         with self._database.unit_of_work() as work:
-            store.start(work.connection, training.id)
+            if not store.start(work.connection, training.id):
+                return  # cancelled since it was looked at
         self._count()
         log.info("training %s starts, attempt %d", training.id, training.attempts + 1)
         began = time.monotonic()
@@ -122,7 +130,10 @@ class Worker(Component):
                 trial_ended=lambda family, failed: TRIALS.labels(
                     training.pipeline, family, "failed" if failed else "done"
                 ).inc(),
+                check=self._check(training),
             )
+        except Cancelled:
+            self._cancel(training)
         except TrainingError as error:
             self._fail(training, str(error))
         except Exception as error:
@@ -147,6 +158,28 @@ class Worker(Component):
         seconds = backoff(attempts, self._retry_seconds, LONGEST_REST)
         self._rests[training.id] = _Rest(attempts, time.monotonic() + seconds)
 
+    def _check(self, training: Training) -> Callable[[], None]:
+        """Makes what raises Cancelled once somebody has asked for it; it looks every `CHECK_SECONDS`."""
+        looked = 0.0
+
+        def check() -> None:
+            nonlocal looked
+            if time.monotonic() - looked >= CHECK_SECONDS:
+                looked = time.monotonic()
+                if self._cancel_asked(training):
+                    raise Cancelled
+
+        return check
+
+    def _cancel_asked(self, training: Training) -> bool:
+        with self._database.read() as connection:
+            now = store.by_id(connection, training.id)
+        return now is not None and now.cancel_time is not None
+
+    def _cancel_if_asked(self, training: Training) -> None:
+        if self._cancel_asked(training):
+            self._cancel(training)
+
     def _note_run(self, training: Training, run_id: str, trials: int) -> None:
         with self._database.unit_of_work() as work:
             store.set_run(work.connection, training.id, run_id, trials)
@@ -166,8 +199,12 @@ class Worker(Component):
             id=f"{training.id}:trained",
         )
         with self._database.unit_of_work() as work:
-            if store.set_state(work.connection, [training.id], State.RUNNING, State.SUCCEEDED):
+            ended = store.set_state(work.connection, [training.id], State.RUNNING, State.SUCCEEDED)
+            if ended:
                 work.publish(event)
+        if not ended:
+            self._cancel_if_asked(training)  # while the model was logged
+            return
         self._rests.pop(training.id, None)
         log.info("training %s gave %s: %s", training.id, trained.family, trained.metrics)
 
@@ -185,8 +222,19 @@ class Worker(Component):
             )
             if ended:
                 work.publish(event)
+        if not ended:
+            self._cancel_if_asked(training)
+            return
         self._rests.pop(training.id, None)
         log.error("training %s failed: %s", training.id, reason)
+
+    def _cancel(self, training: Training) -> None:
+        """Carries a cancellation out; one that a crash cuts off is carried out again."""
+        self._train.cancel(training)
+        with self._database.unit_of_work() as work:
+            store.set_state(work.connection, [training.id], State.RUNNING, State.CANCELLED)
+        self._rests.pop(training.id, None)
+        log.info("training %s is cancelled", training.id)
 
     def _count(self) -> None:
         with self._database.read() as connection:

@@ -8,7 +8,19 @@ from typing import Annotated
 
 import typer
 
-from everloop.cli import data, dead_letters, models, package, predict, rollouts, stack, watch
+from everloop.cli import (
+    data,
+    dead_letters,
+    features,
+    models,
+    package,
+    predict,
+    reproduce,
+    rollouts,
+    stack,
+    trainings,
+    watch,
+)
 from everloop.cli.context import Commands
 
 __all__ = ["app"]
@@ -25,6 +37,7 @@ everloop cut flight-delays                    a dataset version
 everloop train flight-delays                  a model from all data so far
 everloop models flight-delays                 what was trained, what serves
 everloop predict flight-delays --file x.jsonl ask it
+everloop reproduce flight-delays              train it again, compare
 everloop rollouts flight-delays               how a version on trial does
 everloop package flight-delays                an image of the model alone
 everloop drift flight-delays                  how inputs and quality move
@@ -69,5 +82,17 @@ def _options(
     """Takes what holds for every command; they read it from the context."""
 
 
-for room in (stack, data, dead_letters, predict, models, package, rollouts, watch):
+for room in (
+    stack,
+    data,
+    dead_letters,
+    predict,
+    models,
+    features,
+    trainings,
+    reproduce,
+    package,
+    rollouts,
+    watch,
+):
     room.add_to(app)

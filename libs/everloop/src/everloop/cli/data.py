@@ -195,7 +195,11 @@ def _what_follows(everloop: Everloop, dataset: DatasetVersion) -> str:
         trainings = everloop.trainings(name, limit=500)
     except (EverloopError, PipelineError):
         return later
-    without_model = (Training.STATE_FAILED, Training.STATE_SUPERSEDED)
+    without_model = (
+        Training.STATE_FAILED,
+        Training.STATE_SUPERSEDED,
+        Training.STATE_CANCELLED,
+    )
     if name not in found or any(item.state not in without_model for item in trainings):
         return later
     least = found[name].training.triggers.min_rows

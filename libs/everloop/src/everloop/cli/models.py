@@ -1,14 +1,13 @@
-"""`models`, `promote`, `rollback`, `train` and `trainings`."""
+"""`models`, `promote` and `rollback`."""
 
 from __future__ import annotations
 
 import getpass
-import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from everloop.cli.context import JsonOption, connected, require_known, say
+from everloop.cli.context import JsonOption, connected, require_known
 
 if TYPE_CHECKING:
     from everloop_contracts.stubs.everloop.registry.v1.registry_pb2 import ModelVersion
@@ -18,9 +17,6 @@ __all__ = ["PANEL", "ReasonOption", "add_to"]
 PANEL = "Models"
 TOLD_METRICS = ("roc_auc", "log_loss", "rmse", "mae")
 """What a table has room for; `--json` has them all."""
-POLL_SECONDS = 1.0
-PATIENCE_SECONDS = 60.0
-"""A trainer that is started again meanwhile goes on with what it was doing."""
 ReasonOption = Annotated[str, typer.Option("--reason", "-m", help="Why, for the audit trail.")]
 
 
@@ -133,114 +129,7 @@ def rollback(
         console.print(f"[green]{model} v{done.version} is in Production again[/]")
 
 
-def train(
-    ctx: typer.Context,
-    pipeline: Annotated[str, typer.Argument(help="Name of the pipeline.")],
-    request_id: Annotated[
-        str,
-        typer.Option(help="Said again, it finds the same training instead of starting another."),
-    ] = "",
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Until it has ended.")] = True,
-    as_json: JsonOption = False,
-) -> None:
-    """Train on everything that has arrived, whatever the triggers say. Exit code 1 if it ends without a model.
-
-    Interrupted, the command stops waiting; the training goes on.
-
-    \b
-    everloop train flight-delays
-    everloop train flight-delays --no-wait
-    """  # noqa: D301 - the backspace keeps the lines apart
-    from everloop.cli.output import console, enum_name, print_json
-
-    told = ""
-    with connected(ctx) as everloop:
-        training = everloop.train(pipeline, request_id=request_id)
-        while True:
-            state = enum_name(training.DESCRIPTOR.fields_by_name["state"], training.state)
-            ended = state not in ("queued", "running")
-            trials = f", {training.trials_done} of {training.trials_total} trials ended"
-            best = f", best {training.best_metric:.4f} ({training.best_family})"
-            now = (
-                f"{pipeline} v{training.dataset_version}: {state}"
-                f"{trials if training.trials_total else ''}{best if training.best_family else ''}"
-            )
-            if ended or not wait:
-                break
-            if now != told:
-                say(now)
-                told = now
-            time.sleep(POLL_SECONDS)
-            training = everloop.training(training.id, patience=PATIENCE_SECONDS)
-    if as_json:
-        print_json(training)
-    else:
-        console.print(f"training {training.id} of {now}", soft_wrap=True, markup=False)
-        if training.error:
-            console.print(training.error, soft_wrap=True, markup=False)
-        elif state == "superseded":
-            console.print("a newer request took its place: `everloop trainings` shows it")
-        elif ended:
-            console.print(f"what the gates say of the model: `everloop models {pipeline}`")
-    raise typer.Exit(1 if state in ("failed", "superseded") else 0)
-
-
-def trainings(
-    ctx: typer.Context,
-    pipeline: Annotated[str, typer.Argument(help="Name of the pipeline; default: all.")] = "",
-    limit: Annotated[int, typer.Option(help="At most this many.", min=1)] = 20,
-    as_json: JsonOption = False,
-) -> None:
-    """List trainings, newest first.
-
-    \b
-    everloop trainings flight-delays
-    """  # noqa: D301 - the backspace keeps the lines apart
-    from everloop.cli.output import enum_name, print_json, table, when
-
-    with connected(ctx) as everloop:
-        found = everloop.trainings(pipeline, limit=limit)
-        if pipeline and not found:
-            require_known(everloop, pipeline)
-    if as_json:
-        print_json(found)
-        return
-    table(
-        (
-            "training",
-            "pipeline",
-            "dataset",
-            "state",
-            "cause",
-            "trials#",
-            "best#",
-            "family",
-            "queued",
-            "seconds#",
-        ),
-        (
-            (
-                item.id,
-                item.pipeline,
-                f"v{item.dataset_version}",
-                enum_name(item.DESCRIPTOR.fields_by_name["state"], item.state)
-                + (f": {item.error}" if item.error else ""),
-                enum_name(item.DESCRIPTOR.fields_by_name["cause"], item.cause),
-                f"{item.trials_done}/{item.trials_total}",
-                f"{item.best_metric:.4f}" if item.best_family else "",
-                item.best_family,
-                when(item.create_time),
-                str(item.end_time.seconds - item.start_time.seconds)
-                if item.end_time.seconds and item.start_time.seconds
-                else "",
-            )
-            for item in found
-        ),
-        empty="no training yet: `everloop train PIPELINE` starts one",
-    )
-
-
 def add_to(app: typer.Typer) -> None:
     """Adds the commands."""
-    for command in (models, promote, rollback, train, trainings):
+    for command in (models, promote, rollback):
         app.command(rich_help_panel=PANEL)(command)

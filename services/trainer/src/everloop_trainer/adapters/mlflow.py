@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import logging
 import os
+import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -19,19 +20,28 @@ from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 from mlflow.utils.time import get_current_time_millis
 from onnx import TensorProto
+from pydantic import TypeAdapter
 
 from everloop_contracts.pipeline import Pipeline
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.mlflow_errors import translated
 from everloop_trainer.domain import Trained, Training
-from everloop_trainer.ports import Artifacts
+from everloop_trainer.families import params_of
+from everloop_trainer.ports import FILES, Artifacts
+from everloop_trainer.recipe import ENVIRONMENT, RECIPE, Recipe, code_digest, code_revision
+from everloop_trainer.reproduce import TrialRecord
 
 __all__ = ["MlflowTracking"]
+
+log = logging.getLogger(__name__)
 
 TRAINING_ID: Final = "everloop.training_id"
 TRAINED: Final = "everloop.trained"
 MODEL: Final = "model"
-FILES: Final = "everloop"
+RECORD: Final = "trained.json"
+_RECORD: Final = TypeAdapter(Trained)
+_KEY: Final = re.compile(r"[^\w\-. :/]", re.ASCII)
+"""What MLflow does not take in the name of a metric."""
 _TYPES: Final[dict[int, np.dtype[Any]]] = {
     TensorProto.STRING: np.dtype(object),
     TensorProto.INT64: np.dtype(np.int64),
@@ -82,6 +92,8 @@ class MlflowTracking:
             "everloop.cause": training.cause.value,
             "everloop.cause_id": training.cause_id,
             "everloop.code_version": version("everloop-trainer"),
+            "everloop.code_digest": code_digest(),
+            "everloop.code_revision": code_revision(),
         }
         name = f"{dataset.git_tag} {training.cause.value}"
         return self._client.create_run(experiment, tags=tags, run_name=name)
@@ -94,6 +106,7 @@ class MlflowTracking:
         params: Mapping[str, Any],
         metrics: Mapping[str, float],
         failed: bool,
+        curve: Sequence[Mapping[str, float]] = (),
     ) -> None:
         """Writes one ended trial down as a child of the run, in three calls."""
         with translated():
@@ -103,14 +116,27 @@ class MlflowTracking:
                 tags={"mlflow.parentRunId": run_id, "everloop.trial_id": trial_id},
                 run_name=f"{family} {trial_id}",
             )
-            self._log(run.info.run_id, metrics, {"family": family, **params})
+            self._log(run.info.run_id, metrics, {"family": family, **params}, curve)
             self._client.set_terminated(run.info.run_id, "FAILED" if failed else "FINISHED")
 
-    def _log(self, run_id: str, metrics: Mapping[str, float], params: Mapping[str, Any]) -> None:
+    def _log(
+        self,
+        run_id: str,
+        metrics: Mapping[str, float],
+        params: Mapping[str, Any],
+        curve: Sequence[Mapping[str, float]] = (),
+    ) -> None:
         now = get_current_time_millis()
+        final = int(metrics.get("budget", 0))
+        # MLflow tells the metric of the largest step, the last of those that share it.
+        steps = [(int(point["budget"]), point) for point in curve if point["budget"] < final]
         self._client.log_batch(
             run_id,
-            metrics=[Metric(name, value, now, 0) for name, value in metrics.items()],
+            metrics=[
+                Metric(name, value, now, step)
+                for step, point in [*steps, (final, metrics)]
+                for name, value in point.items()
+            ],
             params=[Param(name, str(value)) for name, value in params.items()],
         )
 
@@ -121,15 +147,47 @@ class MlflowTracking:
             text = run.data.tags.get(TRAINED)
             if text and run.info.status != "FINISHED":
                 self._client.set_terminated(run_id, "FINISHED")
-        return Trained(**json.loads(text)) if text else None
+        if not text:
+            return None
+        if not text.startswith("{"):  # an earlier trainer kept all of it in the tag
+            with translated(files=True):
+                text = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/{FILES}/{RECORD}")
+        return _RECORD.validate_json(text)
+
+    def winner_before(self, training: Training) -> tuple[str, dict[str, Any]] | None:
+        """Family and parameters of the newest model before; None where there is none that this code knows."""
+        with translated():
+            experiment = self._client.get_experiment_by_name(training.pipeline)
+            found = self._client.search_runs(
+                [experiment.experiment_id] if experiment else [],
+                f"tags.`{TRAINED}` != '' AND tags.`{TRAINING_ID}` != '{training.id}'",
+                order_by=["attributes.start_time DESC"],
+                max_results=1,
+            )
+        if not found:
+            return None
+        params = dict(found[0].data.params)
+        try:
+            family = params.pop("family")
+            return family, params_of(family, params)
+        except (LookupError, ValueError) as error:
+            log.warning("run %s cannot be gone on from: %s", found[0].info.run_id, error)
+            return None
 
     def fail(self, training: Training) -> None:
         """Ends the run of a training as failed; nothing happens if it has none."""
+        self._end(training, "FAILED")
+
+    def kill(self, training: Training) -> None:
+        """Ends the run of a training as killed; nothing happens if it has none."""
+        self._end(training, "KILLED")
+
+    def _end(self, training: Training, status: str) -> None:
         with translated():
             experiment = self._client.get_experiment_by_name(training.pipeline)
             run = self._find(experiment.experiment_id, training) if experiment else None
             if run:
-                self._client.set_terminated(run.info.run_id, "FAILED")
+                self._client.set_terminated(run.info.run_id, status)
 
     def log_model(
         self,
@@ -142,8 +200,9 @@ class MlflowTracking:
         """Logs the model and its artifacts; the tag that comes last makes them count."""
         trained = dataclasses.replace(trained, model_uri=f"runs:/{run_id}/{MODEL}")
         model = onnx.load_from_string(artifacts.onnx)
+        record = _RECORD.dump_json(trained, indent=1)
         with tempfile.TemporaryDirectory() as folder:
-            for name, content in artifacts.files.items():
+            for name, content in {**artifacts.files, RECORD: record}.items():
                 (Path(folder) / name).write_bytes(content)
             with translated(files=True):
                 self._client.log_artifacts(run_id, folder, FILES)
@@ -161,16 +220,53 @@ class MlflowTracking:
             metrics = trained.metrics | {
                 f"baseline_{name}": value for name, value in trained.baseline_metrics.items()
             }
+            for name, (low, high) in trained.intervals.items():
+                metrics |= {f"{name}_low": low, f"{name}_high": high}
+            for part in trained.slices:
+                where = _KEY.sub("_", f"slice/{part.field}/{part.value or 'null'}")
+                metrics |= {f"{where}/{name}": value for name, value in part.metrics.items()}
             metrics |= {
+                "model_bytes": trained.model_bytes,
+                "p99_seconds": trained.p99_seconds,
+                "cpu_seconds": trained.cpu_seconds,
+                "threshold": trained.threshold,
                 "export_difference": trained.export_difference,
                 "training_rows": trained.training_rows,
                 "holdout_rows": trained.holdout_rows,
                 "training_seconds": trained.seconds,
             }
             self._log(run_id, metrics, {"family": trained.family, **params})
-            record = json.dumps(dataclasses.asdict(trained))
-            self._client.log_batch(run_id, tags=[RunTag(TRAINED, record)])
+            self._client.log_batch(run_id, tags=[RunTag(TRAINED, trained.onnx_sha256)])
         return trained
+
+    def recipe(self, run_id: str) -> tuple[Recipe, tuple[str, ...]]:
+        """What a run's model was made of, and its environment."""
+        with translated(files=True):
+            folder = f"{self._client.get_run(run_id).info.artifact_uri}/{FILES}"
+            content = mlflow.artifacts.load_text(f"{folder}/{RECIPE}")
+            packages = mlflow.artifacts.load_text(f"{folder}/{ENVIRONMENT}")
+        return Recipe.from_json(content.encode()), tuple(packages.splitlines())
+
+    def trials(self, run_id: str) -> list[TrialRecord]:
+        """Trials of a run that came to an end, oldest first."""
+        with translated():
+            experiment = self._client.get_run(run_id).info.experiment_id
+            found: list[Run] = []
+            token: str | None = ""
+            while token is not None:
+                page = self._client.search_runs(
+                    [experiment],
+                    f"tags.`mlflow.parentRunId` = '{run_id}' AND attributes.status = 'FINISHED'",
+                    order_by=["attributes.start_time ASC"],
+                    page_token=token or None,
+                )
+                found += page
+                token = page.token or None
+        records = []
+        for run in found:
+            params = dict(run.data.params)
+            records.append(TrialRecord(params.pop("family"), params, run.data.metrics))
+        return records
 
     def load(self, run_id: str) -> tuple[bytes, dict[str, Any]]:
         """The ONNX model of a run, and its manifest."""
@@ -193,10 +289,15 @@ class MlflowTracking:
 
 def _signature(model: onnx.ModelProto) -> ModelSignature:
     """Tensors and not columns: with those MLflow turns a DataFrame into what the model takes, `[rows, 1]` each."""
-    tensors = [
-        TensorSpec(
-            _TYPES.get(value.type.tensor_type.elem_type, np.dtype(np.float32)), (-1, 1), value.name
+
+    def tensors(values: Sequence[Any]) -> Schema:
+        return Schema(
+            [TensorSpec(*_tensor(value.type.tensor_type), value.name) for value in values]
         )
-        for value in model.graph.input
-    ]
-    return ModelSignature(inputs=Schema(tensors))
+
+    return ModelSignature(tensors(model.graph.input), tensors(model.graph.output))
+
+
+def _tensor(kind: Any) -> tuple[np.dtype[Any], tuple[int, int]]:
+    """Type and shape; any number of rows."""
+    return _TYPES.get(kind.elem_type, np.dtype(np.float32)), (-1, kind.shape.dim[1].dim_value)

@@ -19,6 +19,7 @@ __all__ = [
     "asked",
     "by_cause",
     "by_id",
+    "cancel",
     "counts",
     "history",
     "page",
@@ -52,6 +53,7 @@ _trainings = sa.Table(
     sa.Column("create_time", sa.DateTime),
     sa.Column("start_time", sa.DateTime),
     sa.Column("end_time", sa.DateTime),
+    sa.Column("cancel_time", sa.DateTime),
     sa.Column("error", sa.Text),
 )
 _c = _trainings.c
@@ -158,17 +160,33 @@ def counts(connection: sa.Connection) -> dict[tuple[str, State], int]:
     return {(name, State(state)): count for name, state, count in connection.execute(query)}
 
 
-def start(connection: sa.Connection, training_id: str) -> None:
-    """Counts an attempt; the first sets the time of the start."""
-    connection.execute(
+def cancel(connection: sa.Connection, training_id: str, why: str) -> None:
+    """Ends a training that waits; notes for one that runs that it is to end. Nothing happens to any other."""
+    asked = _trainings.update().where(_c.id == training_id, _c.cancel_time.is_(None))
+    # Both at once where it waits: whoever would start it meanwhile finds one or the other.
+    queued = {"state": State.CANCELLED.value, "end_time": _now()}
+    for state, further in ((State.QUEUED, queued), (State.RUNNING, {})):
+        connection.execute(
+            asked.where(_c.state == state.value).values(cancel_time=_now(), error=why, **further)
+        )
+
+
+def start(connection: sa.Connection, training_id: str) -> bool:
+    """Counts an attempt; the first sets the time of the start. False if it is not to be started any more."""
+    statement = (
         _trainings.update()
-        .where(_c.id == training_id)
+        .where(
+            _c.id == training_id,
+            _c.state.in_((State.QUEUED.value, State.RUNNING.value)),
+            _c.cancel_time.is_(None),
+        )
         .values(
             state=State.RUNNING.value,
             attempts=_c.attempts + 1,
             start_time=sa.func.coalesce(_c.start_time, sa.literal(_now(), sa.DateTime)),
         )
     )
+    return bool(connection.execute(statement).rowcount)
 
 
 def take_back(connection: sa.Connection, training_id: str) -> None:
@@ -195,12 +213,16 @@ def set_state(
     after: State,
     error: str = "",
 ) -> int:
-    """Ends trainings that are in the state `before`; returns how many were."""
-    statement = (
-        _trainings.update()
-        .where(_c.id.in_(list(training_ids)), _c.state == before.value)
-        .values(state=after.value, end_time=_now(), error=error)
-    )
+    """Ends trainings that are in the state `before`; returns how many were.
+
+    A training whose cancellation was asked for ends as cancelled and in no other way, and keeps who asked.
+    """
+    statement = _trainings.update().where(_c.id.in_(list(training_ids)), _c.state == before.value)
+    if after is State.CANCELLED:
+        statement = statement.where(_c.cancel_time.is_not(None))
+    else:
+        statement = statement.where(_c.cancel_time.is_(None)).values(error=error)
+    statement = statement.values(state=after.value, end_time=_now())
     return int(connection.execute(statement).rowcount)
 
 
@@ -224,7 +246,7 @@ def _all(connection: sa.Connection, query: sa.Select[Any]) -> list[Training]:
 
 def _training(row: Mapping[str, Any]) -> Training:
     values = {key: value for key, value in row.items() if key != "pipeline"}
-    for key in ("create_time", "start_time", "end_time"):
+    for key in ("create_time", "start_time", "end_time", "cancel_time"):
         values[key] = row[key] and row[key].replace(tzinfo=UTC)
     values["dataset"] = _DATASET.validate_json(row["dataset"])
     values["trace"] = _TRACE.validate_json(row["trace"])

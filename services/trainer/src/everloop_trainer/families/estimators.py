@@ -24,6 +24,7 @@ def fit_in_stages(
     features: Floats,
     target: npt.NDArray[Any],
     report: Report | None,
+    weights: Floats | None,
 ) -> Any:
     """Fits an ensemble; stops to report where somebody asks, and goes in one go otherwise.
 
@@ -35,9 +36,11 @@ def fit_in_stages(
         features: `[rows, columns]`.
         target: `[rows]`.
         report: told about every stage.
+        weights: `[rows]`, or None where all rows count alike.
     """
     for share in STAGES if report else STAGES[-1:]:
-        model.set_params(**{trees: max(1, round(total * share))}).fit(features, target)
+        model.set_params(**{trees: max(1, round(total * share))})
+        model.fit(features, target, sample_weight=weights)
         if report:
             report(share, lambda rows: predict_by(problem, model, rows))
     return model

@@ -76,6 +76,7 @@ class Family(Protocol):
         params: Params,
         seed: int,
         report: Report | None = None,
+        weights: Floats | None = None,
     ) -> Any:
         """Fits a model.
 
@@ -85,6 +86,7 @@ class Family(Protocol):
             target: `[rows]`: class position from 0, or the number.
             params: a value for every name in `space`.
             seed: makes the outcome repeatable.
+            weights: `[rows]`: how much each row counts; None where all count alike.
             report: called at growing shares of the work, the last at 1.0; None where nobody asks.
         """
 

@@ -36,6 +36,7 @@ class BoostingFamily:
         params: Params,
         seed: int,
         report: Report | None = None,
+        weights: Floats | None = None,
     ) -> Any:
         """Fits in stages where somebody asks, in one go otherwise; the outcome is the same."""
         kind = (
@@ -54,7 +55,7 @@ class BoostingFamily:
             warm_start=report is not None,
             random_state=seed,
         )
-        return fit_in_stages(problem, model, "max_iter", total, features, target, report)
+        return fit_in_stages(problem, model, "max_iter", total, features, target, report, weights)
 
     def predict(self, problem: Problem, model: Any, features: Floats) -> Floats:
         """Probabilities of the fitted classes, or numbers."""

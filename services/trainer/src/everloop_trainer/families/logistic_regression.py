@@ -30,6 +30,7 @@ class LinearFamily:
         params: Params,
         seed: int,
         report: Report | None = None,
+        weights: Floats | None = None,
     ) -> Any:
         """Fits to convergence; there is nothing to report on the way."""
         if problem.task is Task.REGRESSION:
@@ -38,7 +39,7 @@ class LinearFamily:
             model = LogisticRegression(
                 C=1 / params["penalty"], max_iter=300, tol=1e-3, random_state=seed
             )
-        model.fit(features, target)
+        model.fit(features, target, sample_weight=weights)
         if report:
             report(1.0, lambda rows: predict_by(problem, model, rows))
         return model

@@ -59,6 +59,7 @@ class NetworkFamily:
         params: Params,
         seed: int,
         report: Report | None = None,
+        weights: Floats | None = None,
     ) -> Layers:
         """Fits `EPOCHS` passes over the rows; the model is its layers as arrays, free of PyTorch."""
         import torch
@@ -71,6 +72,7 @@ class NetworkFamily:
         network = _network(features.shape[1], outputs, params).to(device)
         rows = torch.from_numpy(features).to(device)
         answers = _answers(problem, (target - centre) / spread).to(device)
+        shares = None if weights is None else torch.from_numpy(weights).to(device)
         batch = int(params["batch"])
         steps = -(-len(rows) // batch)
         update = _adamw(list(network.parameters()), params, total=EPOCHS * steps)
@@ -78,7 +80,8 @@ class NetworkFamily:
         for epoch in range(EPOCHS):
             for chosen in torch.randperm(len(rows), device=device).split(batch):
                 network.zero_grad()
-                loss_of(network(rows[chosen]), answers[chosen]).backward()
+                losses = loss_of(network(rows[chosen]), answers[chosen]).reshape(len(chosen))
+                (losses if shares is None else losses * shares[chosen]).mean().backward()
                 update()
             if report:
                 model = _layers(network, centre, spread)
@@ -159,6 +162,7 @@ def _answers(problem: Problem, target: npt.NDArray[Any]) -> torch.Tensor:
 
 
 def _loss(problem: Problem) -> torch.nn.Module:
+    """The loss of each row."""
     from torch import nn
 
     losses: dict[Task, type[nn.Module]] = {
@@ -166,7 +170,7 @@ def _loss(problem: Problem) -> torch.nn.Module:
         Task.MULTICLASS: nn.CrossEntropyLoss,
         Task.REGRESSION: nn.MSELoss,
     }
-    return losses[problem.task]()
+    return losses[problem.task](reduction="none")
 
 
 def _layers(network: torch.nn.Sequential, centre: float, spread: float) -> Layers:

@@ -34,6 +34,7 @@ class ForestFamily:
         params: Params,
         seed: int,
         report: Report | None = None,
+        weights: Floats | None = None,
     ) -> Any:
         """Fits in stages where somebody asks, in one go otherwise."""
         regression = problem.task is Task.REGRESSION
@@ -47,7 +48,9 @@ class ForestFamily:
             warm_start=report is not None,
             random_state=seed,
         )
-        return fit_in_stages(problem, model, "n_estimators", total, features, target, report)
+        return fit_in_stages(
+            problem, model, "n_estimators", total, features, target, report, weights
+        )
 
     def predict(self, problem: Problem, model: Any, features: Floats) -> Floats:
         """Probabilities of the fitted classes, or numbers."""

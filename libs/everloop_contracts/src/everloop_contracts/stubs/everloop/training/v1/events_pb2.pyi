@@ -65,6 +65,27 @@ class ModelTrained(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class IntervalsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___MetricInterval: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___MetricInterval | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     PIPELINE_FIELD_NUMBER: _builtins.int
     TRAINING_ID_FIELD_NUMBER: _builtins.int
     DATASET_VERSION_FIELD_NUMBER: _builtins.int
@@ -81,6 +102,13 @@ class ModelTrained(_message.Message):
     TRAINING_SECONDS_FIELD_NUMBER: _builtins.int
     TRAINING_ROWS_FIELD_NUMBER: _builtins.int
     HOLDOUT_ROWS_FIELD_NUMBER: _builtins.int
+    INTERVALS_FIELD_NUMBER: _builtins.int
+    SLICES_FIELD_NUMBER: _builtins.int
+    SCORES_PATH_FIELD_NUMBER: _builtins.int
+    MODEL_BYTES_FIELD_NUMBER: _builtins.int
+    P99_SECONDS_FIELD_NUMBER: _builtins.int
+    CPU_SECONDS_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
     pipeline: _builtins.str
     """Name of the pipeline, which is also the name of the registered model."""
     training_id: _builtins.str
@@ -109,6 +137,21 @@ class ModelTrained(_message.Message):
     """Rows it learned from."""
     holdout_rows: _builtins.int
     """Rows of the holdout."""
+    scores_path: _builtins.str
+    """File below the run's artifacts with a row for each of the holdout's, Parquet: `record_id`; `target`, the class's
+    position or the number; `candidate`, what the judged model gave, a probability per class or the number; `baseline`,
+    what the Production version gave on the same row, null where there was none.
+    """
+    model_bytes: _builtins.int
+    """Size of the ONNX file in bytes."""
+    p99_seconds: _builtins.float
+    """99th percentile of the time that the model takes for one row, in seconds, in ONNX Runtime with one thread on the
+    machine that trained it.
+    """
+    cpu_seconds: _builtins.float
+    """Processor time of all trials and of the rest of the training, in seconds."""
+    threshold: _builtins.float
+    """Probability from which a binary model answers `true`; 0 for other tasks."""
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Metrics on the time-ordered holdout: `roc_auc`, `log_loss`, `brier`, …"""
@@ -116,6 +159,14 @@ class ModelTrained(_message.Message):
     @_builtins.property
     def baseline_metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """That version's metrics on the same rows."""
+
+    @_builtins.property
+    def intervals(self) -> _containers.MessageMap[_builtins.str, Global___MetricInterval]:
+        """Intervals that hold each metric with 95 % confidence, by bootstrap over the holdout's rows."""
+
+    @_builtins.property
+    def slices(self) -> _containers.RepeatedCompositeFieldContainer[Global___SliceMetrics]:
+        """Metrics of parts of the holdout, as the pipeline declares them (`training.slices`)."""
 
     def __init__(
         self,
@@ -136,14 +187,129 @@ class ModelTrained(_message.Message):
         training_seconds: _builtins.float = ...,
         training_rows: _builtins.int = ...,
         holdout_rows: _builtins.int = ...,
+        intervals: _abc.Mapping[_builtins.str, Global___MetricInterval] | None = ...,
+        slices: _abc.Iterable[Global___SliceMetrics] | None = ...,
+        scores_path: _builtins.str = ...,
+        model_bytes: _builtins.int = ...,
+        p99_seconds: _builtins.float = ...,
+        cpu_seconds: _builtins.float = ...,
+        threshold: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline_metrics", b"baseline_metrics", "baseline_version", b"baseline_version", "cause", b"cause", "dataset_tag", b"dataset_tag", "dataset_version", b"dataset_version", "export_difference", b"export_difference", "family", b"family", "holdout_rows", b"holdout_rows", "metrics", b"metrics", "model_uri", b"model_uri", "onnx_sha256", b"onnx_sha256", "pipeline", b"pipeline", "run_id", b"run_id", "training_id", b"training_id", "training_rows", b"training_rows", "training_seconds", b"training_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline_metrics", b"baseline_metrics", "baseline_version", b"baseline_version", "cause", b"cause", "cpu_seconds", b"cpu_seconds", "dataset_tag", b"dataset_tag", "dataset_version", b"dataset_version", "export_difference", b"export_difference", "family", b"family", "holdout_rows", b"holdout_rows", "intervals", b"intervals", "metrics", b"metrics", "model_bytes", b"model_bytes", "model_uri", b"model_uri", "onnx_sha256", b"onnx_sha256", "p99_seconds", b"p99_seconds", "pipeline", b"pipeline", "run_id", b"run_id", "scores_path", b"scores_path", "slices", b"slices", "threshold", b"threshold", "training_id", b"training_id", "training_rows", b"training_rows", "training_seconds", b"training_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ModelTrained: _TypeAlias = ModelTrained  # noqa: Y015
+
+@_typing.final
+class MetricInterval(_message.Message):
+    """Where a metric lies."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOW_FIELD_NUMBER: _builtins.int
+    HIGH_FIELD_NUMBER: _builtins.int
+    low: _builtins.float
+    """Lower end."""
+    high: _builtins.float
+    """Upper end."""
+    def __init__(
+        self,
+        *,
+        low: _builtins.float = ...,
+        high: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["high", b"high", "low", b"low"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MetricInterval: _TypeAlias = MetricInterval  # noqa: Y015
+
+@_typing.final
+class SliceMetrics(_message.Message):
+    """Metrics of the rows that have one value in one field."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class MetricsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class BaselineMetricsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    FIELD_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
+    BASELINE_METRICS_FIELD_NUMBER: _builtins.int
+    field: _builtins.str
+    """Name of the field."""
+    value: _builtins.str
+    """Its value as text; empty for null."""
+    rows: _builtins.int
+    """Rows of the holdout that have it."""
+    @_builtins.property
+    def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Metrics on these rows; those that are not defined there are left out."""
+
+    @_builtins.property
+    def baseline_metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """The Production version's metrics on the same rows; empty if there was none."""
+
+    def __init__(
+        self,
+        *,
+        field: _builtins.str = ...,
+        value: _builtins.str = ...,
+        rows: _builtins.int = ...,
+        metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        baseline_metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline_metrics", b"baseline_metrics", "field", b"field", "metrics", b"metrics", "rows", b"rows", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SliceMetrics: _TypeAlias = SliceMetrics  # noqa: Y015
 
 @_typing.final
 class TrainingFailed(_message.Message):

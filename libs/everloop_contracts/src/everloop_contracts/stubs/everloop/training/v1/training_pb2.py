@@ -25,35 +25,39 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#everloop/training/v1/training.proto\x12\x14\x65verloop.training.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xce\x05\n\x08Training\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n\x08pipeline\x18\x02 \x01(\tR\x08pipeline\x12\'\n\x0f\x64\x61taset_version\x18\x03 \x01(\x03R\x0e\x64\x61tasetVersion\x12:\n\x05state\x18\x04 \x01(\x0e\x32$.everloop.training.v1.Training.StateR\x05state\x12\x31\n\x05\x63\x61use\x18\x05 \x01(\x0e\x32\x1b.everloop.training.v1.CauseR\x05\x63\x61use\x12\x19\n\x08\x63\x61use_id\x18\x06 \x01(\tR\x07\x63\x61useId\x12\x1f\n\x0btrials_done\x18\x07 \x01(\x05R\ntrialsDone\x12!\n\x0ctrials_total\x18\x08 \x01(\x05R\x0btrialsTotal\x12\x1f\n\x0b\x62\x65st_metric\x18\t \x01(\x01R\nbestMetric\x12\x1f\n\x0b\x62\x65st_family\x18\n \x01(\tR\nbestFamily\x12\x15\n\x06run_id\x18\x0b \x01(\tR\x05runId\x12;\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncreateTime\x12\x39\n\nstart_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tstartTime\x12\x35\n\x08\x65nd_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x07\x65ndTime\x12\x14\n\x05\x65rror\x18\x0f \x01(\tR\x05\x65rror\"\x80\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATE_QUEUED\x10\x01\x12\x11\n\rSTATE_RUNNING\x10\x02\x12\x13\n\x0fSTATE_SUCCEEDED\x10\x03\x12\x10\n\x0cSTATE_FAILED\x10\x04\x12\x14\n\x10STATE_SUPERSEDED\x10\x05\"Q\n\x14StartTrainingRequest\x12\x1a\n\x08pipeline\x18\x01 \x01(\tR\x08pipeline\x12\x1d\n\nrequest_id\x18\x02 \x01(\tR\trequestId\"S\n\x15StartTrainingResponse\x12:\n\x08training\x18\x01 \x01(\x0b\x32\x1e.everloop.training.v1.TrainingR\x08training\"$\n\x12GetTrainingRequest\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\"Q\n\x13GetTrainingResponse\x12:\n\x08training\x18\x01 \x01(\x0b\x32\x1e.everloop.training.v1.TrainingR\x08training\"n\n\x14ListTrainingsRequest\x12\x1a\n\x08pipeline\x18\x01 \x01(\tR\x08pipeline\x12\x1b\n\tpage_size\x18\x02 \x01(\x05R\x08pageSize\x12\x1d\n\npage_token\x18\x03 \x01(\tR\tpageToken\"}\n\x15ListTrainingsResponse\x12<\n\ttrainings\x18\x01 \x03(\x0b\x32\x1e.everloop.training.v1.TrainingR\ttrainings\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"&\n\x14WatchTrainingRequest\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\"S\n\x15WatchTrainingResponse\x12:\n\x08training\x18\x01 \x01(\x0b\x32\x1e.everloop.training.v1.TrainingR\x08training*l\n\x05\x43\x61use\x12\x15\n\x11\x43\x41USE_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43\x41USE_FIRST_DATA\x10\x01\x12\x12\n\x0e\x43\x41USE_NEW_ROWS\x10\x02\x12\x0f\n\x0b\x43\x41USE_DRIFT\x10\x03\x12\x11\n\rCAUSE_REQUEST\x10\x04\x32\xb5\x03\n\x0fTrainingService\x12h\n\rStartTraining\x12*.everloop.training.v1.StartTrainingRequest\x1a+.everloop.training.v1.StartTrainingResponse\x12\x62\n\x0bGetTraining\x12(.everloop.training.v1.GetTrainingRequest\x1a).everloop.training.v1.GetTrainingResponse\x12h\n\rListTrainings\x12*.everloop.training.v1.ListTrainingsRequest\x1a+.everloop.training.v1.ListTrainingsResponse\x12j\n\rWatchTraining\x12*.everloop.training.v1.WatchTrainingRequest\x1a+.everloop.training.v1.WatchTrainingResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#everloop/training/v1/training.proto\x12\x14\x65verloop.training.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa0\x06\n\x08Training\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n\x08pipeline\x18\x02 \x01(\tR\x08pipeline\x12\'\n\x0f\x64\x61taset_version\x18\x03 \x01(\x03R\x0e\x64\x61tasetVersion\x12:\n\x05state\x18\x04 \x01(\x0e\x32$.everloop.training.v1.Training.StateR\x05state\x12\x31\n\x05\x63\x61use\x18\x05 \x01(\x0e\x32\x1b.everloop.training.v1.CauseR\x05\x63\x61use\x12\x19\n\x08\x63\x61use_id\x18\x06 \x01(\tR\x07\x63\x61useId\x12\x1f\n\x0btrials_done\x18\x07 \x01(\x05R\ntrialsDone\x12!\n\x0ctrials_total\x18\x08 \x01(\x05R\x0btrialsTotal\x12\x1f\n\x0b\x62\x65st_metric\x18\t \x01(\x01R\nbestMetric\x12\x1f\n\x0b\x62\x65st_family\x18\n \x01(\tR\nbestFamily\x12\x15\n\x06run_id\x18\x0b \x01(\tR\x05runId\x12;\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncreateTime\x12\x39\n\nstart_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tstartTime\x12\x35\n\x08\x65nd_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x07\x65ndTime\x12\x14\n\x05\x65rror\x18\x0f \x01(\tR\x05\x65rror\x12;\n\x0b\x63\x61ncel_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncancelTime\"\x95\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATE_QUEUED\x10\x01\x12\x11\n\rSTATE_RUNNING\x10\x02\x12\x13\n\x0fSTATE_SUCCEEDED\x10\x03\x12\x10\n\x0cSTATE_FAILED\x10\x04\x12\x14\n\x10STATE_SUPERSEDED\x10\x05\x12\x13\n\x0fSTATE_CANCELLED\x10\x06\"Q\n\x14StartTrainingRequest\x12\x1a\n\x08pipeline\x18\x01 \x01(\tR\x08pipeline\x12\x1d\n\nrequest_id\x18\x02 \x01(\tR\trequestId\"S\n\x15StartTrainingResponse\x12:\n\x08training\x18\x01 \x01(\x0b\x32\x1e.everloop.training.v1.TrainingR\x08training\"$\n\x12GetTrainingRequest\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\"Q\n\x13GetTrainingResponse\x12:\n\x08training\x18\x01 \x01(\x0b\x32\x1e.everloop.training.v1.TrainingR\x08training\"n\n\x14ListTrainingsRequest\x12\x1a\n\x08pipeline\x18\x01 \x01(\tR\x08pipeline\x12\x1b\n\tpage_size\x18\x02 \x01(\x05R\x08pageSize\x12\x1d\n\npage_token\x18\x03 \x01(\tR\tpageToken\"}\n\x15ListTrainingsResponse\x12<\n\ttrainings\x18\x01 \x03(\x0b\x32\x1e.everloop.training.v1.TrainingR\ttrainings\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"&\n\x14WatchTrainingRequest\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\"S\n\x15WatchTrainingResponse\x12:\n\x08training\x18\x01 \x01(\x0b\x32\x1e.everloop.training.v1.TrainingR\x08training\"U\n\x15\x43\x61ncelTrainingRequest\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n\x05\x61\x63tor\x18\x02 \x01(\tR\x05\x61\x63tor\x12\x16\n\x06reason\x18\x03 \x01(\tR\x06reason\"T\n\x16\x43\x61ncelTrainingResponse\x12:\n\x08training\x18\x01 \x01(\x0b\x32\x1e.everloop.training.v1.TrainingR\x08training*l\n\x05\x43\x61use\x12\x15\n\x11\x43\x41USE_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43\x41USE_FIRST_DATA\x10\x01\x12\x12\n\x0e\x43\x41USE_NEW_ROWS\x10\x02\x12\x0f\n\x0b\x43\x41USE_DRIFT\x10\x03\x12\x11\n\rCAUSE_REQUEST\x10\x04\x32\xa2\x04\n\x0fTrainingService\x12h\n\rStartTraining\x12*.everloop.training.v1.StartTrainingRequest\x1a+.everloop.training.v1.StartTrainingResponse\x12\x62\n\x0bGetTraining\x12(.everloop.training.v1.GetTrainingRequest\x1a).everloop.training.v1.GetTrainingResponse\x12h\n\rListTrainings\x12*.everloop.training.v1.ListTrainingsRequest\x1a+.everloop.training.v1.ListTrainingsResponse\x12j\n\rWatchTraining\x12*.everloop.training.v1.WatchTrainingRequest\x1a+.everloop.training.v1.WatchTrainingResponse0\x01\x12k\n\x0e\x43\x61ncelTraining\x12+.everloop.training.v1.CancelTrainingRequest\x1a,.everloop.training.v1.CancelTrainingResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'everloop_contracts.stubs.everloop.training.v1.training_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CAUSE']._serialized_start=1468
-  _globals['_CAUSE']._serialized_end=1576
+  _globals['_CAUSE']._serialized_start=1723
+  _globals['_CAUSE']._serialized_end=1831
   _globals['_TRAINING']._serialized_start=95
-  _globals['_TRAINING']._serialized_end=813
-  _globals['_TRAINING_STATE']._serialized_start=685
-  _globals['_TRAINING_STATE']._serialized_end=813
-  _globals['_STARTTRAININGREQUEST']._serialized_start=815
-  _globals['_STARTTRAININGREQUEST']._serialized_end=896
-  _globals['_STARTTRAININGRESPONSE']._serialized_start=898
-  _globals['_STARTTRAININGRESPONSE']._serialized_end=981
-  _globals['_GETTRAININGREQUEST']._serialized_start=983
-  _globals['_GETTRAININGREQUEST']._serialized_end=1019
-  _globals['_GETTRAININGRESPONSE']._serialized_start=1021
-  _globals['_GETTRAININGRESPONSE']._serialized_end=1102
-  _globals['_LISTTRAININGSREQUEST']._serialized_start=1104
-  _globals['_LISTTRAININGSREQUEST']._serialized_end=1214
-  _globals['_LISTTRAININGSRESPONSE']._serialized_start=1216
-  _globals['_LISTTRAININGSRESPONSE']._serialized_end=1341
-  _globals['_WATCHTRAININGREQUEST']._serialized_start=1343
-  _globals['_WATCHTRAININGREQUEST']._serialized_end=1381
-  _globals['_WATCHTRAININGRESPONSE']._serialized_start=1383
-  _globals['_WATCHTRAININGRESPONSE']._serialized_end=1466
-  _globals['_TRAININGSERVICE']._serialized_start=1579
-  _globals['_TRAININGSERVICE']._serialized_end=2016
+  _globals['_TRAINING']._serialized_end=895
+  _globals['_TRAINING_STATE']._serialized_start=746
+  _globals['_TRAINING_STATE']._serialized_end=895
+  _globals['_STARTTRAININGREQUEST']._serialized_start=897
+  _globals['_STARTTRAININGREQUEST']._serialized_end=978
+  _globals['_STARTTRAININGRESPONSE']._serialized_start=980
+  _globals['_STARTTRAININGRESPONSE']._serialized_end=1063
+  _globals['_GETTRAININGREQUEST']._serialized_start=1065
+  _globals['_GETTRAININGREQUEST']._serialized_end=1101
+  _globals['_GETTRAININGRESPONSE']._serialized_start=1103
+  _globals['_GETTRAININGRESPONSE']._serialized_end=1184
+  _globals['_LISTTRAININGSREQUEST']._serialized_start=1186
+  _globals['_LISTTRAININGSREQUEST']._serialized_end=1296
+  _globals['_LISTTRAININGSRESPONSE']._serialized_start=1298
+  _globals['_LISTTRAININGSRESPONSE']._serialized_end=1423
+  _globals['_WATCHTRAININGREQUEST']._serialized_start=1425
+  _globals['_WATCHTRAININGREQUEST']._serialized_end=1463
+  _globals['_WATCHTRAININGRESPONSE']._serialized_start=1465
+  _globals['_WATCHTRAININGRESPONSE']._serialized_end=1548
+  _globals['_CANCELTRAININGREQUEST']._serialized_start=1550
+  _globals['_CANCELTRAININGREQUEST']._serialized_end=1635
+  _globals['_CANCELTRAININGRESPONSE']._serialized_start=1637
+  _globals['_CANCELTRAININGRESPONSE']._serialized_end=1721
+  _globals['_TRAININGSERVICE']._serialized_start=1834
+  _globals['_TRAININGSERVICE']._serialized_end=2380
 # @@protoc_insertion_point(module_scope)

@@ -76,6 +76,8 @@ class Training(_message.Message):
         """Ended without a model."""
         STATE_SUPERSEDED: Training._State.ValueType  # 5
         """Replaced by a newer request before it started."""
+        STATE_CANCELLED: Training._State.ValueType  # 6
+        """Ended by a person or a program."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
         """Life of a training."""
@@ -92,6 +94,8 @@ class Training(_message.Message):
     """Ended without a model."""
     STATE_SUPERSEDED: Training.State.ValueType  # 5
     """Replaced by a newer request before it started."""
+    STATE_CANCELLED: Training.State.ValueType  # 6
+    """Ended by a person or a program."""
 
     ID_FIELD_NUMBER: _builtins.int
     PIPELINE_FIELD_NUMBER: _builtins.int
@@ -108,6 +112,7 @@ class Training(_message.Message):
     START_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    CANCEL_TIME_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id of the training."""
     pipeline: _builtins.str
@@ -131,7 +136,7 @@ class Training(_message.Message):
     run_id: _builtins.str
     """MLflow run of the search (the parent of the trials' runs)."""
     error: _builtins.str
-    """What went wrong, where it failed."""
+    """What went wrong where it failed; who cancelled it and why where it was."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was queued."""
@@ -143,6 +148,10 @@ class Training(_message.Message):
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
         """When it ended."""
+
+    @_builtins.property
+    def cancel_time(self) -> _timestamp_pb2.Timestamp:
+        """When its cancellation was asked for; until its state is CANCELLED its trials are being stopped."""
 
     def __init__(
         self,
@@ -162,10 +171,11 @@ class Training(_message.Message):
         start_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
         error: _builtins.str = ...,
+        cancel_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel_time", b"cancel_time", "create_time", b"create_time", "end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["best_family", b"best_family", "best_metric", b"best_metric", "cause", b"cause", "cause_id", b"cause_id", "create_time", b"create_time", "dataset_version", b"dataset_version", "end_time", b"end_time", "error", b"error", "id", b"id", "pipeline", b"pipeline", "run_id", b"run_id", "start_time", b"start_time", "state", b"state", "trials_done", b"trials_done", "trials_total", b"trials_total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["best_family", b"best_family", "best_metric", b"best_metric", "cancel_time", b"cancel_time", "cause", b"cause", "cause_id", b"cause_id", "create_time", b"create_time", "dataset_version", b"dataset_version", "end_time", b"end_time", "error", b"error", "id", b"id", "pipeline", b"pipeline", "run_id", b"run_id", "start_time", b"start_time", "state", b"state", "trials_done", b"trials_done", "trials_total", b"trials_total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -370,3 +380,57 @@ class WatchTrainingResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchTrainingResponse: _TypeAlias = WatchTrainingResponse  # noqa: Y015
+
+@_typing.final
+class CancelTrainingRequest(_message.Message):
+    """Request of CancelTraining."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Id of the training."""
+    actor: _builtins.str
+    """Who asks."""
+    reason: _builtins.str
+    """Why."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "id", b"id", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelTrainingRequest: _TypeAlias = CancelTrainingRequest  # noqa: Y015
+
+@_typing.final
+class CancelTrainingResponse(_message.Message):
+    """Response of CancelTraining."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRAINING_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def training(self) -> Global___Training:
+        """The training as it stands: cancelled, or running with a `cancel_time`."""
+
+    def __init__(
+        self,
+        *,
+        training: Global___Training | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["training", b"training"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["training", b"training"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelTrainingResponse: _TypeAlias = CancelTrainingResponse  # noqa: Y015

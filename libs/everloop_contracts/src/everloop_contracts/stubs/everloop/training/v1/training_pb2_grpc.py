@@ -55,6 +55,11 @@ class TrainingServiceStub:
                 request_serializer=everloop_dot_training_dot_v1_dot_training__pb2.WatchTrainingRequest.SerializeToString,
                 response_deserializer=everloop_dot_training_dot_v1_dot_training__pb2.WatchTrainingResponse.FromString,
                 _registered_method=True)
+        self.CancelTraining = channel.unary_unary(
+                '/everloop.training.v1.TrainingService/CancelTraining',
+                request_serializer=everloop_dot_training_dot_v1_dot_training__pb2.CancelTrainingRequest.SerializeToString,
+                response_deserializer=everloop_dot_training_dot_v1_dot_training__pb2.CancelTrainingResponse.FromString,
+                _registered_method=True)
 
 
 class TrainingServiceServicer:
@@ -89,6 +94,14 @@ class TrainingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CancelTraining(self, request, context):
+        """Cancels a training: one that waits at once, one that runs as soon as its trials have stopped. A repeat changes
+        nothing; one that has ended otherwise is FAILED_PRECONDITION, reason TRAINING_ENDED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TrainingServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -111,6 +124,11 @@ def add_TrainingServiceServicer_to_server(servicer, server):
                     servicer.WatchTraining,
                     request_deserializer=everloop_dot_training_dot_v1_dot_training__pb2.WatchTrainingRequest.FromString,
                     response_serializer=everloop_dot_training_dot_v1_dot_training__pb2.WatchTrainingResponse.SerializeToString,
+            ),
+            'CancelTraining': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelTraining,
+                    request_deserializer=everloop_dot_training_dot_v1_dot_training__pb2.CancelTrainingRequest.FromString,
+                    response_serializer=everloop_dot_training_dot_v1_dot_training__pb2.CancelTrainingResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -222,6 +240,33 @@ class TrainingService:
             '/everloop.training.v1.TrainingService/WatchTraining',
             everloop_dot_training_dot_v1_dot_training__pb2.WatchTrainingRequest.SerializeToString,
             everloop_dot_training_dot_v1_dot_training__pb2.WatchTrainingResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelTraining(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/everloop.training.v1.TrainingService/CancelTraining',
+            everloop_dot_training_dot_v1_dot_training__pb2.CancelTrainingRequest.SerializeToString,
+            everloop_dot_training_dot_v1_dot_training__pb2.CancelTrainingResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,6 +41,10 @@ class TrainingServiceStub:
     """Lists trainings, newest first."""
     WatchTraining: _grpc.UnaryStreamMultiCallable[_training_pb2.WatchTrainingRequest, _training_pb2.WatchTrainingResponse]
     """Streams a training's state whenever it changes, until it has ended."""
+    CancelTraining: _grpc.UnaryUnaryMultiCallable[_training_pb2.CancelTrainingRequest, _training_pb2.CancelTrainingResponse]
+    """Cancels a training: one that waits at once, one that runs as soon as its trials have stopped. A repeat changes
+    nothing; one that has ended otherwise is FAILED_PRECONDITION, reason TRAINING_ENDED.
+    """
 
 @_typing.type_check_only
 class TrainingServiceAsyncStub(TrainingServiceStub):
@@ -55,6 +59,10 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     """Lists trainings, newest first."""
     WatchTraining: _aio.UnaryStreamMultiCallable[_training_pb2.WatchTrainingRequest, _training_pb2.WatchTrainingResponse]  # type: ignore[assignment]
     """Streams a training's state whenever it changes, until it has ended."""
+    CancelTraining: _aio.UnaryUnaryMultiCallable[_training_pb2.CancelTrainingRequest, _training_pb2.CancelTrainingResponse]  # type: ignore[assignment]
+    """Cancels a training: one that waits at once, one that runs as soon as its trials have stopped. A repeat changes
+    nothing; one that has ended otherwise is FAILED_PRECONDITION, reason TRAINING_ENDED.
+    """
 
 class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
     """Trainings: from a dataset version to an evaluated model in MLflow."""
@@ -90,5 +98,15 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_training_pb2.WatchTrainingResponse], _abc.AsyncIterator[_training_pb2.WatchTrainingResponse]]:
         """Streams a training's state whenever it changes, until it has ended."""
+
+    @_abc_1.abstractmethod
+    def CancelTraining(
+        self,
+        request: _training_pb2.CancelTrainingRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_training_pb2.CancelTrainingResponse, _abc.Awaitable[_training_pb2.CancelTrainingResponse]]:
+        """Cancels a training: one that waits at once, one that runs as soon as its trials have stopped. A repeat changes
+        nothing; one that has ended otherwise is FAILED_PRECONDITION, reason TRAINING_ENDED.
+        """
 
 def add_TrainingServiceServicer_to_server(servicer: TrainingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
