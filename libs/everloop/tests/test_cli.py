@@ -130,6 +130,7 @@ def test_predict_takes_rows_from_options_and_files(run, tmp_path: Path, door):
         (["trainings", "nothing"], "there is no 'nothing'; there are: flight-delays"),
         (["rollback", "nothing"], "MODEL_NOT_FOUND"),
         (["drift", "nothing"], "PIPELINE_NOT_FOUND"),
+        (["audit", "list", "nothing"], "PIPELINE_NOT_FOUND"),
         (["predict", MODEL, "--file", "missing.jsonl"], "missing.jsonl"),
         (["predict", MODEL, "--file", "{latin}"], "latin.jsonl cannot be read"),
     ],
@@ -156,7 +157,7 @@ def commands_of(group: Any, path: str = "") -> Iterator[str]:
 
 
 COMMANDS = list(commands_of(typer.main.get_command(app)))
-NEEDS_NO_STACK = {"up", "down", "demo", "check", "rollout", "dead-letters"}
+NEEDS_NO_STACK = {"up", "down", "demo", "check", "rollout", "dead-letters", "audit"}
 ARGUMENTS = {
     "erase": [MODEL, "--record-id", "a", "--reason", "asked"],
     "push": [str(PIPELINES / "rows.jsonl"), "-p", MODEL],

@@ -19,6 +19,7 @@ from everloop_contracts.pipeline import Pipeline, Promotion
 from everloop_registry_gateway.adapters.memory import MemoryRegistry
 from everloop_registry_gateway.adapters.rollouts import RolloutStore
 from everloop_registry_gateway.adapters.store import Store
+from everloop_registry_gateway.adapters.trail import Trail
 from everloop_registry_gateway.domain import (
     ArmTotals,
     AuditEntry,
@@ -28,6 +29,7 @@ from everloop_registry_gateway.domain import (
     Request,
     Rollout,
     RolloutReport,
+    Verification,
 )
 from everloop_registry_gateway.observe import Observer
 from everloop_registry_gateway.promote import Promoter
@@ -222,10 +224,17 @@ class World:
         return etag
 
     def trail(self) -> list[tuple[int, str]]:
-        entries: list[AuditEntry] = self.ask(
-            lambda store: store.page_of_audit("late", None, 500)[0]
-        )
-        return [(entry.version, entry.action) for entry in reversed(entries)]
+        return [(entry.version, entry.action) for entry in self.entries()]
+
+    def entries(self) -> list[AuditEntry]:
+        """The audit trail, oldest first."""
+        with self.database.read() as connection:
+            return Trail(connection).page("late", None, 500)[0][::-1]
+
+    def verify(self, head: str = "") -> Verification:
+        """What a walk along the audit trail finds."""
+        with self.database.read() as connection:
+            return Trail(connection).verify(head)
 
     def aliases(self) -> dict[str, int]:
         return dict(self.registry.aliases("late"))

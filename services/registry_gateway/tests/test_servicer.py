@@ -204,6 +204,19 @@ def test_lineage_leads_from_a_version_to_its_cause(world, stub):
     assert lineage.audit[-1].cause_id == "event-2"
 
 
+def test_the_audit_trail_is_verified_by_a_call(world, stub):
+    world.register(1)
+    world.register(2, metrics={"roc_auc": 0.2})
+    found = stub.VerifyAudit(pb.VerifyAuditRequest())
+    entries = stub.ListAuditEntries(pb.ListAuditEntriesRequest()).entries
+    assert (found.intact, found.entries, found.head) == (True, 5, entries[0].link)
+    assert entries[0].evidence[0].evidence == {"value": 0.2, "min": 0.6}
+    assert stub.VerifyAudit(pb.VerifyAuditRequest(head=entries[3].link)).intact
+    lost = stub.VerifyAudit(pb.VerifyAuditRequest(head="0" * 64))
+    assert (lost.intact, lost.broken_entry) == (False, 0)
+    assert "does not hold the link" in lost.problem
+
+
 def test_without_mlflow_reads_answer_and_moves_are_unavailable(world, stub):
     world.register(1)
     world.register(2)

@@ -476,6 +476,24 @@ class Everloop:
         request = registry_pb2.GetLineageRequest(model=model, version=version)
         return call(self._registry().GetLineage, request, self.timeout)
 
+    def audit(self, model: str = "", *, limit: int = 50) -> list[registry_pb2.AuditEntry]:
+        """Lists what was done to a model, or to all, newest first."""
+        method = self._registry().ListAuditEntries
+
+        def page(size: int, token: str) -> tuple[Sequence[registry_pb2.AuditEntry], str]:
+            request = registry_pb2.ListAuditEntriesRequest(
+                model=model, page_size=size, page_token=token
+            )
+            answer = call(method, request, self.timeout)
+            return answer.entries, answer.next_page_token
+
+        return _pages(page, limit)
+
+    def verify_audit(self, head: str = "") -> registry_pb2.VerifyAuditResponse:
+        """Follows the audit trail's hash chain; `head` is a link that it must hold, of an earlier answer."""
+        request = registry_pb2.VerifyAuditRequest(head=head)
+        return call(self._registry().VerifyAudit, request, self.timeout)
+
     # Rollouts
 
     def trials(self, model: str = "") -> list[registry_pb2.Trial]:

@@ -13,6 +13,7 @@ from everloop_registry_gateway.domain import (
     ArmTotals,
     AuditEntry,
     Candidate,
+    GateResult,
     ModelVersion,
     Rollout,
     RolloutPlan,
@@ -95,12 +96,7 @@ def version_message(version: ModelVersion) -> registry_pb2.ModelVersion:
         dataset_version=version.dataset_version,
         dataset_tag=version.dataset_tag,
         cause=training_pb2.Cause.Value(version.cause),
-        gates=[
-            registry_pb2.GateResult(
-                gate=gate.gate, passed=gate.passed, evidence=gate.evidence, message=gate.message
-            )
-            for gate in version.gates
-        ],
+        gates=map(_verdict, version.gates),
         create_time=_timestamp(version.create_time),
         promote_time=_timestamp(version.promote_time) if version.promote_time else None,
         etag=version.etag,
@@ -119,6 +115,8 @@ def audit_message(entry: AuditEntry) -> registry_pb2.AuditEntry:
         reason=entry.reason,
         cause_id=entry.cause_id,
         time=_timestamp(entry.time),
+        evidence=map(_verdict, entry.evidence),
+        link=entry.link,
     )
 
 
@@ -177,6 +175,12 @@ def totals_of(field: str, message: registry_pb2.ArmStats) -> ArmTotals:
         raise invalid(f"{field}.errors", "must not be more than the requests")
     counts += [0] * (BUCKETS - len(counts))
     return ArmTotals(message.requests, message.errors, message.rows, tuple(counts))
+
+
+def _verdict(gate: GateResult) -> registry_pb2.GateResult:
+    return registry_pb2.GateResult(
+        gate=gate.gate, passed=gate.passed, evidence=gate.evidence, message=gate.message
+    )
 
 
 def _rollout_without_totals(rollout: Rollout) -> registry_pb2.Rollout:

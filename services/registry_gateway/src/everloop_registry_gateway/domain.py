@@ -27,6 +27,7 @@ __all__ = [
     "Stage",
     "Strategy",
     "Transition",
+    "Verification",
 ]
 
 GATEWAY = REGISTRY_GATEWAY
@@ -171,7 +172,12 @@ class Transition:
 
 @dataclass(frozen=True, slots=True)
 class AuditEntry:
-    """One thing that was done to a version."""
+    """One thing that was done to a version.
+
+    Attributes:
+        evidence: verdicts that it rests on.
+        link: SHA-256 of the entry and of all before it, see `chain`; empty where it is outside of the chain.
+    """
 
     id: int
     model: str
@@ -181,6 +187,25 @@ class AuditEntry:
     reason: str
     cause_id: str
     time: datetime
+    evidence: tuple[GateResult, ...] = ()
+    link: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What a walk along the audit trail's chain has found.
+
+    Attributes:
+        entries: entries that fit, from the first one on.
+        head: link of the last of them: who keeps it can tell later that nothing up to there was changed.
+        broken: first entry that does not fit; 0 if all do.
+        problem: what is wrong; empty if the trail is as it was written.
+    """
+
+    entries: int
+    head: str
+    broken: int = 0
+    problem: str = ""
 
 
 class Strategy(StrEnum):

@@ -21,6 +21,7 @@ from everloop_contracts.stubs.everloop.registry.v1 import events_pb2
 from everloop_registry_gateway import trial
 from everloop_registry_gateway.adapters.rollouts import RolloutStore
 from everloop_registry_gateway.adapters.store import Store
+from everloop_registry_gateway.adapters.trail import Trail
 from everloop_registry_gateway.convert import version_message
 from everloop_registry_gateway.domain import (
     GATEWAY,
@@ -239,7 +240,7 @@ class Promoter:
     def _finish(self, pending: Transition) -> None:
         now = datetime.now(UTC)
         with self._database.unit_of_work() as work:
-            store = Store(work.connection)
+            store, trail = Store(work.connection), Trail(work.connection)
             store.lock(pending.model)
             if not store.end(pending):
                 return  # another process was quicker
@@ -256,7 +257,7 @@ class Promoter:
             put_away += [old for old in store.staged(model) if _overtaken(old.version, pending)]
             for old in put_away:
                 store.set_stage(model, old.version, Stage.ARCHIVED)
-                store.note(
+                trail.note(
                     model,
                     old.version,
                     "archived",
@@ -264,13 +265,15 @@ class Promoter:
                     reason=f"version {version} was {DONE[pending.move].replace('_', ' ')}",
                     cause_id=pending.cause_id,
                 )
-            store.note(
+            served = find(store, model, version)
+            trail.note(
                 model,
                 version,
                 DONE[pending.move],
                 actor=pending.actor,
                 reason=pending.reason,
                 cause_id=pending.cause_id,
+                evidence=served.gates,
             )
             store.advance(model)
             if pending.request_id:
@@ -322,7 +325,7 @@ class Promoter:
                             cause_id=pending.cause_id,
                         )
                 store.advance(pending.model)
-                store.note(
+                Trail(work.connection).note(
                     pending.model,
                     pending.version,
                     "abandoned",

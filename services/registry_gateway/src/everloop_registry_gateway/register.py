@@ -10,6 +10,7 @@ from everloop_contracts.pipeline import Pipeline
 from everloop_contracts.stubs.everloop.registry.v1 import events_pb2
 from everloop_registry_gateway import gates, trial
 from everloop_registry_gateway.adapters.store import Store
+from everloop_registry_gateway.adapters.trail import Trail
 from everloop_registry_gateway.convert import version_message
 from everloop_registry_gateway.domain import (
     GATEWAY,
@@ -116,17 +117,18 @@ class Registrar:
             store.advance(model)
             origin = f"{candidate.family} from dataset version {candidate.dataset_version}"
             verdict = "; ".join(refused) or f"{len(results)} of {len(results)} gates passed"
-            for action, reason in (
-                ("registered", origin),
-                ("rejected" if refused else "staged", verdict),
+            for action, reason, evidence in (
+                ("registered", origin, ()),
+                ("rejected" if refused else "staged", verdict, results),
             ):
-                store.note(
+                Trail(work.connection).note(
                     model,
                     number,
                     action,
                     actor=GATEWAY,
                     reason=reason,
                     cause_id=candidate.event_id,
+                    evidence=evidence,
                 )
             registered = events_pb2.ModelRegistered(
                 version=version_message(find(store, model, number))

@@ -7,6 +7,7 @@ import grpc
 from everloop_contracts.stubs.everloop.registry.v1 import registry_pb2, registry_pb2_grpc
 from everloop_registry_gateway.adapters.rollouts import RolloutStore
 from everloop_registry_gateway.adapters.store import Store
+from everloop_registry_gateway.adapters.trail import Trail
 from everloop_registry_gateway.convert import (
     ROLLOUT_STATES,
     audit_message,
@@ -118,9 +119,8 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         _require(model=request.model)
         _not_negative("version", request.version)
         with self._database.read() as connection:
-            store = Store(connection)
-            version = find(store, request.model, request.version)
-            trail = store.trail(version.model, version.version)
+            version = find(Store(connection), request.model, request.version)
+            trail = Trail(connection).of_version(version.model, version.version)
         return registry_pb2.GetLineageResponse(
             version=version_message(version),
             trained_event_id=version.trained_event_id,
@@ -134,9 +134,23 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         """Lists what was done, newest first."""
         before, size = page(request.page_token, request.page_size)
         with self._database.read() as connection:
-            entries, following = Store(connection).page_of_audit(request.model, before, size)
+            entries, following = Trail(connection).page(request.model, before, size)
         return registry_pb2.ListAuditEntriesResponse(
             entries=map(audit_message, entries), next_page_token=following
+        )
+
+    def VerifyAudit(
+        self, request: registry_pb2.VerifyAuditRequest, context: grpc.ServicerContext
+    ) -> registry_pb2.VerifyAuditResponse:
+        """Follows the audit trail's hash chain."""
+        with self._database.read() as connection:
+            found = Trail(connection).verify(request.head)
+        return registry_pb2.VerifyAuditResponse(
+            intact=not found.problem,
+            entries=found.entries,
+            head=found.head,
+            broken_entry=found.broken,
+            problem=found.problem,
         )
 
     def StartRollout(

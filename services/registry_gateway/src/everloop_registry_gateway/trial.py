@@ -15,6 +15,7 @@ from everloop_contracts import pipeline
 from everloop_contracts.stubs.everloop.registry.v1 import events_pb2
 from everloop_registry_gateway.adapters.rollouts import RolloutStore
 from everloop_registry_gateway.adapters.store import Store
+from everloop_registry_gateway.adapters.trail import Trail
 from everloop_registry_gateway.convert import rollout_message
 from everloop_registry_gateway.domain import (
     GATEWAY,
@@ -69,7 +70,7 @@ def begin(
     now: datetime,
 ) -> Rollout:
     """Puts a candidate on trial; the one that is on trial already is superseded. The caller changes the etag."""
-    store, rollouts = Store(work.connection), RolloutStore(work.connection)
+    rollouts = RolloutStore(work.connection)
     for running in rollouts.running(model):
         why = f"superseded by version {candidate}"
         end(
@@ -97,7 +98,7 @@ def begin(
     )
     rollouts.add(rollout)
     how = f"{plan.strategy} of {plan.percent:g} % beside version {baseline}"
-    store.note(
+    Trail(work.connection).note(
         model,
         candidate,
         "rollout_started",
@@ -202,16 +203,18 @@ def end(
     numbers = evidence(
         rollout.plan, rollout.candidate, rollout.baseline, end_time - rollout.start_time
     )
-    store.add_gate(version, GateResult(GATE, promoted, reason, numbers))
+    verdict = GateResult(GATE, promoted, reason, numbers)
+    store.add_gate(version, verdict)
     if not promoted:
         store.set_stage(rollout.model, rollout.candidate_version, Stage.REJECTED)
-        store.note(
+        Trail(work.connection).note(
             rollout.model,
             rollout.candidate_version,
             "rollout_aborted",
             actor=actor,
             reason=reason,
             cause_id=cause_id,
+            evidence=[verdict],
         )
     message = events_pb2.RolloutEnded(rollout=rollout_message(ended))
     work.publish(new_event(GATEWAY, rollout.model, message, cause=cause_id))

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from everloop.cli import data, dead_letters, models, package, predict, rollouts, stack, watch
+from everloop.cli import audit, data, dead_letters, models, package, predict, rollouts, stack, watch
 from everloop.cli.context import Commands
 
 __all__ = ["app"]
@@ -26,6 +26,7 @@ everloop train flight-delays                  a model from all data so far
 everloop models flight-delays                 what was trained, what serves
 everloop predict flight-delays --file x.jsonl ask it
 everloop rollouts flight-delays               how a version on trial does
+everloop audit verify                         whether the record of it all was changed
 everloop package flight-delays                an image of the model alone
 everloop drift flight-delays                  how inputs and quality move
 everloop trace PREDICTION_ID                  from an answer back to its data
@@ -69,5 +70,5 @@ def _options(
     """Takes what holds for every command; they read it from the context."""
 
 
-for room in (stack, data, dead_letters, predict, models, package, rollouts, watch):
+for room in (stack, data, dead_letters, predict, models, package, rollouts, audit, watch):
     room.add_to(app)

@@ -730,6 +730,8 @@ class AuditEntry(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     CAUSE_ID_FIELD_NUMBER: _builtins.int
     TIME_FIELD_NUMBER: _builtins.int
+    EVIDENCE_FIELD_NUMBER: _builtins.int
+    LINK_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """Position in the trail."""
     model: _builtins.str
@@ -746,9 +748,15 @@ class AuditEntry(_message.Message):
     """Why."""
     cause_id: _builtins.str
     """Id of the event or request behind it."""
+    link: _builtins.str
+    """SHA-256, hexadecimal, of the entry and of the link of the entry before it; empty where it is outside of the chain."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """When."""
+
+    @_builtins.property
+    def evidence(self) -> _containers.RepeatedCompositeFieldContainer[Global___GateResult]:
+        """Verdicts that it rests on."""
 
     def __init__(
         self,
@@ -761,14 +769,76 @@ class AuditEntry(_message.Message):
         reason: _builtins.str = ...,
         cause_id: _builtins.str = ...,
         time: _timestamp_pb2.Timestamp | None = ...,
+        evidence: _abc.Iterable[Global___GateResult] | None = ...,
+        link: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "actor", b"actor", "cause_id", b"cause_id", "id", b"id", "model", b"model", "reason", b"reason", "time", b"time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "actor", b"actor", "cause_id", b"cause_id", "evidence", b"evidence", "id", b"id", "link", b"link", "model", b"model", "reason", b"reason", "time", b"time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AuditEntry: _TypeAlias = AuditEntry  # noqa: Y015
+
+@_typing.final
+class VerifyAuditRequest(_message.Message):
+    """Request of VerifyAudit."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEAD_FIELD_NUMBER: _builtins.int
+    head: _builtins.str
+    """A link that was the last one at some time, and so must be in the chain; empty for no such check."""
+    def __init__(
+        self,
+        *,
+        head: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["head", b"head"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyAuditRequest: _TypeAlias = VerifyAuditRequest  # noqa: Y015
+
+@_typing.final
+class VerifyAuditResponse(_message.Message):
+    """Response of VerifyAudit."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INTACT_FIELD_NUMBER: _builtins.int
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    HEAD_FIELD_NUMBER: _builtins.int
+    BROKEN_ENTRY_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    intact: _builtins.bool
+    """True if the trail is as it was written."""
+    entries: _builtins.int
+    """Entries that fit, from the first one on."""
+    head: _builtins.str
+    """Link of the last of them. Kept elsewhere, it shows later that nothing up to there was changed."""
+    broken_entry: _builtins.int
+    """First entry that does not fit; 0 if all do."""
+    problem: _builtins.str
+    """What is wrong, for a person; empty if nothing is."""
+    def __init__(
+        self,
+        *,
+        intact: _builtins.bool = ...,
+        entries: _builtins.int = ...,
+        head: _builtins.str = ...,
+        broken_entry: _builtins.int = ...,
+        problem: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["broken_entry", b"broken_entry", "entries", b"entries", "head", b"head", "intact", b"intact", "problem", b"problem"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyAuditResponse: _TypeAlias = VerifyAuditResponse  # noqa: Y015
 
 @_typing.final
 class Rollout(_message.Message):

@@ -70,6 +70,11 @@ class RegistryServiceStub:
                 request_serializer=everloop_dot_registry_dot_v1_dot_registry__pb2.ListAuditEntriesRequest.SerializeToString,
                 response_deserializer=everloop_dot_registry_dot_v1_dot_registry__pb2.ListAuditEntriesResponse.FromString,
                 _registered_method=True)
+        self.VerifyAudit = channel.unary_unary(
+                '/everloop.registry.v1.RegistryService/VerifyAudit',
+                request_serializer=everloop_dot_registry_dot_v1_dot_registry__pb2.VerifyAuditRequest.SerializeToString,
+                response_deserializer=everloop_dot_registry_dot_v1_dot_registry__pb2.VerifyAuditResponse.FromString,
+                _registered_method=True)
         self.StartRollout = channel.unary_unary(
                 '/everloop.registry.v1.RegistryService/StartRollout',
                 request_serializer=everloop_dot_registry_dot_v1_dot_registry__pb2.StartRolloutRequest.SerializeToString,
@@ -153,6 +158,14 @@ class RegistryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def VerifyAudit(self, request, context):
+        """Follows the hash chain of the audit trail from its start and names the first entry that was changed, removed, added
+        or moved by anyone but the gateway.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def StartRollout(self, request, context):
         """Puts a version in Staging on trial beside the Production version; its pipeline says how, unless the request does.
         """
@@ -226,6 +239,11 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.ListAuditEntries,
                     request_deserializer=everloop_dot_registry_dot_v1_dot_registry__pb2.ListAuditEntriesRequest.FromString,
                     response_serializer=everloop_dot_registry_dot_v1_dot_registry__pb2.ListAuditEntriesResponse.SerializeToString,
+            ),
+            'VerifyAudit': grpc.unary_unary_rpc_method_handler(
+                    servicer.VerifyAudit,
+                    request_deserializer=everloop_dot_registry_dot_v1_dot_registry__pb2.VerifyAuditRequest.FromString,
+                    response_serializer=everloop_dot_registry_dot_v1_dot_registry__pb2.VerifyAuditResponse.SerializeToString,
             ),
             'StartRollout': grpc.unary_unary_rpc_method_handler(
                     servicer.StartRollout,
@@ -443,6 +461,33 @@ class RegistryService:
             '/everloop.registry.v1.RegistryService/ListAuditEntries',
             everloop_dot_registry_dot_v1_dot_registry__pb2.ListAuditEntriesRequest.SerializeToString,
             everloop_dot_registry_dot_v1_dot_registry__pb2.ListAuditEntriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyAudit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/everloop.registry.v1.RegistryService/VerifyAudit',
+            everloop_dot_registry_dot_v1_dot_registry__pb2.VerifyAuditRequest.SerializeToString,
+            everloop_dot_registry_dot_v1_dot_registry__pb2.VerifyAuditResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -52,6 +52,10 @@ class RegistryServiceStub:
     """Follows a version back to its run, its dataset version and the event that caused it."""
     ListAuditEntries: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ListAuditEntriesRequest, _registry_pb2.ListAuditEntriesResponse]
     """Lists what was done to a model, newest first."""
+    VerifyAudit: _grpc.UnaryUnaryMultiCallable[_registry_pb2.VerifyAuditRequest, _registry_pb2.VerifyAuditResponse]
+    """Follows the hash chain of the audit trail from its start and names the first entry that was changed, removed, added
+    or moved by anyone but the gateway.
+    """
     StartRollout: _grpc.UnaryUnaryMultiCallable[_registry_pb2.StartRolloutRequest, _registry_pb2.StartRolloutResponse]
     """Puts a version in Staging on trial beside the Production version; its pipeline says how, unless the request does."""
     GetRollout: _grpc.UnaryUnaryMultiCallable[_registry_pb2.GetRolloutRequest, _registry_pb2.GetRolloutResponse]
@@ -89,6 +93,10 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     """Follows a version back to its run, its dataset version and the event that caused it."""
     ListAuditEntries: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListAuditEntriesRequest, _registry_pb2.ListAuditEntriesResponse]  # type: ignore[assignment]
     """Lists what was done to a model, newest first."""
+    VerifyAudit: _aio.UnaryUnaryMultiCallable[_registry_pb2.VerifyAuditRequest, _registry_pb2.VerifyAuditResponse]  # type: ignore[assignment]
+    """Follows the hash chain of the audit trail from its start and names the first entry that was changed, removed, added
+    or moved by anyone but the gateway.
+    """
     StartRollout: _aio.UnaryUnaryMultiCallable[_registry_pb2.StartRolloutRequest, _registry_pb2.StartRolloutResponse]  # type: ignore[assignment]
     """Puts a version in Staging on trial beside the Production version; its pipeline says how, unless the request does."""
     GetRollout: _aio.UnaryUnaryMultiCallable[_registry_pb2.GetRolloutRequest, _registry_pb2.GetRolloutResponse]  # type: ignore[assignment]
@@ -165,6 +173,16 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.ListAuditEntriesResponse, _abc.Awaitable[_registry_pb2.ListAuditEntriesResponse]]:
         """Lists what was done to a model, newest first."""
+
+    @_abc_1.abstractmethod
+    def VerifyAudit(
+        self,
+        request: _registry_pb2.VerifyAuditRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.VerifyAuditResponse, _abc.Awaitable[_registry_pb2.VerifyAuditResponse]]:
+        """Follows the hash chain of the audit trail from its start and names the first entry that was changed, removed, added
+        or moved by anyone but the gateway.
+        """
 
     @_abc_1.abstractmethod
     def StartRollout(
