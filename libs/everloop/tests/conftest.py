@@ -74,6 +74,7 @@ class FakeEverloop:
         self.asked: list[tuple[str, list[str]]] = []
         self.records: list[bytes] = []
         self.promoted: list[registry_pb2.PromoteModelVersionRequest] = []
+        self.ruled: list[Any] = []
         self.entries: list[registry_pb2.AuditEntry] = []
         self.verified = registry_pb2.VerifyAuditResponse(intact=True)
         self.noted_heads: list[str] = []
@@ -351,6 +352,29 @@ class Registry(registry_pb2_grpc.RegistryServiceServicer):
     def PromoteModelVersion(self, request: Any, context: Any) -> Any:
         self.fake.promoted.append(request)
         return registry_pb2.PromoteModelVersionResponse(version=self.fake.model(request.version))
+
+    def ApproveModelVersion(self, request: Any, context: Any) -> Any:
+        self.fake.ruled.append(request)
+        return registry_pb2.ApproveModelVersionResponse(
+            version=self._ruled(request, registry_pb2.STAGE_STAGING)
+        )
+
+    def RejectModelVersion(self, request: Any, context: Any) -> Any:
+        self.fake.ruled.append(request)
+        return registry_pb2.RejectModelVersionResponse(
+            version=self._ruled(request, registry_pb2.STAGE_REJECTED)
+        )
+
+    def ArchiveModelVersion(self, request: Any, context: Any) -> Any:
+        self.fake.ruled.append(request)
+        return registry_pb2.ArchiveModelVersionResponse(
+            version=self._ruled(request, registry_pb2.STAGE_ARCHIVED)
+        )
+
+    def _ruled(self, request: Any, stage: Any) -> registry_pb2.ModelVersion:
+        version = self.fake.model(request.version)
+        version.stage = stage
+        return version
 
     def RollbackModel(self, request: Any, context: Any) -> Any:
         if request.model != MODEL:

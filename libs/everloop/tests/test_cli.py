@@ -169,6 +169,9 @@ ARGUMENTS = {
     "train": [MODEL],
     "datasets": [MODEL],
     "rollback": [MODEL],
+    "approve": [MODEL, "2"],
+    "reject": [MODEL, "2"],
+    "archive": [MODEL, "2"],
     "drift": [MODEL],
     "dead-letters list": [MODEL],
     "dead-letters show": [MODEL, "everloop.records.flight-delays/0/5"],
@@ -259,6 +262,20 @@ def test_models_says_why_a_gate_failed_and_null_for_what_is_no_number(run, fake,
 def test_promote_goes_by_the_etag_as_seen_and_names_who_asked(run, fake):
     assert run("promote", MODEL, "1", "-m", "because").exit_code == 0
     request = fake.promoted[0]
+    assert (request.version, request.etag, request.reason) == (1, "etag-1", "because")
+    assert request.actor and request.request_id
+
+
+@pytest.mark.parametrize(
+    ("verb", "said"),
+    [("approve", "approved and on trial"), ("reject", "rejected"), ("archive", "archived")],
+)
+def test_a_ruling_goes_by_the_etag_as_seen_and_names_who_ruled(run, fake, verb, said):
+    done = run(verb, MODEL, "1", "-m", "because")
+    assert done.exit_code == 0, done.output
+    assert f"v1 is {said}" in done.output
+    request = fake.ruled[0]
+    assert type(request).__name__ == f"{verb.capitalize()}ModelVersionRequest"
     assert (request.version, request.etag, request.reason) == (1, "etag-1", "because")
     assert request.actor and request.request_id
 

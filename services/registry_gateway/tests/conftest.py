@@ -20,7 +20,9 @@ from everloop_registry_gateway.adapters.memory import MemoryRegistry
 from everloop_registry_gateway.adapters.rollouts import RolloutStore
 from everloop_registry_gateway.adapters.store import Store
 from everloop_registry_gateway.adapters.trail import Trail
+from everloop_registry_gateway.approve import Approvals
 from everloop_registry_gateway.domain import (
+    Act,
     ArmTotals,
     AuditEntry,
     Candidate,
@@ -29,6 +31,7 @@ from everloop_registry_gateway.domain import (
     Request,
     Rollout,
     RolloutReport,
+    Ruling,
     Verification,
 )
 from everloop_registry_gateway.observe import Observer
@@ -98,6 +101,7 @@ class World:
         self.promoter = Promoter(self.database, self.registry)
         self.pipelines["late"] = self.pipeline
         self.registrar = Registrar(self.database, self.registry, self.promoter, self.pipelines)
+        self.approvals = Approvals(self.database, self.promoter, self.pipelines, self.now)
         self.rollouts = Rollouts(self.database, self.promoter, self.pipelines, self.now)
         self.observer = Observer(self.database, self.promoter, self.replicas, FRESH, self.now)
 
@@ -139,6 +143,10 @@ class World:
     def promote(self, version: int, **rest: Any) -> ModelVersion:
         request = Request(Move.PROMOTION, "late", version, actor="ada", reason="it is better")
         return self.promoter.move(replace(request, **rest))
+
+    def rule(self, act: Act, version: int, **rest: Any) -> ModelVersion:
+        ruling = Ruling(act, "late", version, actor="ada", reason="reviewed")
+        return self.approvals.rule(replace(ruling, **rest))
 
     def rollback(self, **rest: Any) -> ModelVersion:
         request = Request(Move.ROLLBACK, "late", actor="ada", reason="it is worse")

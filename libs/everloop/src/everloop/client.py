@@ -462,6 +462,48 @@ class Everloop:
         )
         return call(self._registry().PromoteModelVersion, request, self.timeout).version
 
+    def approve(
+        self, model: str, version: int, *, reason: str = "", actor: str = "", etag: str = ""
+    ) -> registry_pb2.ModelVersion:
+        """Lets a version in Staging go on trial or into Production, as its pipeline says; `etag` as for `promote`."""
+        request = registry_pb2.ApproveModelVersionRequest(
+            model=model,
+            version=version,
+            etag=etag,
+            request_id=str(uuid.uuid4()),
+            actor=actor,
+            reason=reason,
+        )
+        return call(self._registry().ApproveModelVersion, request, self.timeout).version
+
+    def reject(
+        self, model: str, version: int, *, reason: str = "", actor: str = "", etag: str = ""
+    ) -> registry_pb2.ModelVersion:
+        """Rejects a version in Staging for good; with an `etag`, only if nobody changed the model since."""
+        request = registry_pb2.RejectModelVersionRequest(
+            model=model,
+            version=version,
+            etag=etag,
+            request_id=str(uuid.uuid4()),
+            actor=actor,
+            reason=reason,
+        )
+        return call(self._registry().RejectModelVersion, request, self.timeout).version
+
+    def archive(
+        self, model: str, version: int, *, reason: str = "", actor: str = "", etag: str = ""
+    ) -> registry_pb2.ModelVersion:
+        """Puts a version in Staging away; with an `etag`, only if nobody changed the model since."""
+        request = registry_pb2.ArchiveModelVersionRequest(
+            model=model,
+            version=version,
+            etag=etag,
+            request_id=str(uuid.uuid4()),
+            actor=actor,
+            reason=reason,
+        )
+        return call(self._registry().ArchiveModelVersion, request, self.timeout).version
+
     def rollback(
         self, model: str, *, reason: str = "", actor: str = ""
     ) -> registry_pb2.ModelVersion:

@@ -13,6 +13,7 @@ from everloop_contracts.stubs.everloop.registry.v1 import registry_pb2, registry
 from everloop_registry_gateway.adapters.mlflow import MlflowRegistry
 from everloop_registry_gateway.adapters.rollouts import RolloutStore
 from everloop_registry_gateway.adapters.store import Store
+from everloop_registry_gateway.approve import Approvals
 from everloop_registry_gateway.consumer import on_drift, on_training
 from everloop_registry_gateway.domain import GATEWAY
 from everloop_registry_gateway.metrics import RolloutsByState, VersionsByStage
@@ -51,6 +52,7 @@ def main() -> int:
     registry = MlflowRegistry(settings.mlflow_uri, settings.mlflow_timeout_seconds)
     promoter = Promoter(database, registry, settings.mlflow_timeout_seconds)
     registrar = Registrar(database, registry, promoter, pipelines)
+    approvals = Approvals(database, promoter, pipelines)
     rollouts = Rollouts(database, promoter, pipelines)
     observer = Observer(
         database,
@@ -58,7 +60,7 @@ def main() -> int:
         settings.rollout_replicas,
         timedelta(seconds=settings.rollout_fresh_seconds),
     )
-    servicer = RegistryServicer(database, promoter, rollouts, observer)
+    servicer = RegistryServicer(database, promoter, approvals, rollouts, observer)
 
     def count_versions() -> dict[tuple[str, str], int]:
         with database.read() as connection:

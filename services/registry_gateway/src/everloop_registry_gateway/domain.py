@@ -12,7 +12,9 @@ from everloop_contracts.events import REGISTRY_GATEWAY
 from everloop_contracts.latency import BUCKETS
 
 __all__ = [
+    "APPROVAL",
     "GATEWAY",
+    "Act",
     "ArmTotals",
     "AuditEntry",
     "Candidate",
@@ -24,6 +26,7 @@ __all__ = [
     "RolloutPlan",
     "RolloutReport",
     "RolloutState",
+    "Ruling",
     "Stage",
     "Strategy",
     "Transition",
@@ -32,6 +35,9 @@ __all__ = [
 
 GATEWAY = REGISTRY_GATEWAY
 """Name of this service: source of its events, group of its consumer, actor of what it does by itself."""
+
+APPROVAL = "approval"
+"""Name of the verdict that a person leaves with a version."""
 
 
 class Stage(StrEnum):
@@ -42,6 +48,14 @@ class Stage(StrEnum):
     PRODUCTION = "production"
     ARCHIVED = "archived"
     REJECTED = "rejected"
+
+
+class Act(StrEnum):
+    """What a person does with a version that waits in Staging."""
+
+    APPROVE = "approve"
+    REJECT = "reject"
+    ARCHIVE = "archive"
 
 
 class Move(StrEnum):
@@ -145,6 +159,24 @@ class Request:
     move: Move
     model: str
     version: int = 0
+    etag: str = ""
+    request_id: str = ""
+    actor: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Ruling:
+    """Somebody says what is to become of a version that waits in Staging.
+
+    Attributes:
+        etag: the model's etag as last seen; empty to go ahead whatever the state is.
+        request_id: a repeat changes nothing; empty for no such protection.
+    """
+
+    act: Act
+    model: str
+    version: int
     etag: str = ""
     request_id: str = ""
     actor: str = ""

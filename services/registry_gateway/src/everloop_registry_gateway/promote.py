@@ -24,6 +24,7 @@ from everloop_registry_gateway.adapters.store import Store
 from everloop_registry_gateway.adapters.trail import Trail
 from everloop_registry_gateway.convert import version_message
 from everloop_registry_gateway.domain import (
+    APPROVAL,
     GATEWAY,
     ModelVersion,
     Move,
@@ -38,7 +39,7 @@ from everloop_runtime.database import Database, UnitOfWork
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.events import new_event
 
-__all__ = ["Promoter", "check_gates", "find"]
+__all__ = ["Promoter", "check_gates", "check_unchanged", "find"]
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +95,29 @@ def check_gates(version: ModelVersion) -> None:
             f"version {version.version} of {version.model} did not pass its gates: {version.refusals}",
             model=version.model,
             version=str(version.version),
+        )
+
+
+def check_unchanged(store: Store, model: str, etag: str) -> None:
+    """Does nothing if a model is as its caller has seen it and nothing is under way.
+
+    Raises:
+        EverloopError: kind conflict, reason ETAG_MISMATCH or TRANSITION_PENDING.
+    """
+    if etag and etag != store.etag(model):
+        raise EverloopError(
+            Kind.CONFLICT,
+            "ETAG_MISMATCH",
+            f"{model} has changed since etag {etag}: read it again and decide anew",
+            model=model,
+            etag=store.etag(model),
+        )
+    if store.pending(model):
+        raise EverloopError(
+            Kind.CONFLICT,
+            "TRANSITION_PENDING",
+            f"another transition of {model} is under way",
+            model=model,
         )
 
 
@@ -355,21 +379,7 @@ def _target(store: Store, request: Request) -> ModelVersion:
     """The version that a request puts into Production; raises what stands against it."""
     model = request.model
     _check_model(store, model)
-    if request.etag and request.etag != store.etag(model):
-        raise EverloopError(
-            Kind.CONFLICT,
-            "ETAG_MISMATCH",
-            f"{model} has changed since etag {request.etag}: read it again and decide anew",
-            model=model,
-            etag=store.etag(model),
-        )
-    if store.pending(model):
-        raise EverloopError(
-            Kind.CONFLICT,
-            "TRANSITION_PENDING",
-            f"another transition of {model} is under way",
-            model=model,
-        )
+    check_unchanged(store, model, request.etag)
     if request.move is Move.ROLLBACK:
         before = store.served_before(model)
         if not before:
@@ -404,8 +414,8 @@ def _overtaken(staged: int, pending: Transition) -> bool:
 def _tags(version: ModelVersion, known: bool) -> dict[str, str]:
     tags = {"everloop.stage": version.stage.value}
     for number, gate in enumerate(version.gates, start=1):
-        # A trial speaks later than the gates.
-        if not known or gate.gate == trial.GATE:
+        # A trial and a person speak later than the gates.
+        if not known or gate.gate in (trial.GATE, APPROVAL):
             verdict = "passed" if gate.passed else "refused"
             tags[f"everloop.gate.{number}.{gate.gate}"] = f"{verdict}: {gate.message}"
     return tags

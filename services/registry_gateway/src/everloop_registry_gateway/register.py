@@ -16,14 +16,12 @@ from everloop_registry_gateway.domain import (
     GATEWAY,
     Candidate,
     ModelVersion,
-    Move,
     Stage,
-    Transition,
 )
 from everloop_registry_gateway.metrics import VERDICTS
 from everloop_registry_gateway.ports import ModelRegistry
 from everloop_registry_gateway.promote import Promoter, find
-from everloop_runtime.database import Database, UnitOfWork
+from everloop_runtime.database import Database
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.events import new_event
 
@@ -135,45 +133,18 @@ class Registrar:
             )
             work.publish(new_event(GATEWAY, model, registered, cause=candidate.event_id))
             if not refused and pipeline.promotion.approval == "automatic":
-                self._send_on(work, version, production, verdict, pipeline)
+                trial.send_on(
+                    work,
+                    version,
+                    pipeline.promotion.rollout,
+                    actor=GATEWAY,
+                    reason=verdict,
+                    cause_id=candidate.event_id,
+                    now=version.create_time,
+                )
         for result in results:
             VERDICTS.labels(model, result.gate, "passed" if result.passed else "refused").inc()
         log.info("version %d of %s is %s: %s", number, model, version.stage, verdict)
-
-    def _send_on(
-        self,
-        work: UnitOfWork,
-        version: ModelVersion,
-        production: int,
-        verdict: str,
-        pipeline: Pipeline,
-    ) -> None:
-        """Puts a version on trial where its pipeline says so and another one serves; promotes it at once otherwise."""
-        plan = pipeline.promotion.rollout
-        if plan and production:
-            trial.begin(
-                work,
-                version.model,
-                version.version,
-                production,
-                trial.declared(plan),
-                actor=GATEWAY,
-                reason=verdict,
-                cause_id=version.trained_event_id,
-                now=version.create_time,
-            )
-            return
-        Store(work.connection).begin(
-            Transition(
-                move=Move.PROMOTION,
-                model=version.model,
-                version=version.version,
-                requested_version=version.version,
-                actor=GATEWAY,
-                reason=verdict,
-                cause_id=version.trained_event_id,
-            )
-        )
 
 
 def _tags(candidate: Candidate) -> dict[str, str]:

@@ -21,6 +21,7 @@ from everloop_registry_gateway.domain import (
     GATEWAY,
     ArmTotals,
     GateResult,
+    ModelVersion,
     Move,
     Rollout,
     RolloutPlan,
@@ -35,7 +36,7 @@ from everloop_runtime.database import UnitOfWork
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.events import new_event
 
-__all__ = ["GATE", "abort", "begin", "declared", "end", "promote"]
+__all__ = ["GATE", "abort", "begin", "declared", "end", "promote", "send_on"]
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,47 @@ def declared(spec: pipeline.Rollout) -> RolloutPlan:
         max_error_rate=spec.abort.error_rate,
         max_latency_ratio=spec.abort.latency_ratio or 0.0,
         abort_on_performance=spec.abort.performance,
+    )
+
+
+def send_on(
+    work: UnitOfWork,
+    version: ModelVersion,
+    spec: pipeline.Rollout | None,
+    *,
+    actor: str,
+    reason: str,
+    cause_id: str,
+    now: datetime,
+) -> None:
+    """Puts a version on trial where its pipeline says so and another one serves; decides to promote it otherwise.
+
+    The caller changes the etag.
+    """
+    serving = Store(work.connection).production(version.model)
+    if spec and serving:
+        begin(
+            work,
+            version.model,
+            version.version,
+            serving[0].version,
+            declared(spec),
+            actor=actor,
+            reason=reason,
+            cause_id=cause_id,
+            now=now,
+        )
+        return
+    Store(work.connection).begin(
+        Transition(
+            move=Move.PROMOTION,
+            model=version.model,
+            version=version.version,
+            requested_version=version.version,
+            actor=actor,
+            reason=reason,
+            cause_id=cause_id,
+        )
     )
 
 
