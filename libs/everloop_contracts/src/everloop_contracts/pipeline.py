@@ -12,7 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, HttpUrl, field_validator, model_validator
 
 from everloop_contracts import yaml_file
 from everloop_contracts.features import (
@@ -60,10 +60,24 @@ __all__ = [
     "TargetMeanFeature",
     "Task",
     "Triggers",
+    "Webhook",
     "load_pipeline",
     "load_pipelines",
 ]
 
+AuditAction = Literal[
+    "registered",
+    "staged",
+    "approved",
+    "rejected",
+    "rollout_started",
+    "rollout_aborted",
+    "promoted",
+    "rolled_back",
+    "archived",
+    "abandoned",
+]
+"""What can be done to a model version, as the registry's audit trail names it."""
 NAME = re.compile(r"^[a-z][a-z0-9-]{0,62}$")
 
 
@@ -201,10 +215,28 @@ class Rollout(Spec):
     abort: Abort = Abort()
 
 
+class Webhook(Spec):
+    """Who is told what was done to the model's versions."""
+
+    url: HttpUrl | None = None
+    """Where it is posted; the gateway's setting `WEBHOOK_URL` where not given."""
+    actions: tuple[AuditAction, ...] = (
+        "staged",
+        "approved",
+        "rejected",
+        "promoted",
+        "rolled_back",
+        "rollout_aborted",
+    )
+    """Actions of the audit trail that are told."""
+
+
 class Promotion(Spec):
     """What a model must show before it serves."""
 
     approval: Literal["automatic", "manual"] = "automatic"
+    """Whether what passed its gates goes on by itself, or waits for `everloop approve`."""
+    webhook: Webhook = Webhook()
     gates: tuple[Gate, ...] = ()
     rollout: Rollout | None = None
     """How a version that passed its gates comes into Production where another one serves; at once where not given."""

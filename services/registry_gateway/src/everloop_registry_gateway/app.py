@@ -24,6 +24,7 @@ from everloop_registry_gateway.register import Registrar
 from everloop_registry_gateway.rollout import Rollouts
 from everloop_registry_gateway.servicer import RegistryServicer
 from everloop_registry_gateway.settings import RegistrySettings
+from everloop_registry_gateway.webhooks import Webhooks, hooks_of
 from everloop_runtime import telemetry
 from everloop_runtime.database import Database
 from everloop_runtime.events import DRIFT, TRAININGS
@@ -46,6 +47,13 @@ def main() -> int:
         pipelines = load_pipelines(settings.pipelines_dir)
     except PipelineError as error:
         print(error, file=sys.stderr)
+        return 2
+    hooks = hooks_of(pipelines, settings.webhook_url)
+    if hooks and not settings.webhook_key:
+        print(
+            f"EVERLOOP_WEBHOOK_SECRET: is needed to sign the webhooks of {', '.join(sorted(hooks))}",
+            file=sys.stderr,
+        )
         return 2
     database = Database(settings.database_url)
     database.upgrade(Path(__file__).parent / "migrations")
@@ -87,6 +95,13 @@ def main() -> int:
             promoter,
             settings.reconcile_seconds,
             timedelta(hours=settings.request_retention_hours),
+        ),
+        Webhooks(
+            database,
+            hooks,
+            settings.webhook_key,
+            timeout_seconds=settings.webhook_timeout_seconds,
+            max_attempts=settings.webhook_max_attempts,
         ),
         RolloutJudge(observer, settings.rollout_judge_seconds),
         EventConsumer(

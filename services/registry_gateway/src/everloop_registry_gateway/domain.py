@@ -18,6 +18,7 @@ __all__ = [
     "ArmTotals",
     "AuditEntry",
     "Candidate",
+    "Delivery",
     "GateResult",
     "ModelVersion",
     "Move",
@@ -221,6 +222,19 @@ class AuditEntry:
     time: datetime
     evidence: tuple[GateResult, ...] = ()
     link: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A webhook that is still to be taken.
+
+    Attributes:
+        entry: of the audit trail, which it tells of.
+        attempts: times that it was tried.
+    """
+
+    entry: int
+    attempts: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from everloop_registry_gateway.adapters.outgoing import Outgoing
 from everloop_registry_gateway.adapters.sql import (
     METADATA,
     NAME,
@@ -66,10 +67,11 @@ class Trail:
         cause_id: str,
         evidence: Sequence[GateResult] = (),
     ) -> None:
-        """Adds an entry and its link; nothing changes or removes one. Others wait to do so until this commits."""
+        """Adds an entry, its link and its webhook; entries never change. Others wait with theirs until this commits."""
         if self._connection.dialect.name == "postgresql":
             # SQLite has one writer. Of two that read the same last link, one would break the chain.
             self._connection.execute(sa.text("LOCK TABLE audit_chain IN EXCLUSIVE MODE"))
+        now = datetime.now(UTC)
         entry = {
             "model": model,
             "version": version,
@@ -77,7 +79,7 @@ class Trail:
             "actor": actor,
             "reason": reason,
             "cause_id": cause_id,
-            "time": moment_text(datetime.now(UTC)),
+            "time": moment_text(now),
             "evidence": json.dumps([asdict(gate) for gate in evidence]) if evidence else None,
         }
         (number,) = self._connection.execute(
@@ -87,6 +89,11 @@ class Trail:
         previous = last or GENESIS
         made = link(previous, entry | {"id": number})
         self._connection.execute(chain.insert().values(id=number, previous=previous, link=made))
+        Outgoing(self._connection).add(number, now)
+
+    def entry(self, number: int) -> AuditEntry | None:
+        """One entry."""
+        return next(iter(self._entries(_ENTRIES.where(audit.c.id == number))), None)
 
     def of_version(self, model: str, version: int) -> list[AuditEntry]:
         """What was done to a version, oldest first."""
