@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Literal
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -18,6 +19,8 @@ from everloop_registry_gateway.domain import (
     Rollout,
     RolloutPlan,
     RolloutState,
+    Signature,
+    SliceMetrics,
     Stage,
     Strategy,
 )
@@ -79,7 +82,26 @@ def candidate_of(event: Event, trained: events_pb2.ModelTrained) -> Candidate:
         export_difference=trained.export_difference,
         event_id=event.id,
         cause_id=event.cause,
+        slices=tuple(
+            SliceMetrics(part.field, part.value, part.rows, dict(part.metrics))
+            for part in trained.slices
+        ),
+        gains={name: tuple(gains.values) for name, gains in trained.gains.items()},
+        model_bytes=trained.model_bytes,
+        p99_seconds=trained.p99_seconds,
+        signature=_signature(trained, "signature"),
+        baseline_signature=_signature(trained, "baseline_signature"),
     )
+
+
+def _signature(
+    trained: events_pb2.ModelTrained, field: Literal["signature", "baseline_signature"]
+) -> Signature | None:
+    if not trained.HasField(field):
+        return None
+    message: events_pb2.ModelSignature = getattr(trained, field)
+    inputs = {item.name: (item.type, item.nullable) for item in message.inputs}
+    return Signature(inputs, tuple(message.classes))
 
 
 def version_message(version: ModelVersion) -> registry_pb2.ModelVersion:

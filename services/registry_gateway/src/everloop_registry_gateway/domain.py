@@ -28,6 +28,8 @@ __all__ = [
     "RolloutReport",
     "RolloutState",
     "Ruling",
+    "Signature",
+    "SliceMetrics",
     "Stage",
     "Strategy",
     "Transition",
@@ -67,6 +69,29 @@ class Move(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class SliceMetrics:
+    """Metrics of the holdout's rows that have one value in one field; those not defined there are left out."""
+
+    field: str
+    value: str
+    rows: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What a model takes and answers.
+
+    Attributes:
+        inputs: type of each raw input, and whether it may be null or left out, by name.
+        classes: labels in the order of the probabilities; empty for regression.
+    """
+
+    inputs: Mapping[str, tuple[str, bool]]
+    classes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """A trained model that asks for a place in the registry, with the facts its gates judge.
 
@@ -77,6 +102,12 @@ class Candidate:
         export_difference: largest difference between the model and its ONNX export.
         event_id: event that announced it.
         cause_id: event or request that caused the training.
+        slices: metrics of parts of the holdout.
+        gains: by metric, how much better than the Production version it is on each resample of the same rows.
+        model_bytes: size of the ONNX file; 0 if not measured.
+        p99_seconds: 99th percentile of the time for one row; 0 if not measured.
+        signature: None if the trainer does not tell it.
+        baseline_signature: the Production version's.
     """
 
     model: str
@@ -94,6 +125,12 @@ class Candidate:
     export_difference: float
     event_id: str
     cause_id: str
+    slices: tuple[SliceMetrics, ...] = ()
+    gains: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    model_bytes: int = 0
+    p99_seconds: float = 0.0
+    signature: Signature | None = None
+    baseline_signature: Signature | None = None
 
 
 @dataclass(frozen=True, slots=True)
