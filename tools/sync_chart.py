@@ -55,6 +55,7 @@ OWNED = {
     "s3_endpoint",
     "s3_region",
     "s3_secret_key",
+    "webhook_secret",
 }
 # Of the process that KubeRay replaces, which nothing reads there.
 UNREAD = {"deploy_seconds", "watch_failures", "watch_seconds"}

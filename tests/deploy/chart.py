@@ -84,10 +84,11 @@ def containers(pod: Object) -> list[Object]:
 
 
 def environment(container: Object) -> dict[str, str]:
-    """Variables with values; those from a Secret hold its key in angle brackets."""
+    """Variables with values; those from a Secret hold its key in angle brackets, and optional ones are not set."""
     return {
         item["name"]: item["value"]
         if "value" in item
         else "<{}>".format(item["valueFrom"].get("secretKeyRef", {"key": "field"})["key"])
         for item in container["env"]
+        if not item.get("valueFrom", {}).get("secretKeyRef", {}).get("optional")
     }

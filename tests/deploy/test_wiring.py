@@ -80,6 +80,17 @@ def test_each_service_reads_its_environment(
             assert variables["PGPASSWORD"] == "<database_password>"
 
 
+def test_the_secret_of_webhooks_goes_to_the_gateway_and_may_be_missing(helm: Helm) -> None:
+    found = [
+        (item["name"], item["valueFrom"]["secretKeyRef"]["optional"])
+        for _, pod in pods(helm.render("local"))
+        for container in containers(pod)
+        for item in container.get("env", [])
+        if item["name"] == "EVERLOOP_WEBHOOK_SECRET"
+    ]
+    assert found == [("EVERLOOP_WEBHOOK_SECRET", True)]
+
+
 def test_own_settings_go_before_common_ones(helm: Helm, monkeypatch: pytest.MonkeyPatch) -> None:
     objects = helm.render(
         "local",

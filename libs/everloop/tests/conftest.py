@@ -76,6 +76,10 @@ class FakeEverloop:
         self.asked: list[tuple[str, list[str]]] = []
         self.records: list[bytes] = []
         self.promoted: list[registry_pb2.PromoteModelVersionRequest] = []
+        self.ruled: list[Any] = []
+        self.entries: list[registry_pb2.AuditEntry] = []
+        self.verified = registry_pb2.VerifyAuditResponse(intact=True)
+        self.noted_heads: list[str] = []
         self.cuts: dict[str, int] = {}
         self.quarantined: set[int] = set()
         self.versioning = "dvc"
@@ -367,10 +371,42 @@ class Registry(registry_pb2_grpc.RegistryServiceServicer):
         self.fake.promoted.append(request)
         return registry_pb2.PromoteModelVersionResponse(version=self.fake.model(request.version))
 
+    def ApproveModelVersion(self, request: Any, context: Any) -> Any:
+        self.fake.ruled.append(request)
+        return registry_pb2.ApproveModelVersionResponse(
+            version=self._ruled(request, registry_pb2.STAGE_STAGING)
+        )
+
+    def RejectModelVersion(self, request: Any, context: Any) -> Any:
+        self.fake.ruled.append(request)
+        return registry_pb2.RejectModelVersionResponse(
+            version=self._ruled(request, registry_pb2.STAGE_REJECTED)
+        )
+
+    def ArchiveModelVersion(self, request: Any, context: Any) -> Any:
+        self.fake.ruled.append(request)
+        return registry_pb2.ArchiveModelVersionResponse(
+            version=self._ruled(request, registry_pb2.STAGE_ARCHIVED)
+        )
+
+    def _ruled(self, request: Any, stage: Any) -> registry_pb2.ModelVersion:
+        version = self.fake.model(request.version)
+        version.stage = stage
+        return version
+
     def RollbackModel(self, request: Any, context: Any) -> Any:
         if request.model != MODEL:
             refuse(context, grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND", "no such model")
         return registry_pb2.RollbackModelResponse(version=self.fake.model(1))
+
+    def ListAuditEntries(self, request: Any, context: Any) -> Any:
+        return registry_pb2.ListAuditEntriesResponse(
+            entries=[entry for entry in self.fake.entries if request.model in ("", entry.model)]
+        )
+
+    def VerifyAudit(self, request: Any, context: Any) -> Any:
+        self.fake.noted_heads.append(request.head)
+        return self.fake.verified
 
     def GetLineage(self, request: Any, context: Any) -> Any:
         return registry_pb2.GetLineageResponse(
@@ -539,7 +575,7 @@ def addresses(fake: FakeEverloop) -> Iterator[Addresses]:
     server = grpc.server(ThreadPoolExecutor(8))
     ingest_pb2_grpc.add_IngestServiceServicer_to_server(Ingest(fake), server)  # type: ignore[abstract]
     training_pb2_grpc.add_TrainingServiceServicer_to_server(Training(fake), server)
-    registry_pb2_grpc.add_RegistryServiceServicer_to_server(Registry(fake), server)  # type: ignore[abstract]
+    registry_pb2_grpc.add_RegistryServiceServicer_to_server(Registry(fake), server)
     monitoring_pb2_grpc.add_MonitoringServiceServicer_to_server(Monitoring(), server)
     inference_pb2_grpc.add_InferenceServiceServicer_to_server(Inference(fake), server)  # type: ignore[abstract]
     grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Tensors(fake), server)  # type: ignore[abstract]

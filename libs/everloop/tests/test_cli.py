@@ -130,6 +130,7 @@ def test_predict_takes_rows_from_options_and_files(run, tmp_path: Path, door):
         (["trainings", "nothing"], "there is no 'nothing'; there are: flight-delays"),
         (["rollback", "nothing"], "MODEL_NOT_FOUND"),
         (["drift", "nothing"], "PIPELINE_NOT_FOUND"),
+        (["audit", "list", "nothing"], "PIPELINE_NOT_FOUND"),
         (["predict", MODEL, "--file", "missing.jsonl"], "missing.jsonl"),
         (["predict", MODEL, "--file", "{latin}"], "latin.jsonl cannot be read"),
     ],
@@ -156,7 +157,7 @@ def commands_of(group: Any, path: str = "") -> Iterator[str]:
 
 
 COMMANDS = list(commands_of(typer.main.get_command(app)))
-NEEDS_NO_STACK = {"up", "down", "demo", "check", "rollout", "dead-letters", "features"}
+NEEDS_NO_STACK = {"up", "down", "demo", "check", "rollout", "dead-letters", "features", "audit"}
 ARGUMENTS = {
     "erase": [MODEL, "--record-id", "a", "--reason", "asked"],
     "push": [str(PIPELINES / "rows.jsonl"), "-p", MODEL],
@@ -171,6 +172,9 @@ ARGUMENTS = {
     "trainings cancel": ["training-1"],
     "datasets": [MODEL],
     "rollback": [MODEL],
+    "approve": [MODEL, "2"],
+    "reject": [MODEL, "2"],
+    "archive": [MODEL, "2"],
     "drift": [MODEL],
     "dead-letters list": [MODEL],
     "dead-letters show": [MODEL, "everloop.records.flight-delays/0/5"],
@@ -305,6 +309,20 @@ def test_features_tell_the_fields_that_each_is_made_of(run):
     told = run("features", str(PIPELINES / "flight-delays.yaml")).output
     assert "target_mean" in told and "the target's mean for each value" in told
     assert "there are: flight-delays" in run("features", "nothing").stderr
+
+
+@pytest.mark.parametrize(
+    ("verb", "said"),
+    [("approve", "approved and on trial"), ("reject", "rejected"), ("archive", "archived")],
+)
+def test_a_ruling_goes_by_the_etag_as_seen_and_names_who_ruled(run, fake, verb, said):
+    done = run(verb, MODEL, "1", "-m", "because")
+    assert done.exit_code == 0, done.output
+    assert f"v1 is {said}" in done.output
+    request = fake.ruled[0]
+    assert type(request).__name__ == f"{verb.capitalize()}ModelVersionRequest"
+    assert (request.version, request.etag, request.reason) == (1, "etag-1", "because")
+    assert request.actor and request.request_id
 
 
 def test_rollback_says_what_serves_again(run):

@@ -242,6 +242,16 @@ def test_words_that_older_yaml_takes_for_truth_values_are_words(load):
             "23: promotion.gates.0.metric: more f1 is better: a metric_floor gate bounds it",
         ),
         (
+            "kind: metric_floor, metric: roc_auc, min: 0.6",
+            "kind: slice_floor, metric: brier, min: 0.6",
+            "23: promotion.gates.0.metric: less brier is better: a slice_ceiling gate bounds it",
+        ),
+        (
+            "kind: metric_floor, metric: roc_auc, min: 0.6",
+            "kind: fairness_difference, metric: f1, field: nope, max_difference: 0.1",
+            "23: promotion.gates.0.field: there is no field 'nope'",
+        ),
+        (
             "      metric: roc_auc\n",
             "      metric: rmse\n",
             "25: promotion.gates.1.metric: 'rmse' does not fit a binary task",
@@ -350,7 +360,17 @@ def test_what_takes_classes_is_refused_where_there_are_none(complaint):
 
 
 @pytest.mark.parametrize(
-    "gate", ["metric_floor, metric: f1, min: 0", "metric_ceiling, metric: brier, max: 1"]
+    "gate",
+    [
+        "metric_floor, metric: f1, min: 0",
+        "metric_ceiling, metric: brier, max: 1",
+        "slice_floor, metric: f1, min: 0",
+        "slice_ceiling, metric: brier, max: 1, min_rows: 10",
+        "fairness_difference, metric: brier, max_difference: 0.1",
+        "latency_budget, max_p99: 5ms",
+        "size_budget, max_bytes: 100000",
+        "signature",
+    ],
 )
 def test_a_bound_fits_the_direction_of_its_metric(load, gate):
     text = GOOD.replace("metric_floor, metric: roc_auc, min: 0.6", gate)
@@ -458,6 +478,8 @@ def documents(draw: st.DrawFn) -> dict[str, Any]:
     gates = [
         bound,
         {"kind": "export_parity", "max_difference": abs(draw(floats))},
+        {"kind": "latency_budget", "max_p99": draw(durations)},
+        {"kind": "signature"},
     ]
     of = draw(st.integers(1, 9))
     return {

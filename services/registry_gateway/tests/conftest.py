@@ -19,7 +19,10 @@ from everloop_contracts.pipeline import Pipeline, Promotion
 from everloop_registry_gateway.adapters.memory import MemoryRegistry
 from everloop_registry_gateway.adapters.rollouts import RolloutStore
 from everloop_registry_gateway.adapters.store import Store
+from everloop_registry_gateway.adapters.trail import Trail
+from everloop_registry_gateway.approve import Approvals
 from everloop_registry_gateway.domain import (
+    Act,
     ArmTotals,
     AuditEntry,
     Candidate,
@@ -28,6 +31,8 @@ from everloop_registry_gateway.domain import (
     Request,
     Rollout,
     RolloutReport,
+    Ruling,
+    Verification,
 )
 from everloop_registry_gateway.observe import Observer
 from everloop_registry_gateway.promote import Promoter
@@ -96,6 +101,7 @@ class World:
         self.promoter = Promoter(self.database, self.registry)
         self.pipelines["late"] = self.pipeline
         self.registrar = Registrar(self.database, self.registry, self.promoter, self.pipelines)
+        self.approvals = Approvals(self.database, self.promoter, self.pipelines, self.now)
         self.rollouts = Rollouts(self.database, self.promoter, self.pipelines, self.now)
         self.observer = Observer(self.database, self.promoter, self.replicas, FRESH, self.now)
 
@@ -137,6 +143,10 @@ class World:
     def promote(self, version: int, **rest: Any) -> ModelVersion:
         request = Request(Move.PROMOTION, "late", version, actor="ada", reason="it is better")
         return self.promoter.move(replace(request, **rest))
+
+    def rule(self, act: Act, version: int, **rest: Any) -> ModelVersion:
+        ruling = Ruling(act, "late", version, actor="ada", reason="reviewed")
+        return self.approvals.rule(replace(ruling, **rest))
 
     def rollback(self, **rest: Any) -> ModelVersion:
         request = Request(Move.ROLLBACK, "late", actor="ada", reason="it is worse")
@@ -222,10 +232,17 @@ class World:
         return etag
 
     def trail(self) -> list[tuple[int, str]]:
-        entries: list[AuditEntry] = self.ask(
-            lambda store: store.page_of_audit("late", None, 500)[0]
-        )
-        return [(entry.version, entry.action) for entry in reversed(entries)]
+        return [(entry.version, entry.action) for entry in self.entries()]
+
+    def entries(self) -> list[AuditEntry]:
+        """The audit trail, oldest first."""
+        with self.database.read() as connection:
+            return Trail(connection).page("late", None, 500)[0][::-1]
+
+    def verify(self, head: str = "") -> Verification:
+        """What a walk along the audit trail finds."""
+        with self.database.read() as connection:
+            return Trail(connection).verify(head)
 
     def aliases(self) -> dict[str, int]:
         return dict(self.registry.aliases("late"))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from everloop_registry_gateway.domain import Act
 from everloop_registry_gateway.promote import Promoter
 from everloop_registry_gateway.reconcile import reconcile
 
@@ -77,7 +78,7 @@ def armed(world, step: int) -> Iterator[Bomb]:
         world.restart()
 
 
-def every_step(make_world, prepare, act):
+def every_step(make_world, prepare, act, fewest=5):
     """A world per step at which `act` may be cut off, cut off there."""
     for step in range(1, 100):
         world = make_world()
@@ -86,7 +87,7 @@ def every_step(make_world, prepare, act):
             act(world)
         yield world
         if bomb.left > 0:
-            assert step > 5, "hardly any step was seen: the bomb is a dud"
+            assert step > fewest, "hardly any step was seen: the bomb is a dud"
             return
     raise AssertionError("the action never ended")
 
@@ -170,6 +171,27 @@ def test_a_move_cut_off_anywhere_comes_true_wholly_or_not_at_all_without_the_cal
     # It is decided at one point in time, and stays decided.
     assert outcomes == sorted(outcomes)
     assert set(outcomes) == {False, True}
+
+
+@pytest.mark.parametrize("act", list(Act))
+@pytest.mark.parametrize("rollout", [None, {"strategy": "canary"}], ids=["at once", "on trial"])
+def test_a_ruling_cut_off_anywhere_is_done_once_when_it_is_repeated(worlds, act, rollout):
+    def prepare(world):
+        world.register(1)
+        world.use(approval="manual", rollout=rollout)
+        world.register(2)
+
+    def rule(world):
+        world.rule(act, 2, request_id="r")
+
+    expected = worlds()
+    prepare(expected)
+    rule(expected)
+    for world in every_step(worlds, prepare, rule, fewest=2):
+        rule(world)
+        rule(world)
+        world.reconcile()
+        assert settled(world) == settled(expected)
 
 
 def test_no_promotion_is_announced_before_its_alias_is_set(worlds):

@@ -13,12 +13,21 @@ from hypothesis import strategies as st
 from everloop_contracts.pipeline import (
     BetterThanProductionGate,
     ExportParityGate,
+    FairnessDifferenceGate,
     Gate,
+    LatencyBudgetGate,
     MetricCeilingGate,
     MetricFloorGate,
+    SignatureGate,
+    SizeBudgetGate,
+    SliceCeilingGate,
+    SliceFloorGate,
 )
-from everloop_registry_gateway.domain import Candidate
+from everloop_contracts.stubs.everloop.training.v1 import events_pb2
+from everloop_registry_gateway.convert import candidate_of
+from everloop_registry_gateway.domain import Candidate, Signature, SliceMetrics
 from everloop_registry_gateway.gates import CHECKS, evaluate
+from everloop_runtime.events import new_event
 
 numbers = st.floats(allow_nan=True, allow_infinity=True)
 finite = st.floats(min_value=-1e6, max_value=1e6)
@@ -191,3 +200,198 @@ def test_all_gates_are_asked_in_order():
         ("metric_floor", False),
         ("metric_floor", True),
     ]
+
+
+BETTER = {
+    "metrics": {"roc_auc": 0.72},
+    "baseline_version": 1,
+    "baseline_metrics": {"roc_auc": 0.7},
+}
+
+
+def proven(resamples, margin=0.0, confidence=0.95, **facts):
+    gate = BetterThanProductionGate(
+        kind="better_than_production", metric="roc_auc", margin=margin, confidence=confidence
+    )
+    return judge(gate, production=1, gains={"roc_auc": tuple(resamples)}, **{**BETTER, **facts})
+
+
+@given(
+    st.lists(numbers, min_size=1, max_size=200),
+    st.floats(min_value=-0.5, max_value=0.019),
+    st.floats(min_value=0.51, max_value=0.99),
+)
+def test_a_gain_is_proven_by_so_many_resamples_and_nan_is_none(resamples, margin, confidence):
+    result = proven(resamples, margin, confidence)
+    share = sum(gain > margin for gain in resamples) / len(resamples)
+    assert result.passed == (share >= confidence)
+    assert result.evidence["share"] == pytest.approx(share)
+    assert result.evidence["resamples"] == len(resamples)
+
+
+def test_a_gain_on_all_rows_that_chance_explains_is_not_enough():
+    by_chance = [0.02 + (number - 100) / 1000 for number in range(200)]
+    result = proven(by_chance)
+    assert not result.passed
+    assert "so in 59.5% of 200 resamples, not enough: 95.0% are asked" in result.message
+    assert result.evidence["gain"] == pytest.approx(0.02)
+    assert result.evidence["gain_low"] == pytest.approx(-0.071)
+    assert proven(by_chance, confidence=None).passed
+    assert proven([gain + 0.1 for gain in by_chance]).passed
+
+
+def test_resamples_cannot_mend_a_worse_model_and_none_prove_nothing():
+    assert not proven([1.0] * 200, metrics={"roc_auc": 0.69}).passed
+    result = proven([])
+    assert not result.passed
+    assert "sent no resamples of roc_auc" in result.message
+
+
+SLICES = (
+    SliceMetrics("carrier", "AA", 900, {"f1": 0.8, "rmse": 3.0}),
+    SliceMetrics("carrier", "ZZ", 120, {"f1": 0.5, "rmse": 9.0}),
+    SliceMetrics("carrier", "small", 9, {"f1": 0.0, "rmse": 99.0}),
+    SliceMetrics("carrier", "undefined", 500, {}),
+    SliceMetrics("origin", "JFK", 700, {"f1": 0.4, "rmse": 4.0}),
+)
+
+
+@pytest.mark.parametrize(
+    ("gate", "passed", "evidence"),
+    [
+        (
+            SliceFloorGate(kind="slice_floor", metric="f1", field="carrier", min=0.5),
+            True,
+            {"value": 0.5, "rows": 120, "min": 0.5, "slices": 2, "not_judged": 2},
+        ),
+        (
+            SliceFloorGate(kind="slice_floor", metric="f1", field="carrier", min=0.51),
+            False,
+            {"value": 0.5},
+        ),
+        (
+            SliceFloorGate(kind="slice_floor", metric="f1", min=0.45),
+            False,
+            {"value": 0.4, "slices": 3},
+        ),
+        (
+            SliceFloorGate(kind="slice_floor", metric="f1", min=0.45, min_rows=800),
+            True,
+            {"value": 0.8},
+        ),
+        (
+            SliceFloorGate(kind="slice_floor", metric="f1", min=0.1, min_rows=1),
+            False,
+            {"value": 0.0},
+        ),
+        (
+            SliceFloorGate(kind="slice_floor", metric="f1", field="dest", min=0),
+            False,
+            {"slices": 0},
+        ),
+        (
+            SliceCeilingGate(kind="slice_ceiling", metric="rmse", max=9.0),
+            True,
+            {"value": 9.0, "max": 9.0},
+        ),
+        (SliceCeilingGate(kind="slice_ceiling", metric="rmse", max=8.9), False, {"value": 9.0}),
+        (
+            FairnessDifferenceGate(kind="fairness_difference", metric="f1", max_difference=0.31),
+            True,
+            {"difference": pytest.approx(0.3), "low": 0.5, "high": 0.8, "max_difference": 0.31},
+        ),
+        (
+            FairnessDifferenceGate(kind="fairness_difference", metric="f1", max_difference=0.29),
+            False,
+            {"difference": pytest.approx(0.3)},
+        ),
+        (
+            FairnessDifferenceGate(
+                kind="fairness_difference", metric="f1", field="origin", max_difference=1
+            ),
+            False,
+            {"slices": 1},
+        ),
+        (
+            LatencyBudgetGate(kind="latency_budget", max_p99="2ms"),
+            True,
+            {"p99_seconds": 0.002, "max_p99_seconds": 0.002},
+        ),
+        (LatencyBudgetGate(kind="latency_budget", max_p99="1ms"), False, {"p99_seconds": 0.002}),
+        (
+            SizeBudgetGate(kind="size_budget", max_bytes=5000),
+            True,
+            {"bytes": 5000, "max_bytes": 5000},
+        ),
+        (SizeBudgetGate(kind="size_budget", max_bytes=4999), False, {"bytes": 5000}),
+    ],
+)
+def test_slices_and_budgets(gate, passed, evidence):
+    result = judge(gate, slices=SLICES, p99_seconds=0.002, model_bytes=5000)
+    assert result.passed == passed, result.message
+    assert {name: result.evidence[name] for name in evidence} == evidence
+
+
+@pytest.mark.parametrize(
+    "gate",
+    [
+        SliceFloorGate(kind="slice_floor", metric="f1", min=-1),
+        SliceCeilingGate(kind="slice_ceiling", metric="rmse", max=1e9),
+        FairnessDifferenceGate(kind="fairness_difference", metric="f1", max_difference=1),
+        LatencyBudgetGate(kind="latency_budget", max_p99="1h"),
+        SizeBudgetGate(kind="size_budget", max_bytes=2**40),
+    ],
+)
+def test_what_was_not_measured_passes_no_gate(gate):
+    assert not judge(gate).passed
+    assert not judge(gate, p99_seconds=math.nan).passed
+
+
+SIGNATURE = Signature({"x": ("float", True), "who": ("string", False)}, ("no", "yes"))
+
+
+@pytest.mark.parametrize(
+    ("mine", "problem"),
+    [
+        (SIGNATURE, ""),
+        (Signature({**SIGNATURE.inputs, "more": ("int", True)}, SIGNATURE.classes), ""),
+        (Signature({**SIGNATURE.inputs, "who": ("string", True)}, SIGNATURE.classes), ""),
+        (
+            Signature({**SIGNATURE.inputs, "more": ("int", False)}, SIGNATURE.classes),
+            "it needs a new input 'more'",
+        ),
+        (Signature({"x": ("float", True)}, SIGNATURE.classes), "it takes no input 'who'"),
+        (
+            Signature({**SIGNATURE.inputs, "x": ("int", True)}, SIGNATURE.classes),
+            "'x' is int, not float",
+        ),
+        (
+            Signature({**SIGNATURE.inputs, "x": ("float", False)}, SIGNATURE.classes),
+            "'x' must not be null any more",
+        ),
+        (Signature(SIGNATURE.inputs, ("yes", "no")), "the classes are"),
+        (None, "told no signatures"),
+    ],
+)
+def test_a_signature_fits_whoever_asks_the_version_in_production(mine, problem):
+    facts = {"signature": mine, "baseline_signature": SIGNATURE, "baseline_version": 3}
+    result = judge(SignatureGate(kind="signature"), production=3, **facts)
+    assert result.passed == (not problem), result.message
+    assert problem in result.message
+    assert not judge(SignatureGate(kind="signature"), production=4, **facts).passed
+    assert judge(SignatureGate(kind="signature"), production=0, **facts).passed
+
+
+def test_facts_come_from_the_event_as_they_are():
+    trained = events_pb2.ModelTrained(pipeline="late", model_bytes=7, p99_seconds=0.25)
+    trained.gains["f1"].values.extend([0.1, -0.1])
+    part = trained.slices.add(field="carrier", value="AA", rows=3)
+    part.metrics["f1"] = 0.5
+    trained.signature.inputs.add(name="x", type="float", nullable=True)
+    trained.signature.classes.extend(["no", "yes"])
+    candidate = candidate_of(new_event("test", "late", trained, id="e", cause="c"), trained)
+    assert (candidate.model_bytes, candidate.p99_seconds) == (7, 0.25)
+    assert candidate.gains == {"f1": (0.1, -0.1)}
+    assert candidate.slices == (SliceMetrics("carrier", "AA", 3, {"f1": 0.5}),)
+    assert candidate.signature == Signature({"x": ("float", True)}, ("no", "yes"))
+    assert candidate.baseline_signature is None

@@ -20,7 +20,9 @@ from everloop_runtime.service import Stopper
 @pytest.fixture
 def stub(world, tmp_path):
     address = f"unix:{tmp_path / 'registry.sock'}"
-    servicer = RegistryServicer(world.database, world.promoter, world.rollouts, world.observer)
+    servicer = RegistryServicer(
+        world.database, world.promoter, world.approvals, world.rollouts, world.observer
+    )
     server = GrpcServer(
         RegistrySettings(grpc_address=address, drain_seconds=0),
         ["everloop.registry.v1.RegistryService"],
@@ -108,6 +110,14 @@ def test_a_page_has_no_negative_size(stub, method):
         (
             "PromoteModelVersion",
             pb.PromoteModelVersionRequest(model="late", version=1, request_id="x" * 201),
+            "request_id",
+        ),
+        ("ApproveModelVersion", pb.ApproveModelVersionRequest(version=1), "model"),
+        ("ApproveModelVersion", pb.ApproveModelVersionRequest(model="late"), "version"),
+        ("RejectModelVersion", pb.RejectModelVersionRequest(model="late", version=-1), "version"),
+        (
+            "ArchiveModelVersion",
+            pb.ArchiveModelVersionRequest(model="late", version=1, request_id="x" * 201),
             "request_id",
         ),
         ("RollbackModel", pb.RollbackModelRequest(), "model"),
@@ -202,6 +212,35 @@ def test_lineage_leads_from_a_version_to_its_cause(world, stub):
         "archived",
     ]
     assert lineage.audit[-1].cause_id == "event-2"
+
+
+def test_a_person_rules_on_versions_by_a_call(world, stub):
+    world.use(approval="manual")
+    for number in (1, 2, 3):
+        world.register(number)
+    named = {"model": "late", "actor": "ada", "reason": "reviewed"}
+    put_away = stub.ArchiveModelVersion(pb.ArchiveModelVersionRequest(version=1, **named))
+    assert put_away.version.stage == pb.STAGE_ARCHIVED
+    refused = stub.RejectModelVersion(pb.RejectModelVersionRequest(version=2, **named))
+    assert refused.version.stage == pb.STAGE_REJECTED
+    assert refused.version.gates[-1].message == "rejected by ada: reviewed"
+    asked = pb.ApproveModelVersionRequest(version=3, etag=refused.version.etag, **named)
+    assert stub.ApproveModelVersion(asked).version.stage == pb.STAGE_PRODUCTION
+    error = failure(lambda: stub.ApproveModelVersion(asked))
+    assert (error.kind, error.reason) == (Kind.CONFLICT, "ETAG_MISMATCH")
+
+
+def test_the_audit_trail_is_verified_by_a_call(world, stub):
+    world.register(1)
+    world.register(2, metrics={"roc_auc": 0.2})
+    found = stub.VerifyAudit(pb.VerifyAuditRequest())
+    entries = stub.ListAuditEntries(pb.ListAuditEntriesRequest()).entries
+    assert (found.intact, found.entries, found.head) == (True, 5, entries[0].link)
+    assert entries[0].evidence[0].evidence == {"value": 0.2, "min": 0.6}
+    assert stub.VerifyAudit(pb.VerifyAuditRequest(head=entries[3].link)).intact
+    lost = stub.VerifyAudit(pb.VerifyAuditRequest(head="0" * 64))
+    assert (lost.intact, lost.broken_entry) == (False, 0)
+    assert "does not hold the link" in lost.problem
 
 
 def test_without_mlflow_reads_answer_and_moves_are_unavailable(world, stub):

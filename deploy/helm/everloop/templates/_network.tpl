@@ -18,6 +18,7 @@ Neighbours are what `network` names; ports of the outside are Kafka's, PostgreSQ
 - [registry_gateway, kafka]
 - [registry_gateway, database]
 - [registry_gateway, mlflow, 5000]
+- [registry_gateway, webhooks]
 - [inference, kafka]
 - [inference, registry_gateway, 15053]
 - [inference, mlflow, 5000]

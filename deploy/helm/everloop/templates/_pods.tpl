@@ -39,11 +39,12 @@ resources:
     {{- end }}
 {{- end }}
 
-{{/* A variable that holds a key of the credentials; of the Secret `secret` where it is not the release's own. */}}
+{{/* A variable that holds a key of the credentials; of the Secret `secret` where it is not the release's own. Unset where an
+`optional` key is missing. */}}
 {{- define "everloop.credential" -}}
 {{- $own := .root.Values.credentials.existingSecret | default (include "everloop.part" (dict "root" .root "part" "credentials")) -}}
 - name: {{ .variable }}
-  valueFrom: {secretKeyRef: {name: {{ .secret | default $own | quote }}, key: {{ .key }}}}
+  valueFrom: {secretKeyRef: {name: {{ .secret | default $own | quote }}, key: {{ .key }}{{ if .optional }}, optional: true{{ end }}}}
 {{- end }}
 
 {{- define "everloop.databaseUrl" -}}
@@ -73,6 +74,9 @@ resources:
 - {name: EVERLOOP_REGISTRY_ADDRESS, value: {{ include "everloop.address" (dict "root" .root "part" "registry_gateway") | quote }}}
 {{- end }}
 {{- include "everloop.keys" (dict "root" .root "names" (list "EVERLOOP_S3_ACCESS_KEY" "EVERLOOP_S3_SECRET_KEY")) }}
+{{- if eq .part "registry_gateway" }}
+{{ include "everloop.credential" (dict "root" .root "variable" "EVERLOOP_WEBHOOK_SECRET" "key" "webhook_secret" "optional" true) }}
+{{- end }}
 {{- with get (include "everloop.ports" .root | fromYaml) .part }}
 - {name: EVERLOOP_GRPC_ADDRESS, value: "0.0.0.0:{{ .grpc }}"}
 - {name: EVERLOOP_METRICS_ADDRESS, value: "0.0.0.0:{{ .metrics }}"}

@@ -462,6 +462,48 @@ class Everloop:
         )
         return call(self._registry().PromoteModelVersion, request, self.timeout).version
 
+    def approve(
+        self, model: str, version: int, *, reason: str = "", actor: str = "", etag: str = ""
+    ) -> registry_pb2.ModelVersion:
+        """Lets a version in Staging go on trial or into Production, as its pipeline says; `etag` as for `promote`."""
+        request = registry_pb2.ApproveModelVersionRequest(
+            model=model,
+            version=version,
+            etag=etag,
+            request_id=str(uuid.uuid4()),
+            actor=actor,
+            reason=reason,
+        )
+        return call(self._registry().ApproveModelVersion, request, self.timeout).version
+
+    def reject(
+        self, model: str, version: int, *, reason: str = "", actor: str = "", etag: str = ""
+    ) -> registry_pb2.ModelVersion:
+        """Rejects a version in Staging for good; with an `etag`, only if nobody changed the model since."""
+        request = registry_pb2.RejectModelVersionRequest(
+            model=model,
+            version=version,
+            etag=etag,
+            request_id=str(uuid.uuid4()),
+            actor=actor,
+            reason=reason,
+        )
+        return call(self._registry().RejectModelVersion, request, self.timeout).version
+
+    def archive(
+        self, model: str, version: int, *, reason: str = "", actor: str = "", etag: str = ""
+    ) -> registry_pb2.ModelVersion:
+        """Puts a version in Staging away; with an `etag`, only if nobody changed the model since."""
+        request = registry_pb2.ArchiveModelVersionRequest(
+            model=model,
+            version=version,
+            etag=etag,
+            request_id=str(uuid.uuid4()),
+            actor=actor,
+            reason=reason,
+        )
+        return call(self._registry().ArchiveModelVersion, request, self.timeout).version
+
     def rollback(
         self, model: str, *, reason: str = "", actor: str = ""
     ) -> registry_pb2.ModelVersion:
@@ -475,6 +517,24 @@ class Everloop:
         """Follows a model version back to its run, its dataset version and its cause."""
         request = registry_pb2.GetLineageRequest(model=model, version=version)
         return call(self._registry().GetLineage, request, self.timeout)
+
+    def audit(self, model: str = "", *, limit: int = 50) -> list[registry_pb2.AuditEntry]:
+        """Lists what was done to a model, or to all, newest first."""
+        method = self._registry().ListAuditEntries
+
+        def page(size: int, token: str) -> tuple[Sequence[registry_pb2.AuditEntry], str]:
+            request = registry_pb2.ListAuditEntriesRequest(
+                model=model, page_size=size, page_token=token
+            )
+            answer = call(method, request, self.timeout)
+            return answer.entries, answer.next_page_token
+
+        return _pages(page, limit)
+
+    def verify_audit(self, head: str = "") -> registry_pb2.VerifyAuditResponse:
+        """Follows the audit trail's hash chain; `head` is a link that it must hold, of an earlier answer."""
+        request = registry_pb2.VerifyAuditRequest(head=head)
+        return call(self._registry().VerifyAudit, request, self.timeout)
 
     # Rollouts
 

@@ -12,7 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, HttpUrl, field_validator, model_validator
 
 from everloop_contracts import yaml_file
 from everloop_contracts.features import (
@@ -43,10 +43,12 @@ __all__ = [
     "CrossFeature",
     "DatePartFeature",
     "ExportParityGate",
+    "FairnessDifferenceGate",
     "Feature",
     "FieldSpec",
     "FieldType",
     "Gate",
+    "LatencyBudgetGate",
     "Metric",
     "MetricCeilingGate",
     "MetricFloorGate",
@@ -58,13 +60,31 @@ __all__ = [
     "RatioFeature",
     "Retrain",
     "Rollout",
+    "SignatureGate",
+    "SizeBudgetGate",
+    "SliceCeilingGate",
+    "SliceFloorGate",
     "TargetMeanFeature",
     "Task",
     "Triggers",
+    "Webhook",
     "load_pipeline",
     "load_pipelines",
 ]
 
+AuditAction = Literal[
+    "registered",
+    "staged",
+    "approved",
+    "rejected",
+    "rollout_started",
+    "rollout_aborted",
+    "promoted",
+    "rolled_back",
+    "archived",
+    "abandoned",
+]
+"""What can be done to a model version, as the registry's audit trail names it."""
 NAME = re.compile(r"^[a-z][a-z0-9-]{0,62}$")
 
 
@@ -183,6 +203,9 @@ class BetterThanProductionGate(Spec):
     metric: Metric
     margin: float = 0.0
     """How much better than Production's: more, or less for a metric of which less is better; may be negative."""
+    confidence: float | None = Field(default=None, gt=0.5, lt=1)
+    """Share of resamples of the holdout's rows, the same for both, in which it must be so much better: a paired
+    bootstrap test. Not tested where not given."""
 
 
 class ExportParityGate(Spec):
@@ -192,8 +215,70 @@ class ExportParityGate(Spec):
     max_difference: float = Field(default=1e-4, ge=0)
 
 
+class _SliceGate(Spec):
+    metric: Metric
+    field: str | None = None
+    """One of `training.slices`; every one where not given."""
+    min_rows: int = Field(default=100, ge=1)
+    """Rows of the holdout below which a slice is not judged."""
+
+
+class SliceFloorGate(_SliceGate):
+    """The holdout metric reaches a value in every slice, not only over all rows."""
+
+    kind: Literal["slice_floor"]
+    min: float
+
+
+class SliceCeilingGate(_SliceGate):
+    """The holdout metric stays below a value, or reaches it, in every slice."""
+
+    kind: Literal["slice_ceiling"]
+    max: float
+
+
+class FairnessDifferenceGate(_SliceGate):
+    """The holdout metric differs by no more than so much between any two slices of a field."""
+
+    kind: Literal["fairness_difference"]
+    max_difference: float = Field(ge=0)
+
+
+class LatencyBudgetGate(Spec):
+    """The 99th percentile of the time that the model takes for one row, as the trainer measured it."""
+
+    kind: Literal["latency_budget"]
+    max_p99: Duration = Field(gt=timedelta(0))
+
+
+class SizeBudgetGate(Spec):
+    """The ONNX file is not larger than this."""
+
+    kind: Literal["size_budget"]
+    max_bytes: int = Field(ge=1)
+
+
+class SignatureGate(Spec):
+    """Whoever asks the Production version can ask this one in the same way; passes if there is none.
+
+    Every input is there with its type, takes nulls where it took them, and new ones may be left out; the classes are
+    the same, in the same order.
+    """
+
+    kind: Literal["signature"]
+
+
 Gate = Annotated[
-    MetricFloorGate | MetricCeilingGate | BetterThanProductionGate | ExportParityGate,
+    MetricFloorGate
+    | MetricCeilingGate
+    | BetterThanProductionGate
+    | ExportParityGate
+    | SliceFloorGate
+    | SliceCeilingGate
+    | FairnessDifferenceGate
+    | LatencyBudgetGate
+    | SizeBudgetGate
+    | SignatureGate,
     Field(discriminator="kind"),
 ]
 
@@ -226,10 +311,28 @@ class Rollout(Spec):
     abort: Abort = Abort()
 
 
+class Webhook(Spec):
+    """Who is told what was done to the model's versions."""
+
+    url: HttpUrl | None = None
+    """Where it is posted; the gateway's setting `WEBHOOK_URL` where not given."""
+    actions: tuple[AuditAction, ...] = (
+        "staged",
+        "approved",
+        "rejected",
+        "promoted",
+        "rolled_back",
+        "rollout_aborted",
+    )
+    """Actions of the audit trail that are told."""
+
+
 class Promotion(Spec):
     """What a model must show before it serves."""
 
     approval: Literal["automatic", "manual"] = "automatic"
+    """Whether what passed its gates goes on by itself, or waits for `everloop approve`."""
+    webhook: Webhook = Webhook()
     gates: tuple[Gate, ...] = ()
     rollout: Rollout | None = None
     """How a version that passed its gates comes into Production where another one serves; at once where not given."""
@@ -432,15 +535,27 @@ class Pipeline(Spec):
             (("monitoring", "performance", "metric"), self.monitoring.performance.metric),
         ]
         for number, gate in enumerate(self.promotion.gates):
-            if isinstance(gate, ExportParityGate):
+            if isinstance(
+                gate, ExportParityGate | LatencyBudgetGate | SizeBudgetGate | SignatureGate
+            ):
                 continue
             where: KeyPath = ("promotion", "gates", number, "metric")
             named.append((where, gate.metric))
             lower = gate.metric in LOWER_IS_BETTER
-            if gate.metric in fitting and lower and isinstance(gate, MetricFloorGate):
-                yield where, f"less {gate.metric} is better: a metric_ceiling gate bounds it"
-            if gate.metric in fitting and not lower and isinstance(gate, MetricCeilingGate):
-                yield where, f"more {gate.metric} is better: a metric_floor gate bounds it"
+            other = (
+                gate.kind.replace("floor", "ceiling")
+                if lower
+                else gate.kind.replace("ceiling", "floor")
+            )
+            if gate.metric in fitting and other != gate.kind:
+                better = "less" if lower else "more"
+                yield where, f"{better} {gate.metric} is better: a {other} gate bounds it"
+            if (
+                isinstance(gate, _SliceGate)
+                and gate.field
+                and gate.field not in self.schema_.fields
+            ):
+                yield (*where[:-1], "field"), f"there is no field '{gate.field}'"
         for where, metric in named:
             if metric not in fitting:
                 known = ", ".join(fitting)

@@ -141,11 +141,7 @@ class Database:
         A schema that is newer stays as it is: migrations only add, so that a version that comes back after a failed
         upgrade goes on with what the newer one has left.
         """
-        config = Config()
-        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-        config.set_main_option("version_locations", str(migrations / "versions"))
-        config.set_main_option("path_separator", "newline")
-        config.attributes["engine"] = self.engine
+        config = self.alembic(migrations)
         known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
         with self.engine.connect() as connection:
             present = set(MigrationContext.configure(connection).get_current_heads())
@@ -153,6 +149,15 @@ class Database:
             command.upgrade(config, "head")
         else:
             log.warning("the database is at %s, which a newer version has made", present - known)
+
+    def alembic(self, migrations: Path) -> Config:
+        """What Alembic's own commands need to work on this database with the migrations of a folder."""
+        config = Config()
+        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+        config.set_main_option("version_locations", str(migrations / "versions"))
+        config.set_main_option("path_separator", "newline")
+        config.attributes["engine"] = self.engine
+        return config
 
     def on_publish(self, listener: Callable[[], None]) -> None:
         """Calls `listener` after every commit that put something into the outbox."""

@@ -13,6 +13,7 @@ from everloop_contracts.stubs.everloop.registry.v1 import registry_pb2, registry
 from everloop_registry_gateway.adapters.mlflow import MlflowRegistry
 from everloop_registry_gateway.adapters.rollouts import RolloutStore
 from everloop_registry_gateway.adapters.store import Store
+from everloop_registry_gateway.approve import Approvals
 from everloop_registry_gateway.consumer import on_drift, on_training
 from everloop_registry_gateway.domain import GATEWAY
 from everloop_registry_gateway.metrics import RolloutsByState, VersionsByStage
@@ -23,6 +24,7 @@ from everloop_registry_gateway.register import Registrar
 from everloop_registry_gateway.rollout import Rollouts
 from everloop_registry_gateway.servicer import RegistryServicer
 from everloop_registry_gateway.settings import RegistrySettings
+from everloop_registry_gateway.webhooks import Webhooks, hooks_of
 from everloop_runtime import telemetry
 from everloop_runtime.database import Database
 from everloop_runtime.events import DRIFT, TRAININGS
@@ -46,11 +48,19 @@ def main() -> int:
     except PipelineError as error:
         print(error, file=sys.stderr)
         return 2
+    hooks = hooks_of(pipelines, settings.webhook_url)
+    if hooks and not settings.webhook_key:
+        print(
+            f"EVERLOOP_WEBHOOK_SECRET: is needed to sign the webhooks of {', '.join(sorted(hooks))}",
+            file=sys.stderr,
+        )
+        return 2
     database = Database(settings.database_url)
     database.upgrade(Path(__file__).parent / "migrations")
     registry = MlflowRegistry(settings.mlflow_uri, settings.mlflow_timeout_seconds)
     promoter = Promoter(database, registry, settings.mlflow_timeout_seconds)
     registrar = Registrar(database, registry, promoter, pipelines)
+    approvals = Approvals(database, promoter, pipelines)
     rollouts = Rollouts(database, promoter, pipelines)
     observer = Observer(
         database,
@@ -58,7 +68,7 @@ def main() -> int:
         settings.rollout_replicas,
         timedelta(seconds=settings.rollout_fresh_seconds),
     )
-    servicer = RegistryServicer(database, promoter, rollouts, observer)
+    servicer = RegistryServicer(database, promoter, approvals, rollouts, observer)
 
     def count_versions() -> dict[tuple[str, str], int]:
         with database.read() as connection:
@@ -85,6 +95,13 @@ def main() -> int:
             promoter,
             settings.reconcile_seconds,
             timedelta(hours=settings.request_retention_hours),
+        ),
+        Webhooks(
+            database,
+            hooks,
+            settings.webhook_key,
+            timeout_seconds=settings.webhook_timeout_seconds,
+            max_attempts=settings.webhook_max_attempts,
         ),
         RolloutJudge(observer, settings.rollout_judge_seconds),
         EventConsumer(

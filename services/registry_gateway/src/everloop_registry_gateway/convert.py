@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Literal
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -13,10 +14,13 @@ from everloop_registry_gateway.domain import (
     ArmTotals,
     AuditEntry,
     Candidate,
+    GateResult,
     ModelVersion,
     Rollout,
     RolloutPlan,
     RolloutState,
+    Signature,
+    SliceMetrics,
     Stage,
     Strategy,
 )
@@ -78,7 +82,26 @@ def candidate_of(event: Event, trained: events_pb2.ModelTrained) -> Candidate:
         export_difference=trained.export_difference,
         event_id=event.id,
         cause_id=event.cause,
+        slices=tuple(
+            SliceMetrics(part.field, part.value, part.rows, dict(part.metrics))
+            for part in trained.slices
+        ),
+        gains={name: tuple(gains.values) for name, gains in trained.gains.items()},
+        model_bytes=trained.model_bytes,
+        p99_seconds=trained.p99_seconds,
+        signature=_signature(trained, "signature"),
+        baseline_signature=_signature(trained, "baseline_signature"),
     )
+
+
+def _signature(
+    trained: events_pb2.ModelTrained, field: Literal["signature", "baseline_signature"]
+) -> Signature | None:
+    if not trained.HasField(field):
+        return None
+    message: events_pb2.ModelSignature = getattr(trained, field)
+    inputs = {item.name: (item.type, item.nullable) for item in message.inputs}
+    return Signature(inputs, tuple(message.classes))
 
 
 def version_message(version: ModelVersion) -> registry_pb2.ModelVersion:
@@ -95,12 +118,7 @@ def version_message(version: ModelVersion) -> registry_pb2.ModelVersion:
         dataset_version=version.dataset_version,
         dataset_tag=version.dataset_tag,
         cause=training_pb2.Cause.Value(version.cause),
-        gates=[
-            registry_pb2.GateResult(
-                gate=gate.gate, passed=gate.passed, evidence=gate.evidence, message=gate.message
-            )
-            for gate in version.gates
-        ],
+        gates=map(_verdict, version.gates),
         create_time=_timestamp(version.create_time),
         promote_time=_timestamp(version.promote_time) if version.promote_time else None,
         etag=version.etag,
@@ -119,6 +137,8 @@ def audit_message(entry: AuditEntry) -> registry_pb2.AuditEntry:
         reason=entry.reason,
         cause_id=entry.cause_id,
         time=_timestamp(entry.time),
+        evidence=map(_verdict, entry.evidence),
+        link=entry.link,
     )
 
 
@@ -177,6 +197,12 @@ def totals_of(field: str, message: registry_pb2.ArmStats) -> ArmTotals:
         raise invalid(f"{field}.errors", "must not be more than the requests")
     counts += [0] * (BUCKETS - len(counts))
     return ArmTotals(message.requests, message.errors, message.rows, tuple(counts))
+
+
+def _verdict(gate: GateResult) -> registry_pb2.GateResult:
+    return registry_pb2.GateResult(
+        gate=gate.gate, passed=gate.passed, evidence=gate.evidence, message=gate.message
+    )
 
 
 def _rollout_without_totals(rollout: Rollout) -> registry_pb2.Rollout:

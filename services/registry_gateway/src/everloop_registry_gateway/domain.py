@@ -12,10 +12,13 @@ from everloop_contracts.events import REGISTRY_GATEWAY
 from everloop_contracts.latency import BUCKETS
 
 __all__ = [
+    "APPROVAL",
     "GATEWAY",
+    "Act",
     "ArmTotals",
     "AuditEntry",
     "Candidate",
+    "Delivery",
     "GateResult",
     "ModelVersion",
     "Move",
@@ -24,13 +27,20 @@ __all__ = [
     "RolloutPlan",
     "RolloutReport",
     "RolloutState",
+    "Ruling",
+    "Signature",
+    "SliceMetrics",
     "Stage",
     "Strategy",
     "Transition",
+    "Verification",
 ]
 
 GATEWAY = REGISTRY_GATEWAY
 """Name of this service: source of its events, group of its consumer, actor of what it does by itself."""
+
+APPROVAL = "approval"
+"""Name of the verdict that a person leaves with a version."""
 
 
 class Stage(StrEnum):
@@ -43,11 +53,42 @@ class Stage(StrEnum):
     REJECTED = "rejected"
 
 
+class Act(StrEnum):
+    """What a person does with a version that waits in Staging."""
+
+    APPROVE = "approve"
+    REJECT = "reject"
+    ARCHIVE = "archive"
+
+
 class Move(StrEnum):
     """Ways into Production."""
 
     PROMOTION = "promotion"
     ROLLBACK = "rollback"
+
+
+@dataclass(frozen=True, slots=True)
+class SliceMetrics:
+    """Metrics of the holdout's rows that have one value in one field; those not defined there are left out."""
+
+    field: str
+    value: str
+    rows: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What a model takes and answers.
+
+    Attributes:
+        inputs: type of each raw input, and whether it may be null or left out, by name.
+        classes: labels in the order of the probabilities; empty for regression.
+    """
+
+    inputs: Mapping[str, tuple[str, bool]]
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +102,12 @@ class Candidate:
         export_difference: largest difference between the model and its ONNX export.
         event_id: event that announced it.
         cause_id: event or request that caused the training.
+        slices: metrics of parts of the holdout.
+        gains: by metric, how much better than the Production version it is on each resample of the same rows.
+        model_bytes: size of the ONNX file; 0 if not measured.
+        p99_seconds: 99th percentile of the time for one row; 0 if not measured.
+        signature: None if the trainer does not tell it.
+        baseline_signature: the Production version's.
     """
 
     model: str
@@ -78,6 +125,12 @@ class Candidate:
     export_difference: float
     event_id: str
     cause_id: str
+    slices: tuple[SliceMetrics, ...] = ()
+    gains: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    model_bytes: int = 0
+    p99_seconds: float = 0.0
+    signature: Signature | None = None
+    baseline_signature: Signature | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +204,24 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
+class Ruling:
+    """Somebody says what is to become of a version that waits in Staging.
+
+    Attributes:
+        etag: the model's etag as last seen; empty to go ahead whatever the state is.
+        request_id: a repeat changes nothing; empty for no such protection.
+    """
+
+    act: Act
+    model: str
+    version: int
+    etag: str = ""
+    request_id: str = ""
+    actor: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Transition:
     """A move that is decided and may not be finished: it survives the process.
 
@@ -171,7 +242,12 @@ class Transition:
 
 @dataclass(frozen=True, slots=True)
 class AuditEntry:
-    """One thing that was done to a version."""
+    """One thing that was done to a version.
+
+    Attributes:
+        evidence: verdicts that it rests on.
+        link: SHA-256 of the entry and of all before it, see `chain`; empty where it is outside of the chain.
+    """
 
     id: int
     model: str
@@ -181,6 +257,38 @@ class AuditEntry:
     reason: str
     cause_id: str
     time: datetime
+    evidence: tuple[GateResult, ...] = ()
+    link: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A webhook that is still to be taken.
+
+    Attributes:
+        entry: of the audit trail, which it tells of.
+        attempts: times that it was tried.
+    """
+
+    entry: int
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What a walk along the audit trail's chain has found.
+
+    Attributes:
+        entries: entries that fit, from the first one on.
+        head: link of the last of them: who keeps it can tell later that nothing up to there was changed.
+        broken: first entry that does not fit; 0 if all do.
+        problem: what is wrong; empty if the trail is as it was written.
+    """
+
+    entries: int
+    head: str
+    broken: int = 0
+    problem: str = ""
 
 
 class Strategy(StrEnum):

@@ -13,6 +13,7 @@ __all__ = [
     "PROMOTIONS",
     "ROLLOUT_DECISIONS",
     "VERDICTS",
+    "WEBHOOKS",
     "RolloutsByState",
     "VersionsByStage",
 ]
@@ -29,7 +30,11 @@ ALIAS_CHANGES = Counter(
     ["model", "alias"],
 )
 
-
+WEBHOOKS = Counter(
+    "everloop_registry_webhooks",
+    "Attempts to tell a receiver what was done to a model: delivered, failed (tried again), given_up.",
+    ["model", "outcome"],
+)
 ROLLOUT_DECISIONS = Counter(
     "everloop_registry_rollout_decisions",
     "Rollouts that ended, by what ended them: baked, errors, latency, failure, performance, person, superseded, "

@@ -21,8 +21,10 @@ from everloop_contracts.stubs.everloop.registry.v1 import events_pb2
 from everloop_registry_gateway import trial
 from everloop_registry_gateway.adapters.rollouts import RolloutStore
 from everloop_registry_gateway.adapters.store import Store
+from everloop_registry_gateway.adapters.trail import Trail
 from everloop_registry_gateway.convert import version_message
 from everloop_registry_gateway.domain import (
+    APPROVAL,
     GATEWAY,
     ModelVersion,
     Move,
@@ -37,7 +39,7 @@ from everloop_runtime.database import Database, UnitOfWork
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.events import new_event
 
-__all__ = ["Promoter", "check_gates", "find"]
+__all__ = ["Promoter", "check_gates", "check_unchanged", "find"]
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +95,29 @@ def check_gates(version: ModelVersion) -> None:
             f"version {version.version} of {version.model} did not pass its gates: {version.refusals}",
             model=version.model,
             version=str(version.version),
+        )
+
+
+def check_unchanged(store: Store, model: str, etag: str) -> None:
+    """Does nothing if a model is as its caller has seen it and nothing is under way.
+
+    Raises:
+        EverloopError: kind conflict, reason ETAG_MISMATCH or TRANSITION_PENDING.
+    """
+    if etag and etag != store.etag(model):
+        raise EverloopError(
+            Kind.CONFLICT,
+            "ETAG_MISMATCH",
+            f"{model} has changed since etag {etag}: read it again and decide anew",
+            model=model,
+            etag=store.etag(model),
+        )
+    if store.pending(model):
+        raise EverloopError(
+            Kind.CONFLICT,
+            "TRANSITION_PENDING",
+            f"another transition of {model} is under way",
+            model=model,
         )
 
 
@@ -239,7 +264,7 @@ class Promoter:
     def _finish(self, pending: Transition) -> None:
         now = datetime.now(UTC)
         with self._database.unit_of_work() as work:
-            store = Store(work.connection)
+            store, trail = Store(work.connection), Trail(work.connection)
             store.lock(pending.model)
             if not store.end(pending):
                 return  # another process was quicker
@@ -256,7 +281,7 @@ class Promoter:
             put_away += [old for old in store.staged(model) if _overtaken(old.version, pending)]
             for old in put_away:
                 store.set_stage(model, old.version, Stage.ARCHIVED)
-                store.note(
+                trail.note(
                     model,
                     old.version,
                     "archived",
@@ -264,13 +289,15 @@ class Promoter:
                     reason=f"version {version} was {DONE[pending.move].replace('_', ' ')}",
                     cause_id=pending.cause_id,
                 )
-            store.note(
+            served = find(store, model, version)
+            trail.note(
                 model,
                 version,
                 DONE[pending.move],
                 actor=pending.actor,
                 reason=pending.reason,
                 cause_id=pending.cause_id,
+                evidence=served.gates,
             )
             store.advance(model)
             if pending.request_id:
@@ -322,7 +349,7 @@ class Promoter:
                             cause_id=pending.cause_id,
                         )
                 store.advance(pending.model)
-                store.note(
+                Trail(work.connection).note(
                     pending.model,
                     pending.version,
                     "abandoned",
@@ -352,21 +379,7 @@ def _target(store: Store, request: Request) -> ModelVersion:
     """The version that a request puts into Production; raises what stands against it."""
     model = request.model
     _check_model(store, model)
-    if request.etag and request.etag != store.etag(model):
-        raise EverloopError(
-            Kind.CONFLICT,
-            "ETAG_MISMATCH",
-            f"{model} has changed since etag {request.etag}: read it again and decide anew",
-            model=model,
-            etag=store.etag(model),
-        )
-    if store.pending(model):
-        raise EverloopError(
-            Kind.CONFLICT,
-            "TRANSITION_PENDING",
-            f"another transition of {model} is under way",
-            model=model,
-        )
+    check_unchanged(store, model, request.etag)
     if request.move is Move.ROLLBACK:
         before = store.served_before(model)
         if not before:
@@ -401,8 +414,8 @@ def _overtaken(staged: int, pending: Transition) -> bool:
 def _tags(version: ModelVersion, known: bool) -> dict[str, str]:
     tags = {"everloop.stage": version.stage.value}
     for number, gate in enumerate(version.gates, start=1):
-        # A trial speaks later than the gates.
-        if not known or gate.gate == trial.GATE:
+        # A trial and a person speak later than the gates.
+        if not known or gate.gate in (trial.GATE, APPROVAL):
             verdict = "passed" if gate.passed else "refused"
             tags[f"everloop.gate.{number}.{gate.gate}"] = f"{verdict}: {gate.message}"
     return tags

@@ -10,19 +10,18 @@ from everloop_contracts.pipeline import Pipeline
 from everloop_contracts.stubs.everloop.registry.v1 import events_pb2
 from everloop_registry_gateway import gates, trial
 from everloop_registry_gateway.adapters.store import Store
+from everloop_registry_gateway.adapters.trail import Trail
 from everloop_registry_gateway.convert import version_message
 from everloop_registry_gateway.domain import (
     GATEWAY,
     Candidate,
     ModelVersion,
-    Move,
     Stage,
-    Transition,
 )
 from everloop_registry_gateway.metrics import VERDICTS
 from everloop_registry_gateway.ports import ModelRegistry
 from everloop_registry_gateway.promote import Promoter, find
-from everloop_runtime.database import Database, UnitOfWork
+from everloop_runtime.database import Database
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.events import new_event
 
@@ -116,62 +115,36 @@ class Registrar:
             store.advance(model)
             origin = f"{candidate.family} from dataset version {candidate.dataset_version}"
             verdict = "; ".join(refused) or f"{len(results)} of {len(results)} gates passed"
-            for action, reason in (
-                ("registered", origin),
-                ("rejected" if refused else "staged", verdict),
+            for action, reason, evidence in (
+                ("registered", origin, ()),
+                ("rejected" if refused else "staged", verdict, results),
             ):
-                store.note(
+                Trail(work.connection).note(
                     model,
                     number,
                     action,
                     actor=GATEWAY,
                     reason=reason,
                     cause_id=candidate.event_id,
+                    evidence=evidence,
                 )
             registered = events_pb2.ModelRegistered(
                 version=version_message(find(store, model, number))
             )
             work.publish(new_event(GATEWAY, model, registered, cause=candidate.event_id))
             if not refused and pipeline.promotion.approval == "automatic":
-                self._send_on(work, version, production, verdict, pipeline)
+                trial.send_on(
+                    work,
+                    version,
+                    pipeline.promotion.rollout,
+                    actor=GATEWAY,
+                    reason=verdict,
+                    cause_id=candidate.event_id,
+                    now=version.create_time,
+                )
         for result in results:
             VERDICTS.labels(model, result.gate, "passed" if result.passed else "refused").inc()
         log.info("version %d of %s is %s: %s", number, model, version.stage, verdict)
-
-    def _send_on(
-        self,
-        work: UnitOfWork,
-        version: ModelVersion,
-        production: int,
-        verdict: str,
-        pipeline: Pipeline,
-    ) -> None:
-        """Puts a version on trial where its pipeline says so and another one serves; promotes it at once otherwise."""
-        plan = pipeline.promotion.rollout
-        if plan and production:
-            trial.begin(
-                work,
-                version.model,
-                version.version,
-                production,
-                trial.declared(plan),
-                actor=GATEWAY,
-                reason=verdict,
-                cause_id=version.trained_event_id,
-                now=version.create_time,
-            )
-            return
-        Store(work.connection).begin(
-            Transition(
-                move=Move.PROMOTION,
-                model=version.model,
-                version=version.version,
-                requested_version=version.version,
-                actor=GATEWAY,
-                reason=verdict,
-                cause_id=version.trained_event_id,
-            )
-        )
 
 
 def _tags(candidate: Candidate) -> dict[str, str]:

@@ -22,7 +22,7 @@ from everloop_registry_gateway.domain import (
     RolloutState,
     Stage,
 )
-from everloop_registry_gateway.promote import Promoter, check_gates, find
+from everloop_registry_gateway.promote import Promoter, check_gates, check_unchanged, find
 from everloop_runtime.database import Database, UnitOfWork
 from everloop_runtime.errors import EverloopError, Kind
 
@@ -216,13 +216,7 @@ class Rollouts:
                 store.keep_answer(*asked, {"rollout": rollout.id})
 
     def _end(self, work: UnitOfWork, rollout: Rollout, request: EndRequest) -> None:
-        if Store(work.connection).pending(rollout.model):
-            raise EverloopError(
-                Kind.CONFLICT,
-                "TRANSITION_PENDING",
-                f"another transition of {rollout.model} is under way",
-                model=rollout.model,
-            )
+        check_unchanged(Store(work.connection), rollout.model, etag="")
         cause_id = request.request_id or rollout.id
         if request.promote:
             trial.promote(

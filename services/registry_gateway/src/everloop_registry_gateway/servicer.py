@@ -7,6 +7,8 @@ import grpc
 from everloop_contracts.stubs.everloop.registry.v1 import registry_pb2, registry_pb2_grpc
 from everloop_registry_gateway.adapters.rollouts import RolloutStore
 from everloop_registry_gateway.adapters.store import Store
+from everloop_registry_gateway.adapters.trail import Trail
+from everloop_registry_gateway.approve import Approvals
 from everloop_registry_gateway.convert import (
     ROLLOUT_STATES,
     audit_message,
@@ -17,7 +19,7 @@ from everloop_registry_gateway.convert import (
     trial_message,
     version_message,
 )
-from everloop_registry_gateway.domain import Move, Request, RolloutReport
+from everloop_registry_gateway.domain import Act, Move, Request, RolloutReport, Ruling
 from everloop_registry_gateway.observe import Observer
 from everloop_registry_gateway.promote import Promoter, find
 from everloop_registry_gateway.rollout import EndRequest, Rollouts, StartRequest, find_rollout
@@ -33,11 +35,17 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
     """Reads from the gateway's database, also while MLflow is away; moves through the promoter."""
 
     def __init__(
-        self, database: Database, promoter: Promoter, rollouts: Rollouts, observer: Observer
+        self,
+        database: Database,
+        promoter: Promoter,
+        approvals: Approvals,
+        rollouts: Rollouts,
+        observer: Observer,
     ) -> None:
-        """Takes the gateway's database, and what promotes, starts and ends rollouts, and takes reports of them."""
+        """Takes the gateway's database, and what does the work: moves, rulings, rollouts and their reports."""
         self._database = database
         self._promoter = promoter
+        self._approvals = approvals
         self._rollouts = rollouts
         self._observer = observer
 
@@ -111,6 +119,27 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         )
         return registry_pb2.RollbackModelResponse(version=version_message(version))
 
+    def ApproveModelVersion(
+        self, request: registry_pb2.ApproveModelVersionRequest, context: grpc.ServicerContext
+    ) -> registry_pb2.ApproveModelVersionResponse:
+        """Lets a version in Staging go its way."""
+        version = self._approvals.rule(_ruling(Act.APPROVE, request))
+        return registry_pb2.ApproveModelVersionResponse(version=version_message(version))
+
+    def RejectModelVersion(
+        self, request: registry_pb2.RejectModelVersionRequest, context: grpc.ServicerContext
+    ) -> registry_pb2.RejectModelVersionResponse:
+        """Rejects a version in Staging."""
+        version = self._approvals.rule(_ruling(Act.REJECT, request))
+        return registry_pb2.RejectModelVersionResponse(version=version_message(version))
+
+    def ArchiveModelVersion(
+        self, request: registry_pb2.ArchiveModelVersionRequest, context: grpc.ServicerContext
+    ) -> registry_pb2.ArchiveModelVersionResponse:
+        """Puts a version in Staging away."""
+        version = self._approvals.rule(_ruling(Act.ARCHIVE, request))
+        return registry_pb2.ArchiveModelVersionResponse(version=version_message(version))
+
     def GetLineage(
         self, request: registry_pb2.GetLineageRequest, context: grpc.ServicerContext
     ) -> registry_pb2.GetLineageResponse:
@@ -118,9 +147,8 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         _require(model=request.model)
         _not_negative("version", request.version)
         with self._database.read() as connection:
-            store = Store(connection)
-            version = find(store, request.model, request.version)
-            trail = store.trail(version.model, version.version)
+            version = find(Store(connection), request.model, request.version)
+            trail = Trail(connection).of_version(version.model, version.version)
         return registry_pb2.GetLineageResponse(
             version=version_message(version),
             trained_event_id=version.trained_event_id,
@@ -134,9 +162,23 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         """Lists what was done, newest first."""
         before, size = page(request.page_token, request.page_size)
         with self._database.read() as connection:
-            entries, following = Store(connection).page_of_audit(request.model, before, size)
+            entries, following = Trail(connection).page(request.model, before, size)
         return registry_pb2.ListAuditEntriesResponse(
             entries=map(audit_message, entries), next_page_token=following
+        )
+
+    def VerifyAudit(
+        self, request: registry_pb2.VerifyAuditRequest, context: grpc.ServicerContext
+    ) -> registry_pb2.VerifyAuditResponse:
+        """Follows the audit trail's hash chain."""
+        with self._database.read() as connection:
+            found = Trail(connection).verify(request.head)
+        return registry_pb2.VerifyAuditResponse(
+            intact=not found.problem,
+            entries=found.entries,
+            head=found.head,
+            broken_entry=found.broken,
+            problem=found.problem,
         )
 
     def StartRollout(
@@ -214,6 +256,27 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
             )
         )
         return registry_pb2.ReportRolloutResponse(state=ROLLOUT_STATES[state])
+
+
+def _ruling(
+    act: Act,
+    request: registry_pb2.ApproveModelVersionRequest
+    | registry_pb2.RejectModelVersionRequest
+    | registry_pb2.ArchiveModelVersionRequest,
+) -> Ruling:
+    _require(model=request.model)
+    _not_negative("version", request.version)
+    if not request.version:
+        raise invalid("version", f"name the version to {act}, 1 or higher")
+    return Ruling(
+        act=act,
+        model=request.model,
+        version=request.version,
+        etag=request.etag,
+        request_id=_request_id(request.request_id),
+        actor=request.actor or "unknown",
+        reason=request.reason,
+    )
 
 
 def _require(**fields: str) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, SecretStr, field_validator
 
 from everloop_runtime.settings import ServiceSettings
 
@@ -28,5 +29,33 @@ class RegistrySettings(ServiceSettings):
     """Time between two looks at the rollouts that run, in seconds; failures and errors are looked at when reported."""
     rollout_fresh_seconds: float = Field(default=10.0, gt=0)
     """Age up to which a replica's report says how it does now, in seconds; without one no trial is promoted."""
+    webhook_url: str = ""
+    """Who is told what was done to models whose pipelines name no `promotion.webhook.url`; empty for nobody."""
+    webhook_secret: SecretStr = SecretStr("")
+    """What webhooks are signed with: `whsec_` and 24 to 64 bytes in base64, shared with who receives them."""
+    webhook_timeout_seconds: float = Field(default=5.0, gt=0)
+    """Time that a receiver of webhooks gets to connect, and to answer, in seconds."""
+    webhook_max_attempts: int = Field(default=15, ge=1)
+    """Times that a webhook is tried; the pauses double from one second to an hour, and 15 take some four hours."""
     rollout_replicas: int = Field(default=10_000, ge=1)
     """Lives of replicas whose totals one running rollout keeps; reports of more are refused."""
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _secret(cls, value: SecretStr) -> SecretStr:
+        secret = value.get_secret_value()
+        if secret and not 24 <= len(_decoded(secret)) <= 64:
+            raise ValueError("must be whsec_ and 24 to 64 bytes in base64")
+        return value
+
+    @property
+    def webhook_key(self) -> bytes:
+        """The secret's bytes; empty if there is none."""
+        return _decoded(self.webhook_secret.get_secret_value())
+
+
+def _decoded(secret: str) -> bytes:
+    try:
+        return base64.b64decode(secret.removeprefix("whsec_"), validate=True)
+    except ValueError:
+        return b""

@@ -15,11 +15,13 @@ from everloop_contracts import pipeline
 from everloop_contracts.stubs.everloop.registry.v1 import events_pb2
 from everloop_registry_gateway.adapters.rollouts import RolloutStore
 from everloop_registry_gateway.adapters.store import Store
+from everloop_registry_gateway.adapters.trail import Trail
 from everloop_registry_gateway.convert import rollout_message
 from everloop_registry_gateway.domain import (
     GATEWAY,
     ArmTotals,
     GateResult,
+    ModelVersion,
     Move,
     Rollout,
     RolloutPlan,
@@ -34,7 +36,7 @@ from everloop_runtime.database import UnitOfWork
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.events import new_event
 
-__all__ = ["GATE", "abort", "begin", "declared", "end", "promote"]
+__all__ = ["GATE", "abort", "begin", "declared", "end", "promote", "send_on"]
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +58,47 @@ def declared(spec: pipeline.Rollout) -> RolloutPlan:
     )
 
 
+def send_on(
+    work: UnitOfWork,
+    version: ModelVersion,
+    spec: pipeline.Rollout | None,
+    *,
+    actor: str,
+    reason: str,
+    cause_id: str,
+    now: datetime,
+) -> None:
+    """Puts a version on trial where its pipeline says so and another one serves; decides to promote it otherwise.
+
+    The caller changes the etag.
+    """
+    serving = Store(work.connection).production(version.model)
+    if spec and serving:
+        begin(
+            work,
+            version.model,
+            version.version,
+            serving[0].version,
+            declared(spec),
+            actor=actor,
+            reason=reason,
+            cause_id=cause_id,
+            now=now,
+        )
+        return
+    Store(work.connection).begin(
+        Transition(
+            move=Move.PROMOTION,
+            model=version.model,
+            version=version.version,
+            requested_version=version.version,
+            actor=actor,
+            reason=reason,
+            cause_id=cause_id,
+        )
+    )
+
+
 def begin(
     work: UnitOfWork,
     model: str,
@@ -69,7 +112,7 @@ def begin(
     now: datetime,
 ) -> Rollout:
     """Puts a candidate on trial; the one that is on trial already is superseded. The caller changes the etag."""
-    store, rollouts = Store(work.connection), RolloutStore(work.connection)
+    rollouts = RolloutStore(work.connection)
     for running in rollouts.running(model):
         why = f"superseded by version {candidate}"
         end(
@@ -97,7 +140,7 @@ def begin(
     )
     rollouts.add(rollout)
     how = f"{plan.strategy} of {plan.percent:g} % beside version {baseline}"
-    store.note(
+    Trail(work.connection).note(
         model,
         candidate,
         "rollout_started",
@@ -202,16 +245,18 @@ def end(
     numbers = evidence(
         rollout.plan, rollout.candidate, rollout.baseline, end_time - rollout.start_time
     )
-    store.add_gate(version, GateResult(GATE, promoted, reason, numbers))
+    verdict = GateResult(GATE, promoted, reason, numbers)
+    store.add_gate(version, verdict)
     if not promoted:
         store.set_stage(rollout.model, rollout.candidate_version, Stage.REJECTED)
-        store.note(
+        Trail(work.connection).note(
             rollout.model,
             rollout.candidate_version,
             "rollout_aborted",
             actor=actor,
             reason=reason,
             cause_id=cause_id,
+            evidence=[verdict],
         )
     message = events_pb2.RolloutEnded(rollout=rollout_message(ended))
     work.publish(new_event(GATEWAY, rollout.model, message, cause=cause_id))

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from everloop.cli import (
+    audit,
     data,
     dead_letters,
     features,
@@ -39,6 +40,7 @@ everloop models flight-delays                 what was trained, what serves
 everloop predict flight-delays --file x.jsonl ask it
 everloop reproduce flight-delays              train it again, compare
 everloop rollouts flight-delays               how a version on trial does
+everloop audit verify                         whether the record of it all was changed
 everloop package flight-delays                an image of the model alone
 everloop drift flight-delays                  how inputs and quality move
 everloop trace PREDICTION_ID                  from an answer back to its data
@@ -93,6 +95,7 @@ for room in (
     reproduce,
     package,
     rollouts,
+    audit,
     watch,
 ):
     room.add_to(app)

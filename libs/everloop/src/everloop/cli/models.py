@@ -1,4 +1,4 @@
-"""`models`, `promote` and `rollback`."""
+"""`models`, `promote`, `rollback`, `approve`, `reject` and `archive`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ __all__ = ["PANEL", "ReasonOption", "add_to"]
 PANEL = "Models"
 TOLD_METRICS = ("roc_auc", "log_loss", "rmse", "mae")
 """What a table has room for; `--json` has them all."""
+ModelArgument = Annotated[str, typer.Argument(help="Name of the model.")]
+WaitingArgument = Annotated[int, typer.Argument(help="Version in Staging.", min=1)]
 ReasonOption = Annotated[str, typer.Option("--reason", "-m", help="Why, for the audit trail.")]
 
 
@@ -129,7 +131,72 @@ def rollback(
         console.print(f"[green]{model} v{done.version} is in Production again[/]")
 
 
+def approve(
+    ctx: typer.Context,
+    model: ModelArgument,
+    version: WaitingArgument,
+    reason: ReasonOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Let a version in Staging go on: on trial where its pipeline says so, into Production otherwise.
+
+    \b
+    everloop approve flight-delays 3 --reason "reviewed"
+    """  # noqa: D301 - the backspace keeps the lines apart
+    _rule(ctx, "approve", model, version, reason=reason, as_json=as_json)
+
+
+def reject(
+    ctx: typer.Context,
+    model: ModelArgument,
+    version: WaitingArgument,
+    reason: ReasonOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Reject a version in Staging: it cannot be promoted any more.
+
+    \b
+    everloop reject flight-delays 3 --reason "unfair to small airports"
+    """  # noqa: D301 - the backspace keeps the lines apart
+    _rule(ctx, "reject", model, version, reason=reason, as_json=as_json)
+
+
+def archive(
+    ctx: typer.Context,
+    model: ModelArgument,
+    version: WaitingArgument,
+    reason: ReasonOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Put a version in Staging away; `everloop promote` still takes it.
+
+    \b
+    everloop archive flight-delays 3 --reason "a newer one is coming"
+    """  # noqa: D301 - the backspace keeps the lines apart
+    _rule(ctx, "archive", model, version, reason=reason, as_json=as_json)
+
+
+def _rule(
+    ctx: typer.Context, verb: str, model: str, version: int, *, reason: str, as_json: bool
+) -> None:
+    from everloop.cli.output import console, enum_name, print_json
+
+    with connected(ctx) as everloop:
+        # The etag as seen now: somebody else's change in between is an error, not overwritten.
+        seen = everloop.model(model, version)
+        ruled: ModelVersion = getattr(everloop, verb)(
+            model, version, reason=reason, actor=getpass.getuser(), etag=seen.etag
+        )
+    if as_json:
+        print_json(ruled)
+        return
+    stage = enum_name(ruled.DESCRIPTOR.fields_by_name["stage"], ruled.stage)
+    where = "on trial" if (verb, stage) == ("approve", "staging") else f"in {stage}"
+    told = stage if stage in ("rejected", "archived") else f"approved and {where}"
+    console.print(f"[green]{model} v{version} is {told}[/]")
+
+
 def add_to(app: typer.Typer) -> None:
     """Adds the commands."""
-    for command in (models, promote, rollback):
+    for command in (models, promote, rollback, approve, reject, archive):
         app.command(rich_help_panel=PANEL)(command)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeAlias
@@ -21,7 +21,6 @@ from everloop_registry_gateway.adapters.sql import (
     of,
 )
 from everloop_registry_gateway.domain import (
-    AuditEntry,
     GateResult,
     ModelVersion,
     Move,
@@ -92,19 +91,6 @@ requests = sa.Table(
     sa.Column("answer", sa.Text, nullable=False),
     sa.Column("time", TIME, nullable=False),
 )
-audit = sa.Table(
-    "audit",
-    METADATA,
-    sa.Column("id", SERIAL, primary_key=True, autoincrement=True),
-    sa.Column("model", NAME, nullable=False),
-    sa.Column("version", sa.BigInteger, nullable=False),
-    sa.Column("action", sa.String(16), nullable=False),
-    sa.Column("actor", sa.Text, nullable=False),
-    sa.Column("reason", sa.Text, nullable=False),
-    sa.Column("cause_id", sa.String(200), nullable=False),
-    sa.Column("time", TIME, nullable=False),
-)
-
 _Row: TypeAlias = Mapping[str, Any] | sa.RowMapping
 VERSION = [
     *(column for column in versions.c if column.name not in ("id", "mirrored_stage")),
@@ -396,46 +382,6 @@ class Store:
         """Drops answers older than `age`."""
         limit = moment_text(datetime.now(UTC) - age)
         self._connection.execute(requests.delete().where(requests.c.time < limit))
-
-    # The trail
-
-    def note(
-        self, model: str, version: int, action: str, *, actor: str, reason: str, cause_id: str
-    ) -> None:
-        """Adds an entry to the audit trail; nothing changes or removes one."""
-        self._connection.execute(
-            audit.insert().values(
-                model=model,
-                version=version,
-                action=action,
-                actor=actor,
-                reason=reason,
-                cause_id=cause_id,
-                time=moment_text(datetime.now(UTC)),
-            )
-        )
-
-    def trail(self, model: str, version: int) -> list[AuditEntry]:
-        """What was done to a version, oldest first."""
-        query = audit.select().where(audit.c.model == model, audit.c.version == version)
-        return _entries(self._connection.execute(query.order_by(audit.c.id)).mappings())
-
-    def page_of_audit(
-        self, model: str, before: int | None, size: int
-    ) -> tuple[list[AuditEntry], str]:
-        """Entries, newest first, and the token of the next page (empty at the end)."""
-        query = (
-            audit.select()
-            .where(of(audit, model), below(audit.c.id, before))
-            .order_by(audit.c.id.desc())
-            .limit(size + 1)
-        )
-        entries = _entries(self._connection.execute(query).mappings())
-        return entries[:size], str(entries[size - 1].id) if len(entries) > size else ""
-
-
-def _entries(rows: Iterable[_Row]) -> list[AuditEntry]:
-    return [AuditEntry(**{**row, "time": moment(row["time"])}) for row in rows]
 
 
 def version_of(row: _Row) -> ModelVersion:

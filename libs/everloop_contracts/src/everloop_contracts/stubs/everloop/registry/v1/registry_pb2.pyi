@@ -39,7 +39,7 @@ class _StageEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Stage.ValueType
     STAGE_ARCHIVED: _Stage.ValueType  # 4
     """Served once, or was put away."""
     STAGE_REJECTED: _Stage.ValueType  # 5
-    """A gate refused it."""
+    """A gate, a trial or a person refused it."""
 
 class Stage(_Stage, metaclass=_StageEnumTypeWrapper):
     """Life of a model version."""
@@ -55,7 +55,7 @@ STAGE_PRODUCTION: Stage.ValueType  # 3
 STAGE_ARCHIVED: Stage.ValueType  # 4
 """Served once, or was put away."""
 STAGE_REJECTED: Stage.ValueType  # 5
-"""A gate refused it."""
+"""A gate, a trial or a person refused it."""
 Global___Stage: _TypeAlias = Stage  # noqa: Y015
 
 class _RolloutStrategy:
@@ -595,6 +595,204 @@ class RollbackModelResponse(_message.Message):
 Global___RollbackModelResponse: _TypeAlias = RollbackModelResponse  # noqa: Y015
 
 @_typing.final
+class ApproveModelVersionRequest(_message.Message):
+    """Request of ApproveModelVersion."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Name of the model."""
+    version: _builtins.int
+    """Version in Staging."""
+    etag: _builtins.str
+    """The model's etag as last seen; empty to go ahead whatever the state is."""
+    request_id: _builtins.str
+    """Idempotency key."""
+    actor: _builtins.str
+    """Who asks."""
+    reason: _builtins.str
+    """Why, for the audit trail."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        version: _builtins.int = ...,
+        etag: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "etag", b"etag", "model", b"model", "reason", b"reason", "request_id", b"request_id", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApproveModelVersionRequest: _TypeAlias = ApproveModelVersionRequest  # noqa: Y015
+
+@_typing.final
+class ApproveModelVersionResponse(_message.Message):
+    """Response of ApproveModelVersion."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def version(self) -> Global___ModelVersion:
+        """The version, in Production, or in Staging while it is on trial."""
+
+    def __init__(
+        self,
+        *,
+        version: Global___ModelVersion | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApproveModelVersionResponse: _TypeAlias = ApproveModelVersionResponse  # noqa: Y015
+
+@_typing.final
+class RejectModelVersionRequest(_message.Message):
+    """Request of RejectModelVersion."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Name of the model."""
+    version: _builtins.int
+    """Version in Staging."""
+    etag: _builtins.str
+    """The model's etag as last seen; empty to go ahead whatever the state is."""
+    request_id: _builtins.str
+    """Idempotency key."""
+    actor: _builtins.str
+    """Who asks."""
+    reason: _builtins.str
+    """Why, for the audit trail."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        version: _builtins.int = ...,
+        etag: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "etag", b"etag", "model", b"model", "reason", b"reason", "request_id", b"request_id", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RejectModelVersionRequest: _TypeAlias = RejectModelVersionRequest  # noqa: Y015
+
+@_typing.final
+class RejectModelVersionResponse(_message.Message):
+    """Response of RejectModelVersion."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def version(self) -> Global___ModelVersion:
+        """The version, rejected."""
+
+    def __init__(
+        self,
+        *,
+        version: Global___ModelVersion | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RejectModelVersionResponse: _TypeAlias = RejectModelVersionResponse  # noqa: Y015
+
+@_typing.final
+class ArchiveModelVersionRequest(_message.Message):
+    """Request of ArchiveModelVersion."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Name of the model."""
+    version: _builtins.int
+    """Version in Staging."""
+    etag: _builtins.str
+    """The model's etag as last seen; empty to go ahead whatever the state is."""
+    request_id: _builtins.str
+    """Idempotency key."""
+    actor: _builtins.str
+    """Who asks."""
+    reason: _builtins.str
+    """Why, for the audit trail."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        version: _builtins.int = ...,
+        etag: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "etag", b"etag", "model", b"model", "reason", b"reason", "request_id", b"request_id", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ArchiveModelVersionRequest: _TypeAlias = ArchiveModelVersionRequest  # noqa: Y015
+
+@_typing.final
+class ArchiveModelVersionResponse(_message.Message):
+    """Response of ArchiveModelVersion."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def version(self) -> Global___ModelVersion:
+        """The version, archived."""
+
+    def __init__(
+        self,
+        *,
+        version: Global___ModelVersion | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ArchiveModelVersionResponse: _TypeAlias = ArchiveModelVersionResponse  # noqa: Y015
+
+@_typing.final
 class GetLineageRequest(_message.Message):
     """Request of GetLineage."""
 
@@ -730,6 +928,8 @@ class AuditEntry(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     CAUSE_ID_FIELD_NUMBER: _builtins.int
     TIME_FIELD_NUMBER: _builtins.int
+    EVIDENCE_FIELD_NUMBER: _builtins.int
+    LINK_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """Position in the trail."""
     model: _builtins.str
@@ -737,8 +937,8 @@ class AuditEntry(_message.Message):
     version: _builtins.int
     """Version it concerns."""
     action: _builtins.str
-    """What was done: registered, staged, rejected, rollout_started, rollout_aborted, promoted, archived, rolled_back,
-    abandoned.
+    """What was done: registered, staged, approved, rejected, rollout_started, rollout_aborted, promoted, archived,
+    rolled_back, abandoned.
     """
     actor: _builtins.str
     """Who did it."""
@@ -746,9 +946,15 @@ class AuditEntry(_message.Message):
     """Why."""
     cause_id: _builtins.str
     """Id of the event or request behind it."""
+    link: _builtins.str
+    """SHA-256, hexadecimal, of the entry and of the link of the entry before it; empty where it is outside of the chain."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """When."""
+
+    @_builtins.property
+    def evidence(self) -> _containers.RepeatedCompositeFieldContainer[Global___GateResult]:
+        """Verdicts that it rests on."""
 
     def __init__(
         self,
@@ -761,14 +967,76 @@ class AuditEntry(_message.Message):
         reason: _builtins.str = ...,
         cause_id: _builtins.str = ...,
         time: _timestamp_pb2.Timestamp | None = ...,
+        evidence: _abc.Iterable[Global___GateResult] | None = ...,
+        link: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "actor", b"actor", "cause_id", b"cause_id", "id", b"id", "model", b"model", "reason", b"reason", "time", b"time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "actor", b"actor", "cause_id", b"cause_id", "evidence", b"evidence", "id", b"id", "link", b"link", "model", b"model", "reason", b"reason", "time", b"time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AuditEntry: _TypeAlias = AuditEntry  # noqa: Y015
+
+@_typing.final
+class VerifyAuditRequest(_message.Message):
+    """Request of VerifyAudit."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEAD_FIELD_NUMBER: _builtins.int
+    head: _builtins.str
+    """A link that was the last one at some time, and so must be in the chain; empty for no such check."""
+    def __init__(
+        self,
+        *,
+        head: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["head", b"head"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyAuditRequest: _TypeAlias = VerifyAuditRequest  # noqa: Y015
+
+@_typing.final
+class VerifyAuditResponse(_message.Message):
+    """Response of VerifyAudit."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INTACT_FIELD_NUMBER: _builtins.int
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    HEAD_FIELD_NUMBER: _builtins.int
+    BROKEN_ENTRY_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    intact: _builtins.bool
+    """True if the trail is as it was written."""
+    entries: _builtins.int
+    """Entries that fit, from the first one on."""
+    head: _builtins.str
+    """Link of the last of them. Kept elsewhere, it shows later that nothing up to there was changed."""
+    broken_entry: _builtins.int
+    """First entry that does not fit; 0 if all do."""
+    problem: _builtins.str
+    """What is wrong, for a person; empty if nothing is."""
+    def __init__(
+        self,
+        *,
+        intact: _builtins.bool = ...,
+        entries: _builtins.int = ...,
+        head: _builtins.str = ...,
+        broken_entry: _builtins.int = ...,
+        problem: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["broken_entry", b"broken_entry", "entries", b"entries", "head", b"head", "intact", b"intact", "problem", b"problem"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyAuditResponse: _TypeAlias = VerifyAuditResponse  # noqa: Y015
 
 @_typing.final
 class Rollout(_message.Message):

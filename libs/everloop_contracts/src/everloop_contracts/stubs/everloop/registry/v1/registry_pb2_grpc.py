@@ -60,6 +60,21 @@ class RegistryServiceStub:
                 request_serializer=everloop_dot_registry_dot_v1_dot_registry__pb2.RollbackModelRequest.SerializeToString,
                 response_deserializer=everloop_dot_registry_dot_v1_dot_registry__pb2.RollbackModelResponse.FromString,
                 _registered_method=True)
+        self.ApproveModelVersion = channel.unary_unary(
+                '/everloop.registry.v1.RegistryService/ApproveModelVersion',
+                request_serializer=everloop_dot_registry_dot_v1_dot_registry__pb2.ApproveModelVersionRequest.SerializeToString,
+                response_deserializer=everloop_dot_registry_dot_v1_dot_registry__pb2.ApproveModelVersionResponse.FromString,
+                _registered_method=True)
+        self.RejectModelVersion = channel.unary_unary(
+                '/everloop.registry.v1.RegistryService/RejectModelVersion',
+                request_serializer=everloop_dot_registry_dot_v1_dot_registry__pb2.RejectModelVersionRequest.SerializeToString,
+                response_deserializer=everloop_dot_registry_dot_v1_dot_registry__pb2.RejectModelVersionResponse.FromString,
+                _registered_method=True)
+        self.ArchiveModelVersion = channel.unary_unary(
+                '/everloop.registry.v1.RegistryService/ArchiveModelVersion',
+                request_serializer=everloop_dot_registry_dot_v1_dot_registry__pb2.ArchiveModelVersionRequest.SerializeToString,
+                response_deserializer=everloop_dot_registry_dot_v1_dot_registry__pb2.ArchiveModelVersionResponse.FromString,
+                _registered_method=True)
         self.GetLineage = channel.unary_unary(
                 '/everloop.registry.v1.RegistryService/GetLineage',
                 request_serializer=everloop_dot_registry_dot_v1_dot_registry__pb2.GetLineageRequest.SerializeToString,
@@ -69,6 +84,11 @@ class RegistryServiceStub:
                 '/everloop.registry.v1.RegistryService/ListAuditEntries',
                 request_serializer=everloop_dot_registry_dot_v1_dot_registry__pb2.ListAuditEntriesRequest.SerializeToString,
                 response_deserializer=everloop_dot_registry_dot_v1_dot_registry__pb2.ListAuditEntriesResponse.FromString,
+                _registered_method=True)
+        self.VerifyAudit = channel.unary_unary(
+                '/everloop.registry.v1.RegistryService/VerifyAudit',
+                request_serializer=everloop_dot_registry_dot_v1_dot_registry__pb2.VerifyAuditRequest.SerializeToString,
+                response_deserializer=everloop_dot_registry_dot_v1_dot_registry__pb2.VerifyAuditResponse.FromString,
                 _registered_method=True)
         self.StartRollout = channel.unary_unary(
                 '/everloop.registry.v1.RegistryService/StartRollout',
@@ -139,6 +159,30 @@ class RegistryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ApproveModelVersion(self, request, context):
+        """Approves a version that waits in Staging: it goes on as its pipeline says, on trial or into Production at once.
+        Fails with ABORTED if `etag` is not the model's current one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RejectModelVersion(self, request, context):
+        """Rejects a version that waits in Staging: it cannot be promoted any more.
+        Fails with ABORTED if `etag` is not the model's current one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ArchiveModelVersion(self, request, context):
+        """Puts a version that waits in Staging away; it may still be promoted by hand.
+        Fails with ABORTED if `etag` is not the model's current one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetLineage(self, request, context):
         """Follows a version back to its run, its dataset version and the event that caused it.
         """
@@ -148,6 +192,14 @@ class RegistryServiceServicer:
 
     def ListAuditEntries(self, request, context):
         """Lists what was done to a model, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def VerifyAudit(self, request, context):
+        """Follows the hash chain of the audit trail from its start and names the first entry that was changed, removed, added
+        or moved by anyone but the gateway.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -217,6 +269,21 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     request_deserializer=everloop_dot_registry_dot_v1_dot_registry__pb2.RollbackModelRequest.FromString,
                     response_serializer=everloop_dot_registry_dot_v1_dot_registry__pb2.RollbackModelResponse.SerializeToString,
             ),
+            'ApproveModelVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.ApproveModelVersion,
+                    request_deserializer=everloop_dot_registry_dot_v1_dot_registry__pb2.ApproveModelVersionRequest.FromString,
+                    response_serializer=everloop_dot_registry_dot_v1_dot_registry__pb2.ApproveModelVersionResponse.SerializeToString,
+            ),
+            'RejectModelVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.RejectModelVersion,
+                    request_deserializer=everloop_dot_registry_dot_v1_dot_registry__pb2.RejectModelVersionRequest.FromString,
+                    response_serializer=everloop_dot_registry_dot_v1_dot_registry__pb2.RejectModelVersionResponse.SerializeToString,
+            ),
+            'ArchiveModelVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.ArchiveModelVersion,
+                    request_deserializer=everloop_dot_registry_dot_v1_dot_registry__pb2.ArchiveModelVersionRequest.FromString,
+                    response_serializer=everloop_dot_registry_dot_v1_dot_registry__pb2.ArchiveModelVersionResponse.SerializeToString,
+            ),
             'GetLineage': grpc.unary_unary_rpc_method_handler(
                     servicer.GetLineage,
                     request_deserializer=everloop_dot_registry_dot_v1_dot_registry__pb2.GetLineageRequest.FromString,
@@ -226,6 +293,11 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.ListAuditEntries,
                     request_deserializer=everloop_dot_registry_dot_v1_dot_registry__pb2.ListAuditEntriesRequest.FromString,
                     response_serializer=everloop_dot_registry_dot_v1_dot_registry__pb2.ListAuditEntriesResponse.SerializeToString,
+            ),
+            'VerifyAudit': grpc.unary_unary_rpc_method_handler(
+                    servicer.VerifyAudit,
+                    request_deserializer=everloop_dot_registry_dot_v1_dot_registry__pb2.VerifyAuditRequest.FromString,
+                    response_serializer=everloop_dot_registry_dot_v1_dot_registry__pb2.VerifyAuditResponse.SerializeToString,
             ),
             'StartRollout': grpc.unary_unary_rpc_method_handler(
                     servicer.StartRollout,
@@ -400,6 +472,87 @@ class RegistryService:
             _registered_method=True)
 
     @staticmethod
+    def ApproveModelVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/everloop.registry.v1.RegistryService/ApproveModelVersion',
+            everloop_dot_registry_dot_v1_dot_registry__pb2.ApproveModelVersionRequest.SerializeToString,
+            everloop_dot_registry_dot_v1_dot_registry__pb2.ApproveModelVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RejectModelVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/everloop.registry.v1.RegistryService/RejectModelVersion',
+            everloop_dot_registry_dot_v1_dot_registry__pb2.RejectModelVersionRequest.SerializeToString,
+            everloop_dot_registry_dot_v1_dot_registry__pb2.RejectModelVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ArchiveModelVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/everloop.registry.v1.RegistryService/ArchiveModelVersion',
+            everloop_dot_registry_dot_v1_dot_registry__pb2.ArchiveModelVersionRequest.SerializeToString,
+            everloop_dot_registry_dot_v1_dot_registry__pb2.ArchiveModelVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def GetLineage(request,
             target,
             options=(),
@@ -443,6 +596,33 @@ class RegistryService:
             '/everloop.registry.v1.RegistryService/ListAuditEntries',
             everloop_dot_registry_dot_v1_dot_registry__pb2.ListAuditEntriesRequest.SerializeToString,
             everloop_dot_registry_dot_v1_dot_registry__pb2.ListAuditEntriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyAudit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/everloop.registry.v1.RegistryService/VerifyAudit',
+            everloop_dot_registry_dot_v1_dot_registry__pb2.VerifyAuditRequest.SerializeToString,
+            everloop_dot_registry_dot_v1_dot_registry__pb2.VerifyAuditResponse.FromString,
             options,
             channel_credentials,
             insecure,

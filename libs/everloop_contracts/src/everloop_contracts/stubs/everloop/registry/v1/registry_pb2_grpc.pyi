@@ -48,10 +48,26 @@ class RegistryServiceStub:
     """
     RollbackModel: _grpc.UnaryUnaryMultiCallable[_registry_pb2.RollbackModelRequest, _registry_pb2.RollbackModelResponse]
     """Puts the previous Production version back in one call."""
+    ApproveModelVersion: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ApproveModelVersionRequest, _registry_pb2.ApproveModelVersionResponse]
+    """Approves a version that waits in Staging: it goes on as its pipeline says, on trial or into Production at once.
+    Fails with ABORTED if `etag` is not the model's current one.
+    """
+    RejectModelVersion: _grpc.UnaryUnaryMultiCallable[_registry_pb2.RejectModelVersionRequest, _registry_pb2.RejectModelVersionResponse]
+    """Rejects a version that waits in Staging: it cannot be promoted any more.
+    Fails with ABORTED if `etag` is not the model's current one.
+    """
+    ArchiveModelVersion: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ArchiveModelVersionRequest, _registry_pb2.ArchiveModelVersionResponse]
+    """Puts a version that waits in Staging away; it may still be promoted by hand.
+    Fails with ABORTED if `etag` is not the model's current one.
+    """
     GetLineage: _grpc.UnaryUnaryMultiCallable[_registry_pb2.GetLineageRequest, _registry_pb2.GetLineageResponse]
     """Follows a version back to its run, its dataset version and the event that caused it."""
     ListAuditEntries: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ListAuditEntriesRequest, _registry_pb2.ListAuditEntriesResponse]
     """Lists what was done to a model, newest first."""
+    VerifyAudit: _grpc.UnaryUnaryMultiCallable[_registry_pb2.VerifyAuditRequest, _registry_pb2.VerifyAuditResponse]
+    """Follows the hash chain of the audit trail from its start and names the first entry that was changed, removed, added
+    or moved by anyone but the gateway.
+    """
     StartRollout: _grpc.UnaryUnaryMultiCallable[_registry_pb2.StartRolloutRequest, _registry_pb2.StartRolloutResponse]
     """Puts a version in Staging on trial beside the Production version; its pipeline says how, unless the request does."""
     GetRollout: _grpc.UnaryUnaryMultiCallable[_registry_pb2.GetRolloutRequest, _registry_pb2.GetRolloutResponse]
@@ -85,10 +101,26 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     """
     RollbackModel: _aio.UnaryUnaryMultiCallable[_registry_pb2.RollbackModelRequest, _registry_pb2.RollbackModelResponse]  # type: ignore[assignment]
     """Puts the previous Production version back in one call."""
+    ApproveModelVersion: _aio.UnaryUnaryMultiCallable[_registry_pb2.ApproveModelVersionRequest, _registry_pb2.ApproveModelVersionResponse]  # type: ignore[assignment]
+    """Approves a version that waits in Staging: it goes on as its pipeline says, on trial or into Production at once.
+    Fails with ABORTED if `etag` is not the model's current one.
+    """
+    RejectModelVersion: _aio.UnaryUnaryMultiCallable[_registry_pb2.RejectModelVersionRequest, _registry_pb2.RejectModelVersionResponse]  # type: ignore[assignment]
+    """Rejects a version that waits in Staging: it cannot be promoted any more.
+    Fails with ABORTED if `etag` is not the model's current one.
+    """
+    ArchiveModelVersion: _aio.UnaryUnaryMultiCallable[_registry_pb2.ArchiveModelVersionRequest, _registry_pb2.ArchiveModelVersionResponse]  # type: ignore[assignment]
+    """Puts a version that waits in Staging away; it may still be promoted by hand.
+    Fails with ABORTED if `etag` is not the model's current one.
+    """
     GetLineage: _aio.UnaryUnaryMultiCallable[_registry_pb2.GetLineageRequest, _registry_pb2.GetLineageResponse]  # type: ignore[assignment]
     """Follows a version back to its run, its dataset version and the event that caused it."""
     ListAuditEntries: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListAuditEntriesRequest, _registry_pb2.ListAuditEntriesResponse]  # type: ignore[assignment]
     """Lists what was done to a model, newest first."""
+    VerifyAudit: _aio.UnaryUnaryMultiCallable[_registry_pb2.VerifyAuditRequest, _registry_pb2.VerifyAuditResponse]  # type: ignore[assignment]
+    """Follows the hash chain of the audit trail from its start and names the first entry that was changed, removed, added
+    or moved by anyone but the gateway.
+    """
     StartRollout: _aio.UnaryUnaryMultiCallable[_registry_pb2.StartRolloutRequest, _registry_pb2.StartRolloutResponse]  # type: ignore[assignment]
     """Puts a version in Staging on trial beside the Production version; its pipeline says how, unless the request does."""
     GetRollout: _aio.UnaryUnaryMultiCallable[_registry_pb2.GetRolloutRequest, _registry_pb2.GetRolloutResponse]  # type: ignore[assignment]
@@ -151,6 +183,36 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         """Puts the previous Production version back in one call."""
 
     @_abc_1.abstractmethod
+    def ApproveModelVersion(
+        self,
+        request: _registry_pb2.ApproveModelVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.ApproveModelVersionResponse, _abc.Awaitable[_registry_pb2.ApproveModelVersionResponse]]:
+        """Approves a version that waits in Staging: it goes on as its pipeline says, on trial or into Production at once.
+        Fails with ABORTED if `etag` is not the model's current one.
+        """
+
+    @_abc_1.abstractmethod
+    def RejectModelVersion(
+        self,
+        request: _registry_pb2.RejectModelVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.RejectModelVersionResponse, _abc.Awaitable[_registry_pb2.RejectModelVersionResponse]]:
+        """Rejects a version that waits in Staging: it cannot be promoted any more.
+        Fails with ABORTED if `etag` is not the model's current one.
+        """
+
+    @_abc_1.abstractmethod
+    def ArchiveModelVersion(
+        self,
+        request: _registry_pb2.ArchiveModelVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.ArchiveModelVersionResponse, _abc.Awaitable[_registry_pb2.ArchiveModelVersionResponse]]:
+        """Puts a version that waits in Staging away; it may still be promoted by hand.
+        Fails with ABORTED if `etag` is not the model's current one.
+        """
+
+    @_abc_1.abstractmethod
     def GetLineage(
         self,
         request: _registry_pb2.GetLineageRequest,
@@ -165,6 +227,16 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.ListAuditEntriesResponse, _abc.Awaitable[_registry_pb2.ListAuditEntriesResponse]]:
         """Lists what was done to a model, newest first."""
+
+    @_abc_1.abstractmethod
+    def VerifyAudit(
+        self,
+        request: _registry_pb2.VerifyAuditRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.VerifyAuditResponse, _abc.Awaitable[_registry_pb2.VerifyAuditResponse]]:
+        """Follows the hash chain of the audit trail from its start and names the first entry that was changed, removed, added
+        or moved by anyone but the gateway.
+        """
 
     @_abc_1.abstractmethod
     def StartRollout(

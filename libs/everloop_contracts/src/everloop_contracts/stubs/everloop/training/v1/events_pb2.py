@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from everloop_contracts.stubs.everloop.training.v1 import training_pb2 as everloop_dot_training_dot_v1_dot_training__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!everloop/training/v1/events.proto\x12\x14\x65verloop.training.v1\x1a#everloop/training/v1/training.proto\"\xc2\t\n\x0cModelTrained\x12\x1a\n\x08pipeline\x18\x01 \x01(\tR\x08pipeline\x12\x1f\n\x0btraining_id\x18\x02 \x01(\tR\ntrainingId\x12\'\n\x0f\x64\x61taset_version\x18\x03 \x01(\x03R\x0e\x64\x61tasetVersion\x12\x1f\n\x0b\x64\x61taset_tag\x18\x04 \x01(\tR\ndatasetTag\x12\x15\n\x06run_id\x18\x05 \x01(\tR\x05runId\x12\x1b\n\tmodel_uri\x18\x06 \x01(\tR\x08modelUri\x12\x16\n\x06\x66\x61mily\x18\x07 \x01(\tR\x06\x66\x61mily\x12I\n\x07metrics\x18\x08 \x03(\x0b\x32/.everloop.training.v1.ModelTrained.MetricsEntryR\x07metrics\x12)\n\x10\x62\x61seline_version\x18\t \x01(\x03R\x0f\x62\x61selineVersion\x12\x62\n\x10\x62\x61seline_metrics\x18\n \x03(\x0b\x32\x37.everloop.training.v1.ModelTrained.BaselineMetricsEntryR\x0f\x62\x61selineMetrics\x12+\n\x11\x65xport_difference\x18\x0b \x01(\x01R\x10\x65xportDifference\x12\x31\n\x05\x63\x61use\x18\x0c \x01(\x0e\x32\x1b.everloop.training.v1.CauseR\x05\x63\x61use\x12\x1f\n\x0bonnx_sha256\x18\r \x01(\tR\nonnxSha256\x12)\n\x10training_seconds\x18\x0e \x01(\x01R\x0ftrainingSeconds\x12#\n\rtraining_rows\x18\x0f \x01(\x03R\x0ctrainingRows\x12!\n\x0choldout_rows\x18\x10 \x01(\x03R\x0bholdoutRows\x12O\n\tintervals\x18\x11 \x03(\x0b\x32\x31.everloop.training.v1.ModelTrained.IntervalsEntryR\tintervals\x12:\n\x06slices\x18\x12 \x03(\x0b\x32\".everloop.training.v1.SliceMetricsR\x06slices\x12\x1f\n\x0bscores_path\x18\x13 \x01(\tR\nscoresPath\x12\x1f\n\x0bmodel_bytes\x18\x14 \x01(\x03R\nmodelBytes\x12\x1f\n\x0bp99_seconds\x18\x15 \x01(\x01R\np99Seconds\x12\x1f\n\x0b\x63pu_seconds\x18\x16 \x01(\x01R\ncpuSeconds\x12\x1c\n\tthreshold\x18\x17 \x01(\x01R\tthreshold\x1a:\n\x0cMetricsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x01R\x05value:\x02\x38\x01\x1a\x42\n\x14\x42\x61selineMetricsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x01R\x05value:\x02\x38\x01\x1a\x62\n\x0eIntervalsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12:\n\x05value\x18\x02 \x01(\x0b\x32$.everloop.training.v1.MetricIntervalR\x05value:\x02\x38\x01\"6\n\x0eMetricInterval\x12\x10\n\x03low\x18\x01 \x01(\x01R\x03low\x12\x12\n\x04high\x18\x02 \x01(\x01R\x04high\"\xfd\x02\n\x0cSliceMetrics\x12\x14\n\x05\x66ield\x18\x01 \x01(\tR\x05\x66ield\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value\x12\x12\n\x04rows\x18\x03 \x01(\x03R\x04rows\x12I\n\x07metrics\x18\x04 \x03(\x0b\x32/.everloop.training.v1.SliceMetrics.MetricsEntryR\x07metrics\x12\x62\n\x10\x62\x61seline_metrics\x18\x05 \x03(\x0b\x32\x37.everloop.training.v1.SliceMetrics.BaselineMetricsEntryR\x0f\x62\x61selineMetrics\x1a:\n\x0cMetricsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x01R\x05value:\x02\x38\x01\x1a\x42\n\x14\x42\x61selineMetricsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x01R\x05value:\x02\x38\x01\"\x8c\x01\n\x0eTrainingFailed\x12\x1a\n\x08pipeline\x18\x01 \x01(\tR\x08pipeline\x12\x1f\n\x0btraining_id\x18\x02 \x01(\tR\ntrainingId\x12\'\n\x0f\x64\x61taset_version\x18\x03 \x01(\x03R\x0e\x64\x61tasetVersion\x12\x14\n\x05\x65rror\x18\x04 \x01(\tR\x05\x65rrorb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!everloop/training/v1/events.proto\x12\x14\x65verloop.training.v1\x1a#everloop/training/v1/training.proto\"\x80\x0c\n\x0cModelTrained\x12\x1a\n\x08pipeline\x18\x01 \x01(\tR\x08pipeline\x12\x1f\n\x0btraining_id\x18\x02 \x01(\tR\ntrainingId\x12\'\n\x0f\x64\x61taset_version\x18\x03 \x01(\x03R\x0e\x64\x61tasetVersion\x12\x1f\n\x0b\x64\x61taset_tag\x18\x04 \x01(\tR\ndatasetTag\x12\x15\n\x06run_id\x18\x05 \x01(\tR\x05runId\x12\x1b\n\tmodel_uri\x18\x06 \x01(\tR\x08modelUri\x12\x16\n\x06\x66\x61mily\x18\x07 \x01(\tR\x06\x66\x61mily\x12I\n\x07metrics\x18\x08 \x03(\x0b\x32/.everloop.training.v1.ModelTrained.MetricsEntryR\x07metrics\x12)\n\x10\x62\x61seline_version\x18\t \x01(\x03R\x0f\x62\x61selineVersion\x12\x62\n\x10\x62\x61seline_metrics\x18\n \x03(\x0b\x32\x37.everloop.training.v1.ModelTrained.BaselineMetricsEntryR\x0f\x62\x61selineMetrics\x12+\n\x11\x65xport_difference\x18\x0b \x01(\x01R\x10\x65xportDifference\x12\x31\n\x05\x63\x61use\x18\x0c \x01(\x0e\x32\x1b.everloop.training.v1.CauseR\x05\x63\x61use\x12\x1f\n\x0bonnx_sha256\x18\r \x01(\tR\nonnxSha256\x12)\n\x10training_seconds\x18\x0e \x01(\x01R\x0ftrainingSeconds\x12#\n\rtraining_rows\x18\x0f \x01(\x03R\x0ctrainingRows\x12!\n\x0choldout_rows\x18\x10 \x01(\x03R\x0bholdoutRows\x12O\n\tintervals\x18\x11 \x03(\x0b\x32\x31.everloop.training.v1.ModelTrained.IntervalsEntryR\tintervals\x12:\n\x06slices\x18\x12 \x03(\x0b\x32\".everloop.training.v1.SliceMetricsR\x06slices\x12\x1f\n\x0bscores_path\x18\x13 \x01(\tR\nscoresPath\x12\x1f\n\x0bmodel_bytes\x18\x14 \x01(\x03R\nmodelBytes\x12\x1f\n\x0bp99_seconds\x18\x15 \x01(\x01R\np99Seconds\x12\x1f\n\x0b\x63pu_seconds\x18\x16 \x01(\x01R\ncpuSeconds\x12\x1c\n\tthreshold\x18\x17 \x01(\x01R\tthreshold\x12\x43\n\x05gains\x18\x18 \x03(\x0b\x32-.everloop.training.v1.ModelTrained.GainsEntryR\x05gains\x12\x42\n\tsignature\x18\x19 \x01(\x0b\x32$.everloop.training.v1.ModelSignatureR\tsignature\x12S\n\x12\x62\x61seline_signature\x18\x1a \x01(\x0b\x32$.everloop.training.v1.ModelSignatureR\x11\x62\x61selineSignature\x1a:\n\x0cMetricsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x01R\x05value:\x02\x38\x01\x1a\x42\n\x14\x42\x61selineMetricsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x01R\x05value:\x02\x38\x01\x1a\x62\n\x0eIntervalsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12:\n\x05value\x18\x02 \x01(\x0b\x32$.everloop.training.v1.MetricIntervalR\x05value:\x02\x38\x01\x1a^\n\nGainsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12:\n\x05value\x18\x02 \x01(\x0b\x32$.everloop.training.v1.ResampledGainsR\x05value:\x02\x38\x01\"(\n\x0eResampledGains\x12\x16\n\x06values\x18\x01 \x03(\x01R\x06values\"d\n\x0eModelSignature\x12\x38\n\x06inputs\x18\x01 \x03(\x0b\x32 .everloop.training.v1.ModelInputR\x06inputs\x12\x18\n\x07\x63lasses\x18\x02 \x03(\tR\x07\x63lasses\"P\n\nModelInput\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n\x04type\x18\x02 \x01(\tR\x04type\x12\x1a\n\x08nullable\x18\x03 \x01(\x08R\x08nullable\"6\n\x0eMetricInterval\x12\x10\n\x03low\x18\x01 \x01(\x01R\x03low\x12\x12\n\x04high\x18\x02 \x01(\x01R\x04high\"\xfd\x02\n\x0cSliceMetrics\x12\x14\n\x05\x66ield\x18\x01 \x01(\tR\x05\x66ield\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value\x12\x12\n\x04rows\x18\x03 \x01(\x03R\x04rows\x12I\n\x07metrics\x18\x04 \x03(\x0b\x32/.everloop.training.v1.SliceMetrics.MetricsEntryR\x07metrics\x12\x62\n\x10\x62\x61seline_metrics\x18\x05 \x03(\x0b\x32\x37.everloop.training.v1.SliceMetrics.BaselineMetricsEntryR\x0f\x62\x61selineMetrics\x1a:\n\x0cMetricsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x01R\x05value:\x02\x38\x01\x1a\x42\n\x14\x42\x61selineMetricsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x01R\x05value:\x02\x38\x01\"\x8c\x01\n\x0eTrainingFailed\x12\x1a\n\x08pipeline\x18\x01 \x01(\tR\x08pipeline\x12\x1f\n\x0btraining_id\x18\x02 \x01(\tR\ntrainingId\x12\'\n\x0f\x64\x61taset_version\x18\x03 \x01(\x03R\x0e\x64\x61tasetVersion\x12\x14\n\x05\x65rror\x18\x04 \x01(\tR\x05\x65rrorb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,26 +38,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODELTRAINED_BASELINEMETRICSENTRY']._serialized_options = b'8\001'
   _globals['_MODELTRAINED_INTERVALSENTRY']._loaded_options = None
   _globals['_MODELTRAINED_INTERVALSENTRY']._serialized_options = b'8\001'
+  _globals['_MODELTRAINED_GAINSENTRY']._loaded_options = None
+  _globals['_MODELTRAINED_GAINSENTRY']._serialized_options = b'8\001'
   _globals['_SLICEMETRICS_METRICSENTRY']._loaded_options = None
   _globals['_SLICEMETRICS_METRICSENTRY']._serialized_options = b'8\001'
   _globals['_SLICEMETRICS_BASELINEMETRICSENTRY']._loaded_options = None
   _globals['_SLICEMETRICS_BASELINEMETRICSENTRY']._serialized_options = b'8\001'
   _globals['_MODELTRAINED']._serialized_start=97
-  _globals['_MODELTRAINED']._serialized_end=1315
-  _globals['_MODELTRAINED_METRICSENTRY']._serialized_start=1089
-  _globals['_MODELTRAINED_METRICSENTRY']._serialized_end=1147
-  _globals['_MODELTRAINED_BASELINEMETRICSENTRY']._serialized_start=1149
-  _globals['_MODELTRAINED_BASELINEMETRICSENTRY']._serialized_end=1215
-  _globals['_MODELTRAINED_INTERVALSENTRY']._serialized_start=1217
-  _globals['_MODELTRAINED_INTERVALSENTRY']._serialized_end=1315
-  _globals['_METRICINTERVAL']._serialized_start=1317
-  _globals['_METRICINTERVAL']._serialized_end=1371
-  _globals['_SLICEMETRICS']._serialized_start=1374
-  _globals['_SLICEMETRICS']._serialized_end=1755
-  _globals['_SLICEMETRICS_METRICSENTRY']._serialized_start=1089
-  _globals['_SLICEMETRICS_METRICSENTRY']._serialized_end=1147
-  _globals['_SLICEMETRICS_BASELINEMETRICSENTRY']._serialized_start=1149
-  _globals['_SLICEMETRICS_BASELINEMETRICSENTRY']._serialized_end=1215
-  _globals['_TRAININGFAILED']._serialized_start=1758
-  _globals['_TRAININGFAILED']._serialized_end=1898
+  _globals['_MODELTRAINED']._serialized_end=1633
+  _globals['_MODELTRAINED_METRICSENTRY']._serialized_start=1311
+  _globals['_MODELTRAINED_METRICSENTRY']._serialized_end=1369
+  _globals['_MODELTRAINED_BASELINEMETRICSENTRY']._serialized_start=1371
+  _globals['_MODELTRAINED_BASELINEMETRICSENTRY']._serialized_end=1437
+  _globals['_MODELTRAINED_INTERVALSENTRY']._serialized_start=1439
+  _globals['_MODELTRAINED_INTERVALSENTRY']._serialized_end=1537
+  _globals['_MODELTRAINED_GAINSENTRY']._serialized_start=1539
+  _globals['_MODELTRAINED_GAINSENTRY']._serialized_end=1633
+  _globals['_RESAMPLEDGAINS']._serialized_start=1635
+  _globals['_RESAMPLEDGAINS']._serialized_end=1675
+  _globals['_MODELSIGNATURE']._serialized_start=1677
+  _globals['_MODELSIGNATURE']._serialized_end=1777
+  _globals['_MODELINPUT']._serialized_start=1779
+  _globals['_MODELINPUT']._serialized_end=1859
+  _globals['_METRICINTERVAL']._serialized_start=1861
+  _globals['_METRICINTERVAL']._serialized_end=1915
+  _globals['_SLICEMETRICS']._serialized_start=1918
+  _globals['_SLICEMETRICS']._serialized_end=2299
+  _globals['_SLICEMETRICS_METRICSENTRY']._serialized_start=1311
+  _globals['_SLICEMETRICS_METRICSENTRY']._serialized_end=1369
+  _globals['_SLICEMETRICS_BASELINEMETRICSENTRY']._serialized_start=1371
+  _globals['_SLICEMETRICS_BASELINEMETRICSENTRY']._serialized_end=1437
+  _globals['_TRAININGFAILED']._serialized_start=2302
+  _globals['_TRAININGFAILED']._serialized_end=2442
 # @@protoc_insertion_point(module_scope)

@@ -86,6 +86,27 @@ class ModelTrained(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class GainsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___ResampledGains: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___ResampledGains | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     PIPELINE_FIELD_NUMBER: _builtins.int
     TRAINING_ID_FIELD_NUMBER: _builtins.int
     DATASET_VERSION_FIELD_NUMBER: _builtins.int
@@ -109,6 +130,9 @@ class ModelTrained(_message.Message):
     P99_SECONDS_FIELD_NUMBER: _builtins.int
     CPU_SECONDS_FIELD_NUMBER: _builtins.int
     THRESHOLD_FIELD_NUMBER: _builtins.int
+    GAINS_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    BASELINE_SIGNATURE_FIELD_NUMBER: _builtins.int
     pipeline: _builtins.str
     """Name of the pipeline, which is also the name of the registered model."""
     training_id: _builtins.str
@@ -168,6 +192,20 @@ class ModelTrained(_message.Message):
     def slices(self) -> _containers.RepeatedCompositeFieldContainer[Global___SliceMetrics]:
         """Metrics of parts of the holdout, as the pipeline declares them (`training.slices`)."""
 
+    @_builtins.property
+    def gains(self) -> _containers.MessageMap[_builtins.str, Global___ResampledGains]:
+        """How much better than the Production version it is in each metric, on resamples of the holdout's rows that are the
+        same for both (paired bootstrap); empty if there was none.
+        """
+
+    @_builtins.property
+    def signature(self) -> Global___ModelSignature:
+        """What it takes and answers."""
+
+    @_builtins.property
+    def baseline_signature(self) -> Global___ModelSignature:
+        """What the Production version takes and answers; unset if there was none."""
+
     def __init__(
         self,
         *,
@@ -194,14 +232,103 @@ class ModelTrained(_message.Message):
         p99_seconds: _builtins.float = ...,
         cpu_seconds: _builtins.float = ...,
         threshold: _builtins.float = ...,
+        gains: _abc.Mapping[_builtins.str, Global___ResampledGains] | None = ...,
+        signature: Global___ModelSignature | None = ...,
+        baseline_signature: Global___ModelSignature | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["baseline_signature", b"baseline_signature", "signature", b"signature"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline_metrics", b"baseline_metrics", "baseline_version", b"baseline_version", "cause", b"cause", "cpu_seconds", b"cpu_seconds", "dataset_tag", b"dataset_tag", "dataset_version", b"dataset_version", "export_difference", b"export_difference", "family", b"family", "holdout_rows", b"holdout_rows", "intervals", b"intervals", "metrics", b"metrics", "model_bytes", b"model_bytes", "model_uri", b"model_uri", "onnx_sha256", b"onnx_sha256", "p99_seconds", b"p99_seconds", "pipeline", b"pipeline", "run_id", b"run_id", "scores_path", b"scores_path", "slices", b"slices", "threshold", b"threshold", "training_id", b"training_id", "training_rows", b"training_rows", "training_seconds", b"training_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline_metrics", b"baseline_metrics", "baseline_signature", b"baseline_signature", "baseline_version", b"baseline_version", "cause", b"cause", "cpu_seconds", b"cpu_seconds", "dataset_tag", b"dataset_tag", "dataset_version", b"dataset_version", "export_difference", b"export_difference", "family", b"family", "gains", b"gains", "holdout_rows", b"holdout_rows", "intervals", b"intervals", "metrics", b"metrics", "model_bytes", b"model_bytes", "model_uri", b"model_uri", "onnx_sha256", b"onnx_sha256", "p99_seconds", b"p99_seconds", "pipeline", b"pipeline", "run_id", b"run_id", "scores_path", b"scores_path", "signature", b"signature", "slices", b"slices", "threshold", b"threshold", "training_id", b"training_id", "training_rows", b"training_rows", "training_seconds", b"training_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ModelTrained: _TypeAlias = ModelTrained  # noqa: Y015
+
+@_typing.final
+class ResampledGains(_message.Message):
+    """How much better one model is than another on resamples of the same rows."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALUES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """One value for each resample: the difference of the metric, positive where the model is better, whichever way the
+        metric counts; NaN where it is not defined on a resample.
+        """
+
+    def __init__(
+        self,
+        *,
+        values: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResampledGains: _TypeAlias = ResampledGains  # noqa: Y015
+
+@_typing.final
+class ModelSignature(_message.Message):
+    """What a model takes and answers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INPUTS_FIELD_NUMBER: _builtins.int
+    CLASSES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelInput]:
+        """Raw inputs, in the model's order."""
+
+    @_builtins.property
+    def classes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Labels of a classifier, in the order of its probabilities; empty for regression."""
+
+    def __init__(
+        self,
+        *,
+        inputs: _abc.Iterable[Global___ModelInput] | None = ...,
+        classes: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "inputs", b"inputs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelSignature: _TypeAlias = ModelSignature  # noqa: Y015
+
+@_typing.final
+class ModelInput(_message.Message):
+    """One raw input of a model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    NULLABLE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Field of the record."""
+    type: _builtins.str
+    """Its type as the pipeline names it: `string`, `bool`, `int`, `float` or `timestamp`."""
+    nullable: _builtins.bool
+    """True if it may be null or left out."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        type: _builtins.str = ...,
+        nullable: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "nullable", b"nullable", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelInput: _TypeAlias = ModelInput  # noqa: Y015
 
 @_typing.final
 class MetricInterval(_message.Message):
