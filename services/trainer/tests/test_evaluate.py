@@ -9,21 +9,27 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from everloop_contracts.metrics import LOWER_IS_BETTER
 from everloop_contracts.pipeline import Pipeline
 from everloop_trainer.domain import Dataset
 from everloop_trainer.evaluate import Evaluated, evaluate
 from everloop_trainer.families import load_family
+from everloop_trainer.ports import Incumbent
 from everloop_trainer.rows import prepare
 from everloop_trainer.slices import FEWEST, slices_of
 
 
 def evaluated(
-    pipeline: Pipeline, table: pa.Table, dataset: Dataset, family: str = "hist_gradient_boosting"
+    pipeline: Pipeline,
+    table: pa.Table,
+    dataset: Dataset,
+    family: str = "hist_gradient_boosting",
+    incumbent: Incumbent | None = None,
 ) -> Evaluated:
     rows = prepare(pipeline, table)
     taught, holdout = rows.split(0.3)
     params = {key: item.default for key, item in load_family(family).space.items()}
-    return evaluate(pipeline, dataset, taught, holdout, rows, family, params, None)
+    return evaluate(pipeline, dataset, taught, holdout, rows, family, params, incumbent)
 
 
 def rare(table: pa.Table) -> pa.Table:
@@ -62,6 +68,25 @@ def test_the_threshold_follows_the_costs(
     assert json.loads(careful.artifacts.files["manifest.json"])["threshold"] == careful.threshold
     low, high = careful.intervals["cost"]
     assert low <= careful.metrics["cost"] <= high
+
+
+def test_it_tells_how_both_models_do_on_the_same_resamples_and_what_both_take(
+    make_pipeline: Any, make_table: Any, make_dataset: Any
+) -> None:
+    table = make_table(rows=2000)
+    first = evaluated(make_pipeline(), table, make_dataset(), "logistic_regression")
+    assert (first.gains, first.baseline_signature) == ({}, None)
+    manifest = json.loads(first.artifacts.files["manifest.json"])
+    incumbent = Incumbent(4, first.artifacts.onnx, manifest)
+    again = evaluated(make_pipeline(), table, make_dataset(), "logistic_regression", incumbent)
+    assert again.signature == again.baseline_signature == first.signature
+    assert [spec.to_json() for spec in again.signature.inputs] == manifest["inputs"]
+    # The model that serves has seen the holdout: the one that is judged gains nothing over it.
+    assert {"roc_auc", "log_loss"} <= again.gains.keys()
+    for name, gained in again.gains.items():
+        less = name in LOWER_IS_BETTER
+        whole = again.metrics[name] - again.baseline_metrics[name]
+        assert min(gained) <= (-whole if less else whole) <= max(gained)
 
 
 def test_balanced_weights_raise_the_answers_of_the_rare_class(

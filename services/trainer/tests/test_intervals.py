@@ -10,7 +10,7 @@ import pytest
 
 from everloop_contracts.pipeline import Costs, Task
 from everloop_trainer.families import Problem
-from everloop_trainer.intervals import intervals, weighted
+from everloop_trainer.intervals import gains, intervals, weighted
 from everloop_trainer.measure import measure
 
 PROBLEMS = [Problem(Task.BINARY, 2), Problem(Task.MULTICLASS, 3), Problem(Task.REGRESSION, 0)]
@@ -52,6 +52,19 @@ def test_a_metric_that_a_resample_does_not_define_is_left_out_of_it() -> None:
         False,
     ]
     assert "roc_auc" not in intervals(problem, np.zeros(2, int), predicted)
+
+
+def test_a_gain_is_positive_whichever_way_a_metric_counts() -> None:
+    mine = {"log_loss": np.array([0.5, 0.7]), "roc_auc": np.array([0.8, 0.8]), "f1": np.ones(2)}
+    theirs = {
+        "log_loss": np.array([0.6, 0.6]),
+        "roc_auc": np.array([0.7, np.nan]),
+        "f1": np.zeros(2),
+    }
+    found = gains(mine, theirs)
+    assert found.keys() == {"f1", "log_loss"}
+    assert found["f1"] == (1.0, 1.0)
+    assert found["log_loss"] == pytest.approx((0.1, -0.1))
 
 
 def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:

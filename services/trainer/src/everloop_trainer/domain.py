@@ -7,12 +7,15 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
+from everloop_features import InputSpec
+
 __all__ = [
     "Cancelled",
     "Cause",
     "DataFile",
     "Dataset",
     "Progress",
+    "Signature",
     "Slice",
     "State",
     "Trained",
@@ -143,6 +146,19 @@ class Slice:
 
 
 @dataclass(frozen=True, slots=True)
+class Signature:
+    """What a model takes and answers.
+
+    Attributes:
+        inputs: its raw inputs, in order.
+        classes: labels of a classifier, in the order of its probabilities; empty for regression.
+    """
+
+    inputs: tuple[InputSpec, ...]
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Trained:
     """A model that is in MLflow, complete; JSON of it is the last artifact of its run.
 
@@ -158,6 +174,9 @@ class Trained:
         cpu_seconds: processor time of trials and training.
         threshold: probability from which a binary model answers `true`; 0 for other tasks.
         scores_path: artifact of the run with what both models said about each row of the holdout.
+        gains: by metric, how much better than the Production version it is on each resample of the holdout's rows.
+        signature: what it takes and answers.
+        baseline_signature: what the Production version takes and answers; None if there was none.
     """
 
     run_id: str
@@ -178,3 +197,6 @@ class Trained:
     cpu_seconds: float = 0.0
     threshold: float = 0.0
     scores_path: str = ""
+    gains: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    signature: Signature | None = None
+    baseline_signature: Signature | None = None

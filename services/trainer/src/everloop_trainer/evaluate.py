@@ -24,10 +24,10 @@ import pyarrow.parquet as pq
 
 from everloop_contracts.pipeline import Pipeline, Task
 from everloop_features import InputSpec, feeds_from_rows, feeds_from_table, inputs_of
-from everloop_trainer.domain import Dataset, Slice
+from everloop_trainer.domain import Dataset, Signature, Slice
 from everloop_trainer.families import Params
 from everloop_trainer.importance import importance
-from everloop_trainer.intervals import intervals
+from everloop_trainer.intervals import gains, intervals, resampled
 from everloop_trainer.learn import THRESHOLD, Predictions, decide, learn, tune
 from everloop_trainer.measure import answers, measure
 from everloop_trainer.onnx_model import latency, run_onnx
@@ -60,6 +60,9 @@ class Evaluated:
     model_bytes: int
     p99_seconds: float
     threshold: float
+    gains: dict[str, tuple[float, ...]]
+    signature: Signature
+    baseline_signature: Signature | None
 
 
 def evaluate(
@@ -96,6 +99,9 @@ def evaluate(
         if scores is None:
             return {}
         return measure(problem, holdout.target[rows], scores[rows], threshold, training.costs)
+
+    def draws(scores: Predictions, threshold: float) -> dict[str, npt.NDArray[np.float64]]:
+        return resampled(problem, holdout.target, scores, threshold, training.costs, training.seed)
 
     every = slice(None)
     before = float(incumbent.manifest.get("threshold", THRESHOLD)) if incumbent else THRESHOLD
@@ -155,6 +161,11 @@ def evaluate(
         model_bytes=len(content),
         p99_seconds=latency(content, holdout.feeds),
         threshold=final.threshold if problem.task is Task.BINARY else 0.0,
+        gains={}
+        if baseline is None
+        else gains(draws(predicted, decision.threshold), draws(baseline, before)),
+        signature=Signature(inputs_of(pipeline), tuple(everything.classes)),
+        baseline_signature=_signature(incumbent) if incumbent else None,
     )
 
 
@@ -162,9 +173,10 @@ def _baseline(holdout: Rows, incumbent: Incumbent | None) -> Predictions | None:
     """The incumbent's answers for the holdout, in the holdout's classes; None where it cannot take these rows."""
     if incumbent is None:
         return None
-    inputs = [InputSpec.from_json(item) for item in incumbent.manifest["inputs"]]
     try:
-        answered = run_onnx(incumbent.onnx, feeds_from_table(holdout.table, inputs))
+        answered = run_onnx(
+            incumbent.onnx, feeds_from_table(holdout.table, _signature(incumbent).inputs)
+        )
     except (KeyError, pa.ArrowInvalid) as error:
         log.warning("the model in Production cannot take the new schema's rows: %s", error)
         return None
@@ -176,6 +188,11 @@ def _baseline(holdout: Rows, incumbent: Incumbent | None) -> Predictions | None:
         ]
         answered = np.maximum(np.stack(columns, axis=1), 1e-12).astype(np.float32)
     return answered
+
+
+def _signature(incumbent: Incumbent) -> Signature:
+    inputs = tuple(InputSpec.from_json(item) for item in incumbent.manifest["inputs"])
+    return Signature(inputs, tuple(incumbent.manifest["classes"]))
 
 
 def _golden(

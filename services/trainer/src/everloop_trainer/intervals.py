@@ -6,23 +6,26 @@ takes a hundredth of the time of calling scikit-learn on each.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 from scipy.stats import rankdata
 
+from everloop_contracts.metrics import LOWER_IS_BETTER
 from everloop_contracts.pipeline import Costs, Task
 from everloop_trainer.families import Problem
 from everloop_trainer.measure import answers
 
-__all__ = ["CONFIDENCE", "intervals", "weighted"]
+__all__ = ["CONFIDENCE", "gains", "intervals", "resampled", "weighted"]
 
 RESAMPLES: Final = 200
 CONFIDENCE: Final = 0.95
 AT_ONCE: Final = 2_000_000
 """Counts that are held at a time."""
 
+_LESS: Final = frozenset({*LOWER_IS_BETTER, "cost"})
 Floats = npt.NDArray[np.float64]
 
 
@@ -34,7 +37,43 @@ def intervals(
     costs: Costs | None = None,
     seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
-    """Lower and upper end of each metric that `measure` gives, at 95 % confidence.
+    """Lower and upper end of each metric, at 95 % confidence; takes what `resampled` takes."""
+    tail = (1 - CONFIDENCE) / 2
+    ends = {
+        name: np.nanquantile(values, [tail, 1 - tail])
+        for name, values in resampled(problem, target, predicted, threshold, costs, seed).items()
+        if not np.isnan(values).all()
+    }
+    return {name: (float(low), float(high)) for name, (low, high) in ends.items()}
+
+
+def gains(mine: Mapping[str, Floats], theirs: Mapping[str, Floats]) -> dict[str, tuple[float, ...]]:
+    """How much better one model is than another on each of the same resamples, whichever way a metric counts.
+
+    Args:
+        mine: metrics of the one, as `resampled` gives them.
+        theirs: metrics of the other, of the same rows and seed.
+
+    Returns:
+        Metrics that are defined on every resample for both.
+    """
+    found: dict[str, tuple[float, ...]] = {}
+    for name in sorted(mine.keys() & theirs.keys()):
+        gained = theirs[name] - mine[name] if name in _LESS else mine[name] - theirs[name]
+        if np.isfinite(gained).all():
+            found[name] = tuple(gained.tolist())
+    return found
+
+
+def resampled(
+    problem: Problem,
+    target: npt.NDArray[Any],
+    predicted: npt.NDArray[np.floating[Any]],
+    threshold: float = 0.5,
+    costs: Costs | None = None,
+    seed: int = 0,
+) -> dict[str, Floats]:
+    """Each metric that `measure` gives, on `RESAMPLES` resamples of the rows; NaN where it is not defined on one.
 
     Args:
         problem: what was learned.
@@ -42,7 +81,7 @@ def intervals(
         predicted: probabilities `[rows, classes]`, or numbers `[rows, 1]`.
         threshold: probability from which a binary answer is the positive class.
         costs: of wrong answers.
-        seed: makes the resamples repeatable.
+        seed: makes the resamples repeatable: for as many rows they are the same.
     """
     random, rows = np.random.default_rng(seed), len(target)
     step = max(1, AT_ONCE // rows)
@@ -57,13 +96,7 @@ def intervals(
         )
         for name, value in values.items():
             found.setdefault(name, []).append(value)
-    tail = (1 - CONFIDENCE) / 2
-    ends = {
-        name: np.nanquantile(np.concatenate(parts), [tail, 1 - tail])
-        for name, parts in found.items()
-        if not np.isnan(np.concatenate(parts)).all()
-    }
-    return {name: (float(low), float(high)) for name, (low, high) in ends.items()}
+    return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
 def weighted(

@@ -8,7 +8,15 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from everloop_contracts.stubs.everloop.ingest.v1 import dataset_pb2
 from everloop_contracts.stubs.everloop.training.v1 import events_pb2, training_pb2
-from everloop_trainer.domain import Cause, DataFile, Dataset, State, Trained, Training
+from everloop_trainer.domain import (
+    Cause,
+    DataFile,
+    Dataset,
+    Signature,
+    State,
+    Trained,
+    Training,
+)
 
 __all__ = ["dataset_of", "failed_message", "trained_message", "training_message"]
 
@@ -109,6 +117,23 @@ def trained_message(training: Training, trained: Trained) -> events_pb2.ModelTra
         p99_seconds=trained.p99_seconds,
         cpu_seconds=trained.cpu_seconds,
         threshold=trained.threshold,
+        gains={
+            name: events_pb2.ResampledGains(values=values) for name, values in trained.gains.items()
+        },
+        signature=_signature(trained.signature),
+        baseline_signature=_signature(trained.baseline_signature),
+    )
+
+
+def _signature(signature: Signature | None) -> events_pb2.ModelSignature | None:
+    if signature is None:
+        return None
+    return events_pb2.ModelSignature(
+        inputs=[
+            events_pb2.ModelInput(name=spec.name, type=spec.type.value, nullable=spec.nullable)
+            for spec in signature.inputs
+        ],
+        classes=signature.classes,
     )
 
 

@@ -124,6 +124,9 @@ class Train:
             cpu_seconds=found.cpu_seconds + time.process_time() - worked,
             threshold=evaluated.threshold,
             scores_path=f"{FILES}/{SCORES}",
+            gains=evaluated.gains,
+            signature=evaluated.signature,
+            baseline_signature=evaluated.baseline_signature,
         )
         trained = self._tracking.log_model(
             run_id,
