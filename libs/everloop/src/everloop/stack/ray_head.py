@@ -14,10 +14,15 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from everloop.stack.processes import kill_all, marked
+
+START_SECONDS = 150
+"""Less than the stack waits for this part."""
 
 
 def main() -> int:
@@ -29,8 +34,11 @@ def main() -> int:
     kill_all(marked(wanted.home, part="ray"))
     _forget_old_sessions(Path(wanted.temp))
 
+    from ray._private import services
     from ray._private.node import Node
     from ray._private.parameter import RayParams
+
+    services.get_node = _patient(services.get_node)
 
     class Head(Node):
         """A head without the dashboard's process, which Ray starts even where there is no dashboard."""
@@ -80,6 +88,22 @@ def main() -> int:
     )
     kill_all(marked(wanted.home, part="ray"))
     return 1
+
+
+def _patient(ask: Callable[..., Any]) -> Callable[..., Any]:
+    """Asks for the node until it has registered: Ray gives it 30 s, which a busy machine takes to start it."""
+
+    def asked(*arguments: Any) -> Any:
+        ends = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                return ask(*arguments)
+            except RuntimeError:
+                if time.monotonic() > ends:
+                    raise
+                time.sleep(0.2)
+
+    return asked
 
 
 def _arguments() -> argparse.Namespace:

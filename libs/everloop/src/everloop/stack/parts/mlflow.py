@@ -43,5 +43,5 @@ def part(home: Home, endpoints: Endpoints) -> Part:
         probe=lambda: http_ok(address, "/health"),
         prepare=prepare,
         # The first start makes the tables.
-        deadline_seconds=120,
+        deadline_seconds=180,
     )
