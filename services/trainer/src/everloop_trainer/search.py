@@ -7,6 +7,7 @@ was cut off (the trainer or Ray went away) is taken up where its folder says it 
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import socket
 import time
@@ -28,7 +29,8 @@ from everloop_contracts.pipeline import LOWER_IS_BETTER, TASK_METRICS, Pipeline
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_trainer.domain import Progress
 from everloop_trainer.families import Choice, load_family
-from everloop_trainer.judge import BUDGET, REDUCTION, folds_of
+from everloop_trainer.folds import folds_of
+from everloop_trainer.judge import BUDGET, REDUCTION
 from everloop_trainer.rows import Rows
 from everloop_trainer.trial import CPU_SECONDS, run_trial, split_config
 
@@ -228,6 +230,8 @@ def _tuner(
 ) -> tune.Tuner:
     """A new search, or the one of this name taken up again."""
     folder = cluster.folder / training_id
+    # Tune adds loggers of its own, of which that for TensorBoard imports PyTorch for seconds; nobody reads them.
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     if folder.exists():
         try:
             tuner = tune.Tuner.restore(
