@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import ray
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search.optuna import OptunaSearch
 from ray.tune.search.searcher import Searcher
 
@@ -263,7 +263,9 @@ def _tuner(
             search_alg=algorithm,
             scheduler=ASHAScheduler(
                 time_attr="budget", max_t=BUDGET, grace_period=1, reduction_factor=REDUCTION
-            ),
+            )
+            if spec.early_stopping
+            else FIFOScheduler(),
             num_samples=spec.trials,
             max_concurrent_trials=spec.concurrency,
             reuse_actors=True,
