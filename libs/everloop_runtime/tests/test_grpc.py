@@ -48,6 +48,9 @@ class Servicer(training_pb2_grpc.TrainingServiceServicer):
     def ListTrainings(self, request, context):
         raise NotImplementedError
 
+    def CancelTraining(self, request, context):
+        raise NotImplementedError
+
     def StartTraining(self, request, context):
         self.entered.release()
         assert self.leave.wait(20)
