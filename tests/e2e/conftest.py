@@ -11,6 +11,7 @@ import pytest
 from demo_run import Run, run_small
 from kills import Killer
 from live_prometheus import series
+from notebook_run import run_all
 from readme_run import Reader
 from tools.dashboards import queries
 
@@ -31,9 +32,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
             received = everloop.stats("flight-delays").received
             golden = predict_golden(everloop, package)
         seen = series(stack.load(root / "demo"), queries()) if prometheus.installed() else {}
+        notebooks = run_all(root / "demo")
     finally:
         stack.down(root / "demo")
-    return Run(root, killer.killed, summary, outcomes, received, seen, package, golden)
+    return Run(root, killer.killed, summary, outcomes, received, seen, package, golden, notebooks)
 
 
 def make_package(root: Path) -> Path:

@@ -31,6 +31,7 @@ class Run:
         series: what the panels of the dashboards ask, to how many series it returned; empty without Prometheus.
         package: what `everloop package` made of the version in Production.
         golden: scores that the platform gave the golden rows of that version.
+        notebooks: what came of each notebook, run last on its stack.
     """
 
     root: Path
@@ -41,6 +42,7 @@ class Run:
     series: Mapping[str, int]
     package: Path
     golden: list[float]
+    notebooks: Mapping[str, Outcome]
 
 
 def run_small(

@@ -11,9 +11,16 @@ import pytest
 
 from everloop_contracts.pipeline import Task
 from everloop_trainer.families import Problem, Range, known_families, load_family
+from everloop_trainer.families.ft_transformer import tokens_of
 
 PROBLEMS = [Problem(Task.BINARY, 2), Problem(Task.MULTICLASS, 3), Problem(Task.REGRESSION, 0)]
-FAMILIES = ["hist_gradient_boosting", "logistic_regression", "mlp", "random_forest"]
+FAMILIES = [
+    "ft_transformer",
+    "hist_gradient_boosting",
+    "logistic_regression",
+    "mlp",
+    "random_forest",
+]
 
 
 def rows_of(problem: Problem, missing: bool) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any]]:
@@ -86,3 +93,26 @@ def test_defaults_lie_in_their_ranges(name: str) -> None:
             assert item.low <= item.default <= item.high
         else:
             assert item.default in item.values
+
+
+def test_the_columns_of_a_category_are_one_token() -> None:
+    numbers = np.random.default_rng(1).normal(size=(50, 2))
+    carrier, flag = np.eye(3)[np.arange(50) % 3], np.eye(2)[np.arange(50) % 2]
+    features = np.concatenate([numbers, carrier, flag], axis=1).astype(np.float32)
+    assert tokens_of(features).tolist() == [0, 1, 2, 2, 2, 3, 3]
+
+
+@pytest.mark.parametrize("name", ["mlp", "ft_transformer"])
+def test_weights_count_in_a_network(name: str) -> None:
+    family, problem = load_family(name), PROBLEMS[0]
+    features, target = rows_of(problem, missing=False)
+    params = {key: item.default for key, item in family.space.items()}
+    heavy = np.where(target == 1, 8, 1).astype(np.float32)
+    means = [
+        family.predict(
+            problem, family.fit(problem, features, target, params, seed=5, weights=w), features
+        )[:, 1].mean()
+        for w in (None, np.ones(len(target), np.float32), heavy)
+    ]
+    assert means[1] == pytest.approx(means[0], abs=1e-6)
+    assert means[2] > means[0] + 0.05

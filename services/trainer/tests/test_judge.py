@@ -10,7 +10,8 @@ import pytest
 from everloop_contracts.pipeline import Task
 from everloop_trainer.families import Problem, load_family, params_of
 from everloop_trainer.families.classes import spread
-from everloop_trainer.judge import BUDGET, folds_of, judge
+from everloop_trainer.folds import folds_of
+from everloop_trainer.judge import BUDGET, judge
 from everloop_trainer.measure import measure
 from everloop_trainer.rows import prepare
 from everloop_trainer.search import first_points

@@ -21,7 +21,8 @@ from everloop_trainer import app
 from everloop_trainer.adapters.mlflow import MlflowTracking
 from everloop_trainer.domain import Cause, DataFile, Dataset, State, Trained, Training
 from everloop_trainer.families import load_family
-from everloop_trainer.judge import folds_of, judge
+from everloop_trainer.folds import folds_of
+from everloop_trainer.judge import judge
 from everloop_trainer.recipe import RECIPE, Recipe, code_digest, environment
 from everloop_trainer.rows import Rows
 from everloop_trainer.search import Cluster, Found, Watcher, Winner

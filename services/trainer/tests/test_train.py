@@ -187,6 +187,12 @@ def test_a_model_is_logged_with_all_that_serving_and_monitoring_need(
     problem = Problem(Task.BINARY, 2)
     assert measure(problem, scores["target"].to_numpy().astype(int), found) == trained.metrics
     assert scores["baseline"].null_count == len(scores)
+    example = mlflow.models.Model.load(trained.model_uri).load_input_example()
+    assert sorted(example) == ["at", "city", "price"]
+    assert mlflow.pyfunc.load_model(trained.model_uri).predict(example)["probabilities"].shape == (
+        1,
+        2,
+    )
     signature = mlflow.models.get_model_info(trained.model_uri).signature
     assert [spec.name for spec in signature.outputs] == ["probabilities"]
     # What a stock client does: load the model and give it a frame.

@@ -126,6 +126,8 @@ class Search(Spec):
     folds: int = Field(default=1, ge=1, le=20)
     """Times a trial is judged, each time on newer rows by a model of those before them (cross-validation in time
     order); 1 judges it once, on the newest quarter."""
+    early_stopping: bool = True
+    """Stop trials that do worse than others at the same share of the work (ASHA)."""
     warm_start: bool = True
     """Try the best parameters of the version before first."""
 

@@ -148,7 +148,7 @@ def evaluate(
         **plots(problem, holdout.classes, holdout.target, predicted, decision.threshold, matters),
     }
     return Evaluated(
-        artifacts=Artifacts(content, files),
+        artifacts=Artifacts(content, files, {n: feed[:1] for n, feed in holdout.feeds.items()}),
         metrics=of(predicted, decision.threshold, every),
         baseline_version=incumbent.version if incumbent and baseline is not None else 0,
         baseline_metrics=of(baseline, before, every),

@@ -1,4 +1,4 @@
-"""What the trials of a search learn from and are judged on, and how one is judged; free of Ray."""
+"""How a trial of a search is judged; free of Ray, and of what a worker would import in vain."""
 
 from __future__ import annotations
 
@@ -9,25 +9,17 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.model_selection import TimeSeriesSplit
 
-from everloop_contracts.pipeline import Pipeline
-from everloop_features import Encoding, fit
-from everloop_trainer.class_weights import weights_of
+from everloop_features import Encoding
 from everloop_trainer.families import Family, Predict, Problem, load_family
 from everloop_trainer.families.classes import spread
 from everloop_trainer.measure import measure, worst
-from everloop_trainer.rows import Rows
 
-__all__ = ["BUDGET", "REDUCTION", "Fold", "folds_of", "judge"]
+__all__ = ["BUDGET", "REDUCTION", "Fold", "judge"]
 
 BUDGET: Final = 9
 """Work of a whole trial; ASHA compares trials at 1, 3 and 9."""
 REDUCTION: Final = 3
-SEARCH_ROWS: Final = 60_000
-"""Newest rows that a search looks at; the winner is then fitted on all of them."""
-VALIDATION_SHARE: Final = 0.25
-"""Newest share of the search's rows that trials are judged on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,42 +35,6 @@ class Fold:
     matrices: Mapping[Encoding, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]
     targets: tuple[npt.NDArray[Any], npt.NDArray[Any]]
     weights: npt.NDArray[np.float32] | None = None
-
-
-def folds_of(pipeline: Pipeline, rows: Rows) -> tuple[Fold, ...]:
-    """What trials of this pipeline are judged on, features fitted on the rows that teach only.
-
-    Args:
-        pipeline: names the families, whose encodings it takes.
-        rows: the training part; only the newest `SEARCH_ROWS` are looked at.
-    """
-    recent = rows.part(max(0, len(rows) - SEARCH_ROWS), len(rows))
-    count = pipeline.training.search.folds
-    if count == 1:
-        parts = [recent.split(VALIDATION_SHARE)]
-    else:
-        # Each fold's model learns from all rows before those that it is judged on.
-        splits = TimeSeriesSplit(n_splits=min(count, len(recent) - 1)).split(recent.target)
-        parts = [
-            (recent.part(0, newer[0]), recent.part(newer[0], newer[-1] + 1)) for _, newer in splits
-        ]
-    return tuple(_fold(pipeline, *part) for part in parts)
-
-
-def _fold(pipeline: Pipeline, taught: Rows, judged: Rows) -> Fold:
-    features = fit(pipeline, taught.feeds, taught.target)
-    encodings = {load_family(name).encoding for name in pipeline.training.families}
-    return Fold(
-        {
-            encoding: (
-                features.transform(taught.feeds, encoding),
-                features.transform(judged.feeds, encoding),
-            )
-            for encoding in encodings
-        },
-        (taught.target, judged.target),
-        weights_of(pipeline, taught.target),
-    )
 
 
 def judge(

@@ -68,10 +68,11 @@ FILES: Final = "everloop"
 
 @dataclass(frozen=True, slots=True)
 class Artifacts:
-    """What is logged with a model: files by their path below `FILES`, and the model itself."""
+    """What is logged with a model: files by their path below `FILES`, the model itself, and inputs of one row."""
 
     onnx: bytes
     files: Mapping[str, bytes]
+    example: Mapping[str, Any] | None = None
 
 
 class Tracking(Protocol):

@@ -11,7 +11,8 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from everloop_contracts.pipeline import LOWER_IS_BETTER
 from everloop_trainer.evaluate import evaluate
 from everloop_trainer.families import params_of
-from everloop_trainer.judge import Fold, folds_of, judge
+from everloop_trainer.folds import folds_of
+from everloop_trainer.judge import Fold, judge
 from everloop_trainer.ports import Datasets
 from everloop_trainer.recipe import Recipe, code_digest, code_revision, environment
 from everloop_trainer.rows import prepare

@@ -7,6 +7,7 @@ was cut off (the trainer or Ray went away) is taken up where its folder says it 
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import socket
 import time
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import ray
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search.optuna import OptunaSearch
 from ray.tune.search.searcher import Searcher
 
@@ -28,7 +29,8 @@ from everloop_contracts.pipeline import LOWER_IS_BETTER, TASK_METRICS, Pipeline
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_trainer.domain import Progress
 from everloop_trainer.families import Choice, load_family
-from everloop_trainer.judge import BUDGET, REDUCTION, folds_of
+from everloop_trainer.folds import folds_of
+from everloop_trainer.judge import BUDGET, REDUCTION
 from everloop_trainer.rows import Rows
 from everloop_trainer.trial import CPU_SECONDS, run_trial, split_config
 
@@ -228,6 +230,8 @@ def _tuner(
 ) -> tune.Tuner:
     """A new search, or the one of this name taken up again."""
     folder = cluster.folder / training_id
+    # Tune adds loggers of its own, of which that for TensorBoard imports PyTorch for seconds; nobody reads them.
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     if folder.exists():
         try:
             tuner = tune.Tuner.restore(
@@ -259,7 +263,9 @@ def _tuner(
             search_alg=algorithm,
             scheduler=ASHAScheduler(
                 time_attr="budget", max_t=BUDGET, grace_period=1, reduction_factor=REDUCTION
-            ),
+            )
+            if spec.early_stopping
+            else FIFOScheduler(),
             num_samples=spec.trials,
             max_concurrent_trials=spec.concurrency,
             reuse_actors=True,

@@ -173,7 +173,8 @@ def _with_recipe(
     )
     lock = "".join(f"{item}\n" for item in environment())
     files = {RECIPE: recipe.to_json(), ENVIRONMENT: lock.encode()}
-    return Artifacts(evaluated.artifacts.onnx, {**evaluated.artifacts.files, **files})
+    made = evaluated.artifacts
+    return dataclasses.replace(made, files={**made.files, **files})
 
 
 class _Books:

@@ -212,6 +212,7 @@ class MlflowTracking:
                     model,
                     name=MODEL,
                     signature=_signature(model),
+                    input_example=dict(artifacts.example) if artifacts.example else None,
                     pip_requirements=self._requirements,
                     onnx_execution_providers=["CPUExecutionProvider"],
                     # One file with everything in it: its SHA-256 is what the registry and inference verify.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, Final
@@ -12,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from everloop_contracts.pipeline import Task
 from everloop_features import Encoding
 from everloop_trainer.families.family import (
     Choice,
@@ -25,16 +22,13 @@ from everloop_trainer.families.family import (
     Space,
 )
 from everloop_trainer.families.layers import layers_to_onnx
-from everloop_trainer.threads import threads
+from everloop_trainer.families.network import Trainable, fit_network, probabilities_of
 
 if TYPE_CHECKING:
     # PyTorch takes seconds to import: only a process that fits a network pays for it.
     import torch
 
 EPOCHS: Final = 9
-BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
-WARM_UP: Final = 0.1
-"""Share of the steps in which the learning rate rises; it then falls to zero along a cosine."""
 
 Layers = list[tuple[Floats, Floats]]
 
@@ -62,54 +56,31 @@ class NetworkFamily:
         weights: Floats | None = None,
     ) -> Layers:
         """Fits `EPOCHS` passes over the rows; the model is its layers as arrays, free of PyTorch."""
-        import torch
 
-        torch.set_num_threads(min(torch.get_num_threads(), threads()))
-        torch.manual_seed(seed)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        outputs = problem.classes if problem.task is Task.MULTICLASS else 1
-        centre, spread = _scale(problem, target)
-        network = _network(features.shape[1], outputs, params).to(device)
-        rows = torch.from_numpy(features).to(device)
-        answers = _answers(problem, (target - centre) / spread).to(device)
-        shares = None if weights is None else torch.from_numpy(weights).to(device)
-        batch = int(params["batch"])
-        steps = -(-len(rows) // batch)
-        update = _adamw(list(network.parameters()), params, total=EPOCHS * steps)
-        loss_of = _loss(problem)
-        for epoch in range(EPOCHS):
-            for chosen in torch.randperm(len(rows), device=device).split(batch):
-                network.zero_grad()
-                losses = loss_of(network(rows[chosen]), answers[chosen]).reshape(len(chosen))
-                (losses if shares is None else losses * shares[chosen]).mean().backward()
-                update()
-            if report:
-                model = _layers(network, centre, spread)
-                report((epoch + 1) / EPOCHS, partial(self.predict, problem, model))
-        return _layers(network, centre, spread)
+        def build(outputs: int, device: str) -> Trainable:
+            network = _network(features.shape[1], outputs, params).to(device)
+            return Trainable(
+                list(network.parameters()),
+                network,
+                partial(_layers, network),
+                lambda model: partial(self.predict, problem, model),
+            )
+
+        fitted: Layers = fit_network(
+            problem, build, features, target, params, seed, EPOCHS, report, weights
+        )
+        return fitted
 
     def predict(self, problem: Problem, model: Layers, features: Floats) -> Floats:
         """Probabilities of the classes, or numbers."""
         value = features
         for index, (weight, bias) in enumerate(model):
             value = (np.maximum(value, 0) if index else value) @ weight + bias
-        if problem.task is Task.REGRESSION:
-            return value
-        if problem.task is Task.BINARY:
-            value = np.concatenate([np.zeros_like(value), value], axis=1)
-        powers = np.exp(value - value.max(axis=1, keepdims=True))
-        return np.asarray(powers / powers.sum(axis=1, keepdims=True), dtype=np.float32)
+        return probabilities_of(problem, value)
 
     def to_onnx(self, problem: Problem, model: Layers, width: int) -> onnx.ModelProto:
         """The layers themselves: exact, small and without PyTorch's exporter."""
         return layers_to_onnx(problem, model)
-
-
-def _scale(problem: Problem, target: npt.NDArray[Any]) -> tuple[float, float]:
-    """Centre and spread that numbers are learned in; classes are left alone."""
-    if problem.task is not Task.REGRESSION:
-        return 0.0, 1.0
-    return float(np.mean(target)), float(np.std(target)) or 1.0
 
 
 def _network(inputs: int, outputs: int, params: Params) -> torch.nn.Sequential:
@@ -120,57 +91,6 @@ def _network(inputs: int, outputs: int, params: Params) -> torch.nn.Sequential:
     for fan_in, fan_out in pairwise(sizes):
         parts += [nn.Linear(fan_in, fan_out), nn.ReLU()]
     return nn.Sequential(*parts, nn.Linear(sizes[-1], outputs))
-
-
-def _adamw(parameters: list[torch.nn.Parameter], params: Params, total: int) -> Callable[[], None]:
-    """Makes the step of AdamW (Loshchilov & Hutter 2019) with warm-up and cosine decay.
-
-    By hand, since `torch.optim` imports PyTorch's compiler: six seconds in every worker, for these lines.
-    """
-    import torch
-
-    first = [torch.zeros_like(item) for item in parameters]
-    second = [torch.zeros_like(item) for item in parameters]
-    peak, decay = float(params["learning_rate"]), float(params["weight_decay"])
-    step = 0
-
-    @torch.no_grad()
-    def update() -> None:
-        nonlocal step
-        step += 1
-        share = step / total
-        falling = 0.5 + 0.5 * math.cos(math.pi * max(0.0, share - WARM_UP) / (1 - WARM_UP))
-        rate = peak * min(share / WARM_UP, falling)
-        for value, mean, square in zip(parameters, first, second, strict=True):
-            assert value.grad is not None  # every parameter takes part in the loss
-            mean.lerp_(value.grad, 1 - BETA_1)
-            square.lerp_(value.grad.square(), 1 - BETA_2)
-            spread = (square / (1 - BETA_2**step)).sqrt_().add_(EPSILON)
-            value.mul_(1 - rate * decay)
-            value.addcdiv_(mean, spread, value=-rate / (1 - BETA_1**step))
-
-    step_once: Callable[[], None] = update
-    return step_once
-
-
-def _answers(problem: Problem, target: npt.NDArray[Any]) -> torch.Tensor:
-    import torch
-
-    if problem.task is Task.MULTICLASS:
-        return torch.from_numpy(target.astype(np.int64))
-    return torch.from_numpy(target.astype(np.float32).reshape(-1, 1))
-
-
-def _loss(problem: Problem) -> torch.nn.Module:
-    """The loss of each row."""
-    from torch import nn
-
-    losses: dict[Task, type[nn.Module]] = {
-        Task.BINARY: nn.BCEWithLogitsLoss,
-        Task.MULTICLASS: nn.CrossEntropyLoss,
-        Task.REGRESSION: nn.MSELoss,
-    }
-    return losses[problem.task](reduction="none")
 
 
 def _layers(network: torch.nn.Sequential, centre: float, spread: float) -> Layers:

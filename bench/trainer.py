@@ -1,0 +1,211 @@
+"""What Ray Tune costs beside the trials themselves, and what ASHA saves.
+
+A search of the trainer's own that stops no trial, on a Ray head of this machine; then the very trials that it made in a
+bare loop of joblib on as many processes, which is told to start them and then finds them there; then a search that
+stops trials by ASHA.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlflow  # noqa: F401 - Tune asks for it, and the trainer has it
+import numpy as np
+import pyarrow as pa
+import ray
+from joblib import Parallel, delayed, parallel_config  # type: ignore[import-untyped]
+from matplotlib.figure import Figure
+
+from bench.flights_model import taught
+from bench.report import Result, load_before, write
+from everloop_contracts.pipeline import Pipeline
+from everloop_trainer.domain import Progress
+from everloop_trainer.families import Problem
+from everloop_trainer.folds import folds_of
+from everloop_trainer.judge import BUDGET, Fold, judge
+from everloop_trainer.rows import Rows
+from everloop_trainer.search import Cluster, search
+from everloop_trainer.trial import NICENESS
+
+ROWS = 20_000
+"""Of which three quarters teach: a whole trial takes one to two seconds on a core that has nothing else to do."""
+TRIALS = 32
+FAMILY = "hist_gradient_boosting"
+LIMIT = 1.15
+"""Wall time that the search may take, as a multiple of the bare loop's."""
+
+
+class Notes:
+    """Writes the trials of a search down."""
+
+    def __init__(self) -> None:
+        self.trials: list[Mapping[str, Any]] = []
+        self.stopped = 0
+
+    def check(self) -> None:
+        """See `search.Watcher`."""
+
+    def progress(self, progress: Progress) -> None:
+        """See `search.Watcher`."""
+        print(f"\r{progress.trials_done} trials", end="", file=sys.stderr)
+
+    def trial(
+        self,
+        trial_id: str,
+        family: str,
+        params: Mapping[str, Any],
+        metrics: Mapping[str, float],
+        failed: bool,
+        curve: Sequence[Mapping[str, float]] = (),
+    ) -> None:
+        """See `search.Watcher`."""
+        self.trials.append(dict(params))
+        self.stopped += metrics["budget"] < BUDGET
+
+
+def run(
+    params: Mapping[str, Any], folds: tuple[Fold, ...], problem: Problem, seed: int
+) -> tuple[float, float]:
+    """One trial in a worker of joblib: its ROC AUC and the seconds that it took."""
+    os.setpriority(os.PRIO_PROCESS, 0, max(os.getpriority(os.PRIO_PROCESS, 0), NICENESS))
+    began, last = time.perf_counter(), 0.0
+
+    def report(values: dict[str, float]) -> None:
+        nonlocal last
+        last = values["roc_auc"]
+
+    judge(FAMILY, params, folds, problem, "roc_auc", seed, report)
+    return last, time.perf_counter() - began
+
+
+def bare(
+    trials: Sequence[Mapping[str, Any]], pipeline: Pipeline, rows: Rows, processes: int
+) -> tuple[float, float, float]:
+    """Wall seconds of all trials in a loop, the best metric, and the median seconds of one.
+
+    New processes import what trials need at their first call, as the search's do; a second call finds it there.
+    """
+    with parallel_config("loky", n_jobs=processes, inner_max_num_threads=1):
+        began = time.perf_counter()
+        folds = folds_of(pipeline, rows)
+        seed = pipeline.training.seed
+        done = Parallel()(delayed(run)(trial, folds, rows.problem, seed) for trial in trials)
+        taken = time.perf_counter() - began
+    metrics, seconds = zip(*done, strict=True)
+    return taken, max(metrics), float(np.median(seconds))
+
+
+def searched(pipeline: Pipeline, rows: Rows, processes: int) -> tuple[float, float, Notes]:
+    """Wall seconds of the search, its best metric and its trials."""
+    notes = Notes()
+    ray.init(num_cpus=processes, include_dashboard=False, log_to_driver=False)
+    try:
+        # The head's first workers are there, as they are in the platform's.
+        worker = ray.remote(lambda: time.sleep(0.1))
+        ray.get([worker.remote() for _ in range(processes)])
+        with tempfile.TemporaryDirectory() as folder:
+            began = time.perf_counter()
+            found = search(pipeline, rows, "bench", Cluster(Path(folder)), notes)
+            taken = time.perf_counter() - began
+    finally:
+        ray.shutdown()
+    return taken, found.metric, notes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="make bench-trainer", description=__doc__)
+    parser.add_argument("--trials", type=int, default=TRIALS)
+    parser.add_argument("--rows", type=int, default=ROWS)
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--no-publish", action="store_true", help="leave docs/ as they are")
+    options = parser.parse_args()
+    load = load_before()
+    sample = taught()
+    rows = Rows(
+        pa.table({"row": np.arange(len(sample.target))}),
+        sample.feeds,
+        sample.target,
+        ("false", "true"),
+        sample.problem,
+    ).part(0, options.rows)
+    settings = {"trials": options.trials, "concurrency": options.processes, "time_budget": "1h"}
+
+    def pipeline_of(early_stopping: bool) -> Pipeline:
+        declared = sample.pipeline.model_dump(by_alias=True, mode="json")
+        declared["training"] |= {"families": [FAMILY]}
+        declared["training"]["search"] |= {**settings, "early_stopping": early_stopping}
+        return Pipeline.model_validate(declared)
+
+    pipeline = pipeline_of(False)
+    ray_seconds, ray_metric, notes = searched(pipeline, rows, options.processes)
+    bare_seconds, bare_metric, one = bare(notes.trials, pipeline, rows, options.processes)
+    warm_seconds, warm_metric, _ = bare(notes.trials, pipeline, rows, options.processes)
+    asha_seconds, asha_metric, stopped = searched(pipeline_of(True), rows, options.processes)
+    figures = [
+        _row("search, no trial stopped", ray_seconds, ray_metric, options.trials, notes.stopped),
+        _row("joblib, its trials", bare_seconds, bare_metric, options.trials, 0),
+        _row("joblib, its processes there", warm_seconds, warm_metric, options.trials, 0),
+        _row("search with ASHA", asha_seconds, asha_metric, options.trials, stopped.stopped),
+    ]
+    arrays = sum(
+        array.nbytes
+        for fold in folds_of(pipeline, rows)
+        for array in (*(m for pair in fold.matrices.values() for m in pair), *fold.targets)
+    )
+    ratios = {
+        "search_vs_bare": round(ray_seconds / bare_seconds, 3),
+        "search_vs_bare_with_processes_there": round(ray_seconds / warm_seconds, 3),
+        "none_stopped_vs_asha": round(ray_seconds / asha_seconds, 3),
+        "metric_of_asha_less_none_stopped": round(asha_metric - ray_metric, 5),
+    }
+    note = (
+        f"{options.rows:,} flights, {FAMILY}, {options.processes} processes of one thread; a whole trial "
+        f"takes {one:.2f} s (median, in joblib). The search's time is from the call to its answer, on a Ray "
+        "head that is there; it starts its processes, which import what trials need, and so does the first loop. Both "
+        "make the matrices. "
+        f"`search_vs_bare` is to stay below {LIMIT}. Object store: the matrices go in once for all trials, "
+        f"{arrays / options.rows:.0f} bytes a row."
+    )
+    write(
+        Result(
+            "trainer",
+            "A search beside its bare trials, and what ASHA saves",
+            figures,
+            ratios,
+            note,
+            load,
+        ),
+        _plot(figures),
+        publish=not options.no_publish,
+    )
+
+
+def _row(
+    what: str, seconds: float, metric: float, trials: int, stopped: int
+) -> dict[str, float | str]:
+    return {
+        "what": what,
+        "trials": trials,
+        "stopped early": stopped,
+        "seconds": round(seconds, 2),
+        "best ROC AUC": round(metric, 5),
+    }
+
+
+def _plot(figures: Sequence[Mapping[str, float | str]]) -> Figure:
+    figure = Figure(figsize=(7, 2.2), layout="constrained")
+    axes = figure.add_subplot(xlabel="seconds")
+    names = [str(row["what"]) for row in figures][::-1]
+    axes.barh(names, [float(row["seconds"]) for row in figures][::-1])
+    return figure
+
+
+if __name__ == "__main__":
+    main()
