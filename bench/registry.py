@@ -50,7 +50,7 @@ def main() -> None:
     load = load_before()
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
-        stack.up(home, only=["registry_gateway"])
+        stack.up(home, only=["registry_gateway", "s3"])
         try:
             found = compare(stack.load(home), reads, moves, rounds)
         finally:
