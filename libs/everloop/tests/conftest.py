@@ -77,6 +77,7 @@ class FakeEverloop:
         self.records: list[bytes] = []
         self.promoted: list[registry_pb2.PromoteModelVersionRequest] = []
         self.ruled: list[Any] = []
+        self.asked_datasets: list[int] = []
         self.entries: list[registry_pb2.AuditEntry] = []
         self.verified = registry_pb2.VerifyAuditResponse(intact=True)
         self.noted_heads: list[str] = []
@@ -307,6 +308,7 @@ class Registry(registry_pb2_grpc.RegistryServiceServicer):
         self.fake = fake
 
     def ListModelVersions(self, request: Any, context: Any) -> Any:
+        self.fake.asked_datasets.append(request.dataset_version)
         if request.model not in ("", MODEL):
             return registry_pb2.ListModelVersionsResponse()
         return registry_pb2.ListModelVersionsResponse(

@@ -233,6 +233,12 @@ def test_models_shows_stage_cause_and_gates(run):
     assert "production" in newest and "drift" in newest and "✓ metric_floor" in newest
 
 
+def test_models_that_learned_from_a_dataset_version(run, fake):
+    done = run("models", MODEL, "--dataset", "7")
+    assert done.exit_code == 0, done.output
+    assert fake.asked_datasets == [7]
+
+
 def test_models_as_json_says_enums_and_numbers_plainly(run):
     newest = json.loads(run("models", "--json").stdout)[0]
     assert newest["stage"] == "production"

@@ -135,7 +135,9 @@ class World:
             event_id=f"event-{number}",
             cause_id=f"drift-{number}",
         )
-        return replace(candidate, **changes)
+        candidate = replace(candidate, **changes)
+        self.registry.digests.setdefault(candidate.run_id, candidate.onnx_sha256)
+        return candidate
 
     def register(self, number: int, **changes: Any) -> None:
         self.registrar.register(self.train(number, **changes))

@@ -95,6 +95,28 @@ def test_what_is_not_there_is_not_found(registry, model, there):
         assert caught.value.kind is Kind.NOT_FOUND
 
 
+def test_a_run_without_a_model_has_no_digest(registry):
+    with pytest.raises(EverloopError) as caught:
+        registry.digest("0" * 32)
+    assert caught.value.kind is Kind.NOT_FOUND
+
+
+@pytest.mark.slow
+def test_the_digest_is_that_of_the_file_as_it_lies_there_now(tmp_path, monkeypatch):
+    import hashlib
+
+    from mlflow import MlflowClient
+
+    monkeypatch.chdir(tmp_path)
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    client, registry = MlflowClient(uri, uri), MlflowRegistry(uri)
+    run = client.create_run(client.create_experiment("e"))
+    for content in (b"as it was trained", b"as somebody left it"):
+        (tmp_path / "model.onnx").write_bytes(content)
+        client.log_artifact(run.info.run_id, str(tmp_path / "model.onnx"), "model")
+        assert registry.digest(run.info.run_id) == hashlib.sha256(content).hexdigest()
+
+
 def closed_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -109,6 +131,7 @@ def test_a_server_that_is_away_is_unavailable_at_once():
         lambda: registry.aliases("m"),
         lambda: registry.set_alias("m", "production", 1),
         lambda: registry.check_version("m", 1),
+        lambda: registry.digest("f" * 32),
         lambda: ensure(registry, "m", 1),
     ):
         began = time.monotonic()

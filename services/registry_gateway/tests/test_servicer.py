@@ -83,6 +83,30 @@ def test_pages_cover_everything_once_newest_first(world, stub):
     assert len(entries) == len(world.trail())
 
 
+def test_a_dataset_version_leads_to_every_model_that_learned_from_it(world, stub):
+    for number, dataset in ((1, 4), (2, 5), (3, 4), (4, 44), (5, 4)):
+        rejected = {"metrics": {"roc_auc": 0.1}} if number == 3 else {}
+        world.register(number, dataset_version=dataset, dataset_tag=f"late/v{dataset}", **rejected)
+    seen, token = [], "first"
+    while token:
+        page = stub.ListModelVersions(
+            pb.ListModelVersionsRequest(
+                model="late",
+                dataset_version=4,
+                page_size=2,
+                page_token=token.replace("first", ""),
+            )
+        )
+        seen += [version.version for version in page.versions]
+        token = page.next_page_token
+    assert seen == [5, 3, 1]
+    lineage = stub.GetLineage(pb.GetLineageRequest(model="late", version=5))
+    assert lineage.version.dataset_tag == "late/v4"
+    assert not stub.ListModelVersions(
+        pb.ListModelVersionsRequest(model="late", dataset_version=9)
+    ).versions
+
+
 @pytest.mark.parametrize("token", ["nonsense", "-1", "9" * 20, "bm9uc2Vuc2U=", "²"])
 @pytest.mark.parametrize("method", ["ListModelVersions", "ListAuditEntries", "ListRollouts"])
 def test_a_page_token_that_was_not_given_out_is_refused(world, stub, method, token):
@@ -119,6 +143,12 @@ def test_a_page_has_no_negative_size(stub, method):
             "ArchiveModelVersion",
             pb.ArchiveModelVersionRequest(model="late", version=1, request_id="x" * 201),
             "request_id",
+        ),
+        ("ListModelVersions", pb.ListModelVersionsRequest(dataset_version=2), "model"),
+        (
+            "ListModelVersions",
+            pb.ListModelVersionsRequest(model="late", dataset_version=-1),
+            "dataset_version",
         ),
         ("RollbackModel", pb.RollbackModelRequest(), "model"),
         ("GetLineage", pb.GetLineageRequest(), "model"),

@@ -425,13 +425,15 @@ class Everloop:
 
     # Models
 
-    def models(self, model: str = "", *, limit: int = 50) -> list[registry_pb2.ModelVersion]:
-        """Lists versions of a model, or of all, newest first."""
+    def models(
+        self, model: str = "", *, dataset: int = 0, limit: int = 50
+    ) -> list[registry_pb2.ModelVersion]:
+        """Lists versions of a model, or of all, newest first; with `dataset`, those that learned from that version."""
         method = self._registry().ListModelVersions
 
         def page(size: int, token: str) -> tuple[Sequence[registry_pb2.ModelVersion], str]:
             request = registry_pb2.ListModelVersionsRequest(
-                model=model, page_size=size, page_token=token
+                model=model, dataset_version=dataset, page_size=size, page_token=token
             )
             answer = call(method, request, self.timeout)
             return answer.versions, answer.next_page_token

@@ -74,11 +74,13 @@ class Approvals:
             return _answer(Store(connection), ruling)
 
     def _check_mlflow(self, ruling: Ruling) -> None:
-        """Raises what stands against the ruling in MLflow; what was deleted there can still be rejected."""
+        """Raises what stands against the ruling in MLflow; what was deleted or changed there can still be rejected."""
+        with self._database.read() as connection:
+            version = find(Store(connection), ruling.model, ruling.version)
         try:
-            self._promoter.check(ruling.model, ruling.version)
+            self._promoter.check(version)
         except EverloopError as error:
-            if ruling.act is Act.APPROVE or error.kind is not Kind.NOT_FOUND:
+            if ruling.act is Act.APPROVE or error.kind is Kind.UNAVAILABLE:
                 raise
 
     def _decide(self, work: UnitOfWork, ruling: Ruling) -> None:

@@ -10,6 +10,7 @@ from prometheus_client.registry import Collector
 
 __all__ = [
     "ALIAS_CHANGES",
+    "ARTIFACTS_CHANGED",
     "PROMOTIONS",
     "ROLLOUT_DECISIONS",
     "VERDICTS",
@@ -30,6 +31,11 @@ ALIAS_CHANGES = Counter(
     ["model", "alias"],
 )
 
+ARTIFACTS_CHANGED = Counter(
+    "everloop_registry_artifacts_changed",
+    "Times that a model's file was not the one that the training announced.",
+    ["model"],
+)
 WEBHOOKS = Counter(
     "everloop_registry_webhooks",
     "Attempts to tell a receiver what was done to a model: delivered, failed (tried again), given_up.",

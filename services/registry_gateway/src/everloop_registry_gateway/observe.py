@@ -12,7 +12,7 @@ from everloop_registry_gateway.adapters.rollouts import RolloutStore
 from everloop_registry_gateway.adapters.store import Store
 from everloop_registry_gateway.domain import GATEWAY, Rollout, RolloutReport, RolloutState
 from everloop_registry_gateway.judge import Verdict, judge
-from everloop_registry_gateway.promote import Promoter
+from everloop_registry_gateway.promote import Promoter, find
 from everloop_registry_gateway.rollout import find_rollout
 from everloop_runtime.database import Database, UnitOfWork
 from everloop_runtime.errors import EverloopError, Kind
@@ -134,12 +134,16 @@ class Observer:
         with self._promoter.turn(seen.model):
             # A promotion that was decided before a crash is finished here, and the rollout with it.
             self._promoter.settle(seen.model)
-            self._check_mlflow(seen)
+            changed = self._check_mlflow(seen)
             with self._database.unit_of_work() as work:
                 rollouts = RolloutStore(work.connection)
                 rollouts.lock(seen.id)
                 rollout = find_rollout(rollouts, seen.id)
                 pending = Store(work.connection).pending(seen.model)
+                if changed:
+                    failed = Verdict("abort", "failure", f"failure: {changed}")
+                    self._abort(work, seen.id, failed, cause_id=seen.id)
+                    return
                 verdict = self._verdict(rollouts, rollout)
                 if (
                     rollout.state is not RolloutState.RUNNING
@@ -152,16 +156,22 @@ class Observer:
                 )
             self._promoter.settle(seen.model)
 
-    def _check_mlflow(self, rollout: Rollout) -> None:
-        """Raises where MLflow does not answer: between a decision and its end nothing could abort the rollout.
+    def _check_mlflow(self, rollout: Rollout) -> str:
+        """Returns why the candidate's file may not serve; empty if it may.
 
-        A version that was deleted there passes: the promoter abandons its promotion, which ends the rollout.
+        Raises where MLflow does not answer: between a decision and its end nothing could abort the rollout. A version
+        that was deleted there passes: the promoter abandons its promotion, which ends the rollout.
         """
+        with self._database.read() as connection:
+            candidate = find(Store(connection), rollout.model, rollout.candidate_version)
         try:
-            self._promoter.check(rollout.model, rollout.candidate_version)
+            self._promoter.check(candidate)
         except EverloopError as error:
+            if error.kind is Kind.PRECONDITION:
+                return error.message
             if error.kind is not Kind.NOT_FOUND:
                 raise
+        return ""
 
     def _verdict(self, rollouts: RolloutStore, rollout: Rollout, alert: str = "") -> Verdict:
         age = self._now() - rollout.start_time

@@ -9,10 +9,10 @@ __all__ = ["ModelRegistry"]
 
 
 class ModelRegistry(Protocol):
-    """The MLflow Model Registry, as far as the gateway writes to it.
+    """The MLflow Model Registry, as far as the gateway writes to it, and the files that it judges by.
 
     Every method may be repeated. Each raises EverloopError: kind unavailable if the registry does not answer, kind
-    not_found if the model or the version is not there.
+    not_found if the model, the version or the file is not there.
     """
 
     def ensure_version(
@@ -35,6 +35,10 @@ class ModelRegistry(Protocol):
 
     def set_tags(self, model: str, version: int, tags: Mapping[str, str]) -> None:
         """Sets tags of a version; others stay."""
+        ...
+
+    def digest(self, run_id: str) -> str:
+        """Returns the SHA-256, hexadecimal, of the ONNX file as it lies with a run now."""
         ...
 
     def check_version(self, model: str, version: int) -> None:

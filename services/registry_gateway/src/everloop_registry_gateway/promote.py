@@ -33,7 +33,7 @@ from everloop_registry_gateway.domain import (
     Stage,
     Transition,
 )
-from everloop_registry_gateway.metrics import ALIAS_CHANGES, PROMOTIONS
+from everloop_registry_gateway.metrics import ALIAS_CHANGES, ARTIFACTS_CHANGED, PROMOTIONS
 from everloop_registry_gateway.ports import ModelRegistry
 from everloop_runtime.database import Database, UnitOfWork
 from everloop_runtime.errors import EverloopError, Kind
@@ -174,7 +174,7 @@ class Promoter:
                 return answer
             with self._database.read() as connection:
                 target = _target(Store(connection), request)
-            self.check(target.model, target.version)
+            self.check(target)
             self._decide(request)
             self.settle(request.model)
             if answer := self._first_answer(request):
@@ -182,13 +182,29 @@ class Promoter:
             with self._database.read() as connection:
                 return find(Store(connection), target.model, target.version)
 
-    def check(self, model: str, version: int) -> None:
+    def check(self, version: ModelVersion) -> None:
         """Does nothing but raise what stands against a promotion in MLflow.
 
         Raises:
-            EverloopError: kind not_found if the version was deleted there, unavailable if it does not answer.
+            EverloopError: kind not_found if the version or its file was deleted there, precondition, reason
+                ARTIFACT_CHANGED, if the file is not the one that was judged, unavailable if MLflow does not answer.
         """
-        self._registry.check_version(model, version)
+        self._registry.check_version(version.model, version.version)
+        self.check_artifact(version.model, version.run_id, version.onnx_sha256)
+
+    def check_artifact(self, model: str, run_id: str, sha256: str) -> None:
+        """Raises as `check` where the ONNX file of a run is not the one with this SHA-256; empty for one without.
+
+        Another file could answer anything: what was measured, and what the gates said, is not about it.
+        """
+        if not sha256 or (found := self._registry.digest(run_id)) == sha256:
+            return
+        ARTIFACTS_CHANGED.labels(model).inc()
+        what = f"the ONNX file of run {run_id} has SHA-256 {found}, the training announced {sha256}"
+        log.error("%s: %s", model, what)
+        raise EverloopError(
+            Kind.PRECONDITION, "ARTIFACT_CHANGED", what, model=model, run_id=run_id, sha256=found
+        )
 
     def settle(self, model: str, *, repair: bool = False) -> None:
         """Finishes what is decided and tells MLflow what it does not know yet; call it in the model's turn.

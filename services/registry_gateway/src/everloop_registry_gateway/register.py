@@ -15,6 +15,7 @@ from everloop_registry_gateway.convert import version_message
 from everloop_registry_gateway.domain import (
     GATEWAY,
     Candidate,
+    GateResult,
     ModelVersion,
     Stage,
 )
@@ -26,6 +27,9 @@ from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.events import new_event
 
 __all__ = ["Registrar"]
+
+ARTIFACT = "artifact"
+"""Name of the verdict on a model's file; it is given where it is bad."""
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +68,7 @@ class Registrar:
             # What is half done decides which version the gates compare with.
             self._promoter.settle(candidate.model)
             if not self._known(candidate):
+                changed = self._changed(candidate)
                 number = self._registry.ensure_version(
                     candidate.model,
                     candidate.training_id,
@@ -71,14 +76,30 @@ class Registrar:
                     candidate.model_uri,
                     _tags(candidate),
                 )
-                self._record(candidate, number, pipeline)
+                self._record(candidate, number, pipeline, changed)
             self._promoter.settle(candidate.model)
 
     def _known(self, candidate: Candidate) -> bool:
         with self._database.read() as connection:
             return Store(connection).has_training(candidate.training_id)
 
-    def _record(self, candidate: Candidate, number: int, pipeline: Pipeline) -> None:
+    def _changed(self, candidate: Candidate) -> tuple[GateResult, ...]:
+        """A verdict where the model's file is not the one that was announced; it would serve what nobody judged."""
+        try:
+            self._promoter.check_artifact(candidate.model, candidate.run_id, candidate.onnx_sha256)
+        except EverloopError as error:
+            if error.kind not in (Kind.PRECONDITION, Kind.NOT_FOUND):
+                raise
+            return (GateResult(ARTIFACT, False, error.message),)
+        return ()
+
+    def _record(
+        self,
+        candidate: Candidate,
+        number: int,
+        pipeline: Pipeline,
+        changed: tuple[GateResult, ...],
+    ) -> None:
         model = candidate.model
         with self._database.unit_of_work() as work:
             store = Store(work.connection)
@@ -86,7 +107,7 @@ class Registrar:
             if not work.first_time(candidate.event_id):
                 return
             production = next((version.version for version in store.production(model)), 0)
-            results = gates.evaluate(pipeline.promotion.gates, candidate, production)
+            results = gates.evaluate(pipeline.promotion.gates, candidate, production) + changed
             refused = [
                 f"{result.gate}: {result.message}" for result in results if not result.passed
             ]

@@ -138,7 +138,9 @@ class Rollouts:
             with self._promoter.turn(model):
                 self._promoter.settle(model)
                 if rollout.state is RolloutState.RUNNING:
-                    self._promoter.check(model, rollout.candidate_version)
+                    with self._database.read() as connection:
+                        candidate = find(Store(connection), model, rollout.candidate_version)
+                    self._promoter.check(candidate)
                 self._decide(request)
                 self._promoter.settle(model)
         else:

@@ -53,9 +53,14 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         self, request: registry_pb2.ListModelVersionsRequest, context: grpc.ServicerContext
     ) -> registry_pb2.ListModelVersionsResponse:
         """Lists versions, newest first."""
+        _not_negative("dataset_version", request.dataset_version)
+        if request.dataset_version:
+            _require(model=request.model)
         before, size = page(request.page_token, request.page_size)
         with self._database.read() as connection:
-            versions, following = Store(connection).page_of_versions(request.model, before, size)
+            versions, following = Store(connection).page_of_versions(
+                request.model, before, size, request.dataset_version
+            )
         return registry_pb2.ListModelVersionsResponse(
             versions=map(version_message, versions),
             next_page_token=following,

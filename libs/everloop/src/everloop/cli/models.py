@@ -25,6 +25,10 @@ ReasonOption = Annotated[str, typer.Option("--reason", "-m", help="Why, for the 
 def models(
     ctx: typer.Context,
     model: Annotated[str, typer.Argument(help="Name of the model; default: all.")] = "",
+    dataset: Annotated[
+        int | None,
+        typer.Option(help="Only versions that learned from this dataset version of MODEL.", min=1),
+    ] = None,
     limit: Annotated[int, typer.Option(help="At most this many.", min=1)] = 20,
     as_json: JsonOption = False,
 ) -> None:
@@ -32,13 +36,14 @@ def models(
 
     \b
     everloop models flight-delays
+    everloop models flight-delays --dataset 3
     """  # noqa: D301 - the backspace keeps the lines apart
     from rich.markup import escape
 
     from everloop.cli.output import console, enum_name, print_json, table, when
 
     with connected(ctx) as everloop:
-        found = everloop.models(model, limit=limit)
+        found = everloop.models(model, dataset=dataset or 0, limit=limit)
         trials = everloop.trials(model)
         if model and not found:
             require_known(everloop, model)
@@ -73,7 +78,9 @@ def models(
             )
             for item in found
         ),
-        empty="no model yet: push data and cut a dataset version; training follows",
+        empty=f"no model has learned from {model} v{dataset}"
+        if dataset
+        else "no model yet: push data and cut a dataset version; training follows",
     )
     for item in found:
         for gate in item.gates:

@@ -23,6 +23,7 @@ class MemoryRegistry:
     def __init__(self) -> None:
         """Starts empty and reachable."""
         self.models: dict[str, _Model] = {}
+        self.digests: dict[str, str] = {}
         self.reachable = True
 
     def ensure_version(
@@ -60,6 +61,13 @@ class MemoryRegistry:
     def tags(self, model: str, version: int) -> Mapping[str, str]:
         """Tags of a version."""
         return self.models[model].versions[version]
+
+    def digest(self, run_id: str) -> str:
+        """SHA-256 of what a run holds."""
+        self._reach()
+        if run_id not in self.digests:
+            raise EverloopError(Kind.NOT_FOUND, "NOT_IN_MLFLOW", f"run {run_id} holds no model")
+        return self.digests[run_id]
 
     def check_version(self, model: str, version: int) -> None:
         """Raises if the version is not there."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.mlflow_errors import translated
@@ -11,6 +14,8 @@ from everloop_runtime.mlflow_errors import translated
 __all__ = ["MlflowRegistry"]
 
 TRAINING_TAG = "everloop.training_id"
+ONNX = "model/model.onnx"
+"""The one file of a model, below its run."""
 
 
 class MlflowRegistry:
@@ -24,6 +29,7 @@ class MlflowRegistry:
         """Takes the address of MLflow and the time it gets for one answer."""
         # MLflow's client takes these from the environment of the process and from nowhere else.
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
         os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(timeout_seconds)
         # Imported late: it takes seconds, and only a process that talks to MLflow should spend them.
@@ -83,6 +89,20 @@ class MlflowRegistry:
         with translated():
             tags: dict[str, str] = self._client.get_model_version(model, str(version)).tags
             return tags
+
+    def digest(self, run_id: str) -> str:
+        """Downloads the file: MLflow keeps no digest of its own that nobody else could write."""
+        from mlflow.artifacts import download_artifacts
+
+        with tempfile.TemporaryDirectory() as folder:
+            with translated(files=True):
+                found = download_artifacts(
+                    artifact_uri=f"runs:/{run_id}/{ONNX}",
+                    dst_path=folder,
+                    tracking_uri=self._client.tracking_uri,
+                )
+            with Path(found).open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
 
     def check_version(self, model: str, version: int) -> None:
         """Asks for the version."""

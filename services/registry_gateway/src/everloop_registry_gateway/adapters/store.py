@@ -221,13 +221,21 @@ class Store:
         )
 
     def page_of_versions(
-        self, model: str, before: int | None, size: int
+        self, model: str, before: int | None, size: int, dataset_version: int = 0
     ) -> tuple[list[ModelVersion], str]:
-        """Versions, newest first, and the token of the next page (empty at the end)."""
+        """Versions, newest first, and the token of the next page (empty at the end).
+
+        Args:
+            model: only those of this one; empty for all.
+            before: position that the page begins below.
+            size: at most this many.
+            dataset_version: only those that learned from it; 0 for all.
+        """
+        learned = versions.c.dataset_version == dataset_version if dataset_version else sa.true()
         query = (
             sa.select(versions.c.id, *VERSION)
             .join(models)
-            .where(of(versions, model), below(versions.c.id, before))
+            .where(of(versions, model), learned, below(versions.c.id, before))
             .order_by(versions.c.id.desc())
             .limit(size + 1)
         )
