@@ -3,6 +3,8 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
+# A stack is a dozen processes that import the same libraries: without compiled files each of them compiles all of it.
+unexport PYTHONDONTWRITEBYTECODE
 
 BIN := .venv/bin
 STACK := $(BIN)/python -m everloop.stack
