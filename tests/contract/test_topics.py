@@ -25,7 +25,7 @@ def declared() -> dict[str, str]:
         package = re.search(r"^package (\S+);", text, re.M)
         assert package
         for comment, name in re.findall(r"((?:^//.*\n)+)message (\w+) {", text, re.M):
-            if not re.search(rf"^ +(?:repeated )?{name} ", text, re.M):
+            if not re.search(rf"^ +(?:repeated |map<string, )?{name}[ >]", text, re.M):
                 found[f"{package[1]}.{name}"] = comment
     return found
 
