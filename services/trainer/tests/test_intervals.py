@@ -10,7 +10,7 @@ import pytest
 
 from everloop_contracts.pipeline import Costs, Task
 from everloop_trainer.families import Problem
-from everloop_trainer.intervals import gains, intervals, weighted
+from everloop_trainer.intervals import gains, intervals, resampled, weighted
 from everloop_trainer.measure import measure
 
 PROBLEMS = [Problem(Task.BINARY, 2), Problem(Task.MULTICLASS, 3), Problem(Task.REGRESSION, 0)]
@@ -51,7 +51,7 @@ def test_a_metric_that_a_resample_does_not_define_is_left_out_of_it() -> None:
         True,
         False,
     ]
-    assert "roc_auc" not in intervals(problem, np.zeros(2, int), predicted)
+    assert "roc_auc" not in intervals(resampled(problem, np.zeros(2, int), predicted))
 
 
 def test_a_gain_is_positive_whichever_way_a_metric_counts() -> None:
@@ -72,6 +72,6 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     covered = 0
     for seed in range(100):
         target, predicted = answered(problem, 200, seed)
-        low, high = intervals(problem, target, predicted, seed=seed)["mae"]
+        low, high = intervals(resampled(problem, target, predicted, seed=seed))["mae"]
         covered += low <= np.sqrt(2 / np.pi) <= high
     assert 85 <= covered <= 99

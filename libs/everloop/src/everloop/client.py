@@ -455,65 +455,49 @@ class Everloop:
     ) -> registry_pb2.ModelVersion:
         """Moves a version to Production; with an `etag`, only if nobody changed the model since."""
         request = registry_pb2.PromoteModelVersionRequest(
-            model=model,
-            version=version,
-            etag=etag,
-            request_id=str(uuid.uuid4()),
-            actor=actor,
-            reason=reason,
+            model=model, version=version, etag=etag, actor=actor, reason=reason
         )
-        return call(self._registry().PromoteModelVersion, request, self.timeout).version
+        return self._moved(self._registry().PromoteModelVersion, request)
 
     def approve(
         self, model: str, version: int, *, reason: str = "", actor: str = "", etag: str = ""
     ) -> registry_pb2.ModelVersion:
         """Lets a version in Staging go on trial or into Production, as its pipeline says; `etag` as for `promote`."""
         request = registry_pb2.ApproveModelVersionRequest(
-            model=model,
-            version=version,
-            etag=etag,
-            request_id=str(uuid.uuid4()),
-            actor=actor,
-            reason=reason,
+            model=model, version=version, etag=etag, actor=actor, reason=reason
         )
-        return call(self._registry().ApproveModelVersion, request, self.timeout).version
+        return self._moved(self._registry().ApproveModelVersion, request)
 
     def reject(
         self, model: str, version: int, *, reason: str = "", actor: str = "", etag: str = ""
     ) -> registry_pb2.ModelVersion:
         """Rejects a version in Staging for good; with an `etag`, only if nobody changed the model since."""
         request = registry_pb2.RejectModelVersionRequest(
-            model=model,
-            version=version,
-            etag=etag,
-            request_id=str(uuid.uuid4()),
-            actor=actor,
-            reason=reason,
+            model=model, version=version, etag=etag, actor=actor, reason=reason
         )
-        return call(self._registry().RejectModelVersion, request, self.timeout).version
+        return self._moved(self._registry().RejectModelVersion, request)
 
     def archive(
         self, model: str, version: int, *, reason: str = "", actor: str = "", etag: str = ""
     ) -> registry_pb2.ModelVersion:
         """Puts a version in Staging away; with an `etag`, only if nobody changed the model since."""
         request = registry_pb2.ArchiveModelVersionRequest(
-            model=model,
-            version=version,
-            etag=etag,
-            request_id=str(uuid.uuid4()),
-            actor=actor,
-            reason=reason,
+            model=model, version=version, etag=etag, actor=actor, reason=reason
         )
-        return call(self._registry().ArchiveModelVersion, request, self.timeout).version
+        return self._moved(self._registry().ArchiveModelVersion, request)
 
     def rollback(
         self, model: str, *, reason: str = "", actor: str = ""
     ) -> registry_pb2.ModelVersion:
         """Puts the previous Production version back."""
-        request = registry_pb2.RollbackModelRequest(
-            model=model, request_id=str(uuid.uuid4()), actor=actor, reason=reason
-        )
-        return call(self._registry().RollbackModel, request, self.timeout).version
+        request = registry_pb2.RollbackModelRequest(model=model, actor=actor, reason=reason)
+        return self._moved(self._registry().RollbackModel, request)
+
+    def _moved(self, method: Any, request: Any) -> registry_pb2.ModelVersion:
+        """Asks for a move under a name of its own, so that a repeat moves nothing twice."""
+        request.request_id = str(uuid.uuid4())
+        moved: registry_pb2.ModelVersion = call(method, request, self.timeout).version
+        return moved
 
     def lineage(self, model: str, version: int) -> registry_pb2.GetLineageResponse:
         """Follows a model version back to its run, its dataset version and its cause."""

@@ -104,6 +104,7 @@ def evaluate(
         return resampled(problem, holdout.target, scores, threshold, training.costs, training.seed)
 
     every = slice(None)
+    drawn = draws(predicted, decision.threshold)
     before = float(incumbent.manifest.get("threshold", THRESHOLD)) if incumbent else THRESHOLD
     # What serves is calibrated, and its threshold set, by the newest rows, as an honest model answered for them.
     final = decide(pipeline, holdout.target, judged.raw(holdout.feeds))
@@ -154,16 +155,12 @@ def evaluate(
         baseline_metrics=of(baseline, before, every),
         export_difference=difference,
         onnx_sha256=digest,
-        intervals=intervals(
-            problem, holdout.target, predicted, decision.threshold, training.costs, training.seed
-        ),
+        intervals=intervals(drawn),
         slices=told,
         model_bytes=len(content),
         p99_seconds=latency(content, holdout.feeds),
         threshold=final.threshold if problem.task is Task.BINARY else 0.0,
-        gains={}
-        if baseline is None
-        else gains(draws(predicted, decision.threshold), draws(baseline, before)),
+        gains={} if baseline is None else gains(drawn, draws(baseline, before)),
         signature=Signature(inputs_of(pipeline), tuple(everything.classes)),
         baseline_signature=_signature(incumbent) if incumbent else None,
     )

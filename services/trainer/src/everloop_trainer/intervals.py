@@ -29,20 +29,13 @@ _LESS: Final = frozenset({*LOWER_IS_BETTER, "cost"})
 Floats = npt.NDArray[np.float64]
 
 
-def intervals(
-    problem: Problem,
-    target: npt.NDArray[Any],
-    predicted: npt.NDArray[np.floating[Any]],
-    threshold: float = 0.5,
-    costs: Costs | None = None,
-    seed: int = 0,
-) -> dict[str, tuple[float, float]]:
-    """Lower and upper end of each metric, at 95 % confidence; takes what `resampled` takes."""
+def intervals(values: Mapping[str, Floats]) -> dict[str, tuple[float, float]]:
+    """Lower and upper end of each metric at 95 % confidence, of its values on resamples as `resampled` gives them."""
     tail = (1 - CONFIDENCE) / 2
     ends = {
-        name: np.nanquantile(values, [tail, 1 - tail])
-        for name, values in resampled(problem, target, predicted, threshold, costs, seed).items()
-        if not np.isnan(values).all()
+        name: np.nanquantile(found, [tail, 1 - tail])
+        for name, found in values.items()
+        if not np.isnan(found).all()
     }
     return {name: (float(low), float(high)) for name, (low, high) in ends.items()}
 
