@@ -370,7 +370,7 @@ def test_what_is_not_there_is_not_found(doors: Doors) -> None:
         ("GET", "/v2/models/ghost/ready", "MODEL_NOT_FOUND"),
         ("GET", "/v2/models/flights/versions/9", "VERSION_NOT_FOUND"),
         ("GET", "/v3", "PATH_NOT_FOUND"),
-        ("POST", "/v2/models", "PATH_NOT_FOUND"),
+        ("POST", "/v2/nothing", "PATH_NOT_FOUND"),
     ):
         body = {"rows": [ROW]} if method == "POST" else None
         status, answer = doors.http(method, path, body)

@@ -26,6 +26,7 @@ from everloop_inference.metrics import Door
 from everloop_inference.pools import Pools
 from everloop_inference.ports import HttpRequest
 from everloop_inference.predict import Predictor
+from everloop_inference.routes import Asked, Route, route
 from everloop_runtime.errors import HTTP_STATUS, INTERNAL, EverloopError, Kind, not_json
 from everloop_runtime.telemetry import span
 
@@ -66,6 +67,7 @@ class _Request:
     Attributes:
         method: of HTTP.
         path: without host and query.
+        route: what the path means.
         headers: those of `_READ`.
         body: decompressed.
         began: when it was complete, on the clock of `time.perf_counter`.
@@ -74,6 +76,7 @@ class _Request:
 
     method: str
     path: str
+    route: Route
     headers: Mapping[bytes, bytes]
     body: bytes
     began: float
@@ -144,21 +147,24 @@ class HttpApp:
         self, scope: Scope, headers: Mapping[bytes, bytes], receive: Receive
     ) -> _Reply:
         method, path = scope["method"], scope["path"]
+        to = route(path)
         try:
             if method == "HEAD":  # the listener leaves the body out
                 method = "GET"
             body = b"" if method == "GET" else await self._body(receive)
-            if self._pools is not None and (model := _passed_model(path)) in self._pools:
-                request = _Request(method, path, headers, body, time.perf_counter(), receive)
-                return await self._pass(self._pools, model, request)
+            if self._pools is not None and to.passed and to.model in self._pools:
+                request = _Request(method, path, to, headers, body, time.perf_counter(), receive)
+                return await self._pass(self._pools, request)
+            if to.asked is Asked.NOTHING:
+                raise _no_path(path)
+            if method != to.method:
+                return _not_allowed(method, to.method)
+            if method == "GET":
+                return self._get(to)
             if _ENCODING in headers:
                 body = self._decompressed(headers[_ENCODING], body)
-            request = _Request(method, path, headers, body, time.perf_counter(), receive)
-            if method == "POST":
-                return await self._post(request)
-            if method == "GET":
-                return _not_allowed(method, b"POST") if _is_posted(path) else self._get(path)
-            return _not_allowed(method, b"POST" if _is_posted(path) else b"GET")
+            request = _Request(method, path, to, headers, body, time.perf_counter(), receive)
+            return await self._post(request)
         except _TooLarge:
             message = f"the body is larger than {self._max_body} bytes"
             error = EverloopError(Kind.INVALID, "REQUEST_TOO_LARGE", message)
@@ -214,42 +220,41 @@ class HttpApp:
         return plain
 
     async def _post(self, request: _Request) -> _Reply:
-        match request.path.split("/"):
-            case ["", "v1", "models", target] if target.endswith(":predict"):
-                return await self._predict(request, target[: -len(":predict")])
-            case ["", "v1", "models", target] if target.endswith(":explain"):
-                return await self._explain(request, target[: -len(":explain")])
-            case ["", "v2", "models", name, "infer"]:
-                return await self._infer(request, name, "")
-            case ["", "v2", "models", name, "versions", version, "infer"]:
-                return await self._infer(request, name, version)
-            case ["", "v2", "repository", "index"]:
+        match request.route.asked:
+            case Asked.PREDICT:
+                return await self._predict(request)
+            case Asked.EXPLAIN:
+                return await self._explain(request)
+            case Asked.INFER:
+                return await self._infer(request)
+            case _:
                 index = oip_json.repository(
                     self._models.answering, () if self._pools is None else self._pools.answering
                 )
                 return _Reply(200, orjson.dumps(index))
-            case _:
-                raise _no_path(request.path)
 
-    async def _predict(self, request: _Request, name: str) -> _Reply:
+    async def _predict(self, request: _Request) -> _Reply:
         rows = native_json.rows_of(_parsed(request.body))
-        answer = await self._awaited(request, self._predictor.rows(name, rows, request.call()))
+        waiting = self._predictor.rows(request.route.model, rows, request.call())
+        answer = await self._awaited(request, waiting)
         content = orjson.dumps(native_json.answered(answer))
         _NATIVE.answered(answer.model.name, request.began)
         return _Reply(200, content)
 
-    async def _explain(self, request: _Request, name: str) -> _Reply:
+    async def _explain(self, request: _Request) -> _Reply:
         document = _parsed(request.body)
         rows, label = native_json.rows_of(document), native_json.label_of(document)
-        model, explanations = await self._predictor.explain(name, rows, label, request.call())
+        model, explanations = await self._predictor.explain(
+            request.route.model, rows, label, request.call()
+        )
         return _Reply(200, orjson.dumps(native_json.explained(model, explanations)))
 
-    async def _infer(self, request: _Request, name: str, version: str) -> _Reply:
+    async def _infer(self, request: _Request) -> _Reply:
         text, binary = oip_json.split(request.body, request.headers.get(_JSON_LENGTH))
         asked = oip_json.request(_parsed(text), binary)
         waiting = self._predictor.tensors(
-            name,
-            version,
+            request.route.model,
+            request.route.version,
             partial(oip_json.quick, asked),
             partial(oip_json.tensors, asked),
             request.call(),
@@ -263,14 +268,14 @@ class HttpApp:
         length = (_JSON_LENGTH, b"%d" % len(content))
         return _Reply(200, b"".join((content, *binaries)), (_BINARY, length))
 
-    async def _pass(self, pools: Pools, model: str, request: _Request) -> _Reply:
+    async def _pass(self, pools: Pools, request: _Request) -> _Reply:
         """Lets a model's pool answer."""
         timeout = request.headers.get(_TIMEOUT)
         passed = HttpRequest(
             request.method, request.path, tuple(request.headers.items()), request.body
         )
         seconds = None if timeout is None else deadlines.seconds(timeout)
-        answer = asyncio.ensure_future(pools.http(model, passed, seconds))
+        answer = asyncio.ensure_future(pools.http(request.route.model, passed, seconds))
         reply = await _watched(request, answer)
         return _Reply(reply.status, reply.body, reply.headers)
 
@@ -284,49 +289,44 @@ class HttpApp:
             return await answer
         return await _watched(request, answer)
 
-    def _get(self, path: str) -> _Reply:
-        match path.strip("/").split("/"):
-            case ["v2", "health", "live"]:
+    def _get(self, to: Route) -> _Reply:
+        match to.asked:
+            case Asked.LIVE:
                 return _Reply(200, b'{"live":true}')
-            case ["v2", "health", "ready"]:
+            case Asked.READY:
                 ready = not self.draining
                 return _Reply(200 if ready else 503, orjson.dumps({"ready": ready}))
-            case ["v2"]:
+            case Asked.SERVER:
                 return _Reply(200, self._server)
-            case ["v1", "models"]:
+            case Asked.LIST_NATIVE:
                 models = [native_json.described(served) for served in self._models.all]
                 models += [native_json.pooled(wanted) for wanted in self._pooled.values()]
                 return _Reply(200, orjson.dumps({"models": models}))
-            case ["v1", "models", name]:
-                return _Reply(200, orjson.dumps(native_json.described(self._models.served(name))))
-            case ["v2", "models"]:
+            case Asked.LIST_OIP:
                 return _Reply(200, orjson.dumps({"models": [*self._models.serving, *self._pooled]}))
-            case ["v2", "models", name]:
-                return self._metadata(name)
-            case ["v2", "models", name, "versions", version]:
-                return self._metadata(name, version)
-            case ["v2", "models", name, "ready"]:
-                return self._ready(name)
-            case ["v2", "models", name, "versions", version, "ready"]:
-                return self._ready(name, version)
-            case ["openapi.json"]:
+            case Asked.DESCRIBE:
+                served = self._models.served(to.model)
+                return _Reply(200, orjson.dumps(native_json.described(served)))
+            case Asked.METADATA:
+                return self._metadata(to)
+            case Asked.MODEL_READY:
+                return self._ready(to)
+            case Asked.OPENAPI:
                 return _Reply(200, _openapi())
-            case ["metrics"]:
-                return _Reply(200, generate_latest(), (_TEXT,))
             case _:
-                raise _no_path(path)
+                return _Reply(200, generate_latest(), (_TEXT,))
 
-    def _metadata(self, name: str, version: str = "") -> _Reply:
-        served = self._models.served(name)
-        metadata = oip_json.model_metadata(served.named(version), served.versions)
+    def _metadata(self, to: Route) -> _Reply:
+        served = self._models.served(to.model)
+        metadata = oip_json.model_metadata(served.named(to.version), served.versions)
         return _Reply(200, orjson.dumps(metadata))
 
-    def _ready(self, name: str, version: str = "") -> _Reply:
-        if self._pools is not None and name in self._pools:
-            self._pools.version(name, version)
+    def _ready(self, to: Route) -> _Reply:
+        if self._pools is not None and to.model in self._pools:
+            self._pools.version(to.model, to.version)
         else:
-            self._models.get(name, version)
-        return _Reply(200, orjson.dumps({"name": name, "ready": True}))
+            self._models.get(to.model, to.version)
+        return _Reply(200, orjson.dumps({"name": to.model, "ready": True}))
 
     @property
     def _pooled(self) -> Mapping[str, Wanted]:
@@ -349,17 +349,6 @@ async def _watched(request: _Request, answer: asyncio.Future[T]) -> T:
         raise
     finally:
         watching.cancel()
-
-
-def _passed_model(path: str) -> str:
-    """The model that a path asks for an answer of its own; of those that are told about here, none."""
-    match path.strip("/").split("/"):
-        case ["v1", "models", target]:
-            return target.removesuffix(":predict").removesuffix(":explain")
-        case ["v2", "models", name, *rest] if rest[-1:] != ["ready"]:
-            return name
-        case _:
-            return ""
 
 
 @cache
@@ -388,21 +377,10 @@ def _no_path(path: str) -> EverloopError:
     return EverloopError(Kind.NOT_FOUND, "PATH_NOT_FOUND", f"there is nothing at {path}")
 
 
-def _is_posted(path: str) -> bool:
-    """Whether a path is one of those that rows or tensors are sent to."""
-    match path.split("/"):
-        case ["", "v1", "models", target]:
-            return target.endswith((":predict", ":explain"))
-        case ["", "v2", "models", _, "infer"] | ["", "v2", "models", _, "versions", _, "infer"]:
-            return True
-        case _:
-            return path == "/v2/repository/index"
-
-
-def _not_allowed(method: str, allowed: bytes) -> _Reply:
-    message = f"{method} is not a method of this path, {allowed.decode()} is"
+def _not_allowed(method: str, allowed: str) -> _Reply:
+    message = f"{method} is not a method of this path, {allowed} is"
     reply = _refused(405, EverloopError(Kind.INVALID, "METHOD_NOT_ALLOWED", message))
-    return reply._replace(headers=(*reply.headers, (b"allow", allowed)))
+    return reply._replace(headers=(*reply.headers, (b"allow", allowed.encode())))
 
 
 def _refused(status: int, error: EverloopError) -> _Reply:
