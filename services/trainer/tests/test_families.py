@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -14,12 +17,19 @@ from everloop_trainer.families import Problem, Range, known_families, load_famil
 from everloop_trainer.families.ft_transformer import tokens_of
 
 PROBLEMS = [Problem(Task.BINARY, 2), Problem(Task.MULTICLASS, 3), Problem(Task.REGRESSION, 0)]
-FAMILIES = [
+NAMES = [
     "ft_transformer",
     "hist_gradient_boosting",
+    "keras_mlp",
     "logistic_regression",
     "mlp",
     "random_forest",
+]
+needs_tensorflow = pytest.mark.skipif(
+    find_spec("tensorflow") is None, reason="TensorFlow, an extra of the trainer, is not installed"
+)
+FAMILIES = [
+    pytest.param(name, marks=needs_tensorflow) if name == "keras_mlp" else name for name in NAMES
 ]
 
 
@@ -38,12 +48,21 @@ def rows_of(problem: Problem, missing: bool) -> tuple[npt.NDArray[np.float32], n
 
 
 def test_every_file_of_a_family_is_found() -> None:
-    assert sorted(known_families()) == FAMILIES
+    assert sorted(known_families()) == NAMES
 
 
 def test_an_unknown_family_is_named_with_those_that_there_are() -> None:
     with pytest.raises(LookupError, match=r"'perceptron'; there are: .*logistic_regression"):
         load_family("perceptron")
+
+
+def test_a_family_whose_library_is_missing_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delitem(sys.modules, "everloop_trainer.families.keras_mlp", raising=False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(LookupError, match=r"pip install 'everloop-trainer\[tensorflow\]'"):
+        load_family("keras_mlp")
 
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: str(problem.task))
@@ -102,7 +121,9 @@ def test_the_columns_of_a_category_are_one_token() -> None:
     assert tokens_of(features).tolist() == [0, 1, 2, 2, 2, 3, 3]
 
 
-@pytest.mark.parametrize("name", ["mlp", "ft_transformer"])
+@pytest.mark.parametrize(
+    "name", ["mlp", "ft_transformer", pytest.param("keras_mlp", marks=needs_tensorflow)]
+)
 def test_weights_count_in_a_network(name: str) -> None:
     family, problem = load_family(name), PROBLEMS[0]
     features, target = rows_of(problem, missing=False)

@@ -5,20 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from everloop_contracts.pipeline import Task
 from everloop_features.graph import FEATURES, make_model
-from everloop_trainer.families.family import Problem
+from everloop_trainer.families.family import Floats, Problem
 
-__all__ = ["layers_to_onnx"]
+__all__ = ["Layers", "layers_to_onnx", "outputs_of"]
+
+Layers = list[tuple[Floats, Floats]]
+"""Weight `[inputs, outputs]` and bias `[outputs]` of each layer."""
 
 
-def layers_to_onnx(
-    problem: Problem, layers: Sequence[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]
-) -> onnx.ModelProto:
+def outputs_of(layers: Layers, features: Floats) -> Floats:
+    """What the last of some `x @ weight + bias` layers says, with ReLU between them: `[rows, outputs]`."""
+    value = features
+    for index, (weight, bias) in enumerate(layers):
+        value = (np.maximum(value, 0) if index else value) @ weight + bias
+    return value
+
+
+def layers_to_onnx(problem: Problem, layers: Sequence[tuple[Floats, Floats]]) -> onnx.ModelProto:
     """Exports `x @ weight + bias` layers with ReLU between them and the task's link at the end.
 
     Args:

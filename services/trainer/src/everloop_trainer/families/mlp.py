@@ -21,7 +21,7 @@ from everloop_trainer.families.family import (
     Report,
     Space,
 )
-from everloop_trainer.families.layers import layers_to_onnx
+from everloop_trainer.families.layers import Layers, layers_to_onnx, outputs_of
 from everloop_trainer.families.network import Trainable, fit_network, probabilities_of
 
 if TYPE_CHECKING:
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     import torch
 
 EPOCHS: Final = 9
-
-Layers = list[tuple[Floats, Floats]]
 
 
 class NetworkFamily:
@@ -73,10 +71,7 @@ class NetworkFamily:
 
     def predict(self, problem: Problem, model: Layers, features: Floats) -> Floats:
         """Probabilities of the classes, or numbers."""
-        value = features
-        for index, (weight, bias) in enumerate(model):
-            value = (np.maximum(value, 0) if index else value) @ weight + bias
-        return probabilities_of(problem, value)
+        return probabilities_of(problem, outputs_of(model, features))
 
     def to_onnx(self, problem: Problem, model: Layers, width: int) -> onnx.ModelProto:
         """The layers themselves: exact, small and without PyTorch's exporter."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     # PyTorch takes seconds to import: only a process that fits a network pays for it.
     import torch
 
-__all__ = ["Trainable", "fit_network", "probabilities_of"]
+__all__ = ["WARM_UP", "Trainable", "fit_network", "probabilities_of", "scale_of"]
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 WARM_UP: Final = 0.1
@@ -78,7 +78,7 @@ def fit_network(
     torch.manual_seed(seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     outputs = problem.classes if problem.task is Task.MULTICLASS else 1
-    centre, spread = _scale(problem, target)
+    centre, spread = scale_of(problem, target)
     network = build(outputs, device)
     rows = torch.from_numpy(features).to(device)
     answers = _answers(problem, (target - centre) / spread).to(device)
@@ -109,7 +109,7 @@ def probabilities_of(problem: Problem, value: Floats) -> Floats:
     return np.asarray(powers / powers.sum(axis=1, keepdims=True), dtype=np.float32)
 
 
-def _scale(problem: Problem, target: npt.NDArray[Any]) -> tuple[float, float]:
+def scale_of(problem: Problem, target: npt.NDArray[Any]) -> tuple[float, float]:
     """Centre and spread that numbers are learned in; classes are left alone."""
     if problem.task is not Task.REGRESSION:
         return 0.0, 1.0
