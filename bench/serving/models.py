@@ -112,9 +112,8 @@ def register(there: Endpoints, row: dict[str, Any], count: int) -> list[Version]
         )
         _announce(there, training, trained)
         number = _promoted(there, training.id)
-        graph, manifest = tracking.load(run_id)
-        incumbent = Incumbent(number, graph, manifest)
-        answer: Any = onnxruntime.InferenceSession(graph).run(None, feeds)[0]
+        incumbent = tracking.load(run_id, number)
+        answer: Any = onnxruntime.InferenceSession(incumbent.onnx).run(None, feeds)[0]
         versions.append(Version(number, done.onnx_sha256, float(answer[0, 1])))
     if len({version.sha256 for version in versions}) < count:
         raise NotServed("two versions are the same artifact")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from everloop_contracts.metrics import LOWER_IS_BETTER
@@ -14,7 +16,7 @@ from everloop_contracts.pipeline import Pipeline
 from everloop_trainer.domain import Dataset
 from everloop_trainer.evaluate import Evaluated, evaluate
 from everloop_trainer.families import load_family
-from everloop_trainer.ports import Incumbent
+from everloop_trainer.ports import SCORES, Incumbent
 from everloop_trainer.rows import prepare
 from everloop_trainer.slices import FEWEST, slices_of
 
@@ -87,6 +89,29 @@ def test_it_tells_how_both_models_do_on_the_same_resamples_and_what_both_take(
         less = name in LOWER_IS_BETTER
         whole = again.metrics[name] - again.baseline_metrics[name]
         assert min(gained) <= (-whole if less else whole) <= max(gained)
+
+
+def test_a_model_in_production_is_judged_by_what_it_said_before_it_learned_from_the_holdout(
+    make_pipeline: Any, make_table: Any, make_dataset: Any
+) -> None:
+    table = make_table(rows=2000)
+    first = evaluated(make_pipeline(), table, make_dataset(), "hist_gradient_boosting")
+    manifest = json.loads(first.artifacts.files["manifest.json"])
+    scores = pq.read_table(io.BytesIO(first.artifacts.files[SCORES]))
+
+    def baseline(scores: pa.Table | None) -> dict[str, float]:
+        incumbent = Incumbent(4, first.artifacts.onnx, manifest, scores)
+        return evaluated(
+            make_pipeline(), table, make_dataset(), "logistic_regression", incumbent
+        ).baseline_metrics
+
+    remembered, honest = baseline(None), baseline(scores)
+    assert honest == pytest.approx(first.metrics)
+    assert remembered["roc_auc"] > honest["roc_auc"] + 0.005
+    # Where only a part of the rows were in its holdout, the others are answered by what serves.
+    part = baseline(scores.slice(0, len(scores) // 2))["roc_auc"]
+    assert honest["roc_auc"] < part < remembered["roc_auc"]
+    assert baseline(scores.slice(0, 0)) == remembered
 
 
 def test_balanced_weights_raise_the_answers_of_the_rare_class(

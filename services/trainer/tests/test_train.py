@@ -151,7 +151,7 @@ def test_a_model_is_logged_with_all_that_serving_and_monitoring_need(
         "calibration.png",
     }
     manifest = json.loads((folder / "manifest.json").read_text())
-    content, _ = tracking.load(trained.run_id)
+    content = tracking.load(trained.run_id, 1).onnx
     assert manifest["onnx_sha256"] == trained.onnx_sha256 == hashlib.sha256(content).hexdigest()
     assert manifest["classes"] == ["false", "true"]
     golden = json.loads((folder / "golden.json").read_text())
@@ -211,7 +211,7 @@ def test_a_model_is_logged_with_all_that_serving_and_monitoring_need(
     )
     assert len(found) == 1
     # The next training is judged beside it, on the same rows.
-    incumbent = Incumbent(4, *tracking.load(trained.run_id))
+    incumbent = tracking.load(trained.run_id, 4)
     second = run(
         tracking,
         pipeline,
@@ -291,7 +291,7 @@ def test_mlflow_that_is_away_is_an_outage(
         for attempt in (
             lambda: tracking.open_run(training),
             lambda: tracking.finished("r"),
-            lambda: tracking.load("r"),
+            lambda: tracking.load("r", 1),
             lambda: tracking.log_trial("r", "t", "mlp", {}, {}, False),
             lambda: tracking.fail(training),
             lambda: tracking.kill(training),

@@ -20,6 +20,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from everloop_contracts.pipeline import Pipeline, Task
@@ -32,17 +33,15 @@ from everloop_trainer.learn import THRESHOLD, Predictions, decide, learn, tune
 from everloop_trainer.measure import answers, measure
 from everloop_trainer.onnx_model import latency, run_onnx
 from everloop_trainer.plots import plots
-from everloop_trainer.ports import Artifacts, Incumbent
+from everloop_trainer.ports import SCORES, Artifacts, Incumbent
 from everloop_trainer.rows import Rows
 from everloop_trainer.slices import slices_of
 
-__all__ = ["SCORES", "Evaluated", "evaluate"]
+__all__ = ["Evaluated", "evaluate"]
 
 log = logging.getLogger(__name__)
 
 GOLDEN_ROWS: Final = 32
-SCORES: Final = "scores.parquet"
-"""File below `everloop/` with what both models said about each row of the holdout."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +90,7 @@ def evaluate(
     decision = tune(pipeline, taught, family, params)
     judged = learn(pipeline, taught, family, params, decision)
     predicted = judged.predict(holdout.feeds)
-    baseline = _baseline(holdout, incumbent)
+    baseline = _baseline(pipeline, holdout, incumbent)
 
     def of(
         scores: Predictions | None, threshold: float, rows: npt.NDArray[np.intp] | slice
@@ -166,7 +165,7 @@ def evaluate(
     )
 
 
-def _baseline(holdout: Rows, incumbent: Incumbent | None) -> Predictions | None:
+def _baseline(pipeline: Pipeline, holdout: Rows, incumbent: Incumbent | None) -> Predictions | None:
     """The incumbent's answers for the holdout, in the holdout's classes; None where it cannot take these rows."""
     if incumbent is None:
         return None
@@ -177,6 +176,7 @@ def _baseline(holdout: Rows, incumbent: Incumbent | None) -> Predictions | None:
     except (KeyError, pa.ArrowInvalid) as error:
         log.warning("the model in Production cannot take the new schema's rows: %s", error)
         return None
+    answered = _before_it_knew(answered, holdout.table[pipeline.schema_.id], incumbent.scores)
     classes = incumbent.manifest["classes"]
     if holdout.classes:
         places = [classes.index(label) if label in classes else None for label in holdout.classes]
@@ -184,6 +184,25 @@ def _baseline(holdout: Rows, incumbent: Incumbent | None) -> Predictions | None:
             answered[:, place] if place is not None else np.zeros(len(answered)) for place in places
         ]
         answered = np.maximum(np.stack(columns, axis=1), 1e-12).astype(np.float32)
+    return answered
+
+
+def _before_it_knew(
+    answered: Predictions, record_ids: pa.ChunkedArray, scores: pa.Table | None
+) -> Predictions:
+    """Puts what the incumbent said about rows that it was judged on in place of what it says since it knows them.
+
+    Beside a model that remembers the holdout no candidate would ever be better.
+    """
+    if scores is None:
+        return answered
+    found = pc.index_in(record_ids, value_set=scores["record_id"]).combine_chunks()
+    known = np.flatnonzero(found.is_valid().to_numpy(zero_copy_only=False))
+    if not len(known):
+        return answered
+    said = np.array(scores["candidate"].take(found.drop_null()).to_pylist(), dtype=np.float32)
+    answered = np.array(answered)
+    answered[known] = said
     return answered
 
 

@@ -11,7 +11,16 @@ import pyarrow as pa
 from everloop_contracts.pipeline import Pipeline
 from everloop_trainer.domain import Dataset, Trained, Training
 
-__all__ = ["FILES", "Artifacts", "Cutter", "Datasets", "Incumbent", "Production", "Tracking"]
+__all__ = [
+    "FILES",
+    "SCORES",
+    "Artifacts",
+    "Cutter",
+    "Datasets",
+    "Incumbent",
+    "Production",
+    "Tracking",
+]
 
 
 class Datasets(Protocol):
@@ -44,11 +53,20 @@ class Cutter(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Incumbent:
-    """The model in Production."""
+    """The model in Production.
+
+    Attributes:
+        version: its number.
+        onnx: what serves.
+        manifest: what was written down about it.
+        scores: `record_id` and `candidate`: what it said about the rows that it was judged on, before it learned from
+            those as well; None where nobody wrote that down.
+    """
 
     version: int
     onnx: bytes
     manifest: Mapping[str, Any]
+    scores: pa.Table | None = None
 
 
 class Production(Protocol):
@@ -64,6 +82,8 @@ class Production(Protocol):
 
 FILES: Final = "everloop"
 """Folder of a run's artifacts that holds what belongs to its model."""
+SCORES: Final = "scores.parquet"
+"""File in it with what both models said about each row of the holdout."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ from typing import Any
 
 from everloop_contracts.pipeline import Pipeline
 from everloop_trainer.domain import Dataset, Progress, Trained, Training
-from everloop_trainer.evaluate import SCORES, Evaluated, evaluate
-from everloop_trainer.ports import FILES, Artifacts, Datasets, Production, Tracking
+from everloop_trainer.evaluate import Evaluated, evaluate
+from everloop_trainer.ports import FILES, SCORES, Artifacts, Datasets, Production, Tracking
 from everloop_trainer.recipe import (
     ENVIRONMENT,
     RECIPE,

@@ -15,7 +15,9 @@ from typing import Any, Final
 import mlflow
 import numpy as np
 import onnx
-from mlflow.entities import Metric, Param, Run, RunTag
+import pyarrow as pa
+import pyarrow.parquet as pq
+from mlflow.entities import Metric, Param, Run, RunInfo, RunTag
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 from mlflow.utils.time import get_current_time_millis
@@ -27,7 +29,7 @@ from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.mlflow_errors import translated
 from everloop_trainer.domain import Trained, Training
 from everloop_trainer.families import params_of
-from everloop_trainer.ports import FILES, Artifacts
+from everloop_trainer.ports import FILES, SCORES, Artifacts, Incumbent
 from everloop_trainer.recipe import ENVIRONMENT, RECIPE, Recipe, code_digest, code_revision
 from everloop_trainer.reproduce import TrialRecord
 
@@ -269,8 +271,8 @@ class MlflowTracking:
             records.append(TrialRecord(params.pop("family"), params, run.data.metrics))
         return records
 
-    def load(self, run_id: str) -> tuple[bytes, dict[str, Any]]:
-        """The ONNX model of a run, and its manifest."""
+    def load(self, run_id: str, version: int) -> Incumbent:
+        """The model of a run, as the version of it that serves."""
         with translated():
             info = self._client.get_run(run_id).info
             logged = self._client.search_logged_models(
@@ -285,7 +287,17 @@ class MlflowTracking:
         with translated(files=True):
             model = mlflow.onnx.load_model(logged[0].model_uri)
             manifest = mlflow.artifacts.load_dict(f"{info.artifact_uri}/{FILES}/manifest.json")
-        return model.SerializeToString(), manifest
+        return Incumbent(version, model.SerializeToString(), manifest, self._scores(run_id, info))
+
+    def _scores(self, run_id: str, info: RunInfo) -> pa.Table | None:
+        with translated(files=True):
+            listed = self._client.list_artifacts(run_id, FILES)
+            if f"{FILES}/{SCORES}" not in [item.path for item in listed]:
+                return None
+            with tempfile.TemporaryDirectory() as folder:
+                uri = f"{info.artifact_uri}/{FILES}/{SCORES}"
+                path = mlflow.artifacts.download_artifacts(uri, dst_path=folder)
+                return pq.read_table(path, columns=["record_id", "candidate"])
 
 
 def _signature(model: onnx.ModelProto) -> ModelSignature:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from everloop_contracts.stubs.everloop.ingest.v1 import ingest_pb2, ingest_pb2_grpc
 from everloop_contracts.stubs.everloop.registry.v1 import registry_pb2, registry_pb2_grpc
@@ -57,9 +57,9 @@ class RegistryProduction:
         self,
         address: str,
         retry_seconds: float,
-        load: Callable[[str], tuple[bytes, dict[str, Any]]],
+        load: Callable[[str, int], Incumbent],
     ) -> None:
-        """Takes `host:port` of the registry gateway, its patience, and what loads a run's model and manifest."""
+        """Takes `host:port` of the registry gateway, its patience, and what loads a run's model, given its version."""
         self._stub = registry_pb2_grpc.RegistryServiceStub(channel(address))
         self._retry_seconds = retry_seconds
         self._load = load
@@ -78,8 +78,7 @@ class RegistryProduction:
             raise
         for item in answer.versions:
             if item.model == model:
-                content, manifest = self._load(item.run_id)
-                return Incumbent(item.version, content, manifest)
+                return self._load(item.run_id, item.version)
         return None
 
 
