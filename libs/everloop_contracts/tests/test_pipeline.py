@@ -289,12 +289,12 @@ def test_words_that_older_yaml_takes_for_truth_values_are_words(load):
         (
             "  size: {kind: number, of: size}",
             "  size: {kind: aggregate, function: mean, by: colour, time: at, window: 7d}",
-            "15: features.size: a sum or a mean is `of` a field, a count is of none",
+            "15: features.size.aggregate: a sum or a mean is `of` a field, a count is of none",
         ),
         (
             "  size: {kind: number, of: size}",
             "  size: {kind: aggregate, function: count, by: colour, time: at, window: 36h}",
-            "15: features.size: window must be whole days, such as 7d",
+            "15: features.size.aggregate: window must be whole days, such as 7d",
         ),
         (
             "  size: {kind: number, of: size}",
