@@ -234,7 +234,9 @@ def test_an_aggregate_knows_the_days_before_a_row_and_no_others(pipeline: Pipeli
     assert max(counts) > 10
     known = [[price for price in prices if price == price] for prices in told(taught, 3)]
     means = [np.mean(prices) if prices else np.nan for prices in known]
-    np.testing.assert_allclose(column(fitted, taught, "city_mean"), means, rtol=1e-6)
+    np.testing.assert_allclose(
+        np.array(column(fitted, taught, "city_mean")), np.array(means), rtol=1e-6
+    )
     # Whoever asks later sees the window that ended with the last day that taught.
     day = times[-1] // 86_400 + 1
     later = [(at * 86_400, 0, "Wien", "a", 0, 0, 0, "") for at in (day, day + 1, 400)]
