@@ -308,7 +308,7 @@ def test_one_pipeline_does_not_keep_the_others_from_finishing(
     world.store_elsewhere(make_record("b"))
     now = datetime.now(UTC)
     for pipeline in (world.pipeline, world.other):
-        world.cuts.begin(pipeline.name, "r", now)
+        world.begin(pipeline.name, "r", now)
     real = world.repository.publish
     away = EverloopError(Kind.UNAVAILABLE, "DATA_REPOSITORY_UNAVAILABLE", "away")
     errors = iter([RuntimeError("no space left"), away])
@@ -338,7 +338,7 @@ def test_a_lost_shard_ends_the_wait_of_a_version_that_a_crash_left(
     world.send(0, make_record("a"))
     world.send(1, make_record("b"))
     world.settle_all()
-    begun = world.cuts.begin("parcels", "r1", datetime.now(UTC))
+    begun = world.begin("parcels", "r1", datetime.now(UTC))
     shard_files(world)[0].unlink()
     world.cut.finish()
     assert world.versions.get("parcels", begun.number).state is State.FAILED
@@ -440,10 +440,10 @@ def test_requests_are_forgotten_after_their_time_some_at_a_turn(
     world.send(0, make_record("a"))
     world.settle_all()
     for number in range(5):
-        assert world.cuts.begin("parcels", f"r{number}", old) is not None
+        assert world.begin("parcels", f"r{number}", old) is not None
         world.requests.answer("parcels", f"p{number}", Pushed(b"", []), old)
     world.cut.finish()
-    world.cuts.begin("parcels", "young", now - timedelta(days=29))
+    world.begin("parcels", "young", now - timedelta(days=29))
     world.requests.answer("parcels", "young", Pushed(b"", []), now - timedelta(days=29))
 
     def known() -> tuple[int, int]:

@@ -24,7 +24,7 @@ class IngestSettings(ServiceSettings):
     """Bytes of all versions of a pipeline with `versioning: git-lfs`, on this disk, beyond which none is cut."""
 
     instance: str = Field(default_factory=socket.gethostname, min_length=1)
-    """Name of this process among those that share the work, the same after a restart."""
+    """Name of this process among those that share the work, the same after a restart; also of its folder for work."""
 
     max_record_bytes: int = Field(default=256 * 1024, ge=256, le=900 * 1024)
     """Largest record, in bytes; a dead letter of it must fit a Kafka message."""
@@ -62,6 +62,8 @@ class IngestSettings(ServiceSettings):
     dead_letter_retention_days: float = Field(default=30.0, gt=0)
     """How long dead letters are kept on the object store, to look at and to replay, in days; on their topic Kafka's own
     retention holds."""
+    cut_lease_seconds: float = Field(default=30.0, ge=1)
+    """How long the others wait for a process that was killed while it cut a version, in seconds."""
     schedule_seconds: float = Field(default=5.0, gt=0)
     """Time between two looks whether a version is due, in seconds."""
     compact_shards: int = Field(default=64, ge=2, le=1_000)
