@@ -305,6 +305,7 @@ def _limits(settings: IngestSettings) -> Limits:
         shard_rows=settings.shard_rows,
         shard_bytes=settings.shard_bytes,
         shard_age_seconds=settings.shard_age_seconds,
+        batch_bytes=settings.batch_bytes,
         buffer_rows=settings.buffer_rows,
         buffer_bytes=settings.buffer_bytes,
         backlog=settings.outbox_limit,

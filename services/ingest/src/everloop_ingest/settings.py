@@ -34,6 +34,9 @@ class IngestSettings(ServiceSettings):
     """Bytes of messages at which a shard is closed."""
     shard_age_seconds: float = Field(default=5.0, gt=0)
     """Age at which a shard is closed, in seconds: how late labels and rows may be visible."""
+    batch_bytes: int = Field(default=64 * _MIB, ge=1024)
+    """Bytes of messages that are validated and stored at once, where more wait than a shard takes; the columns of
+    `settle_workers` such batches come on top of `buffer_bytes`."""
     buffer_rows: int = Field(default=200_000, ge=1)
     """Messages in memory at which the writer stops reading."""
     buffer_bytes: int = Field(default=192 * _MIB, ge=1024)
