@@ -18,7 +18,7 @@ from everloop_ingest.adapters.store.cuts import Change, Cuts
 from everloop_ingest.adapters.store.leases import Lease, Leases
 from everloop_ingest.adapters.store.settlements import Settlements
 from everloop_ingest.adapters.store.versions import Versions
-from everloop_ingest.announce import announcement
+from everloop_ingest.announce import announcement, check_announceable
 from everloop_ingest.build_parts import INDEX, Base, BuildLimits, Built, build_parts
 from everloop_ingest.checks import violations
 from everloop_ingest.domain import Part, Rows, ShardsLost, State, Version
@@ -109,7 +109,8 @@ class CutVersion:
         Raises:
             EverloopError: kind precondition, reason NO_RECORDS; kind deadline, reasons WRITER_BEHIND and CUT_RUNNING;
                 kind exhausted, reason CUT_RUNNING, at once where too many callers wait; kind unavailable, with reason
-                CUT_LEASE_LOST where this process stood still for so long that another one cuts now.
+                CUT_LEASE_LOST where this process stood still for so long that another one cuts now; kind exhausted,
+                reasons TOO_MANY_PARTS and LFS_LIMIT_REACHED: more than a version may be.
                 A version that was begun is finished later, by a repeat or by `finish`.
         """
         deadline = time.monotonic() + seconds
@@ -199,6 +200,7 @@ class CutVersion:
             built = build_parts(
                 pipeline, version.number, shards, base, _new(folder, "parts"), self._limits, erased
             )
+            check_announceable(version, repository, built.parts)
             labels = self._keep_states(version, base, built)
             files = {item.part.md5: item.rows for item in built.added}
             file = repository.publish(

@@ -81,7 +81,8 @@ class IngestSettings(ServiceSettings):
     compact_parts: int = Field(default=4, ge=0)
     """Pairs of small parts that one cut puts together at most, besides the parts that it writes anyway."""
     part_rows: int = Field(default=65_536, ge=1_000)
-    """Most rows of a part: one Parquet file of a dataset version, and what a late label makes a cut write anew."""
+    """Most rows of a part: one Parquet file of a dataset version, and what a late label makes a cut write anew; a
+    version has at most some 6,000 of them."""
     cut_memory_bytes: int = Field(default=512 * _MIB, ge=64 * _MIB)
     """Memory for merging one version's new rows, in bytes; beyond it goes to disk. At once: one version per pipeline,
     and no more than a quarter of the gRPC workers and the scheduler cut."""
