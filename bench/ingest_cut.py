@@ -75,7 +75,8 @@ class Place:
         self.bucket, self.remote = folder / "bucket", folder / "remote"
         # An object store needs no folders.
         of_pipeline = self.bucket / self.pipeline.name
-        for made in (self.remote, *(of_pipeline / name for name in ("shards", "parts", "labels"))):
+        versions = [f"{name}/v{n + 1}" for name in ("parts", "labels") for n in range(REPEATS + 1)]
+        for made in (self.remote, *(of_pipeline / name for name in ("shards", *versions))):
             made.mkdir(parents=True)
         local = fs.LocalFileSystem()
         self.shards = 0
