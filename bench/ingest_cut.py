@@ -27,10 +27,11 @@ from everloop_ingest.adapters.dvc import DvcRepository
 from everloop_ingest.adapters.kafka import TopicEnds
 from everloop_ingest.adapters.s3 import ShardBucket
 from everloop_ingest.adapters.store.cuts import Cuts
+from everloop_ingest.adapters.store.leases import Leases
 from everloop_ingest.adapters.store.settlements import Settlements
 from everloop_ingest.adapters.store.versions import Versions
 from everloop_ingest.build_parts import BuildLimits
-from everloop_ingest.cut_version import CutVersion
+from everloop_ingest.cut_version import CutVersion, Turns
 from everloop_ingest.domain import Batch, Partition, Shard, Version
 from everloop_ingest.shards import IS_ACTUAL, OFFSET, PARTITION, TIMESTAMP
 from everloop_ingest.validate import arrow_schema
@@ -74,7 +75,8 @@ class Place:
         self.bucket, self.remote = folder / "bucket", folder / "remote"
         # An object store needs no folders.
         of_pipeline = self.bucket / self.pipeline.name
-        for made in (self.remote, *(of_pipeline / name for name in ("shards", "parts", "labels"))):
+        versions = [f"{name}/v{n + 1}" for name in ("parts", "labels") for n in range(REPEATS + 1)]
+        for made in (self.remote, *(of_pipeline / name for name in ("shards", *versions))):
             made.mkdir(parents=True)
         local = fs.LocalFileSystem()
         self.shards = 0
@@ -82,6 +84,7 @@ class Place:
         self.cut_version = CutVersion(
             {self.pipeline.name: self.pipeline},
             Cuts(database),
+            Leases(database),
             Versions(database),
             self.settlements,
             ShardBucket(local, str(self.bucket)),
@@ -89,7 +92,7 @@ class Place:
             TopicEnds("unused"),
             Idle(),
             BuildLimits(folder / "work", 512 * MIB, 2, 65_536, 4),
-            callers=1,
+            Turns("bench", timedelta(seconds=30), callers=1),
         )
 
     def add(self, count: int) -> None:

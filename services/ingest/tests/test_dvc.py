@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 from datetime import UTC, datetime
+from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ class Place:
                 new[part.md5] = self.folder / part.md5
                 new[part.md5].write_bytes(content)
         parts = [part_of(content) for content in contents]
-        return self.repository.publish(version(number, pipeline), parts, new)
+        return self.repository.publish(version(number, pipeline), parts, new, lambda: None)
 
     def git(self, *arguments: str) -> str:
         return subprocess.run(
@@ -259,3 +260,19 @@ def test_a_repository_of_before_there_were_parts_goes_on(place: Place) -> None:
         [*command, "parcels/rows.parquet", "--rev", "parcels/v1", "-o", str(target)], check=True
     )
     assert target.read_bytes() == b"one file"
+
+
+def test_who_lost_its_turn_publishes_nothing(place: Place) -> None:
+    place.publish(1, b"one")
+    before = place.git("show-ref")
+
+    def lost() -> None:
+        file = place.root.with_name("datasets.lock")
+        # Nobody else writes while this is asked.
+        with file.open("w") as lock, pytest.raises(BlockingIOError):
+            flock(lock, LOCK_EX | LOCK_NB)
+        raise EverloopError(Kind.UNAVAILABLE, "CUT_LEASE_LOST", "lost")
+
+    with pytest.raises(EverloopError):
+        place.repository.publish(version(2), [part_of(b"one")], {}, lost)
+    assert place.git("show-ref") == before

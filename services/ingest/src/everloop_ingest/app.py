@@ -7,6 +7,7 @@ import shutil
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from urllib.parse import quote
 
 from pyarrow import fs
 
@@ -18,6 +19,7 @@ from everloop_ingest.adapters.lfs import LfsRepository
 from everloop_ingest.adapters.s3 import ShardBucket
 from everloop_ingest.adapters.store.cuts import Cuts
 from everloop_ingest.adapters.store.erasures import Erasures
+from everloop_ingest.adapters.store.leases import Leases
 from everloop_ingest.adapters.store.letters import LetterStore
 from everloop_ingest.adapters.store.quarantine import Quarantine
 from everloop_ingest.adapters.store.requests import Requests
@@ -26,7 +28,7 @@ from everloop_ingest.adapters.store.settlements import Settlements
 from everloop_ingest.adapters.store.upkeep import Upkeep
 from everloop_ingest.adapters.store.versions import Versions
 from everloop_ingest.build_parts import INDEX, BuildLimits
-from everloop_ingest.cut_version import CutVersion
+from everloop_ingest.cut_version import CutVersion, Turns
 from everloop_ingest.dead_letters import DeadLetters
 from everloop_ingest.erase_letters import EraseLetters
 from everloop_ingest.erase_records import EraseRecords
@@ -122,7 +124,7 @@ def run_service() -> int:
         bootstrap, pipelines, settlements, settle, _limits(settings), settings.instance
     )
     build = BuildLimits(
-        settings.data_dir / "work",
+        settings.data_dir / f"work-{quote(settings.instance, safe='')}",
         settings.cut_memory_bytes,
         settings.cut_threads,
         settings.part_rows,
@@ -130,9 +132,23 @@ def run_service() -> int:
     )
     clear_work(build.folder)
     # Streams may hold half of the gRPC workers; with callers that wait for a version, a quarter stays free.
-    callers = max(1, settings.grpc_workers // 4)
+    turns = Turns(
+        settings.instance,
+        timedelta(seconds=settings.cut_lease_seconds),
+        max(1, settings.grpc_workers // 4),
+    )
     cut = CutVersion(
-        pipelines, cuts, versions, settlements, files, repositories, ends, writer, build, callers
+        pipelines,
+        cuts,
+        Leases(database),
+        versions,
+        settlements,
+        files,
+        repositories,
+        ends,
+        writer,
+        build,
+        turns,
     )
     push = Push(pipelines, sink, requests, settings.max_record_bytes)
     stream = RecordStream(
@@ -289,6 +305,7 @@ def _limits(settings: IngestSettings) -> Limits:
         shard_rows=settings.shard_rows,
         shard_bytes=settings.shard_bytes,
         shard_age_seconds=settings.shard_age_seconds,
+        batch_bytes=settings.batch_bytes,
         buffer_rows=settings.buffer_rows,
         buffer_bytes=settings.buffer_bytes,
         backlog=settings.outbox_limit,
