@@ -27,7 +27,6 @@ from everloop_ingest.adapters.dvc import DvcRepository
 from everloop_ingest.adapters.kafka import TopicEnds
 from everloop_ingest.adapters.s3 import ShardBucket
 from everloop_ingest.adapters.store.cuts import Cuts
-from everloop_ingest.adapters.store.leases import Leases
 from everloop_ingest.adapters.store.settlements import Settlements
 from everloop_ingest.adapters.store.versions import Versions
 from everloop_ingest.build_parts import BuildLimits
@@ -36,6 +35,7 @@ from everloop_ingest.domain import Batch, Partition, Shard, Version
 from everloop_ingest.shards import IS_ACTUAL, OFFSET, PARTITION, TIMESTAMP
 from everloop_ingest.validate import arrow_schema
 from everloop_runtime.database import Database
+from everloop_runtime.leases import Leases
 
 HISTORY = (10, 100, 1_000)
 """Shards that are in a version already."""
@@ -71,7 +71,7 @@ class Place:
         self.pipeline = load_pipeline(ROOT / "pipelines" / "flight-delays.yaml")
         database = Database(f"sqlite:///{folder / 'ingest.db'}")
         database.upgrade(Path(everloop_ingest.__file__).parent / "migrations")
-        self.settlements = Settlements(database)
+        self.settlements, leases = Settlements(database), Leases(database, "cut_leases")
         self.bucket, self.remote = folder / "bucket", folder / "remote"
         # An object store needs no folders.
         of_pipeline = self.bucket / self.pipeline.name
@@ -83,8 +83,8 @@ class Place:
         repository = DvcRepository(folder / "datasets", str(self.remote), {}, {}, local)
         self.cut_version = CutVersion(
             {self.pipeline.name: self.pipeline},
-            Cuts(database),
-            Leases(database),
+            Cuts(database, leases),
+            leases,
             Versions(database),
             self.settlements,
             ShardBucket(local, str(self.bucket)),

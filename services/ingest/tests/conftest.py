@@ -39,7 +39,6 @@ from everloop_contracts.stubs.everloop.ingest.v1 import ingest_pb2, ingest_pb2_g
 from everloop_contracts.stubs.everloop.ingest.v1.dataset_pb2 import DatasetVersion
 from everloop_ingest.adapters.store.cuts import Cuts
 from everloop_ingest.adapters.store.erasures import Erasures
-from everloop_ingest.adapters.store.leases import Leases
 from everloop_ingest.adapters.store.letters import LetterStore
 from everloop_ingest.adapters.store.quarantine import Quarantine
 from everloop_ingest.adapters.store.requests import Requests
@@ -65,6 +64,7 @@ from everloop_runtime import clients
 from everloop_runtime.database import Database
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.events import Event, decode
+from everloop_runtime.leases import Leases
 from everloop_runtime.service import Stopper
 
 # A busy machine is no failure.
@@ -256,8 +256,8 @@ class World:
         repositories = dict.fromkeys(pipelines, self.repository)
         self.settlements = Settlements(self.database)
         self.versions = Versions(self.database)
-        self.cuts = Cuts(self.database)
-        self.leases = Leases(self.database)
+        self.leases = Leases(self.database, "cut_leases")
+        self.cuts = Cuts(self.database, self.leases)
         self.upkeep = Upkeep(self.database)
         self.erasures = Erasures(self.database)
         self.quarantine = Quarantine(self.database)

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from everloop_ingest.adapters.store.leases import Lease, Leases
 from everloop_ingest.domain import State
 from everloop_runtime.database import Database
 from everloop_runtime.errors import EverloopError, Kind
+from everloop_runtime.leases import Lease, Leases
 
 Make = Callable[..., bytes]
 DATASETS = "everloop.datasets"
@@ -25,14 +25,14 @@ SOON, LATER = NOW + timedelta(seconds=10), NOW + timedelta(seconds=20)
 @pytest.fixture
 def leases(make_database: Callable[..., Database], tmp_path: Any) -> Any:
     database = make_database(tmp_path)
-    yield Leases(database)
+    yield Leases(database, "cut_leases")
     database.close()
 
 
 def lost(action: Callable[[], object]) -> bool:
     with pytest.raises(EverloopError) as caught:
         action()
-    return (caught.value.kind, caught.value.reason) == (Kind.UNAVAILABLE, "CUT_LEASE_LOST")
+    return (caught.value.kind, caught.value.reason) == (Kind.UNAVAILABLE, "LEASE_LOST")
 
 
 def test_a_lease_is_one_holders_until_it_expires(leases: Leases) -> None:

@@ -240,7 +240,7 @@ def test_who_lost_its_turn_publishes_nothing(place: Place) -> None:
         # Nobody else writes while this is asked.
         with file.open("w") as lock, pytest.raises(BlockingIOError):
             flock(lock, LOCK_EX | LOCK_NB)
-        raise EverloopError(Kind.UNAVAILABLE, "CUT_LEASE_LOST", "lost")
+        raise EverloopError(Kind.UNAVAILABLE, "LEASE_LOST", "lost")
 
     with pytest.raises(EverloopError):
         place.repository.publish(version(2), [part_of(b"one")], {}, lost)

@@ -18,6 +18,7 @@ from everloop_ingest.adapters.store.sql import METADATA
 from everloop_ingest.adapters.store.versions import Versions
 from everloop_ingest.domain import State
 from everloop_runtime.database import Database
+from everloop_runtime.leases import Leases
 
 MIGRATIONS = Path(everloop_ingest.__file__).parent / "migrations"
 
@@ -39,7 +40,8 @@ def test_every_migration_goes_down_and_up_again(
     newest = shape(database)
     made = {table: {*columns.columns.keys()} for table, columns in METADATA.tables.items()}
     assert {table: newest[table] for table in made} == made
-    assert newest.keys() - made.keys() == {"alembic_version", "inbox", "outbox"}
+    of_the_runtime = {"alembic_version", "inbox", "outbox", "cut_leases"}
+    assert newest.keys() - made.keys() == of_the_runtime
     revisions = list(ScriptDirectory.from_config(config).walk_revisions())
     assert len(revisions) >= 12
     for _ in revisions:
@@ -74,7 +76,7 @@ def test_a_database_of_the_first_version_is_brought_up(tmp_path: Path) -> None:
     version = Versions(database).requested("p", "r1")
     assert version is not None
     assert (version.state, version.error) == (State.CUTTING, "")
-    assert Cuts(database).unversioned("p").records == 10
+    assert Cuts(database, Leases(database, "cut_leases")).unversioned("p").records == 10
     # What was asked before counts from the upgrade.
     assert requests.forget(datetime.now(UTC) - timedelta(days=1), 10) == 0
     assert requests.forget(datetime.now(UTC) + timedelta(days=1), 10) == 1

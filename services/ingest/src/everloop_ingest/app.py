@@ -19,7 +19,6 @@ from everloop_ingest.adapters.lfs import LfsRepository
 from everloop_ingest.adapters.s3 import ShardBucket
 from everloop_ingest.adapters.store.cuts import Cuts
 from everloop_ingest.adapters.store.erasures import Erasures
-from everloop_ingest.adapters.store.leases import Leases
 from everloop_ingest.adapters.store.letters import LetterStore
 from everloop_ingest.adapters.store.quarantine import Quarantine
 from everloop_ingest.adapters.store.requests import Requests
@@ -49,6 +48,7 @@ from everloop_runtime.database import Database
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.grpc_server import GrpcServer
 from everloop_runtime.kafka import OutboxRelay, ensure_topics, wait_for_broker
+from everloop_runtime.leases import Leases
 from everloop_runtime.metrics import MetricsServer
 from everloop_runtime.s3 import s3_filesystem
 from everloop_runtime.service import Component, Stopper, run
@@ -104,7 +104,9 @@ def run_service() -> int:
         settings.s3_secret_key.get_secret_value(),
         settings.s3_region,
     )
-    settlements, versions, cuts = Settlements(database), Versions(database), Cuts(database)
+    settlements, versions = Settlements(database), Versions(database)
+    leases = Leases(database, "cut_leases")
+    cuts = Cuts(database, leases)
     try:
         check_record_sizes(pipelines, settings.max_record_bytes)
         adopt_schemas(pipelines, Schemas(database), datetime.now(UTC))
@@ -140,7 +142,7 @@ def run_service() -> int:
     cut = CutVersion(
         pipelines,
         cuts,
-        Leases(database),
+        leases,
         versions,
         settlements,
         files,

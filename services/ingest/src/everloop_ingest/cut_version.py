@@ -7,7 +7,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,7 +15,6 @@ from pathlib import Path
 from everloop_contracts.pipeline import Pipeline
 from everloop_ingest import metrics
 from everloop_ingest.adapters.store.cuts import Change, Cuts
-from everloop_ingest.adapters.store.leases import Lease, Leases
 from everloop_ingest.adapters.store.settlements import Settlements
 from everloop_ingest.adapters.store.versions import Versions
 from everloop_ingest.announce import announcement, check_announceable
@@ -26,6 +25,7 @@ from everloop_ingest.parts import PartFiles, labels_key
 from everloop_ingest.ports import RecordLog, Repositories, ShardFiles, Writer
 from everloop_ingest.record_index import RecordIndex
 from everloop_runtime.errors import EverloopError, Kind
+from everloop_runtime.leases import Lease, Leases
 
 __all__ = ["CutVersion", "Turns"]
 
@@ -33,8 +33,6 @@ log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.05
 _LEASE_POLL_SECONDS = 0.25
-_EXTENSIONS = 3
-"""Of a lease, before it would expire."""
 _KEYS_NAMED = 10
 """Lost shards that a version's error names; the log names all."""
 
@@ -109,7 +107,7 @@ class CutVersion:
         Raises:
             EverloopError: kind precondition, reason NO_RECORDS; kind deadline, reasons WRITER_BEHIND and CUT_RUNNING;
                 kind exhausted, reason CUT_RUNNING, at once where too many callers wait; kind unavailable, with reason
-                CUT_LEASE_LOST where this process stood still for so long that another one cuts now; kind exhausted,
+                LEASE_LOST where this process stood still for so long that another one cuts now; kind exhausted,
                 reasons TOO_MANY_PARTS and LFS_LIMIT_REACHED: more than a version may be.
                 A version that was begun is finished later, by a repeat or by `finish`.
         """
@@ -299,31 +297,12 @@ class CutVersion:
             if time.monotonic() >= deadline:
                 raise _running(pipeline)
             self._wait(_LEASE_POLL_SECONDS)
-        done = threading.Event()
-        extending = threading.Thread(
-            target=self._extend, args=(lease, done), name=f"lease of {pipeline}", daemon=True
-        )
-        extending.start()
-        try:
+        with self._leases.kept(lease, self._turns.lease):
             yield lease
-        finally:
-            done.set()
-            extending.join()
-            with suppress(EverloopError):  # else it expires by itself
-                self._leases.release(lease, datetime.now(UTC))
 
     def _take(self, pipeline: str) -> Lease | None:
         now = datetime.now(UTC)
         return self._leases.take(pipeline, self._turns.holder, now, now + self._turns.lease)
-
-    def _extend(self, lease: Lease, done: threading.Event) -> None:
-        """Keeps a lease while its cut goes on; every step that counts finds out by itself where it is lost."""
-        while not done.wait(self._turns.lease.total_seconds() / _EXTENSIONS):
-            try:
-                if not self._leases.extend(lease, datetime.now(UTC) + self._turns.lease):
-                    return
-            except EverloopError as error:
-                log.warning("the lease of %s is not extended: %s", lease.pipeline, error)
 
 
 def _running(pipeline: str) -> EverloopError:

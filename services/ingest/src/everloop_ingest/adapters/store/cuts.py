@@ -15,7 +15,6 @@ from everloop_ingest.adapters.store.erasures import (
     note_erasures,
     waiting_erasures,
 )
-from everloop_ingest.adapters.store.leases import Lease, hold
 from everloop_ingest.adapters.store.parts import PARTS, parts_where, replace_parts
 from everloop_ingest.adapters.store.quarantine import forget_profiles
 from everloop_ingest.adapters.store.shards import SHARDS, in_no_version, stored
@@ -30,6 +29,7 @@ from everloop_ingest.checks import Profile
 from everloop_ingest.domain import Part, State, Unversioned, Version
 from everloop_runtime.database import Database, UnitOfWork
 from everloop_runtime.events import Event
+from everloop_runtime.leases import Lease, Leases
 
 __all__ = ["Change", "Cuts"]
 
@@ -54,9 +54,10 @@ class Change:
 class Cuts:
     """Each method is one transaction or one statement."""
 
-    def __init__(self, database: Database) -> None:
-        """Takes the service's database."""
+    def __init__(self, database: Database, leases: Leases) -> None:
+        """Takes the service's database, and the leases that say who may cut."""
         self._database = database
+        self._leases = leases
 
     def unversioned(self, pipeline: str) -> Unversioned:
         """What is stored and in no version yet."""
@@ -80,10 +81,10 @@ class Cuts:
         is no answer. None where there is no record at all.
 
         Raises:
-            EverloopError: kind unavailable, reason CUT_LEASE_LOST, as in `complete` and `fail`: nothing has changed.
+            EverloopError: kind unavailable, reason LEASE_LOST, as in `complete` and `fail`: nothing has changed.
         """
         with self._database.unit_of_work() as work:
-            hold(work, lease)
+            self._leases.hold(work, lease)
             known = of_request(work.connection, pipeline, request_id)
             if known is not None and known.state is not State.FAILED:
                 return known
@@ -147,7 +148,7 @@ class Cuts:
         row = (VERSIONS.c.pipeline == version.pipeline) & (VERSIONS.c.number == version.number)
         cutting = VERSIONS.c.state == State.CUTTING
         with self._database.unit_of_work() as work:
-            hold(work, lease)
+            self._leases.hold(work, lease)
             update = VERSIONS.update().where(row & cutting)
             profile = change.profile.encode()
             values = columns_of(version) | {"labels": change.labels, "profile": profile}
@@ -169,7 +170,7 @@ class Cuts:
         update = VERSIONS.update().where(row & (VERSIONS.c.state == State.CUTTING))
         mine = stored(version.pipeline)
         with self._database.unit_of_work() as work:
-            hold(work, lease)
+            self._leases.hold(work, lease)
             failed = update.values(state=version.state, error=version.error)
             if work.connection.execute(failed).rowcount != 1:
                 return

@@ -3,19 +3,15 @@
 import sqlalchemy as sa
 from alembic import op
 
+from everloop_runtime.leases import lease_table
+
 revision = "0014"
 down_revision = "0013"
 
 
 def upgrade() -> None:
     """Makes the table."""
-    op.create_table(
-        "cut_leases",
-        sa.Column("pipeline", sa.String(63), primary_key=True),
-        sa.Column("holder", sa.Text, nullable=False),
-        sa.Column("number", sa.BigInteger, nullable=False),
-        sa.Column("expire_time", sa.DateTime, nullable=False),
-    )
+    lease_table("cut_leases", sa.MetaData()).create(op.get_bind())
 
 
 def downgrade() -> None:
