@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import stat
@@ -276,3 +277,23 @@ def test_who_lost_its_turn_publishes_nothing(place: Place) -> None:
     with pytest.raises(EverloopError):
         place.repository.publish(version(2), [part_of(b"one")], {}, lost)
     assert place.git("show-ref") == before
+
+
+def test_a_clone_gets_a_tag_by_stock_dvc_pull_and_its_hashes_match(place: Place) -> None:
+    contents = [b"zero", b"one", b"two"]
+    first = place.publish(1, *contents)
+    place.publish(2, b"other")
+    clone = place.folder / "clone"
+    place.git("clone", "--quiet", place.repository.url, str(clone))
+    dvc = str(Path(sys.executable).with_name("dvc"))
+    for command in (["git", "checkout", "--quiet", first.tag], [dvc, "pull", "parcels/rows"]):
+        subprocess.run(command, cwd=clone, check=True, capture_output=True)
+    files = sorted((clone / "parcels" / "rows").iterdir())
+    assert [file.read_bytes() for file in files] == contents
+    pulled = [hashlib.md5(file.read_bytes()).hexdigest() for file in files]
+    listing = [{"md5": md5, "relpath": file.name} for md5, file in zip(pulled, files, strict=True)]
+    # As DVC hashes a directory: its listing as JSON, keys in order.
+    text = json.dumps(listing, sort_keys=True).encode()
+    assert first.md5 == hashlib.md5(text).hexdigest() + ".dir"
+    status = subprocess.run([dvc, "status"], cwd=clone, check=True, capture_output=True, text=True)
+    assert "up to date" in status.stdout

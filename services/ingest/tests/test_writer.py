@@ -293,6 +293,25 @@ def test_reading_goes_on_where_pressure_and_a_rebalance_coincide(pipeline: Pipel
     assert log.settled == list(range(60))
 
 
+def test_reading_stops_at_the_bytes_that_may_wait_and_goes_on(pipeline: Pipeline) -> None:
+    log = Log(list(range(60)), 60)
+    writer, client = make_writer(pipeline, log, lambda name: False)
+    client.value = b"x" * 100_000
+    most = 1_000_000
+    writer._limits = replace(LIMITS, buffer_rows=1000, buffer_bytes=most)
+    held: Future[bool | None] = Future()
+    busy: Any = SimpleNamespace(submit=lambda work, batch: held)
+    for _ in range(12):
+        writer._turn(client, busy)
+    [(batch, running, _)] = writer._running.values()
+    size = running + sum(buffer.size for buffer in writer._buffers.values())
+    assert client.stopped
+    assert most <= size < most + 5 * (100_000 + _MESSAGE_BYTES)  # what one poll brings comes on top
+    held.set_result(log.settle(batch))
+    finish(writer, client, log)
+    assert log.settled == list(range(60))
+
+
 @pytest.mark.parametrize(("fit", "most"), [(1.0, 1), (3.0, 3), (3.9, 3), (0.1, 1)])
 def test_a_flood_is_settled_in_batches_of_bounded_bytes(
     pipeline: Pipeline, fit: float, most: int
