@@ -577,7 +577,7 @@ def addresses(fake: FakeEverloop) -> Iterator[Addresses]:
     server = grpc.server(ThreadPoolExecutor(8))
     ingest_pb2_grpc.add_IngestServiceServicer_to_server(Ingest(fake), server)  # type: ignore[abstract]
     training_pb2_grpc.add_TrainingServiceServicer_to_server(Training(fake), server)
-    registry_pb2_grpc.add_RegistryServiceServicer_to_server(Registry(fake), server)
+    registry_pb2_grpc.add_RegistryServiceServicer_to_server(Registry(fake), server)  # type: ignore[abstract]
     monitoring_pb2_grpc.add_MonitoringServiceServicer_to_server(Monitoring(), server)
     inference_pb2_grpc.add_InferenceServiceServicer_to_server(Inference(fake), server)  # type: ignore[abstract]
     grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Tensors(fake), server)  # type: ignore[abstract]

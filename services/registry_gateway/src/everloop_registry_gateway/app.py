@@ -10,10 +10,12 @@ from prometheus_client import REGISTRY
 
 from everloop_contracts.pipeline import PipelineError, load_pipelines
 from everloop_contracts.stubs.everloop.registry.v1 import registry_pb2, registry_pb2_grpc
+from everloop_registry_gateway.adapters.artifact_cache import ArtifactCache
 from everloop_registry_gateway.adapters.mlflow import MlflowRegistry
 from everloop_registry_gateway.adapters.rollouts import RolloutStore
 from everloop_registry_gateway.adapters.store import Store
 from everloop_registry_gateway.approve import Approvals
+from everloop_registry_gateway.artifacts import Artifacts
 from everloop_registry_gateway.consumer import on_drift, on_training
 from everloop_registry_gateway.domain import GATEWAY
 from everloop_registry_gateway.metrics import RolloutsByState, VersionsByStage
@@ -57,9 +59,13 @@ def main() -> int:
         return 2
     database = Database(settings.database_url)
     database.upgrade(Path(__file__).parent / "migrations")
-    registry = MlflowRegistry(settings.mlflow_uri, settings.mlflow_timeout_seconds)
-    promoter = Promoter(database, registry, settings.mlflow_timeout_seconds)
-    registrar = Registrar(database, registry, promoter, pipelines)
+    registry = MlflowRegistry(
+        settings.mlflow_uri, settings.mlflow_timeout_seconds, settings.artifact_seconds
+    )
+    cache = ArtifactCache(settings.data_dir / "artifacts", settings.artifact_cache_bytes)
+    artifacts = Artifacts(registry, cache, settings.artifact_seconds)
+    promoter = Promoter(database, registry, artifacts, settings.mlflow_timeout_seconds)
+    registrar = Registrar(database, registry, artifacts, promoter, pipelines)
     approvals = Approvals(database, promoter, pipelines)
     rollouts = Rollouts(database, promoter, pipelines)
     observer = Observer(
@@ -68,7 +74,15 @@ def main() -> int:
         settings.rollout_replicas,
         timedelta(seconds=settings.rollout_fresh_seconds),
     )
-    servicer = RegistryServicer(database, promoter, approvals, rollouts, observer)
+    servicer = RegistryServicer(
+        database,
+        promoter,
+        approvals,
+        rollouts,
+        observer,
+        artifacts,
+        send_seconds=settings.artifact_seconds,
+    )
 
     def count_versions() -> dict[tuple[str, str], int]:
         with database.read() as connection:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+
 import grpc
 
 from everloop_contracts.stubs.everloop.registry.v1 import registry_pb2, registry_pb2_grpc
@@ -9,6 +12,7 @@ from everloop_registry_gateway.adapters.rollouts import RolloutStore
 from everloop_registry_gateway.adapters.store import Store
 from everloop_registry_gateway.adapters.trail import Trail
 from everloop_registry_gateway.approve import Approvals
+from everloop_registry_gateway.artifacts import Artifacts
 from everloop_registry_gateway.convert import (
     ROLLOUT_STATES,
     audit_message,
@@ -41,13 +45,20 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         approvals: Approvals,
         rollouts: Rollouts,
         observer: Observer,
+        artifacts: Artifacts,
+        send_seconds: float = 120.0,
     ) -> None:
-        """Takes the gateway's database, and what does the work: moves, rulings, rollouts and their reports."""
+        """Takes the gateway's database, and what does the work: moves, rulings, rollouts and their reports, files.
+
+        A replica that has not taken the files of a version after `send_seconds` is cut off.
+        """
         self._database = database
         self._promoter = promoter
         self._approvals = approvals
         self._rollouts = rollouts
         self._observer = observer
+        self._artifacts = artifacts
+        self._send_seconds = send_seconds
 
     def ListModelVersions(
         self, request: registry_pb2.ListModelVersionsRequest, context: grpc.ServicerContext
@@ -86,6 +97,26 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
             versions=map(version_message, versions),
             trials=[trial_message(version, rollout) for version, rollout in trials],
         )
+
+    def GetArtifacts(
+        self, request: registry_pb2.GetArtifactsRequest, context: grpc.ServicerContext
+    ) -> Iterator[registry_pb2.GetArtifactsResponse]:
+        """Hands out the files of a version."""
+        _require(model=request.model)
+        _not_negative("version", request.version)
+        if not request.version:
+            raise invalid("version", "name the version whose files are wanted, 1 or higher")
+        with self._database.read() as connection:
+            version = find(Store(connection), request.model, request.version)
+        # What is sent waits for who takes it, for ever if need be: the worker is needed again.
+        limit = threading.Timer(self._send_seconds, context.cancel)
+        limit.daemon = True
+        limit.start()
+        try:
+            for path, data in self._artifacts.parts(version):
+                yield registry_pb2.GetArtifactsResponse(path=path, data=data)
+        finally:
+            limit.cancel()
 
     def PromoteModelVersion(
         self, request: registry_pb2.PromoteModelVersionRequest, context: grpc.ServicerContext

@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import tempfile
-from collections.abc import Mapping
-from pathlib import Path
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
+from everloop_contracts.artifacts import EXPORT
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.mlflow_errors import translated
 
 __all__ = ["MlflowRegistry"]
 
+if TYPE_CHECKING:
+    from mlflow.store.artifact.artifact_repo import ArtifactRepository
+
 TRAINING_TAG = "everloop.training_id"
-ONNX = "model/model.onnx"
-"""The one file of a model, below its run."""
+MODEL = "model"
+"""Name of the logged model of a run."""
+BESIDE = ("everloop/manifest.json", "everloop/golden.json")
+"""What replicas load besides it."""
+DOWNLOADS = 8
+"""Files that are downloaded at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A file in a store, and where it goes below the folder of its version."""
+
+    store: ArtifactRepository
+    path: str
+    size: int
+    target: str
 
 
 class MlflowRegistry:
@@ -25,8 +46,10 @@ class MlflowRegistry:
     by itself could leave two versions.
     """
 
-    def __init__(self, uri: str, timeout_seconds: int = 10) -> None:
-        """Takes the address of MLflow and the time it gets for one answer."""
+    def __init__(
+        self, uri: str, timeout_seconds: int = 10, download_seconds: float = 120.0
+    ) -> None:
+        """Takes the address of MLflow, the time it gets for one answer, and for the files of one version."""
         # MLflow's client takes these from the environment of the process and from nowhere else.
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -36,6 +59,7 @@ class MlflowRegistry:
         from mlflow import MlflowClient
 
         self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        self._download_seconds = download_seconds
 
     def ensure_version(
         self, model: str, training_id: str, run_id: str, source: str, tags: Mapping[str, str]
@@ -90,24 +114,53 @@ class MlflowRegistry:
             tags: dict[str, str] = self._client.get_model_version(model, str(version)).tags
             return tags
 
-    def digest(self, run_id: str) -> str:
-        """Downloads the file: MLflow keeps no digest of its own that nobody else could write."""
-        from mlflow.artifacts import download_artifacts
+    def download(self, run_id: str, folder: Path, most_bytes: int) -> None:
+        """Asks the stores of the run and of its logged model themselves.
 
-        with tempfile.TemporaryDirectory() as folder:
-            with translated(files=True):
-                found = download_artifacts(
-                    artifact_uri=f"runs:/{run_id}/{ONNX}",
-                    dst_path=folder,
-                    tracking_uri=self._client.tracking_uri,
+        MLflow's own way to a run's files takes an outage for a file that is not there.
+        """
+        began = time.monotonic()
+        with _transferring(run_id):
+            files = self._files(run_id)
+            size = sum(file.size for file in files)
+            if size > most_bytes:
+                raise EverloopError(
+                    Kind.PRECONDITION,
+                    "ARTIFACT_TOO_LARGE",
+                    f"the files of run {run_id} are {size} bytes, the gateway takes {most_bytes}: raise "
+                    "EVERLOOP_ARTIFACT_CACHE_BYTES",
+                    run_id=run_id,
                 )
-            with Path(found).open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
+            pool = ThreadPoolExecutor(DOWNLOADS, thread_name_prefix="mlflow-download")
+            try:
+                left = began + self._download_seconds - time.monotonic()
+                _finish(run_id, [pool.submit(_fetch, file, folder) for file in files], left)
+            finally:
+                # What still hangs ends by the time that MLflow gets for one answer, or with the process.
+                pool.shutdown(wait=False, cancel_futures=True)
 
     def check_version(self, model: str, version: int) -> None:
         """Asks for the version."""
         with translated():
             self._client.get_model_version(model, str(version))
+
+    def _files(self, run_id: str) -> list[_File]:
+        """What replicas load of a run; a file of its logged model stands before one that the run has under its name."""
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        uri = self._client.tracking_uri
+        run = get_artifact_repository(self._client.get_run(run_id).info.artifact_uri, uri)
+        found = {
+            file.target: file
+            for file in _listed(run, "everloop", "everloop")
+            if f"everloop/{file.path.rpartition('/')[2]}" in BESIDE
+        }
+        found |= {file.target: file for file in _listed(run, MODEL, MODEL)}
+        if model_id := self._logged_model(f"runs:/{run_id}/{MODEL}"):
+            location = self._client.get_logged_model(model_id).artifact_location
+            logged = get_artifact_repository(location, uri)
+            found |= {file.target: file for file in _listed(logged, "", MODEL)}
+        return list(found.values())
 
     def _find(self, model: str, training_id: str, run_id: str) -> int:
         versions = self._client.search_model_versions(f"run_id = '{run_id}'")
@@ -145,3 +198,58 @@ class MlflowRegistry:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
+
+
+def _listed(store: ArtifactRepository, folder: str, prefix: str) -> Iterator[_File]:
+    """Every file below a folder of a store; `prefix` is what the folder is called among the files of a version."""
+    for found in store.list_artifacts(folder or None):
+        if found.is_dir:
+            if found.path != folder:
+                yield from _listed(store, found.path, f"{prefix}/{PurePosixPath(found.path).name}")
+            continue
+        name = PurePosixPath(found.path).name
+        yield _File(store, found.path, found.file_size or 0, _target(f"{prefix}/{name}"))
+
+
+def _target(path: str) -> str:
+    """Where replicas look for a file: the export, the manifest and the golden rows are next to the logged model."""
+    return PurePosixPath(path).name if path == f"{MODEL}/{EXPORT}" or path in BESIDE else path
+
+
+def _fetch(file: _File, folder: Path) -> None:
+    target = folder / file.target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Each kind of store implements this; `download_artifacts` would ask it first whether the file is a folder.
+    file.store._download_file(file.path, str(target))
+
+
+def _finish(run_id: str, downloads: list[Future[None]], seconds: float) -> None:
+    done, waiting = wait(downloads, max(seconds, 0), FIRST_EXCEPTION)
+    for download in done:
+        download.result()
+    if waiting:
+        raise EverloopError(
+            Kind.UNAVAILABLE,
+            "MLFLOW_UNAVAILABLE",
+            f"MLflow does not give the files of run {run_id} in time: try again",
+        )
+
+
+@contextmanager
+def _transferring(run_id: str) -> Iterator[None]:
+    """As `translated`, for what the stores of files raise beside MLflow's own errors."""
+    from requests import HTTPError, RequestException
+
+    try:
+        with translated(files=True):
+            yield
+    except HTTPError as error:
+        is_gone = error.response is not None and error.response.status_code == 404
+        kind, reason = (
+            (Kind.NOT_FOUND, "NOT_IN_MLFLOW") if is_gone else (Kind.INTERNAL, "MLFLOW_FAILED")
+        )
+        raise EverloopError(kind, reason, f"the files of run {run_id}: {error}") from error
+    except RequestException as error:
+        raise EverloopError(
+            Kind.UNAVAILABLE, "MLFLOW_UNAVAILABLE", f"the files of run {run_id} broke off: {error}"
+        ) from error
