@@ -6,14 +6,18 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["EXPORT", "artifact_sha256", "digests"]
+__all__ = ["COMPILED", "EXPORT", "artifact_sha256", "digests"]
 
 EXPORT = "model.onnx"
 """The exported graph among them."""
+COMPILED = "__pycache__"
+"""Folder of what Python has compiled: never among them."""
 
 
 def digests(folder: Path) -> dict[str, str]:
     """SHA-256, hexadecimal, of every file below a folder, by its path there, parted by slashes.
+
+    What Python writes beside a model's own modules, `__pycache__`, is left out: it is no part of a version.
 
     Raises:
         OSError: one cannot be read.
@@ -21,7 +25,7 @@ def digests(folder: Path) -> dict[str, str]:
     return {
         path.relative_to(folder).as_posix(): _digest(path)
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and COMPILED not in path.parts
     }
 
 

@@ -56,7 +56,7 @@ class Package:
     def close(self) -> None:
         """See `ports.Registry`; it holds nothing."""
 
-    def download(self, run_id: str, folder: Path) -> None:
+    def download(self, wanted: Wanted, folder: Path) -> None:
         """See `ports.Artifacts`."""
         shutil.copytree(self.folder, folder, dirs_exist_ok=True)
 

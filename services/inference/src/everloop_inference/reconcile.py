@@ -63,7 +63,8 @@ class Reconciler:
         self._loader = loader
         self._models = models
         self._state = state
-        self._attempts = Attempts(loader, policies, retry_max_seconds, downloads)
+        self._due = threading.Event()
+        self._attempts = Attempts(loader, policies, retry_max_seconds, downloads, self.wake)
         self._rollouts = Rollouts(registry, self._attempts, models, replica)
         self._named: frozenset[Wanted] = frozenset()
         self._unnamed: frozenset[str] = frozenset()
@@ -114,16 +115,26 @@ class Reconciler:
             self._prune()
         return True
 
+    def wake(self) -> None:
+        """Lets `run` go on at once; for any thread."""
+        self._due.set()
+
     def run(self, stopping: threading.Event, seconds: float, settled: threading.Event) -> None:
-        """Calls `once` now and every so many seconds until told to stop; says when nothing is on its way any more."""
+        """Calls `once` now, every so many seconds and when woken, until told to stop, of which it must be woken.
+
+        Says when nothing is on its way any more.
+        """
         while True:
+            self._due.clear()
             try:
                 self.once()
             except Exception:
                 log.exception("reconciling failed, what serves goes on")
             if not self._attempts.downloading:
                 settled.set()
-            if stopping.wait(seconds):
+            if not stopping.is_set():
+                self._due.wait(seconds)
+            if stopping.is_set():
                 return
 
     def _promote(self, wanted: Wanted) -> bool:

@@ -21,7 +21,7 @@ class RegistrySettings(ServiceSettings):
     metrics_address: str = "127.0.0.1:9403"
     mlflow_timeout_seconds: int = Field(default=10, ge=1)
     """Time that MLflow gets for one answer, and a call for its turn at a model, in seconds."""
-    artifact_cache_bytes: int = Field(default=2 * 1024**3, ge=1)
+    artifact_cache_bytes: int = Field(default=1024**3, ge=1)
     """Disk for files of versions that replicas ask for, in bytes; a version with more is refused. Downloads that run
     come on top."""
     artifact_seconds: float = Field(default=120.0, gt=0)

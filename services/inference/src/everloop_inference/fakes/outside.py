@@ -82,12 +82,13 @@ class MemoryArtifacts:
         self.downloads = 0
         self.runs: dict[str, Artifact] = {}
 
-    def download(self, run_id: str, folder: Path) -> None:
+    def download(self, wanted: Wanted, folder: Path) -> None:
         """See `ports.Artifacts`."""
-        if self.down or run_id not in self.runs:
-            raise EverloopError(Kind.UNAVAILABLE, "ARTIFACT_UNAVAILABLE", f"no run {run_id}")
+        if self.down or wanted.run_id not in self.runs:
+            what = f"no run {wanted.run_id}"
+            raise EverloopError(Kind.UNAVAILABLE, "ARTIFACT_UNAVAILABLE", what)
         self.downloads += 1
-        self.runs[run_id].write(folder)
+        self.runs[wanted.run_id].write(folder)
 
 
 class MemorySink:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from everloop_contracts.artifacts import EXPORT
+from everloop_contracts.artifacts import COMPILED, EXPORT
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.mlflow_errors import translated
 
@@ -203,6 +203,8 @@ class MlflowRegistry:
 def _listed(store: ArtifactRepository, folder: str, prefix: str) -> Iterator[_File]:
     """Every file below a folder of a store; `prefix` is what the folder is called among the files of a version."""
     for found in store.list_artifacts(folder or None):
+        if PurePosixPath(found.path).name == COMPILED:
+            continue
         if found.is_dir:
             if found.path != folder:
                 yield from _listed(store, found.path, f"{prefix}/{PurePosixPath(found.path).name}")
