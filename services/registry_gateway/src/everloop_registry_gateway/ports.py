@@ -42,7 +42,7 @@ class ModelRegistry(Protocol):
         """Puts the files that replicas load, as they lie with a run now, into an empty folder.
 
         These are `model.onnx`, `manifest.json`, `golden.json` and the rest of the logged model below `model/`, as far
-        as they are there.
+        as they are there; without descriptions of its environment, and without what Python has compiled.
 
         Raises:
             EverloopError: as all of them; kind precondition, reason ARTIFACT_TOO_LARGE, if they are more than

@@ -18,13 +18,26 @@ from everloop_runtime.mlflow_errors import translated
 __all__ = ["MlflowRegistry"]
 
 if TYPE_CHECKING:
+    from mlflow.entities import LoggedModel
     from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
 TRAINING_TAG = "everloop.training_id"
 MODEL = "model"
 """Name of the logged model of a run."""
-BESIDE = ("everloop/manifest.json", "everloop/golden.json")
-"""What replicas load besides it."""
+FOLDER = "everloop"
+BESIDE = {"manifest.json", "golden.json"}
+"""What replicas load besides it, of this folder."""
+DESCRIPTIONS = {
+    f"{MODEL}/{name}"
+    for name in (
+        "conda.yaml",
+        "python_env.yaml",
+        "requirements.txt",
+        "input_example.json",
+        "serving_input_example.json",
+    )
+}
+"""What MLflow writes for whoever builds an environment for a model, or asks it; nothing that loads it reads them."""
 DOWNLOADS = 8
 """Files that are downloaded at once."""
 
@@ -70,7 +83,7 @@ class MlflowRegistry:
             if found:
                 return found
             self._ensure_model(model)
-            model_id = self._logged_model(source)
+            model_id = self._model_id(source)
             made = self._client.create_model_version(
                 model,
                 f"models:/{model_id}" if model_id else source,
@@ -121,18 +134,18 @@ class MlflowRegistry:
         """
         began = time.monotonic()
         with _transferring(run_id):
-            files = self._files(run_id)
-            size = sum(file.size for file in files)
-            if size > most_bytes:
-                raise EverloopError(
-                    Kind.PRECONDITION,
-                    "ARTIFACT_TOO_LARGE",
-                    f"the files of run {run_id} are {size} bytes, the gateway takes {most_bytes}: raise "
-                    "EVERLOOP_ARTIFACT_CACHE_BYTES",
-                    run_id=run_id,
-                )
             pool = ThreadPoolExecutor(DOWNLOADS, thread_name_prefix="mlflow-download")
             try:
+                files = self._files(run_id, pool)
+                size = sum(file.size for file in files)
+                if size > most_bytes:
+                    raise EverloopError(
+                        Kind.PRECONDITION,
+                        "ARTIFACT_TOO_LARGE",
+                        f"the files of run {run_id} are {size} bytes, the gateway takes {most_bytes}: raise "
+                        "EVERLOOP_ARTIFACT_CACHE_BYTES",
+                        run_id=run_id,
+                    )
                 left = began + self._download_seconds - time.monotonic()
                 _finish(run_id, [pool.submit(_fetch, file, folder) for file in files], left)
             finally:
@@ -144,23 +157,24 @@ class MlflowRegistry:
         with translated():
             self._client.get_model_version(model, str(version))
 
-    def _files(self, run_id: str) -> list[_File]:
-        """What replicas load of a run; a file of its logged model stands before one that the run has under its name."""
+    def _files(self, run_id: str, pool: ThreadPoolExecutor) -> list[_File]:
+        """What replicas load of a run: its logged model, or what it has in a folder of that name, and two files beside."""
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
         uri = self._client.tracking_uri
-        run = get_artifact_repository(self._client.get_run(run_id).info.artifact_uri, uri)
-        found = {
-            file.target: file
-            for file in _listed(run, "everloop", "everloop")
-            if f"everloop/{file.path.rpartition('/')[2]}" in BESIDE
-        }
-        found |= {file.target: file for file in _listed(run, MODEL, MODEL)}
-        if model_id := self._logged_model(f"runs:/{run_id}/{MODEL}"):
-            location = self._client.get_logged_model(model_id).artifact_location
-            logged = get_artifact_repository(location, uri)
-            found |= {file.target: file for file in _listed(logged, "", MODEL)}
-        return list(found.values())
+        info = self._client.get_run(run_id).info
+        run = get_artifact_repository(info.artifact_uri, uri)
+        listed = pool.submit(lambda: list(_listed(run, FOLDER, FOLDER)))
+        logged = self._logged_model(info.experiment_id, run_id, MODEL)
+        model = (
+            _listed(get_artifact_repository(logged.artifact_location, uri), "", MODEL)
+            if logged
+            else _listed(run, MODEL, MODEL)
+        )
+        return [
+            *(file for file in model if file.target not in DESCRIPTIONS),
+            *(file for file in listed.result() if file.target in BESIDE),
+        ]
 
     def _find(self, model: str, training_id: str, run_id: str) -> int:
         versions = self._client.search_model_versions(f"run_id = '{run_id}'")
@@ -171,7 +185,7 @@ class MlflowRegistry:
         ]
         return min(numbers, default=0)
 
-    def _logged_model(self, source: str) -> str | None:
+    def _model_id(self, source: str) -> str | None:
         """Id of the logged model behind a source; None if it is a plain folder of artifacts.
 
         A version whose source is `runs:/…/model` cannot be loaded by its alias: MLflow keeps the files of a logged
@@ -182,13 +196,19 @@ class MlflowRegistry:
         if not source.startswith("runs:/"):
             return None
         run_id, _, name = source.removeprefix("runs:/").partition("/")
+        experiment = self._client.get_run(run_id).info.experiment_id
+        found = self._logged_model(experiment, run_id, name)
+        return found.model_id if found else None
+
+    def _logged_model(self, experiment: str, run_id: str, name: str) -> LoggedModel | None:
+        """The newest of a run with a name."""
         found = self._client.search_logged_models(
-            [self._client.get_run(run_id).info.experiment_id],
+            [experiment],
             filter_string=f"name = '{name}' AND source_run_id = '{run_id}'",
             order_by=[{"field_name": "creation_timestamp", "ascending": False}],
             max_results=1,
         )
-        return found[0].model_id if found else None
+        return found[0] if found else None
 
     def _ensure_model(self, model: str) -> None:
         from mlflow.exceptions import MlflowException
@@ -215,7 +235,9 @@ def _listed(store: ArtifactRepository, folder: str, prefix: str) -> Iterator[_Fi
 
 def _target(path: str) -> str:
     """Where replicas look for a file: the export, the manifest and the golden rows are next to the logged model."""
-    return PurePosixPath(path).name if path == f"{MODEL}/{EXPORT}" or path in BESIDE else path
+    folder, _, name = path.partition("/")
+    is_beside = path == f"{MODEL}/{EXPORT}" or (folder == FOLDER and name in BESIDE)
+    return name if is_beside else path
 
 
 def _fetch(file: _File, folder: Path) -> None:

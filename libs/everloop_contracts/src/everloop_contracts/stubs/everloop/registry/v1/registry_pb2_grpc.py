@@ -149,8 +149,8 @@ class RegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetArtifacts(self, request, context):
-        """Hands out the files that a replica loads of a version: `model.onnx`, `manifest.json`, `golden.json`, and the logged
-        model below `model/`, as far as they are there. Fails with UNAVAILABLE if MLflow does not answer and the gateway
+        """Hands out the files that a replica loads of a version: `model.onnx`, `manifest.json`, `golden.json`, and the rest of
+        the logged model below `model/`, as far as they are there and something that loads it reads them. Fails with UNAVAILABLE if MLflow does not answer and the gateway
         has no copy, and with FAILED_PRECONDITION if the files are not those that were registered.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -42,8 +42,8 @@ class RegistryServiceStub:
     serve.
     """
     GetArtifacts: _grpc.UnaryStreamMultiCallable[_registry_pb2.GetArtifactsRequest, _registry_pb2.GetArtifactsResponse]
-    """Hands out the files that a replica loads of a version: `model.onnx`, `manifest.json`, `golden.json`, and the logged
-    model below `model/`, as far as they are there. Fails with UNAVAILABLE if MLflow does not answer and the gateway
+    """Hands out the files that a replica loads of a version: `model.onnx`, `manifest.json`, `golden.json`, and the rest of
+    the logged model below `model/`, as far as they are there and something that loads it reads them. Fails with UNAVAILABLE if MLflow does not answer and the gateway
     has no copy, and with FAILED_PRECONDITION if the files are not those that were registered.
     """
     PromoteModelVersion: _grpc.UnaryUnaryMultiCallable[_registry_pb2.PromoteModelVersionRequest, _registry_pb2.PromoteModelVersionResponse]
@@ -100,8 +100,8 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     serve.
     """
     GetArtifacts: _aio.UnaryStreamMultiCallable[_registry_pb2.GetArtifactsRequest, _registry_pb2.GetArtifactsResponse]  # type: ignore[assignment]
-    """Hands out the files that a replica loads of a version: `model.onnx`, `manifest.json`, `golden.json`, and the logged
-    model below `model/`, as far as they are there. Fails with UNAVAILABLE if MLflow does not answer and the gateway
+    """Hands out the files that a replica loads of a version: `model.onnx`, `manifest.json`, `golden.json`, and the rest of
+    the logged model below `model/`, as far as they are there and something that loads it reads them. Fails with UNAVAILABLE if MLflow does not answer and the gateway
     has no copy, and with FAILED_PRECONDITION if the files are not those that were registered.
     """
     PromoteModelVersion: _aio.UnaryUnaryMultiCallable[_registry_pb2.PromoteModelVersionRequest, _registry_pb2.PromoteModelVersionResponse]  # type: ignore[assignment]
@@ -179,8 +179,8 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.GetArtifactsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_registry_pb2.GetArtifactsResponse], _abc.AsyncIterator[_registry_pb2.GetArtifactsResponse]]:
-        """Hands out the files that a replica loads of a version: `model.onnx`, `manifest.json`, `golden.json`, and the logged
-        model below `model/`, as far as they are there. Fails with UNAVAILABLE if MLflow does not answer and the gateway
+        """Hands out the files that a replica loads of a version: `model.onnx`, `manifest.json`, `golden.json`, and the rest of
+        the logged model below `model/`, as far as they are there and something that loads it reads them. Fails with UNAVAILABLE if MLflow does not answer and the gateway
         has no copy, and with FAILED_PRECONDITION if the files are not those that were registered.
         """
 
