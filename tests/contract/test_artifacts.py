@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from dataclasses import replace
@@ -21,6 +22,8 @@ from everloop_inference.adapters.registry import GrpcRegistry
 from everloop_inference.domain import ServingPolicy, Wanted
 from everloop_inference.fakes import Artifact, sample_artifact
 from everloop_inference.models.load import Loader
+from everloop_inference.models.swap import Models
+from everloop_inference.reconcile import Reconciler
 from everloop_registry_gateway.adapters.artifact_cache import ArtifactCache
 from everloop_registry_gateway.adapters.memory import MemoryRegistry
 from everloop_registry_gateway.adapters.store import Store
@@ -28,6 +31,7 @@ from everloop_registry_gateway.artifacts import PART_BYTES, Artifacts
 from everloop_registry_gateway.domain import ModelVersion, Stage
 from everloop_registry_gateway.servicer import RegistryServicer
 from everloop_registry_gateway.settings import RegistrySettings
+from everloop_registry_gateway.watch import ProductionWatch
 from everloop_runtime.database import Database
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.grpc_server import GrpcServer
@@ -46,15 +50,20 @@ class Gateway:
         self.database = database
         self.cache = ArtifactCache(folder / "cache", 1 << 24)
         self.artifacts = Artifacts(self.mlflow, self.cache)
+        self.watch = ProductionWatch(database, 0.02)
         unused: Any = None
-        servicer = RegistryServicer(database, unused, unused, unused, unused, self.artifacts)
+        servicer = RegistryServicer(
+            database, unused, unused, unused, unused, self.artifacts, self.watch
+        )
         address = f"unix:{folder / 'gateway.sock'}"
         self.server = GrpcServer(
             RegistrySettings(grpc_address=address, drain_seconds=0, grpc_workers=4),
             [],
             [lambda it: registry_pb2_grpc.add_RegistryServiceServicer_to_server(servicer, it)],
         )
-        self.server.start(Stopper())
+        self.stopper = Stopper()
+        self.server.start(self.stopper)
+        self.watch.start(self.stopper)
         self.client = GrpcRegistry(address, 10, 20)
 
     def register(self, artifact: Artifact, more: Files | None = None) -> Wanted:
@@ -103,6 +112,8 @@ def gateway(migrated: Callable[[Path], Path], tmp_path: Path) -> Iterator[Gatewa
     gateway = Gateway(tmp_path, database)
     yield gateway
     gateway.client.close()
+    gateway.stopper.stop()
+    gateway.watch.stop()
     gateway.server.stop()
     database.close()
 
@@ -121,6 +132,36 @@ def test_a_replica_loads_what_the_gateway_hands_out(gateway: Gateway, loader: Lo
     wanted = gateway.register(sample_artifact(), {"model/weights": BIG, "model/__init__.py": b""})
     assert len(wanted.artifact_sha256) == 64
     assert loader.load(wanted, ServingPolicy()).version == 1
+
+
+def test_a_replica_that_looks_once_a_minute_serves_a_promoted_version_at_once(
+    gateway: Gateway, tmp_path: Path
+) -> None:
+    models = Models()
+    loader = Loader(gateway.client, LocalEngines(), tmp_path / "replica" / "artifacts")
+    state = tmp_path / "replica" / "serving.json"
+    reconciler = Reconciler(gateway.client, loader, models, {}, state, "replica")
+    stopping, settled = threading.Event(), threading.Event()
+    threads = [
+        threading.Thread(target=reconciler.run, args=(stopping, 60.0, settled)),
+        threading.Thread(target=reconciler.watch, args=(stopping,)),
+    ]
+    for thread in threads:
+        thread.start()
+    assert settled.wait(10)
+    gateway.register(sample_artifact())
+    began = time.monotonic()
+    while not models.serving and time.monotonic() < began + 10:
+        time.sleep(0.01)
+    took = time.monotonic() - began
+    stopping.set()
+    reconciler.wake()
+    gateway.client.close()
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
+    assert models.serving["flights"].version == 1
+    assert took < 5
 
 
 def test_many_replicas_get_the_files_of_one_download(gateway: Gateway, tmp_path: Path) -> None:

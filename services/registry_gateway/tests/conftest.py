@@ -46,6 +46,7 @@ from everloop_registry_gateway.register import Registrar
 from everloop_registry_gateway.rollout import EndRequest, Rollouts, StartRequest
 from everloop_registry_gateway.servicer import RegistryServicer
 from everloop_registry_gateway.settings import RegistrySettings
+from everloop_registry_gateway.watch import ProductionWatch
 from everloop_runtime.clients import channel
 from everloop_runtime.database import Database
 from everloop_runtime.events import Event, decode
@@ -115,6 +116,7 @@ class World:
         cache = ArtifactCache(self.folder / "artifacts", self.cache_bytes)
         self.artifacts = Artifacts(self.registry, cache, wait_seconds=10)
         self.promoter = Promoter(self.database, self.registry, self.artifacts)
+        self.watch = ProductionWatch(self.database, 0.02)
         self.pipelines["late"] = self.pipeline
         self.registrar = Registrar(
             self.database, self.registry, self.artifacts, self.promoter, self.pipelines
@@ -344,6 +346,7 @@ def artifacts_stub(world: World, tmp_path: Path) -> Iterator[Callable[..., Any]]
                 world.rollouts,
                 world.observer,
                 world.artifacts,
+                world.watch,
                 send_seconds,
             )
             server = GrpcServer(

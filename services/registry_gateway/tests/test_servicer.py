@@ -27,6 +27,7 @@ def stub(world, tmp_path):
         world.rollouts,
         world.observer,
         world.artifacts,
+        world.watch,
     )
     server = GrpcServer(
         RegistrySettings(grpc_address=address, drain_seconds=0),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -48,6 +49,10 @@ class Package:
     def production(self) -> Production:
         """See `ports.Registry`."""
         return Production([self.wanted])
+
+    def changes(self) -> Iterator[None]:
+        """See `ports.Registry`; there are none."""
+        return iter(())
 
     def report(self, report: Report) -> bool:
         """See `ports.Registry`; there is never a trial."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -63,6 +63,13 @@ class Registry(Protocol):
 
         Raises:
             EverloopError: kind unavailable: the registry does not answer.
+        """
+
+    def changes(self) -> Iterator[None]:
+        """Yields when something else may be in Production or on trial; it may end, and be asked again, at any time.
+
+        Raises:
+            EverloopError: the registry does not tell.
         """
 
     def report(self, report: Report) -> bool:

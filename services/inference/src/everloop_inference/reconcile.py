@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
@@ -21,6 +22,9 @@ from everloop_runtime.errors import EverloopError
 __all__ = ["Reconciler"]
 
 log = logging.getLogger(__name__)
+
+WATCH_AGAIN_SECONDS = (0.5, 3.0)
+"""Least and longest pause before the registry is asked again to tell of changes."""
 
 
 class Reconciler:
@@ -114,6 +118,16 @@ class Reconciler:
         if self._rollouts.follow(production.trials):
             self._prune()
         return True
+
+    def watch(self, stopping: threading.Event) -> None:
+        """Wakes `run` when the registry tells of a change, until told to stop; `run` sees the others later."""
+        while not stopping.is_set():
+            try:
+                for _ in self._registry.changes():
+                    self.wake()
+            except EverloopError as error:
+                log.debug("the registry does not tell of changes: %s", error)
+            stopping.wait(random.uniform(*WATCH_AGAIN_SECONDS))
 
     def wake(self) -> None:
         """Lets `run` go on at once; for any thread."""

@@ -149,6 +149,10 @@ class Replica:
             daemon=True,
         )
 
+        self._watching = threading.Thread(
+            target=self.reconciler.watch, args=(self._stopping,), name="watch", daemon=True
+        )
+
     def start(self) -> None:
         """Lets the last good set serve, gets what the registry names, and listens.
 
@@ -159,6 +163,7 @@ class Replica:
         # A replica that listens shares its address with others: it must know what they know. One of a pool was started
         # for requests that wait.
         self._reconciling.start()
+        self._watching.start()
         self._primed.wait(self._prime_seconds)
         REGISTRY.register(self.log.books)
         REGISTRY.register(self._trial_metrics)

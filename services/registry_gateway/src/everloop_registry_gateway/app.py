@@ -26,6 +26,7 @@ from everloop_registry_gateway.register import Registrar
 from everloop_registry_gateway.rollout import Rollouts
 from everloop_registry_gateway.servicer import RegistryServicer
 from everloop_registry_gateway.settings import RegistrySettings
+from everloop_registry_gateway.watch import ProductionWatch
 from everloop_registry_gateway.webhooks import Webhooks, hooks_of
 from everloop_runtime import telemetry
 from everloop_runtime.database import Database
@@ -81,6 +82,7 @@ def main() -> int:
         rollouts,
         observer,
         artifacts,
+        watch := ProductionWatch(database, settings.watch_seconds),
         send_seconds=settings.artifact_seconds,
     )
 
@@ -98,6 +100,7 @@ def main() -> int:
         settings,
         [SERVICE],
         [lambda server: registry_pb2_grpc.add_RegistryServiceServicer_to_server(servicer, server)],
+        watched={f"/{SERVICE}/WatchProduction": settings.watchers},
     )
     components = [
         MetricsServer(settings.metrics_address),
@@ -134,6 +137,8 @@ def main() -> int:
             attempts=settings.consumer_max_attempts,
         ),
         grpc,
+        # Ends before the server does, which waits for those who watch.
+        watch,
     ]
     try:
         return run(components, on_ready=grpc.ready)

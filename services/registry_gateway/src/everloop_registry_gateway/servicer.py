@@ -27,6 +27,7 @@ from everloop_registry_gateway.domain import Act, Move, Request, RolloutReport, 
 from everloop_registry_gateway.observe import Observer
 from everloop_registry_gateway.promote import Promoter, find
 from everloop_registry_gateway.rollout import EndRequest, Rollouts, StartRequest, find_rollout
+from everloop_registry_gateway.watch import ProductionWatch
 from everloop_runtime.database import Database
 from everloop_runtime.paging import page
 
@@ -46,9 +47,10 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         rollouts: Rollouts,
         observer: Observer,
         artifacts: Artifacts,
+        watch: ProductionWatch,
         send_seconds: float = 120.0,
     ) -> None:
-        """Takes the gateway's database, and what does the work: moves, rulings, rollouts and their reports, files.
+        """Takes the gateway's database, and what does the work: moves, rulings, rollouts, their reports, files, news.
 
         A replica that has not taken the files of a version after `send_seconds` is cut off.
         """
@@ -58,6 +60,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         self._rollouts = rollouts
         self._observer = observer
         self._artifacts = artifacts
+        self._watch = watch
         self._send_seconds = send_seconds
 
     def ListModelVersions(
@@ -97,6 +100,19 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
             versions=map(version_message, versions),
             trials=[trial_message(version, rollout) for version, rollout in trials],
         )
+
+    def WatchProduction(
+        self, request: registry_pb2.WatchProductionRequest, context: grpc.ServicerContext
+    ) -> Iterator[registry_pb2.WatchProductionResponse]:
+        """Streams what should serve."""
+        wake = threading.Event()
+        if not context.add_callback(wake.set):
+            return
+        for served in self._watch.changes(request.model, wake, context.is_active):
+            yield registry_pb2.WatchProductionResponse(
+                versions=map(version_message, served.versions),
+                trials=[trial_message(version, rollout) for version, rollout in served.trials],
+            )
 
     def GetArtifacts(
         self, request: registry_pb2.GetArtifactsRequest, context: grpc.ServicerContext

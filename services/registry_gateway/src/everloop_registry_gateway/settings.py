@@ -30,6 +30,10 @@ class RegistrySettings(ServiceSettings):
     """Time between two comparisons of MLflow's aliases with what they should be, in seconds."""
     request_retention_hours: float = Field(default=168.0, gt=0)
     """Time for which a repeated `request_id` is recognised, in hours."""
+    watch_seconds: float = Field(default=0.1, gt=0)
+    """Time between two looks at what should serve, for those who watch it, in seconds."""
+    watchers: int = Field(default=256, ge=1)
+    """Replicas and people that may watch at once, each with a thread that waits; more are refused."""
     rollout_judge_seconds: float = Field(default=2.0, gt=0)
     """Time between two looks at the rollouts that run, in seconds; failures and errors are looked at when reported."""
     rollout_fresh_seconds: float = Field(default=10.0, gt=0)

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import random
 import time
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -26,6 +27,8 @@ _STRATEGIES: Final = {
 
 BUSY_SECONDS: Final = 0.4
 """Longest pause after which a gateway that hands out files to enough others is asked again."""
+WATCH_SECONDS: Final = 300.0
+"""Time after which a stream of changes is asked for anew: a connection may be gone without a word."""
 _LASTING: Final = frozenset({Kind.NOT_FOUND, Kind.PRECONDITION})
 
 
@@ -53,6 +56,15 @@ class GrpcRegistry:
         # A strategy that this replica does not know is none that it could follow.
         known = [item for item in answer.trials if item.rollout.plan.strategy in _STRATEGIES]
         return Production([_wanted(item) for item in answer.versions], [_trial(i) for i in known])
+
+    def changes(self) -> Iterator[None]:
+        """See `ports.Registry`."""
+        request = registry_pb2.WatchProductionRequest()
+        with contextlib.closing(
+            stream(self._stub.WatchProduction, request, timeout=WATCH_SECONDS)
+        ) as answers:
+            for _ in answers:
+                yield
 
     def report(self, report: Report) -> bool:
         """See `ports.Registry`."""

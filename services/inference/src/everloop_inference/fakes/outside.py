@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from everloop_inference.domain import Production, Trial, Wanted
@@ -53,6 +53,10 @@ class MemoryRegistry:
         with self._lock:
             self.looks += 1
             return Production(list(self._versions.values()), list(self._trials.values()))
+
+    def changes(self) -> Iterator[None]:
+        """See `ports.Registry`; it does not tell."""
+        return iter(())
 
     def report(self, report: Report) -> bool:
         """See `ports.Registry`; a failure aborts the trial, as the gateway does."""

@@ -158,7 +158,7 @@ class MlflowRegistry:
             self._client.get_model_version(model, str(version))
 
     def _files(self, run_id: str, pool: ThreadPoolExecutor) -> list[_File]:
-        """What replicas load of a run: its logged model, or what it has in a folder of that name, and two files beside."""
+        """What replicas load of a run: its logged model, or its folder of that name, and two files beside."""
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
         uri = self._client.tracking_uri

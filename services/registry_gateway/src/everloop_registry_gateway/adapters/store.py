@@ -113,6 +113,11 @@ class Store:
         """Names of all models."""
         return list(self._connection.scalars(sa.select(models.c.name).order_by(models.c.name)))
 
+    def revisions(self) -> list[tuple[str, int]]:
+        """Every model's name and revision: whatever happens to a model advances it."""
+        query = sa.select(models.c.name, models.c.revision).order_by(models.c.name)
+        return [(name, revision) for name, revision in self._connection.execute(query)]
+
     def etag(self, model: str) -> str:
         """The model's etag; empty if there is no such model."""
         revision = self._connection.scalar(
