@@ -339,6 +339,13 @@ class Registry(registry_pb2_grpc.RegistryServiceServicer):
             ],
         )
 
+    def WatchProduction(self, request: Any, context: Any) -> Any:
+        yield registry_pb2.WatchProductionResponse()
+        if request.model in ("", MODEL):
+            yield registry_pb2.WatchProductionResponse(versions=[self.fake.model(1)])
+            trials = self.ListProduction(request, context).trials
+            yield registry_pb2.WatchProductionResponse(versions=[self.fake.model(2)], trials=trials)
+
     def ListRollouts(self, request: Any, context: Any) -> Any:
         return registry_pb2.ListRolloutsResponse(
             rollouts=[
