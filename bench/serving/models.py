@@ -27,6 +27,7 @@ from everloop_trainer.domain import Cause, Dataset, State, Trained, Training
 from everloop_trainer.evaluate import evaluate
 from everloop_trainer.families import load_family
 from everloop_trainer.messages import trained_message
+from everloop_trainer.ports import Incumbent
 from everloop_trainer.rows import Rows, prepare
 
 __all__ = ["MODEL", "NotServed", "Version", "register"]
@@ -87,12 +88,13 @@ def register(
     feeds = feeds_from_rows([row], inputs_of(pipeline))
     tracking = MlflowTracking(there.mlflow_uri)
     versions: list[Version] = []
+    incumbent: Incumbent | None = None
     for training, (taught, holdout, everything) in zip(
         _trainings(count), _datasets(pipeline, count), strict=True
     ):
         began = time.monotonic()
         done = evaluate(
-            pipeline, training.dataset, taught, holdout, everything, FAMILY, params, None
+            pipeline, training.dataset, taught, holdout, everything, FAMILY, params, incumbent
         )
         run_id = tracking.open_run(training)
         trained = tracking.log_model(
@@ -116,7 +118,9 @@ def register(
         )
         _announce(there, training, trained)
         number = _registered(there, training.id, stage)
-        graph, _ = tracking.load(run_id)
+        graph, manifest = tracking.load(run_id)
+        if stage == registry_pb2.STAGE_PRODUCTION:
+            incumbent = Incumbent(number, graph, manifest)
         answer: Any = onnxruntime.InferenceSession(graph).run(None, feeds)[0]
         versions.append(Version(number, done.onnx_sha256, float(answer[0, 1])))
     if len({version.sha256 for version in versions}) < count:
