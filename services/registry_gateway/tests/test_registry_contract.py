@@ -137,7 +137,9 @@ def log_files(registry, tmp_path, monkeypatch):
     client = MlflowClient(registry._client.tracking_uri, registry._client.tracking_uri)
 
     def log(files: dict[str, bytes]) -> str:
-        run_id: str = client.create_run(client.create_experiment(f"e-{next(_names)}")).info.run_id
+        store = (tmp_path / "store").as_uri()
+        experiment = client.create_experiment(f"e-{next(_names)}", artifact_location=store)
+        run_id: str = client.create_run(experiment).info.run_id
         for path, content in files.items():
             folder, _, name = path.rpartition("/")
             (tmp_path / name).write_bytes(content)
