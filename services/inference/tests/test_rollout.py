@@ -463,6 +463,29 @@ def test_a_trial_waits_for_the_version_that_it_is_compared_with(
     until(lambda: version(replica) == 2 and on_trial(replica) == 3)
 
 
+def test_a_replica_is_ready_before_a_version_on_trial_has_come(
+    world: Any, monkeypatch: pytest.MonkeyPatch, until: Callable[..., None]
+) -> None:
+    coming, real = threading.Event(), world.artifacts.download
+    candidate = world.store(2)
+
+    def slow(wanted: Wanted, folder: Any) -> None:
+        if wanted == candidate:
+            assert coming.wait(30)
+        real(wanted, folder)
+
+    monkeypatch.setattr(world.artifacts, "download", slow)
+    world.publish(1)
+    world.begin(candidate, strategy=Strategy.SHADOW)
+    try:
+        replica = world.replica()
+        assert replica._primed.wait(10)
+        assert (version(replica), on_trial(replica)) == (1, 0)
+    finally:
+        coming.set()
+    until(lambda: on_trial(replica) == 2)
+
+
 def test_shadow_rows_are_logged_as_such_and_the_books_hold_all(
     world: Any, until: Callable[..., None]
 ) -> None:

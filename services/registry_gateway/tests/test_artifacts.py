@@ -15,6 +15,7 @@ from everloop_contracts.artifacts import artifact_sha256
 from everloop_contracts.stubs.everloop.registry.v1 import registry_pb2 as pb
 from everloop_registry_gateway.adapters.artifact_cache import ArtifactCache
 from everloop_registry_gateway.artifacts import PART_BYTES
+from everloop_registry_gateway.metrics import ARTIFACTS_SERVED
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.grpc_server import HANDLED
 
@@ -103,6 +104,16 @@ def test_many_who_ask_at_once_cost_one_download(one):
         answers = [each.result() for each in asked]
     assert answers == [one.registry.files[f"{1:032x}"]] * 12
     assert len(one.registry.downloads) == 1
+
+
+def test_it_is_counted_where_files_came_from(one):
+    def counted() -> list[float]:
+        return [ARTIFACTS_SERVED.labels("late", it)._value.get() for it in ("mlflow", "cache")]
+
+    before = counted()
+    for _ in range(3):
+        whole(one.artifacts.parts(version(one, 1)))
+    assert [now - then for now, then in zip(counted(), before, strict=True)] == [1, 2]
 
 
 def test_without_a_copy_nobody_gets_files_while_mlflow_is_away(one):

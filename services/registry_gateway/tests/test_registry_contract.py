@@ -115,7 +115,7 @@ SERVED = {
 
 
 @pytest.fixture
-def log_files(registry, tmp_path):
+def log_files(registry, tmp_path, monkeypatch):
     """Logs files with a new run; returns its id."""
     if isinstance(registry, MemoryRegistry):
 
@@ -133,11 +133,12 @@ def log_files(registry, tmp_path):
         return remember
     from mlflow import MlflowClient
 
+    monkeypatch.chdir(tmp_path)
     client = MlflowClient(registry._client.tracking_uri, registry._client.tracking_uri)
-    root = (tmp_path / "artifacts").as_uri()
 
     def log(files: dict[str, bytes]) -> str:
-        experiment = client.create_experiment(f"e-{next(_names)}", artifact_location=root)
+        store = (tmp_path / "store").as_uri()
+        experiment = client.create_experiment(f"e-{next(_names)}", artifact_location=store)
         run_id: str = client.create_run(experiment).info.run_id
         for path, content in files.items():
             folder, _, name = path.rpartition("/")

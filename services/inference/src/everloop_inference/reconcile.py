@@ -70,6 +70,7 @@ class Reconciler:
         self._due = threading.Event()
         self._attempts = Attempts(loader, policies, retry_max_seconds, downloads, self.wake)
         self._rollouts = Rollouts(registry, self._attempts, models, replica)
+        self._production: frozenset[Wanted] = frozenset()
         self._named: frozenset[Wanted] = frozenset()
         self._unnamed: frozenset[str] = frozenset()
         self._reachable = True
@@ -106,7 +107,8 @@ class Reconciler:
         self._reachable = True
         self._mention_unnamed(frozenset(wanted.model for wanted in production.versions))
         candidates = [trial.candidate for trial in production.trials]
-        self._named = frozenset(production.versions).union(candidates)
+        self._production = frozenset(production.versions)
+        self._named = self._production.union(candidates)
         self._attempts.forget(keep=self._named)
         before = self._models.serving
         for wanted in production.versions:
@@ -136,7 +138,7 @@ class Reconciler:
     def run(self, stopping: threading.Event, seconds: float, settled: threading.Event) -> None:
         """Calls `once` now, every so many seconds and when woken, until told to stop, of which it must be woken.
 
-        Says when nothing is on its way any more.
+        Says when no version in Production is on its way any more: those on trial may come later.
         """
         while True:
             self._due.clear()
@@ -144,7 +146,7 @@ class Reconciler:
                 self.once()
             except Exception:
                 log.exception("reconciling failed, what serves goes on")
-            if not self._attempts.downloading:
+            if not self._attempts.downloading(self._production):
                 settled.set()
             if not stopping.is_set():
                 self._due.wait(seconds)

@@ -65,10 +65,9 @@ class Attempts:
         self._retry_max = retry_max_seconds
         self._failed: dict[Wanted, _Failed] = {}
 
-    @property
-    def downloading(self) -> bool:
-        """Whether a later `load` will find what an earlier one did not."""
-        return self._downloads.pending
+    def downloading(self, some: Collection[Wanted]) -> bool:
+        """Whether a later `load` of one of some versions will find what an earlier one did not."""
+        return any(self._downloads.asked(wanted) for wanted in some)
 
     def load(self, wanted: Wanted, meanwhile: str) -> ServedModel | None:
         """Returns the version; None if it is on its way, or cannot be loaded now.

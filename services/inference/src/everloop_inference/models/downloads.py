@@ -34,11 +34,6 @@ class Downloads:
         self._waiting: deque[tuple[Wanted, Future[None]]] = deque()
         self._threads = 0
 
-    @property
-    def pending(self) -> bool:
-        """Whether something was asked for and not taken."""
-        return bool(self._asked)
-
     def asked(self, wanted: Wanted) -> bool:
         """Whether a version was asked for and not taken."""
         return wanted in self._asked

@@ -131,7 +131,8 @@ class Loader:
     def prune(self, keep: Collection[Wanted]) -> None:
         """Removes what does not fit into the cache, what was not loaded for longest first; `keep` stays in any case."""
         kept = {self._folder(wanted) for wanted in keep}
-        newest_first = sorted(self._cache.glob("*/*"), key=_last_used, reverse=True)
+        folders = [folder for parent in _entries(self._cache) for folder in _entries(parent)]
+        newest_first = sorted(folders, key=_last_used, reverse=True)
         room = self._most_bytes - sum(_size(folder) for folder in newest_first if folder in kept)
         for folder in newest_first:
             if folder in kept:
@@ -139,7 +140,7 @@ class Loader:
             room -= _size(folder)
             if room < 0:
                 shutil.rmtree(folder, ignore_errors=True)
-        for parent in self._cache.glob("*"):
+        for parent in _entries(self._cache):
             # Another replica may be putting something into it: only what is empty goes.
             with contextlib.suppress(OSError):
                 parent.rmdir()
@@ -259,6 +260,14 @@ def _check(wanted: Wanted, digest: str) -> None:
         raise _refused(wanted, "CHECKSUM_MISMATCH", what)
 
 
+def _entries(folder: Path) -> list[Path]:
+    """What is in a folder; nothing where another replica has just removed it."""
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
+
+
 def _last_used(folder: Path) -> int:
     """Nanoseconds since 1970; 0 for what another replica has just removed."""
     try:
@@ -270,9 +279,10 @@ def _last_used(folder: Path) -> int:
 def _size(folder: Path) -> int:
     """Bytes of what is there; another replica may be removing it."""
     size = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):
-            size += path.stat().st_size
+    for root, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                size += os.stat(os.path.join(root, name)).st_size
     return size
 
 
