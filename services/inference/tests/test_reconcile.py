@@ -187,7 +187,7 @@ def test_two_replicas_clean_up_one_cache_at_once(world: Any, tmp_path: Path) -> 
         for number in range(8):
             folder = cache / f"{turn}-{number}" / "run" / "model"
             folder.mkdir(parents=True)
-            (folder / "MLmodel").touch()
+            (folder / "MLmodel").write_text("flavors")
         with ThreadPoolExecutor(len(loaders)) as pool:
             list(pool.map(lambda loader: loader.prune(()), loaders))
         loaders[0].prune(())  # what two of them hindered each other from
