@@ -123,6 +123,7 @@ def register(
             incumbent = logged
         answer: Any = onnxruntime.InferenceSession(logged.onnx).run(None, feeds)[0]
         versions.append(Version(number, done.onnx_sha256, float(answer[0, 1])))
+        print(f"  {len(versions)} of {count} versions are registered", flush=True)
     if len({version.sha256 for version in versions}) < count:
         raise NotServed("two versions are the same artifact")
     return versions
