@@ -93,6 +93,7 @@ def test_what_is_not_there_is_not_found(registry, model, there):
         with pytest.raises(EverloopError) as caught:
             attempt()
         assert caught.value.kind is Kind.NOT_FOUND
+        assert not registry.away
 
 
 FILES = {
@@ -235,6 +236,7 @@ def closed_port() -> int:
 @pytest.mark.slow
 def test_a_server_that_is_away_is_unavailable_at_once(tmp_path):
     registry = MlflowRegistry(f"http://127.0.0.1:{closed_port()}")
+    assert not registry.away
     for attempt in (
         lambda: registry.aliases("m"),
         lambda: registry.set_alias("m", "production", 1),
@@ -247,6 +249,7 @@ def test_a_server_that_is_away_is_unavailable_at_once(tmp_path):
             attempt()
         assert caught.value.kind is Kind.UNAVAILABLE
         assert time.monotonic() - began < 2
+    assert registry.away
 
 
 @pytest.mark.slow

@@ -440,6 +440,11 @@ class Everloop:
 
         return _pages(page, limit)
 
+    def mlflow_away(self) -> bool:
+        """Returns whether MLflow does not answer: versions are then told as the gateway knows them, and cannot move."""
+        request = registry_pb2.ListModelVersionsRequest(page_size=1)
+        return call(self._registry().ListModelVersions, request, self.timeout).mlflow_away
+
     def model(self, model: str, version: int = 0) -> registry_pb2.ModelVersion:
         """Returns one version; 0 is the one in Production."""
         request = registry_pb2.GetModelVersionRequest(model=model, version=version)

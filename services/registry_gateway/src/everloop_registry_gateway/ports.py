@@ -16,6 +16,11 @@ class ModelRegistry(Protocol):
     not_found if the model, the version or the run is not there.
     """
 
+    @property
+    def away(self) -> bool:
+        """Whether it did not answer when it was last asked."""
+        ...
+
     def ensure_version(
         self, model: str, training_id: str, run_id: str, source: str, tags: Mapping[str, str]
     ) -> int:

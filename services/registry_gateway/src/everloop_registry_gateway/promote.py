@@ -140,6 +140,11 @@ class Promoter:
         self._locks: dict[str, threading.Lock] = {}
         self._guard = threading.Lock()
 
+    @property
+    def registry_away(self) -> bool:
+        """Whether MLflow did not answer when it was last asked, which is now and then without any move."""
+        return self._registry.away
+
     @contextmanager
     def turn(self, model: str) -> Iterator[None]:
         """Holds a model: whatever sets its aliases does so under this lock, or an older move could have the last word.

@@ -78,6 +78,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         return registry_pb2.ListModelVersionsResponse(
             versions=map(version_message, versions),
             next_page_token=following,
+            mlflow_away=self._promoter.registry_away,
         )
 
     def GetModelVersion(
@@ -88,7 +89,9 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         _not_negative("version", request.version)
         with self._database.read() as connection:
             version = find(Store(connection), request.model, request.version)
-        return registry_pb2.GetModelVersionResponse(version=version_message(version))
+        return registry_pb2.GetModelVersionResponse(
+            version=version_message(version), mlflow_away=self._promoter.registry_away
+        )
 
     def ListProduction(
         self, request: registry_pb2.ListProductionRequest, context: grpc.ServicerContext

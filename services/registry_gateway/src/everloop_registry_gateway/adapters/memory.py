@@ -28,6 +28,11 @@ class MemoryRegistry:
         self.downloads: list[str] = []
         self.reachable = True
 
+    @property
+    def away(self) -> bool:
+        """Known at once."""
+        return not self.reachable
+
     def ensure_version(
         self, model: str, training_id: str, run_id: str, source: str, tags: Mapping[str, str]
     ) -> int:

@@ -73,12 +73,29 @@ class MlflowRegistry:
 
         self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         self._download_seconds = download_seconds
+        self._away = False
+
+    @property
+    def away(self) -> bool:
+        """See `ports.ModelRegistry`."""
+        return self._away
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """As `translated`, and notes whether there was an answer."""
+        try:
+            with translated():
+                yield
+        except EverloopError as error:
+            self._away = error.kind is Kind.UNAVAILABLE
+            raise
+        self._away = False
 
     def ensure_version(
         self, model: str, training_id: str, run_id: str, source: str, tags: Mapping[str, str]
     ) -> int:
         """Finds the version by its run and training, or makes it; sets no tags of one that is there."""
-        with translated():
+        with self._asking():
             found = self._find(model, training_id, run_id)
             if found:
                 return found
@@ -97,7 +114,7 @@ class MlflowRegistry:
     def aliases(self, model: str) -> Mapping[str, int]:
         """Asks for the model itself: a search for versions returns them without aliases."""
         try:
-            with translated():
+            with self._asking():
                 found = self._client.get_registered_model(model).aliases
         except EverloopError as error:
             if error.kind is Kind.NOT_FOUND:
@@ -107,23 +124,23 @@ class MlflowRegistry:
 
     def set_alias(self, model: str, alias: str, version: int) -> None:
         """Sets it, whatever it stood for."""
-        with translated():
+        with self._asking():
             self._client.set_registered_model_alias(model, alias, str(version))
 
     def delete_alias(self, model: str, alias: str) -> None:
         """Deletes it."""
-        with translated():
+        with self._asking():
             self._client.delete_registered_model_alias(model, alias)
 
     def set_tags(self, model: str, version: int, tags: Mapping[str, str]) -> None:
         """Sets one after the other."""
-        with translated():
+        with self._asking():
             for key, value in tags.items():
                 self._client.set_model_version_tag(model, str(version), key, value)
 
     def tags(self, model: str, version: int) -> Mapping[str, str]:
         """Tags of a version."""
-        with translated():
+        with self._asking():
             tags: dict[str, str] = self._client.get_model_version(model, str(version)).tags
             return tags
 
@@ -154,7 +171,7 @@ class MlflowRegistry:
 
     def check_version(self, model: str, version: int) -> None:
         """Asks for the version."""
-        with translated():
+        with self._asking():
             self._client.get_model_version(model, str(version))
 
     def _files(self, run_id: str, pool: ThreadPoolExecutor) -> list[_File]:

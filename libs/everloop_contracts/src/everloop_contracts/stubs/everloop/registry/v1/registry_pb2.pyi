@@ -328,8 +328,13 @@ class ListModelVersionsResponse(_message.Message):
 
     VERSIONS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    MLFLOW_AWAY_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Token of the next page; empty at the end."""
+    mlflow_away: _builtins.bool
+    """True if MLflow did not answer when it was last asked: this is what the gateway knows by itself, and nothing can be
+    moved until MLflow is back.
+    """
     @_builtins.property
     def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelVersion]:
         """Versions, newest first."""
@@ -339,10 +344,11 @@ class ListModelVersionsResponse(_message.Message):
         *,
         versions: _abc.Iterable[Global___ModelVersion] | None = ...,
         next_page_token: _builtins.str = ...,
+        mlflow_away: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "versions", b"versions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mlflow_away", b"mlflow_away", "next_page_token", b"next_page_token", "versions", b"versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -381,6 +387,9 @@ class GetModelVersionResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     VERSION_FIELD_NUMBER: _builtins.int
+    MLFLOW_AWAY_FIELD_NUMBER: _builtins.int
+    mlflow_away: _builtins.bool
+    """As in ListModelVersionsResponse."""
     @_builtins.property
     def version(self) -> Global___ModelVersion:
         """The version."""
@@ -389,10 +398,11 @@ class GetModelVersionResponse(_message.Message):
         self,
         *,
         version: Global___ModelVersion | None = ...,
+        mlflow_away: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mlflow_away", b"mlflow_away", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
