@@ -1,4 +1,4 @@
-"""`python -m everloop_trainer`: the service; `train PIPELINE`: from files to a model; `reproduce RUN`: one run again."""
+"""`python -m everloop_trainer`: the service; `train PIPELINE`: files to a model; `reproduce RUN`: one run again."""
 
 import sys
 
