@@ -30,11 +30,12 @@ from everloop_ingest.adapters.store.cuts import Cuts
 from everloop_ingest.adapters.store.settlements import Settlements
 from everloop_ingest.adapters.store.versions import Versions
 from everloop_ingest.build_parts import BuildLimits
-from everloop_ingest.cut_version import CutVersion
+from everloop_ingest.cut_version import CutVersion, Turns
 from everloop_ingest.domain import Batch, Partition, Shard, Version
 from everloop_ingest.shards import IS_ACTUAL, OFFSET, PARTITION, TIMESTAMP
 from everloop_ingest.validate import arrow_schema
 from everloop_runtime.database import Database
+from everloop_runtime.leases import Leases
 
 HISTORY = (10, 100, 1_000)
 """Shards that are in a version already."""
@@ -70,18 +71,20 @@ class Place:
         self.pipeline = load_pipeline(ROOT / "pipelines" / "flight-delays.yaml")
         database = Database(f"sqlite:///{folder / 'ingest.db'}")
         database.upgrade(Path(everloop_ingest.__file__).parent / "migrations")
-        self.settlements = Settlements(database)
+        self.settlements, leases = Settlements(database), Leases(database, "cut_leases")
         self.bucket, self.remote = folder / "bucket", folder / "remote"
         # An object store needs no folders.
         of_pipeline = self.bucket / self.pipeline.name
-        for made in (self.remote, *(of_pipeline / name for name in ("shards", "parts", "labels"))):
+        versions = [f"{name}/v{n + 1}" for name in ("parts", "labels") for n in range(REPEATS + 1)]
+        for made in (self.remote, *(of_pipeline / name for name in ("shards", *versions))):
             made.mkdir(parents=True)
         local = fs.LocalFileSystem()
         self.shards = 0
         repository = DvcRepository(folder / "datasets", str(self.remote), {}, {}, local)
         self.cut_version = CutVersion(
             {self.pipeline.name: self.pipeline},
-            Cuts(database),
+            Cuts(database, leases),
+            leases,
             Versions(database),
             self.settlements,
             ShardBucket(local, str(self.bucket)),
@@ -89,7 +92,7 @@ class Place:
             TopicEnds("unused"),
             Idle(),
             BuildLimits(folder / "work", 512 * MIB, 2, 65_536, 4),
-            callers=1,
+            Turns("bench", timedelta(seconds=30), callers=1),
         )
 
     def add(self, count: int) -> None:

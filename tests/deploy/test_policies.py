@@ -109,7 +109,6 @@ def test_parts_reach_what_the_picture_says_and_nothing_else(helm: Helm) -> None:
         ("training", "training", ()),
         ("registry-gateway", "mlflow", (5000,)),
         ("inference", "registry-gateway", (15053,)),
-        ("inference", "mlflow", (5000,)),
         ("inference", "inference", ()),
         ("monitor", "mlflow", (5000,)),
     }

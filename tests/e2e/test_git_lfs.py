@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-import random
 import shutil
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from parcels import NAME, RECORDS, pipeline, records
 
 from everloop import Everloop, EverloopError, stack
 
@@ -27,55 +26,17 @@ pytestmark = [
     ),
 ]
 
-NAME = "parcels"
-PIPELINE: dict[str, Any] = {
-    "pipeline": NAME,
-    "versioning": "git-lfs",
-    "schema": {
-        "id": "parcel",
-        "time": "sent",
-        "fields": {
-            "parcel": {"type": "string"},
-            "sent": {"type": "timestamp", "timezone": "UTC"},
-            "weight": {"type": "float"},
-            "lost": {"type": "bool", "nullable": True},
-        },
-    },
-    "target": {"field": "lost", "task": "binary"},
-    "features": {"weight": {"kind": "number", "of": "weight"}},
-    "training": {
-        "families": ["logistic_regression"],
-        "search": {"trials": 1},
-        "triggers": {"min_rows": 100},
-    },
-}
-RECORDS = 400
-
 
 @pytest.fixture
 def home(tmp_path: Path) -> Iterator[Path]:
     pipelines, home = tmp_path / "pipelines", tmp_path / "home"
     pipelines.mkdir()
-    (pipelines / f"{NAME}.yaml").write_text(yaml.safe_dump(PIPELINE))
+    (pipelines / f"{NAME}.yaml").write_text(yaml.safe_dump(pipeline(versioning="git-lfs")))
     try:
         stack.up(home, only=("ingest", "trainer", "inference"), pipelines=pipelines)
         yield home
     finally:
         stack.down(home)
-
-
-def records() -> list[dict[str, Any]]:
-    generator = random.Random(7)
-    weights = [generator.uniform(0, 10) for _ in range(RECORDS)]
-    return [
-        {
-            "parcel": f"p{number}",
-            "sent": f"2026-03-01T{number // 60:02}:{number % 60:02}:00Z",
-            "weight": weight,
-            "lost": weight + generator.gauss(0, 1) > 5,
-        }
-        for number, weight in enumerate(weights)
-    ]
 
 
 def test_the_loop_closes_without_dvc(home: Path, tmp_path: Path) -> None:

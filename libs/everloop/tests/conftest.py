@@ -339,6 +339,13 @@ class Registry(registry_pb2_grpc.RegistryServiceServicer):
             ],
         )
 
+    def WatchProduction(self, request: Any, context: Any) -> Any:
+        yield registry_pb2.WatchProductionResponse()
+        if request.model in ("", MODEL):
+            yield registry_pb2.WatchProductionResponse(versions=[self.fake.model(1)])
+            trials = self.ListProduction(request, context).trials
+            yield registry_pb2.WatchProductionResponse(versions=[self.fake.model(2)], trials=trials)
+
     def ListRollouts(self, request: Any, context: Any) -> Any:
         return registry_pb2.ListRolloutsResponse(
             rollouts=[
@@ -577,7 +584,7 @@ def addresses(fake: FakeEverloop) -> Iterator[Addresses]:
     server = grpc.server(ThreadPoolExecutor(8))
     ingest_pb2_grpc.add_IngestServiceServicer_to_server(Ingest(fake), server)  # type: ignore[abstract]
     training_pb2_grpc.add_TrainingServiceServicer_to_server(Training(fake), server)
-    registry_pb2_grpc.add_RegistryServiceServicer_to_server(Registry(fake), server)
+    registry_pb2_grpc.add_RegistryServiceServicer_to_server(Registry(fake), server)  # type: ignore[abstract]
     monitoring_pb2_grpc.add_MonitoringServiceServicer_to_server(Monitoring(), server)
     inference_pb2_grpc.add_InferenceServiceServicer_to_server(Inference(fake), server)  # type: ignore[abstract]
     grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Tensors(fake), server)  # type: ignore[abstract]

@@ -374,6 +374,17 @@ def test_watch_follows_a_training_and_one_that_is_not_there_is_an_error(run):
     assert "`everloop trainings` lists them" in run("trainings", "watch", "none").stderr
 
 
+def test_watch_tells_what_serves_whenever_that_changes(run):
+    lines = run("models", "watch", MODEL).stdout.splitlines()
+    assert [line.partition(" ")[2] for line in lines] == [
+        "nothing is in Production",
+        f"{MODEL} v1",
+        f"{MODEL} v2",
+    ]
+    (alone,) = run("models", "watch", "other").stdout.splitlines()
+    assert "nothing is in Production" in alone
+
+
 def test_cancel_says_who_and_why_and_waits_for_the_end(run, fake):
     gone = fake.training(training_pb2.Training.STATE_CANCELLED, 3)
     fake.progress = [fake.progress[1], gone]

@@ -166,7 +166,7 @@ def test_words_that_older_yaml_takes_for_truth_values_are_words(load):
         (
             "of: size}",
             "of: colour}",
-            "15: features.size: a number feature takes int or float or bool fields, 'colour' is string",
+            "15: features.size: a feature of kind number takes int or float or bool fields here,",
         ),
         (
             "{type: bool, nullable: true}",
@@ -285,6 +285,21 @@ def test_words_that_older_yaml_takes_for_truth_values_are_words(load):
             "families: [mlp]",
             "families: [mlp]\n  costs: {false_negative: 0}",
             "20: training.costs.false_negative: Input should be greater than 0",
+        ),
+        (
+            "  size: {kind: number, of: size}",
+            "  size: {kind: aggregate, function: mean, by: colour, time: at, window: 7d}",
+            "15: features.size.aggregate: a sum or a mean is `of` a field, a count is of none",
+        ),
+        (
+            "  size: {kind: number, of: size}",
+            "  size: {kind: aggregate, function: count, by: colour, time: at, window: 36h}",
+            "15: features.size.aggregate: window must be whole days, such as 7d",
+        ),
+        (
+            "  size: {kind: number, of: size}",
+            "  size: {kind: aggregate, function: mean, of: size, by: weight, time: at, window: 7d}",
+            "15: features.size: a feature of kind aggregate takes string fields here, 'weight' is int",
         ),
         # Twice.
         ("  size: {kind", "  hour: {kind", "15: features.hour: is there twice"),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from everloop_contracts.pipeline import Pipeline
 from everloop_features import NULL_TIME, Encoding, Feeds, FittedFeatures, fit
-from everloop_features.features import CLIP
+from everloop_features.features import CLIP, Aggregate
 from everloop_features.graph import feature_graph
 
 ENCODINGS: tuple[Encoding, ...] = get_args(Encoding)
@@ -23,7 +23,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")
 CITIES = st.sampled_from(["", "Graz", "Wien", "Linz", "Ödön", "東京"]) | TEXT
 SHOPS = st.sampled_from(["", "a", "b", "ab"]) | TEXT
 NUMBERS = st.floats(width=32) | st.sampled_from([0.0, -0.0, 10.5, 3e38, -3e38, np.nan, np.inf])
-TIMES = st.integers(-(2**63), 2**63 - 1) | st.integers(0, 2**31)
+TIMES = st.integers(-(2**63), 2**63 - 1) | st.integers(0, 30 * 86_400)
 NOTES = st.lists(st.sampled_from(["big", "Größe", "東京", "", "the", "\tthe"]), max_size=6).map(
     " ".join
 )
@@ -207,6 +207,61 @@ def test_what_is_missing_is_filled_from_the_training_rows_and_told(fitted: Fitte
     assert column(fitted, rows, "count_or_9") == [9, 2]
     for name in ("no_price", "no_shop", "never_seen", "no_member"):
         assert column(fitted, rows, name) == [1, 0]
+
+
+def test_an_aggregate_knows_the_days_before_a_row_and_no_others(pipeline: Pipeline) -> None:
+    random = np.random.default_rng(2)
+    times = np.sort(random.integers(0, 20 * 86_400, 300)).tolist()
+    taught: list[tuple[Any, ...]] = [
+        (time, time, random.choice(["Graz", "Wien", "Rom"]), "a", price, 1.0, 1.0, "")
+        for time, price in zip(times, random.choice([1.0, 5.0, np.nan], 300).tolist(), strict=True)
+    ]
+    fitted = fit(pipeline, feeds_of(taught), target_of(pipeline, 300))
+
+    def told(asked: list[tuple[Any, ...]], days: int) -> list[list[float]]:
+        """Prices of the rows that a window of so many days before each row's day holds."""
+        return [
+            [
+                row[4]
+                for row in taught
+                if row[2] == city and 1 <= time // 86_400 - row[0] // 86_400 <= days
+            ]
+            for time, _, city, *_ in asked
+        ]
+
+    counts = [len(prices) for prices in told(taught, 2)]
+    assert column(fitted, taught, "city_days") == counts
+    assert max(counts) > 10
+    known = [[price for price in prices if price == price] for prices in told(taught, 3)]
+    means = [np.mean(prices) if prices else np.nan for prices in known]
+    np.testing.assert_allclose(
+        np.array(column(fitted, taught, "city_mean")), np.array(means), rtol=1e-6
+    )
+    # Whoever asks later sees the window that ended with the last day that taught.
+    day = times[-1] // 86_400 + 1
+    later = [(at * 86_400, 0, "Wien", "a", 0, 0, 0, "") for at in (day, day + 1, 400)]
+    assert column(fitted, later, "city_days") == [len(told(later[:1], 2)[0])] * 3
+    unknown = [(day * 86_400, 0, "Linz", "a", 0, 0, 0, ""), (-1, 0, "Wien", "a", 0, 0, 0, "")]
+    assert column(fitted, unknown, "city_days") == [0, 0]
+    assert np.isnan(column(fitted, unknown, "city_mean")).all()
+
+
+def test_the_table_of_an_aggregate_is_bounded(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("everloop_features.features.CELLS", 30)
+    rows: list[tuple[Any, ...]] = [
+        (day * 86_400, 0, city, "a", 2.0, 1, 1, "")
+        for day in range(10)
+        for city in ["Graz", "Graz", "Wien", "Wien", "Linz"]
+    ]
+    fitted = fit(pipeline, feeds_of(rows), target_of(pipeline, 50))
+    asked = [(10 * 86_400, 0, city, "a", 0, 0, 0, "") for city in ("Graz", "Wien", "Linz")]
+    assert column(fitted, asked, "city_days") == [4, 4, 0]
+    monkeypatch.setattr("everloop_features.features.MOST_DAYS", 3)
+    newest = fit(pipeline, feeds_of(rows), target_of(pipeline, 50))
+    assert column(newest, asked, "city_days") == [4, 4, 2]
+    assert {len(item.table[0]) for item in newest.numeric if isinstance(item, Aggregate)} <= {2, 4}
 
 
 def test_words_are_counted_by_the_bucket_of_their_hash(fitted: FittedFeatures) -> None:

@@ -47,7 +47,7 @@ from everloop_ingest.adapters.store.settlements import Settlements
 from everloop_ingest.adapters.store.upkeep import Upkeep
 from everloop_ingest.adapters.store.versions import Versions
 from everloop_ingest.build_parts import BuildLimits
-from everloop_ingest.cut_version import CutVersion
+from everloop_ingest.cut_version import CutVersion, Turns
 from everloop_ingest.dead_letters import DeadLetters
 from everloop_ingest.domain import Batch, ObjectFile, Part, Partition, ShardsLost, Version
 from everloop_ingest.erase_letters import EraseLetters
@@ -64,6 +64,7 @@ from everloop_runtime import clients
 from everloop_runtime.database import Database
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.events import Event, decode
+from everloop_runtime.leases import Leases
 from everloop_runtime.service import Stopper
 
 # A busy machine is no failure.
@@ -133,8 +134,13 @@ class MemoryRepository:
         return f"memory://{part.md5}"
 
     def publish(
-        self, version: Version, parts: Sequence[Part], new: Mapping[str, Path]
+        self,
+        version: Version,
+        parts: Sequence[Part],
+        new: Mapping[str, Path],
+        check: Callable[[], None],
     ) -> ObjectFile:
+        check()
         tag = f"{version.pipeline}/v{version.number}"
         for md5, path in new.items():
             self.content[md5] = path.read_bytes()
@@ -234,6 +240,8 @@ class World:
     flushes: int = 0
     stuck: bool = False
     callers: int = 8
+    holder: str = "one"
+    lease: timedelta = timedelta(seconds=30)
     part_rows: int = 4
 
     def __post_init__(self) -> None:
@@ -248,7 +256,8 @@ class World:
         repositories = dict.fromkeys(pipelines, self.repository)
         self.settlements = Settlements(self.database)
         self.versions = Versions(self.database)
-        self.cuts = Cuts(self.database)
+        self.leases = Leases(self.database, "cut_leases")
+        self.cuts = Cuts(self.database, self.leases)
         self.upkeep = Upkeep(self.database)
         self.erasures = Erasures(self.database)
         self.quarantine = Quarantine(self.database)
@@ -272,6 +281,7 @@ class World:
         self.cut = CutVersion(
             pipelines,
             self.cuts,
+            self.leases,
             self.versions,
             self.settlements,
             self.files,
@@ -279,7 +289,7 @@ class World:
             self,
             self,
             limits,
-            self.callers,
+            Turns(self.holder, self.lease, self.callers),
             wait=lambda seconds: None,
         )
         self.erase = EraseRecords(
@@ -291,6 +301,12 @@ class World:
             EraseLetters(letters, self.files, self.folder / "work"),
             self.folder / "work",
         )
+
+    def begin(self, pipeline: str, request_id: str, now: datetime) -> Version | None:
+        """Begins a version and leaves it at that."""
+        lease = self.leases.take(pipeline, self.holder, now, now)
+        assert lease is not None
+        return self.cuts.begin(pipeline, request_id, now, lease)
 
     def scheduler(self) -> Scheduler:
         """What looks after the pipeline; its thread is not started."""

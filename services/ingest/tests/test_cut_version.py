@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import bisect
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
 from everloop_contracts.pipeline import Pipeline
-from everloop_ingest import metrics
-from everloop_ingest.domain import Pushed, State, Unversioned
+from everloop_ingest import announce, build_parts, metrics
+from everloop_ingest.domain import ObjectFile, Part, Pushed, Rows, State, Unversioned, Version
 from everloop_ingest.schedule import due
+from everloop_runtime.database import LARGEST_MESSAGE
 from everloop_runtime.errors import EverloopError, Kind
+from everloop_runtime.events import encode
 
 Make = Callable[..., bytes]
 DATASETS = "everloop.datasets"
@@ -308,7 +313,7 @@ def test_one_pipeline_does_not_keep_the_others_from_finishing(
     world.store_elsewhere(make_record("b"))
     now = datetime.now(UTC)
     for pipeline in (world.pipeline, world.other):
-        world.cuts.begin(pipeline.name, "r", now)
+        world.begin(pipeline.name, "r", now)
     real = world.repository.publish
     away = EverloopError(Kind.UNAVAILABLE, "DATA_REPOSITORY_UNAVAILABLE", "away")
     errors = iter([RuntimeError("no space left"), away])
@@ -338,7 +343,7 @@ def test_a_lost_shard_ends_the_wait_of_a_version_that_a_crash_left(
     world.send(0, make_record("a"))
     world.send(1, make_record("b"))
     world.settle_all()
-    begun = world.cuts.begin("parcels", "r1", datetime.now(UTC))
+    begun = world.begin("parcels", "r1", datetime.now(UTC))
     shard_files(world)[0].unlink()
     world.cut.finish()
     assert world.versions.get("parcels", begun.number).state is State.FAILED
@@ -440,10 +445,10 @@ def test_requests_are_forgotten_after_their_time_some_at_a_turn(
     world.send(0, make_record("a"))
     world.settle_all()
     for number in range(5):
-        assert world.cuts.begin("parcels", f"r{number}", old) is not None
+        assert world.begin("parcels", f"r{number}", old) is not None
         world.requests.answer("parcels", f"p{number}", Pushed(b"", []), old)
     world.cut.finish()
-    world.cuts.begin("parcels", "young", now - timedelta(days=29))
+    world.begin("parcels", "young", now - timedelta(days=29))
     world.requests.answer("parcels", "young", Pushed(b"", []), now - timedelta(days=29))
 
     def known() -> tuple[int, int]:
@@ -458,3 +463,55 @@ def test_requests_are_forgotten_after_their_time_some_at_a_turn(
     assert world.versions.requested("parcels", "young").number == 1
     assert world.requests.pushed("parcels", "young") is not None
     assert world.cut(world.pipeline, "r1", 5.0).number == 1  # the version itself stays
+
+
+def test_a_version_of_too_many_parts_is_not_published_and_goes_on_with_larger_ones(
+    world: Any, make_record: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(announce, "LARGEST_MESSAGE", 10_000 + 1_500)
+    monkeypatch.setattr(build_parts, "_MANY_PARTS", 3)
+    world.part_rows = 1
+    world.restart()
+    names = [f"p{number}" for number in range(8)]
+    world.send(0, *map(make_record, names))
+    world.cut(world.pipeline, "r1", 5.0)
+    world.send(0, *map(make_record, more := [f"q{number}" for number in range(8)]))
+    with pytest.raises(EverloopError) as caught:
+        world.cut(world.pipeline, "r2", 5.0)
+    assert (caught.value.kind, caught.value.reason) == (Kind.EXHAUSTED, "TOO_MANY_PARTS")
+    assert "parcels/v2 has 16 parts" in str(caught.value)
+    assert world.versions.get("parcels", 2).state is State.CUTTING
+    assert [*world.repository.tags] == ["parcels/v1"]
+    world.part_rows = 4
+    world.restart()
+    version = world.cut(world.pipeline, "r2", 5.0)
+    assert (version.number, version.state) == (2, State.AVAILABLE)
+    assert len(world.versions.parts(version)) <= 8
+    assert sorted(ids(world, version)) == sorted(names + more)
+
+
+def test_what_is_let_through_fits_a_message() -> None:
+    time = datetime(2026, 3, 1, tzinfo=UTC)
+    repository: Any = SimpleNamespace(
+        url="/var/lib/everloop/datasets",
+        versioning="dvc",
+        uri=lambda part: f"s3://everloop-dvc/dvc/files/md5/{part.md5[:2]}/{part.md5[2:]}",
+    )
+    part = Part("a" * 32, "b" * 64, 10**9, 65_536, 0, time, "id", time, "state", "columns")
+    cutting = Version("flight-delays", 10**6, State.CUTTING, "r" * 200, time, 10**6)
+
+    def passes(count: int) -> bool:
+        try:
+            announce.check_announceable(cutting, repository, [part] * count)
+        except EverloopError:
+            return False
+        return True
+
+    most = bisect.bisect_left(range(20_000), True, key=lambda count: not passes(count)) - 1
+    assert 5_000 < most < 10_000
+    file = ObjectFile("flight-delays/rows", "u" * 200, "m" * 36, 10**15, "t" * 80, "c" * 40)
+    parts = [part] * most
+    done = replace(cutting, state=State.AVAILABLE, rows=Rows.of(parts), file=file)
+    key, value, headers = encode(announce.announcement(done, repository, parts))
+    whole = len(key or b"") + len(value) + sum(len(name) + len(item) for name, item in headers)
+    assert LARGEST_MESSAGE - 20_000 < whole <= LARGEST_MESSAGE

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import stat
 import subprocess
 import sys
 from datetime import UTC, datetime
+from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +60,7 @@ class Place:
                 new[part.md5] = self.folder / part.md5
                 new[part.md5].write_bytes(content)
         parts = [part_of(content) for content in contents]
-        return self.repository.publish(version(number, pipeline), parts, new)
+        return self.repository.publish(version(number, pipeline), parts, new, lambda: None)
 
     def git(self, *arguments: str) -> str:
         return subprocess.run(
@@ -259,3 +261,39 @@ def test_a_repository_of_before_there_were_parts_goes_on(place: Place) -> None:
         [*command, "parcels/rows.parquet", "--rev", "parcels/v1", "-o", str(target)], check=True
     )
     assert target.read_bytes() == b"one file"
+
+
+def test_who_lost_its_turn_publishes_nothing(place: Place) -> None:
+    place.publish(1, b"one")
+    before = place.git("show-ref")
+
+    def lost() -> None:
+        file = place.root.with_name("datasets.lock")
+        # Nobody else writes while this is asked.
+        with file.open("w") as lock, pytest.raises(BlockingIOError):
+            flock(lock, LOCK_EX | LOCK_NB)
+        raise EverloopError(Kind.UNAVAILABLE, "LEASE_LOST", "lost")
+
+    with pytest.raises(EverloopError):
+        place.repository.publish(version(2), [part_of(b"one")], {}, lost)
+    assert place.git("show-ref") == before
+
+
+def test_a_clone_gets_a_tag_by_stock_dvc_pull_and_its_hashes_match(place: Place) -> None:
+    contents = [b"zero", b"one", b"two"]
+    first = place.publish(1, *contents)
+    place.publish(2, b"other")
+    clone = place.folder / "clone"
+    place.git("clone", "--quiet", place.repository.url, str(clone))
+    dvc = str(Path(sys.executable).with_name("dvc"))
+    for command in (["git", "checkout", "--quiet", first.tag], [dvc, "pull", "parcels/rows"]):
+        subprocess.run(command, cwd=clone, check=True, capture_output=True)
+    files = sorted((clone / "parcels" / "rows").iterdir())
+    assert [file.read_bytes() for file in files] == contents
+    pulled = [hashlib.md5(file.read_bytes()).hexdigest() for file in files]
+    listing = [{"md5": md5, "relpath": file.name} for md5, file in zip(pulled, files, strict=True)]
+    # As DVC hashes a directory: its listing as JSON, keys in order.
+    text = json.dumps(listing, sort_keys=True).encode()
+    assert first.md5 == hashlib.md5(text).hexdigest() + ".dir"
+    status = subprocess.run([dvc, "status"], cwd=clone, check=True, capture_output=True, text=True)
+    assert "up to date" in status.stdout

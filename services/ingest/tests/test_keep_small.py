@@ -72,7 +72,7 @@ def test_shards_that_a_version_has_taken_stay_as_they_are(
     def overtaken(*arguments: Any) -> None:
         monkeypatch.setattr(world.files, "put", real)
         real(*arguments)
-        world.cuts.begin("parcels", "r1", NOW)
+        world.begin("parcels", "r1", NOW)
 
     monkeypatch.setattr(world.files, "put", overtaken)
     world.keep_small("parcels", NOW)

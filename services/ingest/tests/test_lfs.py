@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from datetime import UTC, datetime
+from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ class Place:
             if part.md5 not in self.seen:
                 new[part.md5] = self.folder / part.md5
                 new[part.md5].write_bytes(content)
-        file = self.repository.publish(version(number), parts, new)
+        file = self.repository.publish(version(number), parts, new, lambda: None)
         self.seen |= new.keys()
         return file
 
@@ -227,3 +228,20 @@ def test_a_pipeline_keeps_what_its_versions_are_kept_by(
     with pytest.raises(EverloopError, match="versioning: git-lfs") as caught:
         check_versioning({"parcels": lfs}, world.versions)
     assert (caught.value.kind, caught.value.reason) == (Kind.PRECONDITION, "VERSIONING_CHANGED")
+
+
+@with_lfs
+def test_who_lost_its_turn_publishes_nothing(place: Place) -> None:
+    place.publish(1, b"one")
+    before = place.run("git show-ref", place.root)
+
+    def lost() -> None:
+        file = place.root.with_name("parcels.git.lock")
+        # Nobody else writes while this is asked.
+        with file.open("w") as lock, pytest.raises(BlockingIOError):
+            flock(lock, LOCK_EX | LOCK_NB)
+        raise EverloopError(Kind.UNAVAILABLE, "LEASE_LOST", "lost")
+
+    with pytest.raises(EverloopError):
+        place.repository.publish(version(2), [part_of(b"one")], {}, lost)
+    assert place.run("git show-ref", place.root) == before

@@ -1,12 +1,15 @@
-"""A database of an earlier version keeps what it holds."""
+"""Migrations: down and up again on every database; a database of an earlier version keeps what it holds."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import sqlalchemy as sa
+from alembic import command
+from alembic.script import ScriptDirectory
 
 import everloop_ingest
 from everloop_ingest.adapters.store.cuts import Cuts
@@ -15,8 +18,41 @@ from everloop_ingest.adapters.store.sql import METADATA
 from everloop_ingest.adapters.store.versions import Versions
 from everloop_ingest.domain import State
 from everloop_runtime.database import Database
+from everloop_runtime.leases import Leases
 
 MIGRATIONS = Path(everloop_ingest.__file__).parent / "migrations"
+
+
+def shape(database: Database) -> dict[str, set[str]]:
+    """Tables and their columns."""
+    inspector = sa.inspect(database.engine)
+    return {
+        table: {column["name"] for column in inspector.get_columns(table)}
+        for table in inspector.get_table_names()
+    }
+
+
+def test_every_migration_goes_down_and_up_again(
+    make_database: Callable[[Path], Database], tmp_path: Path
+) -> None:
+    database = make_database(tmp_path)
+    config = database.alembic(MIGRATIONS)
+    newest = shape(database)
+    made = {table: {*columns.columns.keys()} for table, columns in METADATA.tables.items()}
+    assert {table: newest[table] for table in made} == made
+    of_the_runtime = {"alembic_version", "inbox", "outbox", "cut_leases"}
+    assert newest.keys() - made.keys() == of_the_runtime
+    revisions = list(ScriptDirectory.from_config(config).walk_revisions())
+    assert len(revisions) >= 12
+    for _ in revisions:
+        below = shape(database)
+        command.downgrade(config, "-1")
+        assert shape(database) != below
+    assert set(shape(database)) == {"alembic_version"}
+    for _ in revisions:
+        command.upgrade(config, "+1")
+    assert shape(database) == newest
+    database.close()
 
 
 def test_a_database_of_the_first_version_is_brought_up(tmp_path: Path) -> None:
@@ -40,14 +76,8 @@ def test_a_database_of_the_first_version_is_brought_up(tmp_path: Path) -> None:
     version = Versions(database).requested("p", "r1")
     assert version is not None
     assert (version.state, version.error) == (State.CUTTING, "")
-    assert Cuts(database).unversioned("p").records == 10
+    assert Cuts(database, Leases(database, "cut_leases")).unversioned("p").records == 10
     # What was asked before counts from the upgrade.
     assert requests.forget(datetime.now(UTC) - timedelta(days=1), 10) == 0
     assert requests.forget(datetime.now(UTC) + timedelta(days=1), 10) == 1
-    inspector = sa.inspect(database.engine)
-    made = {*inspector.get_table_names()} - {"alembic_version", "inbox", "outbox"}
-    assert made == {*METADATA.tables}
-    for table in METADATA.tables.values():
-        there = {column["name"] for column in inspector.get_columns(table.name)}
-        assert there == {column.name for column in table.columns}
     database.close()

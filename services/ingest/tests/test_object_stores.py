@@ -176,7 +176,7 @@ def test_stock_dvc_gets_from_it_what_was_published(
         new[md5] = tmp_path / md5
         new[md5].write_bytes(content)
     version = Version("parcels", 1, State.CUTTING, "r1", now, 1)
-    file = repository.publish(version, parts, new)
+    file = repository.publish(version, parts, new, lambda: None)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     dvc = str(Path(sys.executable).with_name("dvc"))

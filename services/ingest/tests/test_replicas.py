@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from kafka import KafkaProducer
 
+from everloop_runtime.errors import EverloopError
+
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(600)]
 
 RECORDS = 4_000
@@ -108,3 +110,46 @@ def test_what_stays_with_a_process_is_not_taken_from_it(
     stats = one.stats()
     assert (stats.received, stats.accepted, stats.lag) == (records.sent, records.sent, 0)
     assert one.stop() == 0
+
+
+def test_a_cut_that_dies_with_its_process_is_finished_by_another(
+    ingest: Callable[..., Any], spec: dict[str, Any], make_record: Callable[..., bytes]
+) -> None:
+    one = ingest("parcels-cut")
+    one.environment |= {"EVERLOOP_INSTANCE": "one", "EVERLOOP_CUT_LEASE_SECONDS": "3"}
+    one.declare("parcels-cut", spec | {"cut": {"rows": 10**6, "age": "1h"}})
+    two = ingest("two", one)
+    # Killed when the tag is set and pushed, and the database does not know it.
+    one.start("everloop_ingest.adapters.store.cuts:Cuts.complete", "before", "1")
+    one.ready()
+    two.start()
+    two.ready()
+    names = {f"p{number}" for number in range(500)}
+    producer = KafkaProducer(bootstrap_servers=one.endpoints.kafka_bootstrap)
+    for name in names:
+        producer.send(one.pipeline.record_topic, make_record(name), key=name.encode())
+    producer.close(timeout=30)
+    with pytest.raises(EverloopError):
+        one.cut("r1")
+    killed = time.monotonic()
+    assert one.died(30)
+    version = two.cut("r1")
+    seconds = time.monotonic() - killed
+    print(f"{version.git_tag} was there {seconds:.1f} s after its cutter was killed")
+    one.start()
+    one.ready()
+    # Both cut at once what comes next: one version, the same for both.
+    producer = KafkaProducer(bootstrap_servers=one.endpoints.kafka_bootstrap)
+    producer.send(one.pipeline.record_topic, make_record("late"), key=b"late")
+    producer.close(timeout=30)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(
+            lambda process: process.cut(f"r2-{process.folder.name}"), (one, two)
+        )
+    assert first == second
+    assert (version.version, first.version) == (1, 2)
+    for cut, wanted in ((version, names), (first, names | {"late"})):
+        assert {*pq.read_table(one.get(cut)).column("parcel").to_pylist()} == wanted
+    events = one.consume("everloop.datasets", lambda found: len(found) >= 2)
+    assert len({dict(event.headers)["ce_id"] for event in events}) == 2
+    assert (one.stop(), two.stop()) == (0, 0)

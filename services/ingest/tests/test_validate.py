@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from functools import lru_cache
 from typing import Any
+from unittest.mock import patch
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from everloop_contracts.pipeline import Pipeline
@@ -358,6 +360,49 @@ def test_many_at_once_are_what_each_is_by_itself(items: list[bytes | None]) -> N
 @lru_cache
 def by_itself(message: bytes | None) -> Validated:
     return VALIDATOR([message])
+
+
+@settings(max_examples=30)
+@given(st.lists(st.sampled_from(["record", "label", "null", "absent", "explicit"]), max_size=8))
+def test_only_what_lacks_a_field_is_looked_at_alone(kinds: list[str]) -> None:
+    freshness = {"max_age": "1s", "max_ahead": "1s"}  # each is judged by its own timestamp
+    schema = SPEC["schema"] | {"freshness": freshness}
+    validator = Validator(Pipeline.model_validate(SPEC | {"schema": schema}), LIMIT)
+    alone: list[int] = []
+    one_by_one = validator._one_by_one
+
+    def count(messages: Sequence[bytes | None], *rest: Any) -> Validated:
+        alone.append(len(messages))
+        return one_by_one(messages, *rest)
+
+    make: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+        "record": lambda row: GOOD | row,
+        "label": lambda row: {"parcel": row["parcel"], "lost": True},
+        "null": lambda row: GOOD | row | {"weight": None},
+        "absent": lambda row: row,
+        "explicit": lambda row: dict.fromkeys(GOOD) | {"parcel": row["parcel"], "lost": False},
+    }
+    order = [*["record"] * 35, *kinds, *["record"] * 35, *kinds]
+    came = [datetime(2026, 3, 1, row // 6, row % 6 * 10, tzinfo=UTC) for row in range(len(order))]
+    messages = [
+        orjson.dumps(make[kind]({"parcel": f"p{row}", "sent": came[row].isoformat()}))
+        for row, kind in enumerate(order)
+    ]
+    with patch.object(validator, "_one_by_one", count):
+        out = validator(messages, [int(time.timestamp() * 1000) for time in came])
+    good = [row for row, kind in enumerate(order) if kind in {"record", "label"}]
+    assert out.positions.to_pylist() == good
+    assert out.rows.column("parcel").to_pylist() == [f"p{row}" for row in good]
+    assert out.actuals.to_pylist() == [order[row] == "label" for row in good]
+    reasons = {
+        "null": (Reason.NOT_NULLABLE, "weight"),
+        "absent": (Reason.MISSING_FIELD, "weight"),
+        "explicit": (Reason.NOT_NULLABLE, "sent"),
+    }
+    assert [(item.row, (item.reason, item.field)) for item in out.rejections] == [
+        (row, reasons[kind]) for row, kind in enumerate(order) if kind in reasons
+    ]
+    assert sum(alone) == len([kind for kind in order if kind != "record"])
 
 
 def test_ordinary_records_are_read_without_a_look_at_each() -> None:

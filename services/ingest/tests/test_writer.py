@@ -15,7 +15,7 @@ from kafka.errors import IllegalStateError, LogTruncationError, OffsetOutOfRange
 
 from everloop_contracts.pipeline import Pipeline
 from everloop_ingest.domain import Batch
-from everloop_ingest.writer import DatasetWriter, Limits, _Assignment
+from everloop_ingest.writer import _MESSAGE_BYTES, DatasetWriter, Limits, _Assignment
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.service import Stopper
 
@@ -23,6 +23,7 @@ LIMITS = Limits(
     shard_rows=7,
     shard_bytes=10**9,
     shard_age_seconds=1e-9,
+    batch_bytes=10**9,
     buffer_rows=20,
     buffer_bytes=10**9,
     backlog=1,
@@ -47,6 +48,7 @@ class Log:
         self.end = end
         self.position = 0
         self.settled: list[int] = []
+        self.batches: list[Batch] = []
         self.first = 0
         self.lost: list[int] = []
 
@@ -63,6 +65,7 @@ class Log:
         if batch.start != self.position:
             return False
         self.position = batch.end
+        self.batches.append(batch)
         self.settled += [message.offset for message in batch.messages]
         return True
 
@@ -91,6 +94,7 @@ class Client:
         self.stopped = False
         self.committed = 0
         self.elsewhere = 0  # messages another member settles while it has the partition
+        self.value = b"x"
         self.rebalance = self._rebalance()
         self.stage = ""
 
@@ -135,7 +139,7 @@ class Client:
         # Control records behind the last message are passed with it only by luck.
         self.offset = found[-1] + 1 if behind or (found and self.log.end % 2) else self.log.end
         self._called("after poll")
-        messages = [SimpleNamespace(offset=offset, value=b"x") for offset in found]
+        messages = [SimpleNamespace(offset=offset, value=self.value) for offset in found]
         return {self.partition: messages} if messages else {}
 
     def _here(self) -> None:
@@ -259,6 +263,7 @@ def test_whatever_the_rebalances_every_message_is_settled_once(
     likely = chance.choice([0.02, 0.1, 0.3])
     writer, client = make_writer(pipeline, log, lambda name: chance.random() < likely)
     client.elsewhere = chance.choice([0, 0, 4])
+    writer._limits = replace(LIMITS, batch_bytes=chance.choice([10**9, 1100, 1]))
     for _ in range(60):
         turn(writer, client)
         if chance.random() < 0.1:
@@ -286,6 +291,58 @@ def test_reading_goes_on_where_pressure_and_a_rebalance_coincide(pipeline: Pipel
     future.set_result(False)  # another member was quicker: it is read again
     finish(writer, client, log)
     assert log.settled == list(range(60))
+
+
+def test_reading_stops_at_the_bytes_that_may_wait_and_goes_on(pipeline: Pipeline) -> None:
+    log = Log(list(range(60)), 60)
+    writer, client = make_writer(pipeline, log, lambda name: False)
+    client.value = b"x" * 100_000
+    most = 1_000_000
+    writer._limits = replace(LIMITS, buffer_rows=1000, buffer_bytes=most)
+    held: Future[bool | None] = Future()
+    busy: Any = SimpleNamespace(submit=lambda work, batch: held)
+    for _ in range(12):
+        writer._turn(client, busy)
+    [(batch, running, _)] = writer._running.values()
+    size = running + sum(buffer.size for buffer in writer._buffers.values())
+    assert client.stopped
+    assert most <= size < most + 5 * (100_000 + _MESSAGE_BYTES)  # what one poll brings comes on top
+    held.set_result(log.settle(batch))
+    finish(writer, client, log)
+    assert log.settled == list(range(60))
+
+
+@pytest.mark.parametrize(("fit", "most"), [(1.0, 1), (3.0, 3), (3.9, 3), (0.1, 1)])
+def test_a_flood_is_settled_in_batches_of_bounded_bytes(
+    pipeline: Pipeline, fit: float, most: int
+) -> None:
+    messages = [offset for offset in range(60) if offset % 4]
+    log = Log(messages, 61)
+    writer, client = make_writer(pipeline, log, lambda name: False)
+    client.value = b"x" * 100_000
+    message = 100_000 + _MESSAGE_BYTES
+    writer._limits = replace(
+        LIMITS, buffer_rows=1000, shard_bytes=10**6, batch_bytes=int(fit * message)
+    )
+    held: list[Future[bool | None]] = []
+
+    class Slow(Inline):
+        def submit(self, work: Any, batch: Batch) -> Future[bool | None]:
+            held.append(Future())
+            return held[0] if len(held) == 1 else super().submit(work, batch)
+
+    slow: Any = Slow()
+    for _ in range(12):  # all of it comes while the first batch is not settled
+        writer._turn(client, slow)
+    [(first, size, _)] = writer._running.values()
+    assert (len(held), size) == (1, len(first.messages) * message)
+    assert sum(len(buffer.messages) for buffer in writer._buffers.values()) > 10 * most
+    held[0].set_result(log.settle(first))
+    finish(writer, client, log)
+    assert log.settled == messages
+    assert max(len(batch.messages) for batch in log.batches) == most
+    ends = [batch.end for batch in log.batches]
+    assert [batch.start for batch in log.batches] == [0, *ends[:-1]]
 
 
 def test_a_log_that_was_cut_back_is_read_again_from_the_database(pipeline: Pipeline) -> None:

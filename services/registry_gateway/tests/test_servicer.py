@@ -21,7 +21,13 @@ from everloop_runtime.service import Stopper
 def stub(world, tmp_path):
     address = f"unix:{tmp_path / 'registry.sock'}"
     servicer = RegistryServicer(
-        world.database, world.promoter, world.approvals, world.rollouts, world.observer
+        world.database,
+        world.promoter,
+        world.approvals,
+        world.rollouts,
+        world.observer,
+        world.artifacts,
+        world.watch,
     )
     server = GrpcServer(
         RegistrySettings(grpc_address=address, drain_seconds=0),

@@ -529,6 +529,20 @@ class Everloop:
         request = registry_pb2.ListProductionRequest(model=model)
         return list(call(self._registry().ListProduction, request, self.timeout).trials)
 
+    def watch_production(
+        self, model: str = "", *, patience: float = 60.0
+    ) -> Iterator[registry_pb2.WatchProductionResponse]:
+        """Yields what should serve, of a model or of all: at once, and again whenever that changes.
+
+        It ends when the registry gateway is stopped.
+
+        Args:
+            model: Name of the model; empty for all.
+            patience: For so many seconds a gateway that is away is asked again.
+        """
+        request = registry_pb2.WatchProductionRequest(model=model)
+        yield from stream(self._registry().WatchProduction, request, patience)
+
     def rollouts(self, model: str = "", *, limit: int = 50) -> list[registry_pb2.Rollout]:
         """Lists rollouts of a model, or of all, newest first, with what both versions of each did."""
         method = self._registry().ListRollouts

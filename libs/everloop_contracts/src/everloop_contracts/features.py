@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from everloop_contracts.schema import NUMERIC, FieldType
-from everloop_contracts.spec import Spec
+from everloop_contracts.spec import Duration, Spec
 
 __all__ = [
-    "ACCEPTS",
     "LEARNS",
+    "AggregateFeature",
     "BinsFeature",
     "CategoryFeature",
     "CrossFeature",
@@ -26,6 +27,7 @@ __all__ = [
     "RatioFeature",
     "ScaleFeature",
     "TargetMeanFeature",
+    "accepts",
 ]
 
 
@@ -218,6 +220,40 @@ class HashFeature(Spec):
         return (self.of,)
 
 
+class AggregateFeature(Spec):
+    """What earlier rows with the same value of a text field say, in a window of whole days before the row's own day.
+
+    A day is one of the wall clock of `time`. Only days before a row's own count, so that a training row knows no more
+    than was known at its time. A model knows the rows that it learned from: after the last of their days that day's
+    window stands, until the next training.
+    """
+
+    kind: Literal["aggregate"]
+    function: Literal["count", "sum", "mean"]
+    """`count` of the rows, or `sum` or `mean` of a numeric field, nulls left out."""
+    of: str | None = None
+    """The numeric field; a count has none."""
+    by: str
+    """Text field whose value the rows have in common."""
+    time: str
+    """Timestamp field that says on which day a row is."""
+    window: Duration = Field(ge=timedelta(days=1), le=timedelta(days=366))
+    """Whole days."""
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Fields it is computed from."""
+        return (self.by, self.time) if self.of is None else (self.of, self.by, self.time)
+
+    @model_validator(mode="after")
+    def _fits(self) -> AggregateFeature:
+        if self.window % timedelta(days=1):
+            raise ValueError("window must be whole days, such as 7d")
+        if (self.of is None) != (self.function == "count"):
+            raise ValueError("a sum or a mean is `of` a field, a count is of none")
+        return self
+
+
 Feature = Annotated[
     NumberFeature
     | CategoryFeature
@@ -231,13 +267,14 @@ Feature = Annotated[
     | ScaleFeature
     | ImputeFeature
     | MissingFeature
-    | HashFeature,
+    | HashFeature
+    | AggregateFeature,
     Field(discriminator="kind"),
 ]
 """One declared feature, told apart by its `kind`."""
 
 _TEXT = (FieldType.STRING,)
-ACCEPTS: dict[str, tuple[FieldType, ...]] = {
+_ACCEPTS: dict[str, tuple[FieldType, ...]] = {
     "number": (*NUMERIC, FieldType.BOOL),
     "category": (FieldType.STRING, FieldType.BOOL),
     "date_part": (FieldType.TIMESTAMP,),
@@ -252,7 +289,16 @@ ACCEPTS: dict[str, tuple[FieldType, ...]] = {
     "missing": tuple(FieldType),
     "hash": _TEXT,
 }
-"""Types of the fields that each kind is computed from."""
+
+
+def accepts(feature: Feature) -> dict[str, tuple[FieldType, ...]]:
+    """Types that a feature takes, for each field that it is computed from."""
+    if not isinstance(feature, AggregateFeature):
+        return dict.fromkeys(feature.sources, _ACCEPTS[feature.kind])
+    accepted: dict[str, tuple[FieldType, ...]] = {} if feature.of is None else {feature.of: NUMERIC}
+    return {**accepted, feature.by: _TEXT, feature.time: (FieldType.TIMESTAMP,)}
+
+
 LEARNS: dict[str, str] = {
     "category": "the most frequent values",
     "cross": "the most frequent pairs",
@@ -260,5 +306,6 @@ LEARNS: dict[str, str] = {
     "one_hot": "the most frequent values",
     "scale": "centre and spread",
     "impute": "mean or median",
+    "aggregate": "each day's window, by value",
 }
 """What the training rows teach the kinds that learn anything."""

@@ -16,7 +16,6 @@ from pydantic import Field, HttpUrl, field_validator, model_validator
 
 from everloop_contracts import yaml_file
 from everloop_contracts.features import (
-    ACCEPTS,
     BinsFeature,
     CategoryFeature,
     CrossFeature,
@@ -25,6 +24,7 @@ from everloop_contracts.features import (
     NumberFeature,
     RatioFeature,
     TargetMeanFeature,
+    accepts,
 )
 from everloop_contracts.metrics import LOWER_IS_BETTER, TASK_METRICS, Metric, WatchedMetric
 from everloop_contracts.schema import NUMERIC, FieldSpec, FieldType, Schema, Target, Task
@@ -517,16 +517,16 @@ class Pipeline(Spec):
         fields = self.schema_.fields
         for name, feature in self.features.items():
             where = ("features", name)
-            for source in feature.sources:
+            for source, accepted in accepts(feature).items():
                 if source not in fields:
                     yield where, f"there is no field '{source}'"
                 elif source in (self.target.field, self.schema_.id):
                     yield where, f"'{source}' is the target or the record id"
-                elif fields[source].type not in ACCEPTS[feature.kind]:
-                    accepted = " or ".join(ACCEPTS[feature.kind])
+                elif fields[source].type not in accepted:
                     yield (
                         where,
-                        f"a {feature.kind} feature takes {accepted} fields, '{source}' is {fields[source].type}",
+                        f"a feature of kind {feature.kind} takes {' or '.join(accepted)} fields here,"
+                        f" '{source}' is {fields[source].type}",
                     )
 
     def _metric_misfits(self) -> Iterator[Misfit]:

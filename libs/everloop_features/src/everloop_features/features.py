@@ -20,6 +20,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 from everloop_contracts.features import (
+    AggregateFeature,
     HashFeature,
     ImputeFeature,
     MissingFeature,
@@ -56,12 +57,20 @@ LIMIT: Final = 1e30
 """Numbers beyond it, either way, count as missing: float32 arithmetic on them would overflow."""
 CLIP: Final = 10.0
 """Standard deviations beyond which a standardised number is cut off."""
-WORDS: Final = frozenset({"category", "cross", "target_mean", "one_hot"})
+WORDS: Final = frozenset({"category", "cross", "target_mean", "one_hot", "aggregate"})
 """Kinds that go by the position of a text in its field's vocabulary."""
 PARTS: Final[dict[str, int]] = {"hour": 24, "weekday": 7}
 DAY: Final = 86_400
 MONDAY: Final = 3 * DAY
 """Seconds from the Monday of its week to 1970-01-01, a Thursday."""
+CELLS: Final = 250_000
+"""Numbers in the table of an aggregate: values too rare for it have no window of their own."""
+MOST_DAYS: Final = 4_000
+"""Days in it, the newest; older rows see the first of them."""
+SOUND: Final = 2**40
+"""Seconds from 1970 beyond which a timestamp is on no day."""
+NOTHING: Final = 2e30
+"""What stands for no value in a table: a number that counts as missing, and that JSON can hold."""
 
 
 class _Fitted(BaseModel):
@@ -202,7 +211,32 @@ class Hash(_Fitted):
     buckets: int
 
 
-AnyNumeric = Number | Ratio | Bins | TargetMean | OneHot | Ordinal | Scale | Impute | Missing | Hash
+class Aggregate(_Fitted):
+    """A number by word of the field's vocabulary and by day; the last row is that of every other word."""
+
+    kind: Literal["aggregate"] = "aggregate"
+    name: str
+    by: str
+    time: str
+    first: int
+    """Day of the first column, days since 1970. Earlier days see that column, later ones than the last see the last."""
+    table: tuple[tuple[float, ...], ...]
+    """`[words + 1, days]`; `NOTHING` where there is no value."""
+
+
+AnyNumeric = (
+    Number
+    | Ratio
+    | Bins
+    | TargetMean
+    | OneHot
+    | Ordinal
+    | Scale
+    | Impute
+    | Missing
+    | Hash
+    | Aggregate
+)
 Numeric = Annotated[AnyNumeric, Field(discriminator="kind")]
 Coded = Annotated[Category | Flag | DatePart | Cross, Field(discriminator="kind")]
 
@@ -341,6 +375,17 @@ def _numeric_columns(
             return _missing(feeds[feature.of], feature.type).astype(np.float32)
         case Hash():
             return _hashed(feeds[feature.of].ravel(), feature.buckets)
+        case Aggregate():
+            windows: Floats = np.array(feature.table, dtype=np.float32)
+            low, high = day_bounds(feature)
+            days = (np.clip(feeds[feature.time].ravel(), low, high) - low) // DAY
+            keys = np.minimum(words[feature.by], len(windows) - 1)
+            return np.asarray(windows[keys, days]).reshape(-1, 1)
+
+
+def day_bounds(feature: Aggregate) -> tuple[int, int]:
+    """Seconds at which the first and the last day of an aggregate's table begin."""
+    return feature.first * DAY, (feature.first + len(feature.table[0]) - 1) * DAY
 
 
 def _scaled(feature: Scale, values: Floats) -> Floats:
@@ -444,6 +489,8 @@ def fit(pipeline: Pipeline, feeds: Feeds, target: npt.NDArray[Any]) -> FittedFea
             case MissingFeature():
                 kind = pipeline.schema_.fields[feature.of].type
                 numeric.append(Missing(name=name, of=feature.of, type=kind))
+            case AggregateFeature():
+                numeric.append(_aggregate(name, feature, vocabularies, words, feeds))
             case HashFeature():
                 numeric.append(Hash(name=name, of=feature.of, buckets=feature.buckets))
             case _:
@@ -485,6 +532,51 @@ def _impute(name: str, feature: ImputeFeature, values: Floats) -> Impute:
         average = np.mean if feature.strategy == "mean" else np.median
         value = float(average(known)) if len(known) else 0.0
     return Impute(name=name, of=feature.of, value=float(np.float32(value)))
+
+
+def _aggregate(
+    name: str,
+    feature: AggregateFeature,
+    vocabularies: dict[str, tuple[str, ...]],
+    words: dict[str, Codes],
+    feeds: Feeds,
+) -> Aggregate:
+    seconds = feeds[feature.time].ravel()
+    values = np.zeros(len(seconds)) if feature.of is None else feeds[feature.of].ravel()
+    taken = (seconds > -SOUND) & (seconds < SOUND) & (np.abs(values) <= np.float32(LIMIT))
+    days, values = seconds[taken] // DAY, values[taken].astype(np.float64)
+    # One row of the far future is not to end the table there: what comes after its end sees the end.
+    last = int(np.quantile(days, 0.999, method="higher")) if len(days) else -1
+    first = max(int(days.min()), last + 1 - MOST_DAYS) if len(days) else 0
+    span = feature.window.days
+    width = last + 2 - first  # the day after the last one is the first that is not known
+    size = min(len(vocabularies[feature.by]), max(1, CELLS // width))
+    # Column j of the table is the window that ends before day `first + j`.
+    begin, columns = first - span, width - 1 + span
+    keys = words[feature.by][taken]
+    inside = (keys < size) & (days >= begin) & (days <= last)
+    cells = keys[inside] * columns + days[inside] - begin
+
+    def windows(weights: npt.NDArray[np.float64] | None) -> npt.NDArray[np.float64]:
+        daily = np.bincount(cells, weights, size * columns).reshape(size, columns)
+        until = np.concatenate([np.zeros((size, 1)), daily.cumsum(axis=1)], axis=1)
+        return np.asarray(until[:, span:] - until[:, :width])
+
+    counts = windows(None)
+    table, nothing = counts, 0.0
+    if feature.function != "count":
+        table = windows(values[inside])
+    if feature.function == "mean":
+        nothing = NOTHING
+        table = np.where(counts > 0, table / np.maximum(counts, 1), nothing)
+    rows = np.vstack([table, np.full((1, width), nothing)]).astype(np.float32)
+    return Aggregate(
+        name=name,
+        by=feature.by,
+        time=feature.time,
+        first=first,
+        table=tuple(tuple(row) for row in rows.tolist()),
+    )
 
 
 def _coded(

@@ -20,6 +20,7 @@ from everloop_features.features import (
     DAY,
     LIMIT,
     MONDAY,
+    Aggregate,
     AnyNumeric,
     Bins,
     Category,
@@ -37,6 +38,7 @@ from everloop_features.features import (
     Ratio,
     Scale,
     TargetMean,
+    day_bounds,
 )
 from everloop_features.inputs import NULL_TIME
 
@@ -218,6 +220,19 @@ def _numeric(graph: _Graph, feature: AnyNumeric, words: dict[str, str]) -> str:
             return graph.add("Cast", _missing(graph, feature), to=TensorProto.FLOAT)
         case Hash():
             return _hashed(graph, feature)
+        case Aggregate():
+            return _aggregate(graph, feature, words[feature.by])
+
+
+def _aggregate(graph: _Graph, feature: Aggregate, words: str) -> str:
+    low, high = (graph.constant(bound, np.int64) for bound in day_bounds(feature))
+    since = graph.add("Sub", graph.add("Clip", feature.time, low, high), low)
+    day = graph.add("Div", since, graph.constant(DAY, np.int64))
+    last, width = len(feature.table) - 1, len(feature.table[0])
+    row = graph.add("Min", words, graph.constant(last, np.int64))
+    cell = graph.add("Add", graph.add("Mul", row, graph.constant(width, np.int64)), day)
+    table = graph.constant(np.array(feature.table).ravel(), np.float32)
+    return graph.add("Gather", table, cell, axis=0)
 
 
 def _scaled(graph: _Graph, feature: Scale) -> str:

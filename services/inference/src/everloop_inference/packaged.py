@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -49,6 +50,10 @@ class Package:
         """See `ports.Registry`."""
         return Production([self.wanted])
 
+    def changes(self) -> Iterator[None]:
+        """See `ports.Registry`; there are none."""
+        return iter(())
+
     def report(self, report: Report) -> bool:
         """See `ports.Registry`; there is never a trial."""
         return False
@@ -56,7 +61,7 @@ class Package:
     def close(self) -> None:
         """See `ports.Registry`; it holds nothing."""
 
-    def download(self, run_id: str, folder: Path) -> None:
+    def download(self, wanted: Wanted, folder: Path) -> None:
         """See `ports.Artifacts`."""
         shutil.copytree(self.folder, folder, dirs_exist_ok=True)
 

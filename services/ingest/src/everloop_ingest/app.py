@@ -7,6 +7,7 @@ import shutil
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from urllib.parse import quote
 
 from pyarrow import fs
 
@@ -26,7 +27,7 @@ from everloop_ingest.adapters.store.settlements import Settlements
 from everloop_ingest.adapters.store.upkeep import Upkeep
 from everloop_ingest.adapters.store.versions import Versions
 from everloop_ingest.build_parts import INDEX, BuildLimits
-from everloop_ingest.cut_version import CutVersion
+from everloop_ingest.cut_version import CutVersion, Turns
 from everloop_ingest.dead_letters import DeadLetters
 from everloop_ingest.erase_letters import EraseLetters
 from everloop_ingest.erase_records import EraseRecords
@@ -47,6 +48,7 @@ from everloop_runtime.database import Database
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.grpc_server import GrpcServer
 from everloop_runtime.kafka import OutboxRelay, ensure_topics, wait_for_broker
+from everloop_runtime.leases import Leases
 from everloop_runtime.metrics import MetricsServer
 from everloop_runtime.s3 import s3_filesystem
 from everloop_runtime.service import Component, Stopper, run
@@ -102,7 +104,9 @@ def run_service() -> int:
         settings.s3_secret_key.get_secret_value(),
         settings.s3_region,
     )
-    settlements, versions, cuts = Settlements(database), Versions(database), Cuts(database)
+    settlements, versions = Settlements(database), Versions(database)
+    leases = Leases(database, "cut_leases")
+    cuts = Cuts(database, leases)
     try:
         check_record_sizes(pipelines, settings.max_record_bytes)
         adopt_schemas(pipelines, Schemas(database), datetime.now(UTC))
@@ -122,7 +126,7 @@ def run_service() -> int:
         bootstrap, pipelines, settlements, settle, _limits(settings), settings.instance
     )
     build = BuildLimits(
-        settings.data_dir / "work",
+        settings.data_dir / f"work-{quote(settings.instance, safe='')}",
         settings.cut_memory_bytes,
         settings.cut_threads,
         settings.part_rows,
@@ -130,9 +134,23 @@ def run_service() -> int:
     )
     clear_work(build.folder)
     # Streams may hold half of the gRPC workers; with callers that wait for a version, a quarter stays free.
-    callers = max(1, settings.grpc_workers // 4)
+    turns = Turns(
+        settings.instance,
+        timedelta(seconds=settings.cut_lease_seconds),
+        max(1, settings.grpc_workers // 4),
+    )
     cut = CutVersion(
-        pipelines, cuts, versions, settlements, files, repositories, ends, writer, build, callers
+        pipelines,
+        cuts,
+        leases,
+        versions,
+        settlements,
+        files,
+        repositories,
+        ends,
+        writer,
+        build,
+        turns,
     )
     push = Push(pipelines, sink, requests, settings.max_record_bytes)
     stream = RecordStream(
@@ -289,6 +307,7 @@ def _limits(settings: IngestSettings) -> Limits:
         shard_rows=settings.shard_rows,
         shard_bytes=settings.shard_bytes,
         shard_age_seconds=settings.shard_age_seconds,
+        batch_bytes=settings.batch_bytes,
         buffer_rows=settings.buffer_rows,
         buffer_bytes=settings.buffer_bytes,
         backlog=settings.outbox_limit,

@@ -47,6 +47,8 @@ _SQL: dict[FieldType, str] = {
 }
 _ORDER_SQL = ("BIGINT", "INTEGER", "BIGINT")
 _BATCH = 65_536
+_MANY_PARTS = 5_000
+"""Beyond which a cut puts as many pairs together as it takes: an event names all parts of a version."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,7 +316,8 @@ class _Build:
         """Parts that fill half a part together with their neighbour: deletions and changes of the limit leave them."""
         rows = [part.rows for part in self._base.parts]
         pairs = (n for n in range(len(rows) - 1) if 2 * (rows[n] + rows[n + 1]) <= self._part_rows)
-        for position in itertools.islice(pairs, self._compact_parts):
+        most = max(self._compact_parts, len(rows) - _MANY_PARTS)
+        for position in itertools.islice(pairs, most):
             yield from (position, position + 1)
 
     def _write(self, runs: Sequence[Sequence[int]]) -> Iterator[tuple[int, PartFiles]]:

@@ -8,8 +8,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from everloop_contracts.pipeline import Pipeline
@@ -17,7 +17,7 @@ from everloop_ingest import metrics
 from everloop_ingest.adapters.store.cuts import Change, Cuts
 from everloop_ingest.adapters.store.settlements import Settlements
 from everloop_ingest.adapters.store.versions import Versions
-from everloop_ingest.announce import announcement
+from everloop_ingest.announce import announcement, check_announceable
 from everloop_ingest.build_parts import INDEX, Base, BuildLimits, Built, build_parts
 from everloop_ingest.checks import violations
 from everloop_ingest.domain import Part, Rows, ShardsLost, State, Version
@@ -25,18 +25,39 @@ from everloop_ingest.parts import PartFiles, labels_key
 from everloop_ingest.ports import RecordLog, Repositories, ShardFiles, Writer
 from everloop_ingest.record_index import RecordIndex
 from everloop_runtime.errors import EverloopError, Kind
+from everloop_runtime.leases import Lease, Leases
 
-__all__ = ["CutVersion"]
+__all__ = ["CutVersion", "Turns"]
 
 log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.05
+_LEASE_POLL_SECONDS = 0.25
 _KEYS_NAMED = 10
 """Lost shards that a version's error names; the log names all."""
 
 
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """How the processes that share a database take turns at cutting a pipeline.
+
+    Attributes:
+        holder: name of this process among them, the same after a restart.
+        lease: how long the turn of a process that was killed lasts; a living one extends it in time.
+        callers: calls in progress at most in this process, each of which holds a thread of the door for as long as
+            its cut takes.
+    """
+
+    holder: str
+    lease: timedelta
+    callers: int
+
+
 class CutVersion:
     """The use case. One version of a pipeline is cut at a time; one that a crash left behind is finished first.
+
+    Of several processes the one with the pipeline's lease cuts. What it writes to the database and to the repository
+    is fenced by the lease's number, so that one that stood still and lost it changes nothing when it goes on.
 
     Every step may be repeated: the version and its shards are fixed by the transaction that begins it and the version
     before by the one that completed it, the same shards on the same parts give the same parts, and the repository
@@ -48,6 +69,7 @@ class CutVersion:
         self,
         pipelines: Mapping[str, Pipeline],
         cuts: Cuts,
+        leases: Leases,
         versions: Versions,
         settlements: Settlements,
         files: ShardFiles,
@@ -55,16 +77,13 @@ class CutVersion:
         record_log: RecordLog,
         writer: Writer,
         limits: BuildLimits,
-        callers: int,
+        turns: Turns,
         wait: Callable[[float], object] = time.sleep,
     ) -> None:
-        """Takes the pipelines by name and what the steps need.
-
-        `callers` bounds the calls in progress, each of which holds a thread of the door for as long as its cut takes;
-        `wait` pauses between two looks at the positions.
-        """
+        """Takes the pipelines by name and what the steps need; `wait` pauses between two looks at the database."""
         self._pipelines = pipelines
         self._cuts = cuts
+        self._leases = leases
         self._versions = versions
         self._settlements = settlements
         self._files = files
@@ -72,10 +91,11 @@ class CutVersion:
         self._log = record_log
         self._writer = writer
         self._limits = limits
+        self._turns = turns
         self._wait = wait
-        # A repository that several pipelines share brings a lock of its own.
+        # The threads of this process wait for each other here, other processes for the lease.
         self._locks = {name: threading.Lock() for name in pipelines}
-        self._callers = threading.BoundedSemaphore(callers)
+        self._callers = threading.BoundedSemaphore(turns.callers)
 
     def __call__(self, pipeline: Pipeline, request_id: str, seconds: float) -> Version:
         """Cuts from everything that was on the topic when this was called; waits for that at most `seconds`.
@@ -86,7 +106,9 @@ class CutVersion:
 
         Raises:
             EverloopError: kind precondition, reason NO_RECORDS; kind deadline, reasons WRITER_BEHIND and CUT_RUNNING;
-                kind exhausted, reason CUT_RUNNING, at once where too many callers wait; kind unavailable.
+                kind exhausted, reason CUT_RUNNING, at once where too many callers wait; kind unavailable, with reason
+                LEASE_LOST where this process stood still for so long that another one cuts now; kind exhausted,
+                reasons TOO_MANY_PARTS and LFS_LIMIT_REACHED: more than a version may be.
                 A version that was begun is finished later, by a repeat or by `finish`.
         """
         deadline = time.monotonic() + seconds
@@ -108,32 +130,33 @@ class CutVersion:
 
     def cut(self, pipeline: Pipeline, request_id: str, seconds: float) -> Version:
         """Cuts from what is stored already; see `__call__` for the rest."""
-        with self._alone(pipeline.name, seconds):
-            self._finish_all(pipeline.name)
+        with self._alone(pipeline.name, seconds) as lease:
+            self._finish_all(lease)
             while True:  # a version that fails takes at least one shard out of the next
-                version = self._cuts.begin(pipeline.name, request_id, datetime.now(UTC))
+                now = datetime.now(UTC)
+                version = self._cuts.begin(pipeline.name, request_id, now, lease)
                 if version is None:
                     raise EverloopError(
                         Kind.PRECONDITION,
                         "NO_RECORDS",
                         f"{pipeline.name} has no accepted record yet",
                     )
-                finished = self._finish(version)
+                finished = self._finish(version, lease)
                 if finished.state is not State.FAILED:
                     return finished
 
     def finish(self) -> None:
         """Finishes what a crash or an outage left behind, as far as it goes now, pipeline by pipeline."""
-        for name, lock in self._locks.items():
-            if not lock.acquire(blocking=False):
-                continue  # who is cutting there has finished it first
+        for name in self._pipelines:
             try:
-                self._finish_all(name)
+                if self._versions.cutting(name):
+                    with self._alone(name, 0.0) as lease:
+                        self._finish_all(lease)
             except Exception as error:  # the others are not to wait for it
+                if isinstance(error, EverloopError) and error.reason == "CUT_RUNNING":
+                    continue  # who is cutting there has finished it first
                 outage = isinstance(error, EverloopError)
                 log.warning("a version of %s waits: %s", name, error, exc_info=not outage)
-            finally:
-                lock.release()
 
     def _catch_up(self, pipeline: Pipeline, deadline: float) -> None:
         topic = pipeline.record_topic
@@ -152,11 +175,11 @@ class CutVersion:
         positions = self._settlements.positions(topic)
         return sum(max(0, end - positions.get(number, 0)) for number, end in ends.items())
 
-    def _finish_all(self, pipeline: str) -> None:
-        for version in self._versions.cutting(pipeline):
-            self._finish(version)
+    def _finish_all(self, lease: Lease) -> None:
+        for version in self._versions.cutting(lease.pipeline):
+            self._finish(version, lease)
 
-    def _finish(self, version: Version) -> Version:
+    def _finish(self, version: Version, lease: Lease) -> Version:
         """The version when it is done: available, in quarantine or failed."""
         if version.state is not State.CUTTING:
             return version
@@ -169,15 +192,18 @@ class CutVersion:
             try:
                 shards = self._files.fetch(self._cuts.shards_of(version), _new(folder, "shards"))
             except ShardsLost as error:
-                return self._give_up(version, error.keys)
+                return self._give_up(version, error.keys, lease)
             base = self._base(pipeline, folder)
             erased = self._cuts.erased(version)
             built = build_parts(
                 pipeline, version.number, shards, base, _new(folder, "parts"), self._limits, erased
             )
+            check_announceable(version, repository, built.parts)
             labels = self._keep_states(version, base, built)
             files = {item.part.md5: item.rows for item in built.added}
-            file = repository.publish(version, built.parts, files)
+            file = repository.publish(
+                version, built.parts, files, lambda: self._leases.check(lease)
+            )
         rows = Rows.of(built.parts)
         announced, so_far = self._cuts.profiles(pipeline.name)
         new = so_far.plus(built.profile)
@@ -188,7 +214,7 @@ class CutVersion:
         added = [item.part for item in built.added]
         profile = built.profile if wrong else announced.plus(new)
         change = Change(added, built.removed, labels, profile)
-        self._cuts.complete(done, change, event)
+        self._cuts.complete(done, change, event, lease)
         if wrong:
             metrics.QUARANTINED.labels(pipeline.name).inc()
             log.warning("%s is in quarantine: %s", file.tag, done.error)
@@ -244,27 +270,47 @@ class CutVersion:
         self._files.put(key, built.labels.read_bytes())
         return key
 
-    def _give_up(self, version: Version, lost: Sequence[str]) -> Version:
+    def _give_up(self, version: Version, lost: Sequence[str], lease: Lease) -> Version:
         named = ", ".join(lost[:_KEYS_NAMED]) + (", …" if len(lost) > _KEYS_NAMED else "")
         text = f"the object store has lost {len(lost)} of {version.shards} shards: {named}"
         failed = replace(version, state=State.FAILED, error=text)
-        self._cuts.fail(failed, lost)
+        self._cuts.fail(failed, lost, lease)
         metrics.LOST_SHARDS.labels(version.pipeline).inc(len(lost))
         log.error("%s/v%d failed, lost: %s", version.pipeline, version.number, ", ".join(lost))
         return failed
 
     @contextmanager
-    def _alone(self, pipeline: str, seconds: float) -> Iterator[None]:
+    def _alone(self, pipeline: str, seconds: float) -> Iterator[Lease]:
+        """Waits at most so long for the turn of this thread and of this process."""
+        deadline = time.monotonic() + seconds
         if not self._locks[pipeline].acquire(timeout=seconds):
-            raise EverloopError(
-                Kind.DEADLINE,
-                "CUT_RUNNING",
-                f"another version of {pipeline} is being cut; ask again with the same request_id",
-            )
+            raise _running(pipeline)
         try:
-            yield
+            with self._leased(pipeline, deadline) as lease:
+                yield lease
         finally:
             self._locks[pipeline].release()
+
+    @contextmanager
+    def _leased(self, pipeline: str, deadline: float) -> Iterator[Lease]:
+        while (lease := self._take(pipeline)) is None:
+            if time.monotonic() >= deadline:
+                raise _running(pipeline)
+            self._wait(_LEASE_POLL_SECONDS)
+        with self._leases.kept(lease, self._turns.lease):
+            yield lease
+
+    def _take(self, pipeline: str) -> Lease | None:
+        now = datetime.now(UTC)
+        return self._leases.take(pipeline, self._turns.holder, now, now + self._turns.lease)
+
+
+def _running(pipeline: str) -> EverloopError:
+    return EverloopError(
+        Kind.DEADLINE,
+        "CUT_RUNNING",
+        f"another version of {pipeline} is being cut; ask again with the same request_id",
+    )
 
 
 def _new(folder: Path, name: str) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Protocol
@@ -68,14 +68,20 @@ class DataRepository(Protocol):
         """Where the content of a published part lies, `s3://…` or `file://…`."""
 
     def publish(
-        self, version: Version, parts: Sequence[Part], new: Mapping[str, Path]
+        self,
+        version: Version,
+        parts: Sequence[Part],
+        new: Mapping[str, Path],
+        check: Callable[[], None],
     ) -> ObjectFile:
         """Commits, tags and pushes a version that consists of `parts`, in this order.
 
         `new` holds the files, by MD5, of those that no earlier version has; they are taken over. May be called again
-        for a version after a crash anywhere in it: the same parts give the same result.
+        for a version after a crash anywhere in it: the same parts give the same result. `check` is called when no
+        other process can write to the repository any more, and keeps who lost its turn from it by raising.
 
         Raises:
+            Exception: what `check` raises; nothing was changed.
             EverloopError: kind unavailable, the content cannot be stored now; kind exhausted: it is more than may be.
         """
 

@@ -133,7 +133,12 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
         request_id = _checked(request.request_id)
         entity = Entity(request.record_ids, request.field, request.value)
         version = self._erase(
-            pipeline, entity, request_id, request.actor, request.reason, self._seconds(context)
+            pipeline,
+            entity,
+            request_id,
+            request.actor or "unknown",
+            request.reason,
+            self._seconds(context),
         )
         return ingest_pb2.EraseRecordsResponse(dataset=self._whole(version))
 
@@ -144,7 +149,7 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
         pipeline = self._pipeline(request.pipeline)
         request_id = _checked(request.request_id)
         version = self._release(
-            pipeline.name, request.version, request_id, request.actor, request.reason
+            pipeline.name, request.version, request_id, request.actor or "unknown", request.reason
         )
         return ingest_pb2.ReleaseVersionResponse(dataset=self._whole(version))
 

@@ -24,7 +24,7 @@ class IngestSettings(ServiceSettings):
     """Bytes of all versions of a pipeline with `versioning: git-lfs`, on this disk, beyond which none is cut."""
 
     instance: str = Field(default_factory=socket.gethostname, min_length=1)
-    """Name of this process among those that share the work, the same after a restart."""
+    """Name of this process among those that share the work, the same after a restart; also of its folder for work."""
 
     max_record_bytes: int = Field(default=256 * 1024, ge=256, le=900 * 1024)
     """Largest record, in bytes; a dead letter of it must fit a Kafka message."""
@@ -34,6 +34,9 @@ class IngestSettings(ServiceSettings):
     """Bytes of messages at which a shard is closed."""
     shard_age_seconds: float = Field(default=5.0, gt=0)
     """Age at which a shard is closed, in seconds: how late labels and rows may be visible."""
+    batch_bytes: int = Field(default=64 * _MIB, ge=1024)
+    """Bytes of messages that are validated and stored at once, where more wait than a shard takes; the columns of
+    `settle_workers` such batches come on top of `buffer_bytes`."""
     buffer_rows: int = Field(default=200_000, ge=1)
     """Messages in memory at which the writer stops reading."""
     buffer_bytes: int = Field(default=192 * _MIB, ge=1024)
@@ -62,6 +65,8 @@ class IngestSettings(ServiceSettings):
     dead_letter_retention_days: float = Field(default=30.0, gt=0)
     """How long dead letters are kept on the object store, to look at and to replay, in days; on their topic Kafka's own
     retention holds."""
+    cut_lease_seconds: float = Field(default=30.0, ge=1)
+    """How long the others wait for a process that was killed while it cut a version, in seconds."""
     schedule_seconds: float = Field(default=5.0, gt=0)
     """Time between two looks whether a version is due, in seconds."""
     compact_shards: int = Field(default=64, ge=2, le=1_000)
@@ -76,7 +81,8 @@ class IngestSettings(ServiceSettings):
     compact_parts: int = Field(default=4, ge=0)
     """Pairs of small parts that one cut puts together at most, besides the parts that it writes anyway."""
     part_rows: int = Field(default=65_536, ge=1_000)
-    """Most rows of a part: one Parquet file of a dataset version, and what a late label makes a cut write anew."""
+    """Most rows of a part: one Parquet file of a dataset version, and what a late label makes a cut write anew; a
+    version has at most some 6,000 of them."""
     cut_memory_bytes: int = Field(default=512 * _MIB, ge=64 * _MIB)
     """Memory for merging one version's new rows, in bytes; beyond it goes to disk. At once: one version per pipeline,
     and no more than a quarter of the gRPC workers and the scheduler cut."""

@@ -6,9 +6,10 @@ column is held to is in `columns`, what columns are held to together in `rules`.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import Any
 
@@ -100,9 +101,18 @@ class Validator:
             protobuf: positions of the bodies that are Protobuf; the others are JSON.
         """
         if len(messages) >= _MANY and not protobuf:
-            validated = self._ordinary(messages, timestamps)
+            validated = self._by_columns(messages, timestamps)
             if validated is not None:
                 return validated
+        return self._one_by_one(messages, timestamps, protobuf)
+
+    def _one_by_one(
+        self,
+        messages: Sequence[bytes | None],
+        timestamps: Sequence[int] | None,
+        protobuf: Collection[int],
+    ) -> Validated:
+        """What became of messages that are parsed one by one: any of them may be any."""
         rejections: dict[int, Rejection] = {}
         records, positions, actuals = self._parse(messages, protobuf, rejections)
         columns = list(zip(*map(self._values, records), strict=True)) or [()] * len(self._names)
@@ -129,10 +139,13 @@ class Validator:
             rows, kept, is_actual = rows.filter(mask), kept.filter(mask), is_actual.filter(mask)
         return Validated(rows, kept, is_actual, [rejections[row] for row in sorted(rejections)])
 
-    def _ordinary(
+    def _by_columns(
         self, messages: Sequence[bytes | None], timestamps: Sequence[int] | None
     ) -> Validated | None:
-        """All messages as rows, as the closer look would find them; None where one of them needs that look."""
+        """What one by one would give, most of it by columns: only what lacks a field, as labels do, is looked at alone.
+
+        None where another message needs that look.
+        """
         if (
             not self._tells_labels
             or max(len(message or b"") for message in messages) > self._max_bytes
@@ -141,6 +154,40 @@ class Validator:
         columns = self._lines.read(messages)
         if columns is None:
             return None
+        validity = [
+            values.is_valid()
+            for name, values in zip(self._names, columns, strict=True)
+            if name in self._required
+        ]
+        whole = functools.reduce(pc.and_, validity)
+        if whole.true_count == len(messages):
+            return self._ordinary(columns, _came(messages, timestamps))
+        if not whole.true_count:
+            return None
+        kept, others = (pc.indices_nonzero(of).cast(pa.int64()) for of in (whole, pc.invert(whole)))
+        records = [values.filter(whole) for values in columns]
+        ordinary = self._ordinary(records, _came(messages, timestamps).filter(whole))
+        if ordinary is None:
+            return None
+        positions = others.to_pylist()
+        odd = self._one_by_one(
+            [messages[position] for position in positions],
+            timestamps and [timestamps[position] for position in positions],
+            (),
+        )
+        at = pa.concat_arrays([kept, others.take(odd.positions)])
+        order = pc.sort_indices(at)
+        labels = pa.concat_arrays([ordinary.actuals, odd.actuals])
+        return Validated(
+            pa.concat_batches([ordinary.rows, odd.rows]).take(order),
+            at.take(order),
+            labels.take(order),
+            [replace(item, row=positions[item.row]) for item in odd.rejections],
+        )
+
+    def _ordinary(self, columns: Sequence[pa.Array], came: pa.Int64Array) -> Validated | None:
+        """Records with all of their fields as rows; None where one of them breaks the contract."""
+        count = len(came)
         arrays = []
         for (name, spec), values in zip(self._fields.items(), columns, strict=True):
             array = sound(spec, values)
@@ -148,10 +195,10 @@ class Validator:
                 return None
             arrays.append(array)
         rows = pa.RecordBatch.from_arrays(arrays, schema=self.schema)
-        labels = pa.repeat(False, len(messages))
-        if self._rules and any(self._rules(rows, _came(messages, timestamps), labels)):
+        labels = pa.repeat(False, count)
+        if self._rules and any(self._rules(rows, came, labels)):
             return None
-        return Validated(rows, pa.array(range(len(messages)), pa.int64()), labels, [])
+        return Validated(rows, pa.array(range(count), pa.int64()), labels, [])
 
     def _parse(
         self,

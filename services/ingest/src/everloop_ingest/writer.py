@@ -19,7 +19,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from kafka import ConsumerRebalanceListener, KafkaConsumer, OffsetAndMetadata, TopicPartition
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
@@ -57,6 +57,8 @@ class Limits:
     shard_rows: int
     shard_bytes: int
     shard_age_seconds: float
+    batch_bytes: int
+    """Bytes of messages that are settled at once; a message that alone has more goes alone."""
     buffer_rows: int
     buffer_bytes: int
     backlog: int
@@ -217,7 +219,7 @@ class DatasetWriter(Component):
             return
         buffer.opened = buffer.opened if buffer.messages else time.monotonic()
         buffer.messages.extend(messages)
-        buffer.size += sum(_MESSAGE_BYTES + len(m.value or b"") for m in messages)
+        buffer.size += sum(map(_bytes_of, messages))
         buffer.end = messages[-1].offset + 1
 
     def _leave(self, consumer: KafkaConsumer, partitions: Iterable[TopicPartition]) -> None:
@@ -324,8 +326,11 @@ class DatasetWriter(Component):
         buffer = self._buffers[partition]
         if partition in self._running:
             return
-        if buffer.adrift:
+        rest = _split(buffer, self._limits.batch_bytes)
+        if buffer.adrift and not rest.messages:
             del self._buffers[partition]
+        else:
+            self._buffers[partition] = rest
         if buffer.end == buffer.start:
             return
         batch = Batch(
@@ -337,8 +342,6 @@ class DatasetWriter(Component):
         )
         future = workers.submit(self._persist, batch)
         self._running[partition] = (batch, buffer.size, future)
-        if not buffer.adrift:
-            self._buffers[partition] = _Buffer(buffer.assignment, buffer.end, buffer.end)
 
     def _persist(self, batch: Batch) -> bool | None:
         """Settles a batch, through outages; None where the service stops before it is settled."""
@@ -394,6 +397,26 @@ class DatasetWriter(Component):
             else:
                 on_log = {p for p, buffer in self._buffers.items() if not buffer.adrift}
                 consumer.resume(*(on_log & paused))
+
+
+def _bytes_of(message: Message) -> int:
+    return _MESSAGE_BYTES + len(message.value or b"")
+
+
+def _split(buffer: _Buffer, most: int) -> _Buffer:
+    """Leaves a buffer its first messages, of at most so many bytes but at least one; returns the others."""
+    rest = replace(buffer, start=buffer.end, messages=[], size=0, opened=time.monotonic())
+    if buffer.size <= most or len(buffer.messages) < 2:
+        return rest
+    sizes = itertools.accumulate(map(_bytes_of, buffer.messages))
+    count = max(1, sum(1 for _ in itertools.takewhile(lambda size: size <= most, sizes)))
+    first, others = buffer.messages[:count], buffer.messages[count:]
+    size = sum(map(_bytes_of, first))
+    # What the log holds between two messages, and is none, goes with the first.
+    border = others[0].offset
+    rest = replace(buffer, start=border, messages=others, size=buffer.size - size)
+    buffer.end, buffer.messages, buffer.size = border, first, size
+    return rest
 
 
 class _Assignment(ConsumerRebalanceListener):

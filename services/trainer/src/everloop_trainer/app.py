@@ -27,6 +27,7 @@ from everloop_runtime.errors import EverloopError
 from everloop_runtime.grpc_server import GrpcServer
 from everloop_runtime.inbox import InboxSweeper
 from everloop_runtime.kafka import EventConsumer, OutboxRelay, Topics
+from everloop_runtime.leases import Leases
 from everloop_runtime.metrics import MetricsServer
 from everloop_runtime.service import run
 from everloop_trainer.adapters.folder import FolderBooks, FolderDatasets, NoProduction, dataset_at
@@ -44,7 +45,7 @@ from everloop_trainer.search import Cluster, SearchFailed, alone, joined
 from everloop_trainer.servicer import TrainingServicer
 from everloop_trainer.settings import TrainerSettings
 from everloop_trainer.train import Train
-from everloop_trainer.worker import Worker
+from everloop_trainer.worker import Turns, Worker
 
 __all__ = ["check", "main", "reproduce", "train"]
 
@@ -89,6 +90,8 @@ def main() -> int:
         database,
         pipelines,
         train,
+        Leases(database, "training_leases"),
+        Turns(settings.instance, timedelta(seconds=settings.lease_seconds)),
         attempts=settings.training_attempts,
         retry_seconds=settings.retry_seconds,
     )

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import logging
 import shutil
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from fcntl import LOCK_EX, LOCK_UN, flock
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +64,9 @@ class DvcRepository:
         self._root = root.resolve()
         self._remote = remote
         self._files = filesystem
-        self._thread_lock = threading.Lock()
         self._git = Git(self._root)
         self._root.mkdir(parents=True, exist_ok=True)
-        with self._writing():
+        with self._git.writing():
             self._git.init()
             self._configure(options, secrets)
 
@@ -86,7 +83,11 @@ class DvcRepository:
         return f"{self._remote}/files/md5/{md5[:2]}/{md5[2:]}"
 
     def publish(
-        self, version: Version, parts: Sequence[Part], new: Mapping[str, Path]
+        self,
+        version: Version,
+        parts: Sequence[Part],
+        new: Mapping[str, Path],
+        check: Callable[[], None],
     ) -> ObjectFile:
         """See `ports.DataRepository`.
 
@@ -96,7 +97,8 @@ class DvcRepository:
         path = f"{version.pipeline}/{_FOLDER}"
         tag = f"{version.pipeline}/v{version.number}"
         size = sum(part.size_bytes for part in parts)
-        with self._writing():
+        with self._git.writing():
+            check()
             repo = Repo(str(self._root))
             try:
                 tree = _listing(parts)
@@ -207,16 +209,6 @@ class DvcRepository:
         self._git.commit(
             "Configure the repository", [".dvc/config", ".dvc/.gitignore", ".dvcignore"]
         )
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """One writer at a time, in this process and any other."""
-        with self._thread_lock, self._root.with_name(f"{self._root.name}.lock").open("w") as lock:
-            flock(lock, LOCK_EX)
-            try:
-                yield
-            finally:
-                flock(lock, LOCK_UN)
 
 
 def _listing(parts: Sequence[Part]) -> Tree:

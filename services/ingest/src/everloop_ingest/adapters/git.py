@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
+from fcntl import LOCK_EX, LOCK_UN, flock
 from pathlib import Path
 from typing import IO
 
@@ -24,6 +27,17 @@ class Git:
     def __init__(self, root: Path) -> None:
         """Takes the work tree; nothing is made yet."""
         self._root = root
+        self._threads = threading.Lock()
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """One writer at a time, in this process and any other; the folder of the work tree is there."""
+        with self._threads, self._root.with_name(f"{self._root.name}.lock").open("w") as lock:
+            flock(lock, LOCK_EX)
+            try:
+                yield
+            finally:
+                flock(lock, LOCK_UN)
 
     def init(self, *, bare: bool = False) -> None:
         """Makes the repository where there is none, and clears the locks that a killed git left.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from everloop_ingest.adapters.git import Git
@@ -20,7 +20,7 @@ _ATTRIBUTES = f"{_FOLDER}/*.parquet filter=lfs diff=lfs merge=lfs -text\n"
 
 
 class LfsRepository:
-    """One pipeline's bare repository, to clone from, with one writer.
+    """One pipeline's bare repository, to clone from, with one writer at a time.
 
     The files of `rows` are tagged `P/v<N>`. Their content is in `lfs/objects`, once for all versions that share it,
     where Git LFS looks for it when somebody clones from this folder.
@@ -45,7 +45,8 @@ class LfsRepository:
                 f"{root.stem}: versioning: git-lfs needs the command git-lfs: apt-get install git-lfs, or see "
                 "https://git-lfs.com",
             )
-        self._git.init(bare=True)
+        with self._git.writing():
+            self._git.init(bare=True)
 
     @property
     def url(self) -> str:
@@ -57,7 +58,11 @@ class LfsRepository:
         return self._object(part).as_uri()
 
     def publish(
-        self, version: Version, parts: Sequence[Part], new: Mapping[str, Path]
+        self,
+        version: Version,
+        parts: Sequence[Part],
+        new: Mapping[str, Path],
+        check: Callable[[], None],
     ) -> ObjectFile:
         """See `ports.DataRepository`.
 
@@ -65,20 +70,22 @@ class LfsRepository:
             EverloopError: kind exhausted, reason LFS_LIMIT_REACHED: nothing was stored.
         """
         tag = f"{version.pipeline}/v{version.number}"
-        self._keep(tag, [part for part in parts if part.md5 in new], new)
         names = [f"{_FOLDER}/{part_name(number)}" for number in range(len(parts))]
         listing = "".join(f"{part.md5}  {name}\n" for part, name in zip(parts, names, strict=True))
-        commit = self._git.tagged(tag)
-        if commit is None or not self._holds(commit, listing):
-            if not self._holds("main", listing):
-                pointers = dict(zip(names, map(_pointer, parts), strict=True))
-                self._git.commit_tree(
-                    f"Cut {tag}\n\nCause: {version.cause_id}\n",
-                    {".gitattributes": _ATTRIBUTES, _LISTING: listing} | pointers,
-                    version.create_time,
-                )
-            self._git.tag(tag, "main")
+        with self._git.writing():
+            check()
+            self._keep(tag, [part for part in parts if part.md5 in new], new)
             commit = self._git.tagged(tag)
+            if commit is None or not self._holds(commit, listing):
+                if not self._holds("main", listing):
+                    pointers = dict(zip(names, map(_pointer, parts), strict=True))
+                    self._git.commit_tree(
+                        f"Cut {tag}\n\nCause: {version.cause_id}\n",
+                        {".gitattributes": _ATTRIBUTES, _LISTING: listing} | pointers,
+                        version.create_time,
+                    )
+                self._git.tag(tag, "main")
+                commit = self._git.tagged(tag)
         assert commit is not None
         md5 = hashlib.md5(listing.encode(), usedforsecurity=False).hexdigest()
         size = sum(part.size_bytes for part in parts)

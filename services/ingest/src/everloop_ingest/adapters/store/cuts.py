@@ -29,6 +29,7 @@ from everloop_ingest.checks import Profile
 from everloop_ingest.domain import Part, State, Unversioned, Version
 from everloop_runtime.database import Database, UnitOfWork
 from everloop_runtime.events import Event
+from everloop_runtime.leases import Lease, Leases
 
 __all__ = ["Change", "Cuts"]
 
@@ -53,9 +54,10 @@ class Change:
 class Cuts:
     """Each method is one transaction or one statement."""
 
-    def __init__(self, database: Database) -> None:
-        """Takes the service's database."""
+    def __init__(self, database: Database, leases: Leases) -> None:
+        """Takes the service's database, and the leases that say who may cut."""
         self._database = database
+        self._leases = leases
 
     def unversioned(self, pipeline: str) -> Unversioned:
         """What is stored and in no version yet."""
@@ -72,13 +74,17 @@ class Cuts:
         with self._database.read() as connection:
             return bool(connection.execute(waiting_erasures(pipeline)).scalar())
 
-    def begin(self, pipeline: str, request_id: str, now: datetime) -> Version | None:
+    def begin(self, pipeline: str, request_id: str, now: datetime, lease: Lease) -> Version | None:
         """The version of a request: the one it has, the newest where nothing is new, else a new one, CUTTING.
 
         A new version takes every shard that is in none yet, and every erasure that was asked for; a version that failed
         is no answer. None where there is no record at all.
+
+        Raises:
+            EverloopError: kind unavailable, reason LEASE_LOST, as in `complete` and `fail`: nothing has changed.
         """
         with self._database.unit_of_work() as work:
+            self._leases.hold(work, lease)
             known = of_request(work.connection, pipeline, request_id)
             if known is not None and known.state is not State.FAILED:
                 return known
@@ -137,11 +143,12 @@ class Cuts:
                 after = after.plus(Profile.decode(row.profile))
         return Profile.decode(""), after
 
-    def complete(self, version: Version, change: Change, event: Event | None) -> None:
+    def complete(self, version: Version, change: Change, event: Event | None, lease: Lease) -> None:
         """Makes a version available and announces it, once; without an event it is in quarantine."""
         row = (VERSIONS.c.pipeline == version.pipeline) & (VERSIONS.c.number == version.number)
         cutting = VERSIONS.c.state == State.CUTTING
         with self._database.unit_of_work() as work:
+            self._leases.hold(work, lease)
             update = VERSIONS.update().where(row & cutting)
             profile = change.profile.encode()
             values = columns_of(version) | {"labels": change.labels, "profile": profile}
@@ -154,7 +161,7 @@ class Cuts:
                 forget_profiles(work, version)
                 work.publish(event)
 
-    def fail(self, version: Version, lost: Sequence[str]) -> None:
+    def fail(self, version: Version, lost: Sequence[str], lease: Lease) -> None:
         """Ends a version, `error` says why, whose objects `lost` are not there any more.
 
         Its other shards are new again, and so would be a lost one that somebody brings back and marks as not lost.
@@ -163,6 +170,7 @@ class Cuts:
         update = VERSIONS.update().where(row & (VERSIONS.c.state == State.CUTTING))
         mine = stored(version.pipeline)
         with self._database.unit_of_work() as work:
+            self._leases.hold(work, lease)
             failed = update.values(state=version.state, error=version.error)
             if work.connection.execute(failed).rowcount != 1:
                 return
