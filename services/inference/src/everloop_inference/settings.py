@@ -199,7 +199,7 @@ class PackagedSettings(InferenceSettings):
     model_dir: Path
     """Folder that `everloop package` has filled."""
     kafka_bootstrap: str = ""
-    """Kafka, for the prediction log; where it is empty nothing is logged."""
+    """Kafka, for the prediction log; where it is empty, and on AWS Lambda, nothing is logged."""
     metrics_push_seconds: float = Field(default=0.0, ge=0)
     """Time between two pushes of metrics, in seconds; 0 for none: `/metrics` of the HTTP address shows them."""
 
