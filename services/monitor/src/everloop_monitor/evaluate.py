@@ -15,7 +15,7 @@ from everloop_monitor.adapters.store import chunks, labels, predictions
 from everloop_monitor.batches import read_rows
 from everloop_monitor.conclude import conclude
 from everloop_monitor.count_labels import LabelCounts
-from everloop_monitor.detect import judge, judge_performance
+from everloop_monitor.detect import judge, judge_realised
 from everloop_monitor.domain import Chunk, Rows
 from everloop_monitor.ports import Detector, Detectors
 from everloop_runtime.database import Database
@@ -146,11 +146,11 @@ class Evaluator:
             chunk,
             first_event=rows.first_event,
             last_event=rows.last_event,
-            report=judge(rule, readings, detector.reference),
+            report=judge(rule, readings),
         )
         if self._conclude(evaluated, before=chunks.FULL, after=chunks.EVALUATED):
             metrics.show_drift(evaluated)
-            metrics.count_alerts(evaluated, "drift", "estimated_performance")
+            metrics.count_alerts(chunk, evaluated)
 
     # Performance, when labels have come
 
@@ -188,17 +188,16 @@ class Evaluator:
             with self._database.read() as connection:
                 known = labels.known(connection, chunk.pipeline, rows.record_ids)
             actuals = [known.get(record) for record in rows.record_ids]
-            value = detector.realised(rows, actuals)
-        rule = self._pipelines[chunk.pipeline].monitoring.performance
-        realised = judge_performance(rule, value, detector.reference)
+            readings = detector.realised(rows, actuals)
+        rule = self._pipelines[chunk.pipeline].monitoring
         evaluated = replace(
             chunk,
             labelled_rows=sum(actual is not None for actual in actuals),
-            report=replace(chunk.report, realised=realised),
+            report=judge_realised(rule, readings, chunk.report),
         )
         if self._conclude(evaluated, before=chunks.EVALUATED, after=chunks.CLOSED):
             metrics.show_realised(evaluated)
-            metrics.count_alerts(evaluated, "realised_performance")
+            metrics.count_alerts(chunk, evaluated)
         self._counts.forget(chunk)
 
     def _conclude(self, chunk: Chunk, *, before: str, after: str) -> bool:

@@ -58,6 +58,16 @@ def chunk(value: domain.Chunk) -> monitoring_pb2.Chunk:
         alert=value.alert,
         evaluate_time=_timestamp(value.evaluated_at),
         failure=value.failure,
+        findings=[
+            monitoring_pb2.Finding(
+                condition=finding.condition,
+                feature=finding.feature,
+                segment=finding.segment,
+                measurement=_measurement(finding.measurement),
+            )
+            for finding in (report.findings if report else ())
+        ],
+        alerts=value.alerts,
     )
 
 

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 
 from everloop_monitor.adapters.store.sql import BIG, METADATA, aware, delete_beyond, naive
 from everloop_monitor.adapters.store.versions import VERSIONS
-from everloop_monitor.domain import Chunk, Condition, Report
+from everloop_monitor.domain import CONDITIONS, Chunk, Condition, Report
 
 __all__ = [
     "CLOSED",
@@ -55,9 +55,7 @@ _chunks = sa.Table(
     sa.Column("checked", sa.BigInteger),
     sa.Column("labelled_rows", sa.BigInteger),
     sa.Column("announced", sa.Boolean),
-    sa.Column("drift", sa.Boolean),
-    sa.Column("estimated_performance", sa.Boolean),
-    sa.Column("realised_performance", sa.Boolean),
+    *(sa.Column(condition, sa.Boolean) for condition in CONDITIONS),
     sa.Column("first_event", sa.DateTime),
     sa.Column("last_event", sa.DateTime),
     sa.Column("evaluated_at", sa.DateTime),
@@ -241,10 +239,7 @@ def save_evaluation(
     connection: sa.Connection, chunk: Chunk, *, before: str, after: str, checked: int = -1
 ) -> bool:
     """Stores what an evaluation found; False, and nothing stored, if the chunk is not in state `before`."""
-    verdicts: dict[str, bool | None] = {
-        name: chunk.verdict(name)
-        for name in ("drift", "estimated_performance", "realised_performance")
-    }
+    verdicts: dict[str, bool | None] = {name: chunk.verdict(name) for name in CONDITIONS}
     changed = connection.execute(
         _chunks.update()
         .where(_chunks.c.position == chunk.position, _chunks.c.state == before)

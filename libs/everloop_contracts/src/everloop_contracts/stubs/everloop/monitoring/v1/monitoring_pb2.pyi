@@ -40,6 +40,8 @@ class Chunk(_message.Message):
     ALERT_FIELD_NUMBER: _builtins.int
     EVALUATE_TIME_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
+    FINDINGS_FIELD_NUMBER: _builtins.int
+    ALERTS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id of the chunk, `<pipeline>/<model version>/<index>`."""
     pipeline: _builtins.str
@@ -70,11 +72,11 @@ class Chunk(_message.Message):
 
     @_builtins.property
     def multivariate(self) -> Global___Measurement:
-        """Multivariate drift: PCA reconstruction error."""
+        """Multivariate drift: PCA reconstruction error, also among the findings."""
 
     @_builtins.property
     def estimated_performance(self) -> Global___Measurement:
-        """Performance estimated without labels (CBPE)."""
+        """Performance estimated without labels (CBPE, or DLE for regression)."""
 
     @_builtins.property
     def realised_performance(self) -> Global___Measurement:
@@ -83,6 +85,16 @@ class Chunk(_message.Message):
     @_builtins.property
     def evaluate_time(self) -> _timestamp_pb2.Timestamp:
         """When the chunk was evaluated."""
+
+    @_builtins.property
+    def findings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Finding]:
+        """What else was found: output drift, data quality, schema skew, segments. Of a single feature only what alerts."""
+
+    @_builtins.property
+    def alerts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What the chunk alerts on: `drift`, `multivariate_drift`, `output_drift`, `segment_drift`, `data_quality`,
+        `schema_skew`, `estimated_performance`, `realised_performance`, `segment_performance`.
+        """
 
     def __init__(
         self,
@@ -102,14 +114,52 @@ class Chunk(_message.Message):
         alert: _builtins.bool = ...,
         evaluate_time: _timestamp_pb2.Timestamp | None = ...,
         failure: _builtins.str = ...,
+        findings: _abc.Iterable[Global___Finding] | None = ...,
+        alerts: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["estimated_performance", b"estimated_performance", "evaluate_time", b"evaluate_time", "first_event_time", b"first_event_time", "last_event_time", b"last_event_time", "multivariate", b"multivariate", "realised_performance", b"realised_performance"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert", "estimated_performance", b"estimated_performance", "evaluate_time", b"evaluate_time", "failure", b"failure", "features", b"features", "first_event_time", b"first_event_time", "id", b"id", "index", b"index", "labelled_rows", b"labelled_rows", "last_event_time", b"last_event_time", "model_version", b"model_version", "multivariate", b"multivariate", "pipeline", b"pipeline", "realised_performance", b"realised_performance", "rows", b"rows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert", "alerts", b"alerts", "estimated_performance", b"estimated_performance", "evaluate_time", b"evaluate_time", "failure", b"failure", "features", b"features", "findings", b"findings", "first_event_time", b"first_event_time", "id", b"id", "index", b"index", "labelled_rows", b"labelled_rows", "last_event_time", b"last_event_time", "model_version", b"model_version", "multivariate", b"multivariate", "pipeline", b"pipeline", "realised_performance", b"realised_performance", "rows", b"rows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Chunk: _TypeAlias = Chunk  # noqa: Y015
+
+@_typing.final
+class Finding(_message.Message):
+    """Something that a detector found in a chunk."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONDITION_FIELD_NUMBER: _builtins.int
+    FEATURE_FIELD_NUMBER: _builtins.int
+    SEGMENT_FIELD_NUMBER: _builtins.int
+    MEASUREMENT_FIELD_NUMBER: _builtins.int
+    condition: _builtins.str
+    """What it is about, one of the words of `Chunk.alerts`."""
+    feature: _builtins.str
+    """Name of the feature, or `score` and `label` for the model's answers; empty where it is of the whole."""
+    segment: _builtins.str
+    """`field=value` of the rows that it is of; empty for all."""
+    @_builtins.property
+    def measurement(self) -> Global___Measurement:
+        """What was measured."""
+
+    def __init__(
+        self,
+        *,
+        condition: _builtins.str = ...,
+        feature: _builtins.str = ...,
+        segment: _builtins.str = ...,
+        measurement: Global___Measurement | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["measurement", b"measurement"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["condition", b"condition", "feature", b"feature", "measurement", b"measurement", "segment", b"segment"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Finding: _TypeAlias = Finding  # noqa: Y015
 
 @_typing.final
 class Measurement(_message.Message):
