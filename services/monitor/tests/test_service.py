@@ -11,6 +11,7 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from prometheus_client import REGISTRY
@@ -175,7 +176,7 @@ def test_maintenance_goes_on_at_once_while_there_is_more_to_do():
 WORDS: dict[str, set[str]] = {
     "metric": {"roc_auc"},
     "condition": set(domain.CONDITIONS),
-    "action": {"retrain", "wait", "cooldown", "already_requested"},
+    "action": set(get_args(domain.Action)),
     "stage": {"drift", "realised"},
     "kind": {"predictions", "labels", "chunks", "warnings", "decisions", "versions"},
 }

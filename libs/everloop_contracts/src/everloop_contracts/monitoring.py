@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Literal, Self
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from everloop_contracts.metrics import WatchedMetric
 from everloop_contracts.spec import Duration, Spec
 
-__all__ = ["DriftMethods", "DriftRule", "Monitoring", "PerformanceRule", "QualityRule", "Retrain"]
+__all__ = [
+    "DriftMethods",
+    "DriftRule",
+    "Monitoring",
+    "PerformanceRule",
+    "QualityRule",
+    "QuietHours",
+    "Retrain",
+]
+
+_CLOCK = r"^([01]\d|2[0-3]):[0-5]\d$"
+
 
 NumberMethod = Literal["jensen_shannon", "hellinger", "kolmogorov_smirnov", "wasserstein"]
 TextMethod = Literal["jensen_shannon", "hellinger", "chi2", "l_infinity"]
@@ -61,6 +73,36 @@ class PerformanceRule(Spec):
     """Loss against the reference sample, in units of the metric, that is tolerated."""
 
 
+class QuietHours(Spec):
+    """A time of day in which no new model is asked for; over midnight where `end` is before `start`."""
+
+    start: str = Field(pattern=_CLOCK)
+    """Hours and minutes, in quotes: "22:00"."""
+    end: str = Field(pattern=_CLOCK)
+    timezone: str = "UTC"
+
+    @field_validator("timezone")
+    @classmethod
+    def _known_zone(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (ZoneInfoNotFoundError, ValueError) as error:
+            raise ValueError(f"no such time zone: {value}") from error
+        return value
+
+    def hold(self, moment: datetime) -> bool:
+        """Whether a moment lies within them.
+
+        >>> from datetime import UTC
+        >>> QuietHours(start="22:00", end="06:00").hold(datetime(2013, 5, 1, 23, 30, tzinfo=UTC))
+        True
+        """
+        clock = f"{moment.astimezone(ZoneInfo(self.timezone)):%H:%M}"
+        if self.start <= self.end:
+            return self.start <= clock < self.end
+        return clock >= self.start or clock < self.end
+
+
 class Retrain(Spec):
     """When a new model is asked for."""
 
@@ -80,8 +122,21 @@ class Retrain(Spec):
     chunks: int = Field(default=2, ge=1)
     """Alerting chunks among the last `of` that it takes."""
     of: int = Field(default=3, ge=1)
+    urgent: float | None = Field(default=None, gt=1)
+    """Severity from which one chunk is enough and quiet hours do not hold: how many times what is tolerated was
+    reached, `performance.max_loss` or another limit."""
+    min_cost: float | None = Field(default=None, gt=0)
+    """What the alerting chunks must have cost more than the reference sample's answers, all rows together; only where
+    `performance.metric` is `cost`, in its unit."""
     cooldown: Duration = timedelta(hours=1)
-    """Time after a request in which no other is made."""
+    """Time after a request in which no other is made; twice as long for each one before it, in a row, that did not
+    help, up to 32 times."""
+    answer_within: Duration = timedelta(hours=6)
+    """Time after which a request no longer counts as open, if no version was promoted, refused or failed for it."""
+    per_day: int = Field(default=10, ge=1)
+    """Requests in any 24 hours."""
+    quiet_hours: QuietHours | None = None
+    """When no request is made unless it is urgent."""
 
     @model_validator(mode="after")
     def _n_of_m(self) -> Self:

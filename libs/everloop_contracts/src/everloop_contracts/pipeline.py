@@ -33,6 +33,7 @@ from everloop_contracts.monitoring import (
     Monitoring,
     PerformanceRule,
     QualityRule,
+    QuietHours,
     Retrain,
 )
 from everloop_contracts.schema import NUMERIC, FieldSpec, FieldType, Schema, Target, Task
@@ -68,6 +69,7 @@ __all__ = [
     "Pipeline",
     "PipelineError",
     "QualityRule",
+    "QuietHours",
     "RatioFeature",
     "Retrain",
     "Rollout",
@@ -503,6 +505,8 @@ class Pipeline(Spec):
             named.append((where, watched))
         elif self.training.costs is None:
             yield where, "what answers cost is declared in training.costs"
+        if watched != "cost" and self.monitoring.retrain.min_cost is not None:
+            yield ("monitoring", "retrain", "min_cost"), "monitoring.performance.metric is not cost"
         for number, gate in enumerate(self.promotion.gates):
             if isinstance(
                 gate, ExportParityGate | LatencyBudgetGate | SizeBudgetGate | SignatureGate

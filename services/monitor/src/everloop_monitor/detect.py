@@ -80,6 +80,10 @@ def judge(rule: Monitoring, readings: Readings) -> Report:
         estimated=judge_performance(rule.performance, readings.of("estimated_performance")),
         findings=_worth_keeping(findings),
         verdicts=_verdicts(readings, findings),
+        severities={
+            "drift": share / rule.drift.share,
+            **_severities(rule, readings.items, findings),
+        },
     )
 
 
@@ -99,6 +103,7 @@ def judge_realised(rule: Monitoring, readings: Readings, report: Report) -> Repo
         realised=judge_performance(rule.performance, readings.of("realised_performance")),
         findings=(*report.findings, *_worth_keeping(segments)),
         verdicts={**report.verdicts, **verdicts},
+        severities={**report.severities, **_severities(rule, readings.items, segments)},
     )
 
 
@@ -192,6 +197,29 @@ def _segments(rule: Monitoring, readings: Sequence[Reading]) -> list[Finding]:
         measured = _measured(performance, reading, reference, max(performance.max_loss, by_chance))
         findings.append(Finding("segment_performance", measured, segment=reading.segment))
     return findings
+
+
+def _severities(
+    rule: Monitoring, readings: Sequence[Reading], findings: Sequence[Finding]
+) -> dict[Condition, float]:
+    """How many times what is tolerated was reached: the loss by the tolerated one, else the value by its limit."""
+    performance = rule.performance
+    sign = 1.0 if performance.metric in LOWER_IS_BETTER else -1.0
+    found: dict[Condition, float] = {
+        r.condition: sign * (r.value - r.reference) / performance.max_loss
+        for r in readings
+        if not r.segment and "performance" in r.condition and r.reference is not None
+    }
+    for finding in findings:
+        measured = finding.measurement
+        if measured.lower is not None:
+            severity = 1 + (measured.lower - measured.value) / performance.max_loss
+        elif measured.upper:
+            severity = measured.value / measured.upper
+        else:
+            severity = float(measured.alert)
+        found[finding.condition] = max(severity, found.get(finding.condition, 0.0))
+    return found
 
 
 def _verdicts(readings: Readings, findings: Sequence[Finding]) -> dict[Condition, bool]:

@@ -20,10 +20,12 @@ __all__ = [
     "Condition",
     "Decision",
     "EarlyWarning",
+    "Evidence",
     "FeatureDrift",
     "Finding",
     "Measurement",
     "Normal",
+    "Outcome",
     "Prediction",
     "Reading",
     "Readings",
@@ -52,7 +54,18 @@ Condition = Literal[
 ]
 CONDITIONS: tuple[Condition, ...] = get_args(Condition)
 """All that a chunk can alert on."""
-Action = Literal["retrain", "wait", "cooldown", "already_requested"]
+Action = Literal[
+    "retrain",
+    "wait",
+    "cooldown",
+    "already_requested",
+    "quiet_hours",
+    "over_budget",
+    "helped",
+    "did_not_help",
+]
+"""What the policy decides; the last two, about the version that came of a request."""
+Outcome = Literal["open", "promoted", "rejected", "failed"]
 
 _SHOWN = 5
 """Findings that a text names."""
@@ -262,6 +275,7 @@ class Report:
         realised: performance with labels; None until enough have come.
         findings: everything else.
         verdicts: whether the chunk alerts on each condition besides drift and performance that was looked at.
+        severities: how many times what is tolerated was reached, by condition; 1 is the limit.
     """
 
     features: tuple[FeatureDrift, ...]
@@ -272,6 +286,7 @@ class Report:
     realised: Measurement | None = None
     findings: tuple[Finding, ...] = ()
     verdicts: Mapping[Condition, bool] = field(default_factory=dict)
+    severities: Mapping[Condition, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,6 +351,21 @@ class Chunk:
         )
         return None if measured is None else measured.alert
 
+    def severity(self, condition: Condition) -> float:
+        """How many times what is tolerated was reached; 0 where that is not known."""
+        return self.report.severities.get(condition, 0.0) if self.report else 0.0
+
+    def badness(self, condition: Condition) -> float:
+        """A number that is larger the worse the chunk is: the metric, comparable between versions, or the severity."""
+        measured = None
+        if self.report and condition == "estimated_performance":
+            measured = self.report.estimated
+        elif self.report and condition == "realised_performance":
+            measured = self.report.realised
+        if measured is None:
+            return self.severity(condition)
+        return measured.value if measured.lower is None else -measured.value
+
     def evidence(self, condition: Condition) -> str:
         """The numbers behind the verdict, for a person."""
         if self.report is None:
@@ -388,7 +418,15 @@ class EarlyWarning:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request for a new model."""
+    """A request for a new model.
+
+    Attributes:
+        condition: what was asked for it.
+        badness: how bad the chunks were on that condition, on average: see `Chunk.badness`.
+        outcome: what became of it.
+        answer: version that was promoted for it; 0 if none was.
+        helped: whether that version did better; None until it is known.
+    """
 
     id: str
     pipeline: str
@@ -396,6 +434,27 @@ class Request:
     chunk_id: str
     reason: str
     made_at: datetime
+    condition: str = ""
+    badness: float = 0.0
+    outcome: str = "open"
+    answer: int = 0
+    helped: bool | None = None
+
+    @property
+    def in_vain(self) -> bool:
+        """True if it is known not to have helped."""
+        return self.outcome in ("rejected", "failed") or self.helped is False
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What a chunk showed to a decision."""
+
+    chunk_id: str
+    condition: str
+    shown: str
+    alert: bool
+    severity: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -403,12 +462,20 @@ class Decision:
     """What the policy decided after one evaluation.
 
     Attributes:
-        request_id: id of the request if the action is `retrain`, else empty.
+        request_id: id of the request that is made, or that the decision is about; else empty.
+        condition: what it is about; empty where it is about several.
+        severity: the worst of the chunks' on that condition.
+        badness: the average of the chunks' on that condition.
+        evidence: the chunks that it rests on.
     """
 
     action: Action
     reason: str
     request_id: str = ""
+    condition: str = ""
+    severity: float = 0.0
+    badness: float = 0.0
+    evidence: tuple[Evidence, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -423,6 +490,10 @@ class RecordedDecision:
     action: str
     reason: str
     made_at: datetime
+    request_id: str = ""
+    condition: str = ""
+    severity: float = 0.0
+    evidence: tuple[Evidence, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

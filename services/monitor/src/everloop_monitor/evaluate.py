@@ -201,7 +201,7 @@ class Evaluator:
         self._counts.forget(chunk)
 
     def _conclude(self, chunk: Chunk, *, before: str, after: str) -> bool:
-        rule = self._pipelines[chunk.pipeline].monitoring.retrain
+        rule = self._pipelines[chunk.pipeline].monitoring
         now = self._now()
         chunk = replace(chunk, evaluated_at=now)
         return conclude(self._database, rule, chunk, before=before, after=after, now=now)

@@ -81,6 +81,19 @@ def decision(value: domain.RecordedDecision) -> monitoring_pb2.Decision:
         action=value.action,
         reason=value.reason,
         time=_timestamp(value.made_at),
+        condition=value.condition,
+        severity=value.severity,
+        request_id=value.request_id,
+        evidence=[
+            monitoring_pb2.Evidence(
+                chunk_id=one.chunk_id,
+                condition=one.condition,
+                shown=one.shown,
+                alert=one.alert,
+                severity=one.severity,
+            )
+            for one in value.evidence
+        ],
     )
 
 

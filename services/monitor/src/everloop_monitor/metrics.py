@@ -69,7 +69,7 @@ EARLY_WARNINGS = Counter(
 )
 DECISIONS = Counter(
     "everloop_monitor_decisions",
-    "Decisions of the retrain policy: retrain, wait, cooldown, already_requested.",
+    "Decisions of the retrain policy, by what was decided.",
     ["pipeline", "action"],
 )
 WAITING = Gauge(

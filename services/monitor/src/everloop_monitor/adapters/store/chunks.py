@@ -22,6 +22,7 @@ __all__ = [
     "close_before",
     "close_beyond",
     "drop_oldest",
+    "first",
     "give_up",
     "newest_evaluated",
     "newest_with",
@@ -177,13 +178,28 @@ def recent(
     connection: sa.Connection, chunk: Chunk, condition: Condition, limit: int
 ) -> list[Chunk]:
     """The newest chunks of `chunk`'s version that have a verdict on a condition."""
+    return _with_verdict(connection, chunk, condition, limit, _chunks.c.number.desc())
+
+
+def first(connection: sa.Connection, chunk: Chunk, condition: Condition, limit: int) -> list[Chunk]:
+    """The first chunks of `chunk`'s version that have a verdict on a condition, in order."""
+    return _with_verdict(connection, chunk, condition, limit, _chunks.c.number.asc())
+
+
+def _with_verdict(
+    connection: sa.Connection,
+    chunk: Chunk,
+    condition: Condition,
+    limit: int,
+    order: sa.UnaryExpression[Any],
+) -> list[Chunk]:
     rows = connection.execute(
         _CHUNK.where(
             _chunks.c.pipeline == chunk.pipeline,
             _chunks.c.version == chunk.version,
             _chunks.c[condition].is_not(None),
         )
-        .order_by(_chunks.c.number.desc())
+        .order_by(order)
         .limit(limit)
     )
     return [_chunk(row) for row in rows]

@@ -247,6 +247,10 @@ class Decision(_message.Message):
     ACTION_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     TIME_FIELD_NUMBER: _builtins.int
+    CONDITION_FIELD_NUMBER: _builtins.int
+    SEVERITY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    EVIDENCE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id of the decision."""
     pipeline: _builtins.str
@@ -256,12 +260,24 @@ class Decision(_message.Message):
     chunk_id: _builtins.str
     """Chunk that led to it."""
     action: _builtins.str
-    """What was decided: retrain, wait, cooldown, already_requested."""
+    """What was decided: retrain, wait, cooldown, already_requested, quiet_hours, over_budget; or, of the version that came
+    of a request: helped, did_not_help.
+    """
     reason: _builtins.str
     """Explanation for a person, with the numbers."""
+    condition: _builtins.str
+    """Condition it is about, one of the words of `Chunk.alerts`; empty where it is about several."""
+    severity: _builtins.float
+    """How many times what is tolerated was reached, in the worst chunk; 1 is the limit."""
+    request_id: _builtins.str
+    """Id of the RetrainRequested that was sent, or that is judged; empty if none."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """When."""
+
+    @_builtins.property
+    def evidence(self) -> _containers.RepeatedCompositeFieldContainer[Global___Evidence]:
+        """The chunks that it rests on, oldest first."""
 
     def __init__(
         self,
@@ -273,14 +289,56 @@ class Decision(_message.Message):
         action: _builtins.str = ...,
         reason: _builtins.str = ...,
         time: _timestamp_pb2.Timestamp | None = ...,
+        condition: _builtins.str = ...,
+        severity: _builtins.float = ...,
+        request_id: _builtins.str = ...,
+        evidence: _abc.Iterable[Global___Evidence] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "chunk_id", b"chunk_id", "id", b"id", "model_version", b"model_version", "pipeline", b"pipeline", "reason", b"reason", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "chunk_id", b"chunk_id", "condition", b"condition", "evidence", b"evidence", "id", b"id", "model_version", b"model_version", "pipeline", b"pipeline", "reason", b"reason", "request_id", b"request_id", "severity", b"severity", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Decision: _TypeAlias = Decision  # noqa: Y015
+
+@_typing.final
+class Evidence(_message.Message):
+    """What a chunk showed to a decision."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHUNK_ID_FIELD_NUMBER: _builtins.int
+    CONDITION_FIELD_NUMBER: _builtins.int
+    SHOWN_FIELD_NUMBER: _builtins.int
+    ALERT_FIELD_NUMBER: _builtins.int
+    SEVERITY_FIELD_NUMBER: _builtins.int
+    chunk_id: _builtins.str
+    """Id of the chunk."""
+    condition: _builtins.str
+    """Condition that was looked at."""
+    shown: _builtins.str
+    """The numbers, for a person."""
+    alert: _builtins.bool
+    """True if the chunk alerts on it."""
+    severity: _builtins.float
+    """How many times what is tolerated was reached."""
+    def __init__(
+        self,
+        *,
+        chunk_id: _builtins.str = ...,
+        condition: _builtins.str = ...,
+        shown: _builtins.str = ...,
+        alert: _builtins.bool = ...,
+        severity: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert", "chunk_id", b"chunk_id", "condition", b"condition", "severity", b"severity", "shown", b"shown"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Evidence: _TypeAlias = Evidence  # noqa: Y015
 
 @_typing.final
 class ListChunksRequest(_message.Message):
