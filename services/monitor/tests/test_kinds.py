@@ -268,6 +268,33 @@ def test_reconstruction_is_nannymls(learned):
     assert reading.value == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize("metric", ["roc_auc", "accuracy", "f1"])
+def test_performance_is_nannymls(learned, teach, metric):
+    import nannyml as nml
+
+    def prepared(part):
+        return part.assign(label=(part.everloop_label == "true") * 1.0, target=part.y * 1.0)
+
+    options = {
+        "metrics": [metric],
+        "y_true": "target",
+        "y_pred": "label",
+        "y_pred_proba": "everloop_score",
+        "problem_type": "classification_binary",
+        "chunk_number": 1,
+    }
+    part = frame(np.random.default_rng(14), ROWS, wrong=0.2)
+    columns = ["everloop_score", "label", "target"]
+    here, there = prepared(part)[columns], prepared(learned)[columns]
+    found = [
+        nml.CBPE(**options).fit(there).estimate(here),
+        nml.PerformanceCalculator(**options).fit(there).calculate(here),
+    ]
+    expected = [r.filter(period="analysis").data[metric, "value"].iloc[0] for r in found]
+    report = teach(detectors=["estimated", "realised"], performance={"metric": metric})(part)
+    assert [report.estimated.value, report.realised.value] == pytest.approx(expected)
+
+
 def test_a_detector_is_found_by_its_file():
     assert known_detectors() == {
         "univariate",

@@ -27,7 +27,9 @@ from everloop_runtime.kafka import EventConsumer, OutboxRelay, Topics
 from everloop_runtime.metrics import MetricsServer
 from everloop_runtime.service import run
 
-__all__ = ["main"]
+__all__ = ["MIGRATIONS", "main"]
+
+MIGRATIONS = Path(__file__).parent / "migrations"
 
 SERVICE = "everloop.monitoring.v1.MonitoringService"
 
@@ -58,7 +60,7 @@ def main() -> int:
             )
             return 2
     database = Database(settings.database_url)
-    database.upgrade(Path(__file__).parent / "migrations")
+    database.upgrade(MIGRATIONS)
     worker = _worker(settings, database, pipelines)
     grpc = _grpc_server(settings, database, pipelines)
     components = [

@@ -9,12 +9,13 @@ import pandas as pd
 from everloop_contracts.pipeline import Pipeline, Task
 from everloop_monitor.detectors.detector import Detector, Read
 from everloop_monitor.detectors.performance import (
+    SCORE,
     TARGET,
     calculator,
     labelled,
+    measured,
     options,
     outputs,
-    value_of,
 )
 from everloop_monitor.detectors.sample import Sample
 from everloop_monitor.domain import Reading
@@ -28,7 +29,7 @@ def _fit(pipeline: Pipeline, sample: Sample) -> Read | None:
     known = labelled(pipeline, sample)
     if known is None:
         return None
-    reference = value_of(pipeline, calculator(pipeline, known).result, "reference", len(known))
+    reference = measured(pipeline, calculator(pipeline, known).metrics[0].calculate, known)
     metric = pipeline.monitoring.performance.metric
     # DLE estimates the error of each row from the inputs. It gets texts as numbers, as its own encoder would make
     # them: that one cannot read pandas 3's string columns.
@@ -44,13 +45,22 @@ def _fit(pipeline: Pipeline, sample: Sample) -> Read | None:
     else:
         estimator = nannyml.CBPE(**options(pipeline))
     estimator.fit(frame(sample, known))
+    (of,) = estimator.metrics
+
+    def estimate(rows: pd.DataFrame) -> float:
+        """What `estimator.estimate` finds, of all rows."""
+        if inputs:
+            return float(of.estimate(rows))
+        raw = rows[SCORE]
+        score = estimator.calibrator.calibrate(raw) if estimator.needs_calibration else raw
+        # The name that CBPE gives to what was not calibrated.
+        return float(of._estimate(rows.assign(**{SCORE: score, f"uncalibrated_{SCORE}": raw})))
 
     def read(chunk: Sample) -> Iterable[Reading]:
         answers = outputs(chunk).drop(columns=TARGET)
         if answers.empty:
             return
-        result = estimator.estimate(frame(chunk, answers))
-        value = value_of(pipeline, result, "analysis", len(answers))
+        value = measured(pipeline, estimate, frame(chunk, answers))
         if value is not None:
             yield Reading("estimated_performance", metric, value, reference=reference)
 

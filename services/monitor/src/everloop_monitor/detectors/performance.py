@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ import pandas as pd
 from everloop_contracts.pipeline import Pipeline, Task
 from everloop_monitor.detectors.sample import Sample
 
-__all__ = ["TARGET", "calculator", "labelled", "options", "outputs", "value_of"]
+__all__ = ["SCORE", "TARGET", "calculator", "labelled", "measured", "options", "outputs"]
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +63,7 @@ def options(pipeline: Pipeline) -> dict[str, Any]:
         return found | {"y_pred": SCORE}
     found |= {"y_pred_proba": SCORE, "y_pred": LABEL, "problem_type": _PROBLEMS[task]}
     if metric == "cost" and costs:
-        # NannyML counts what answers earn. Its normalization is by what was answered: `value_of` divides by the rows.
+        # NannyML counts what answers earn. Its normalization is by what was answered: `measured` divides by the rows.
         matrix = np.array([[0.0, -costs.false_positive], [-costs.false_negative, 0.0]])
         found |= {
             "metrics": ["business_value"],
@@ -79,9 +81,20 @@ def calculator(pipeline: Pipeline, known: pd.DataFrame) -> Any:
     return nannyml.PerformanceCalculator(**found).fit(known)
 
 
-def value_of(pipeline: Pipeline, result: Any, period: str, rows: int) -> float | None:
-    """The metric in a result with a single chunk of so many rows; None where it is not defined."""
-    metric = pipeline.monitoring.performance.metric
-    column, scale = ("business_value", -1.0 / rows) if metric == "cost" else (metric, 1.0)
-    value = result.filter(period=period).data[column, "value"].iloc[0]
-    return None if value is None or not math.isfinite(value) else scale * float(value)
+def measured(
+    pipeline: Pipeline, ask: Callable[[pd.DataFrame], Any], rows: pd.DataFrame
+) -> float | None:
+    """What a metric of NannyML says of rows; None where it is not defined.
+
+    The metric itself is asked, not its calculator, which would put each number into a frame of its own.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a single class, which is no number then
+        value = ask(rows)
+    if value is None or not math.isfinite(value):
+        return None
+    return (
+        -float(value) / len(rows)
+        if pipeline.monitoring.performance.metric == "cost"
+        else float(value)
+    )

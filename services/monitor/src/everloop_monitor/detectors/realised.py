@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from everloop_contracts.pipeline import Pipeline
 from everloop_monitor.detectors.detector import Detector, Read
-from everloop_monitor.detectors.performance import TARGET, calculator, labelled, outputs, value_of
+from everloop_monitor.detectors.performance import TARGET, calculator, labelled, measured, outputs
 from everloop_monitor.detectors.sample import Sample
 from everloop_monitor.domain import Reading
 
@@ -18,8 +18,8 @@ def _fit(pipeline: Pipeline, sample: Sample) -> Read | None:
     if known is None:
         return None
     metric = pipeline.monitoring.performance.metric
-    fitted = calculator(pipeline, known)
-    reference = value_of(pipeline, fitted.result, "reference", len(known))
+    (of,) = calculator(pipeline, known).metrics
+    reference = measured(pipeline, of.calculate, known)
 
     def read(chunk: Sample) -> Iterable[Reading]:
         answers = outputs(chunk)
@@ -27,7 +27,7 @@ def _fit(pipeline: Pipeline, sample: Sample) -> Read | None:
         if answers.empty:
             return
         # NannyML finds no ROC curve and no F1 in a single class: NaN, which is no reading.
-        value = value_of(pipeline, fitted.calculate(answers), "analysis", len(answers))
+        value = measured(pipeline, of.calculate, answers)
         if value is not None:
             yield Reading("realised_performance", metric, value, reference=reference)
 

@@ -19,11 +19,13 @@ __all__ = [
     "FULL",
     "add",
     "backlog",
+    "by_id",
     "close_before",
     "close_beyond",
     "drop_oldest",
     "first",
     "give_up",
+    "newest_alerting",
     "newest_evaluated",
     "newest_with",
     "next_full",
@@ -235,6 +237,31 @@ def newest_evaluated(
         query = query.where(_chunks.c.position < before)
     rows = connection.execute(query.order_by(_chunks.c.position.desc()).limit(limit))
     return [_chunk(row) for row in rows]
+
+
+def newest_alerting(
+    connection: sa.Connection, pipeline: str, before: int | None, limit: int
+) -> list[Chunk]:
+    """Chunks that alert on anything, newest first, from below position `before`; an empty pipeline means all."""
+    query = _CHUNK.where(sa.or_(*(_chunks.c[condition] for condition in CONDITIONS)))
+    if pipeline:
+        query = query.where(_chunks.c.pipeline == pipeline)
+    if before is not None:
+        query = query.where(_chunks.c.position < before)
+    rows = connection.execute(query.order_by(_chunks.c.position.desc()).limit(limit))
+    return [_chunk(row) for row in rows]
+
+
+def by_id(connection: sa.Connection, pipeline: str, version: int, index: int) -> Chunk | None:
+    """The chunk of that number."""
+    row = connection.execute(
+        _CHUNK.where(
+            _chunks.c.pipeline == pipeline,
+            _chunks.c.version == version,
+            _chunks.c.number == index,
+        )
+    ).first()
+    return _chunk(row) if row else None
 
 
 def backlog(connection: sa.Connection, pipeline: str) -> tuple[int, datetime | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 from pydantic import TypeAdapter
@@ -20,6 +21,7 @@ from everloop_monitor.domain import (
 __all__ = [
     "add",
     "add_request",
+    "after",
     "answer",
     "drop_oldest",
     "newest",
@@ -88,29 +90,40 @@ def newest(
     connection: sa.Connection, pipeline: str, before: int | None, limit: int
 ) -> list[RecordedDecision]:
     """Decisions, newest first, from below position `before`; an empty pipeline means all."""
-    query = sa.select(_decisions)
-    if pipeline:
-        query = query.where(_decisions.c.pipeline == pipeline)
+    query = _of(pipeline).order_by(_decisions.c.position.desc())
     if before is not None:
         query = query.where(_decisions.c.position < before)
-    rows = connection.execute(query.order_by(_decisions.c.position.desc()).limit(limit))
-    return [
-        RecordedDecision(
-            row.position,
-            row.id,
-            row.pipeline,
-            row.version,
-            row.chunk_id,
-            row.action,
-            row.reason,
-            aware(row.made_at),
-            row.request_id,
-            row.condition,
-            row.severity,
-            _EVIDENCE.validate_json(row.evidence),
-        )
-        for row in rows
-    ]
+    return [_recorded(row) for row in connection.execute(query.limit(limit))]
+
+
+def after(
+    connection: sa.Connection, pipeline: str, position: int, limit: int
+) -> list[RecordedDecision]:
+    """Decisions from above a position, oldest first; an empty pipeline means all."""
+    query = _of(pipeline).where(_decisions.c.position > position).order_by(_decisions.c.position)
+    return [_recorded(row) for row in connection.execute(query.limit(limit))]
+
+
+def _of(pipeline: str) -> sa.Select[Any]:
+    query = sa.select(_decisions)
+    return query.where(_decisions.c.pipeline == pipeline) if pipeline else query
+
+
+def _recorded(row: Any) -> RecordedDecision:
+    return RecordedDecision(
+        row.position,
+        row.id,
+        row.pipeline,
+        row.version,
+        row.chunk_id,
+        row.action,
+        row.reason,
+        aware(row.made_at),
+        row.request_id,
+        row.condition,
+        row.severity,
+        _EVIDENCE.validate_json(row.evidence),
+    )
 
 
 def add_request(connection: sa.Connection, request: Request) -> None:

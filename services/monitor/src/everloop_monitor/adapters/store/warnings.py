@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 
 from everloop_monitor.adapters.store.sql import BIG, METADATA, aware, delete_beyond, naive
 from everloop_monitor.domain import EarlyWarning
 
-__all__ = ["add", "drop_oldest", "newest"]
+__all__ = ["add", "after", "drop_oldest", "newest"]
 
 _warnings = sa.Table(
     "warnings",
@@ -57,21 +59,30 @@ def newest(
     if before is not None:
         query = query.where(_warnings.c.position < before)
     rows = connection.execute(query.order_by(_warnings.c.position.desc()).limit(limit))
-    return [
-        (
-            row.position,
-            EarlyWarning(
-                row.pipeline,
-                row.version,
-                row.number,
-                row.feature,
-                row.seen_after,
-                row.rows,
-                aware(row.made_at),
-            ),
-        )
-        for row in rows
-    ]
+    return [(row.position, _warning(row)) for row in rows]
+
+
+def _warning(row: Any) -> EarlyWarning:
+    return EarlyWarning(
+        row.pipeline,
+        row.version,
+        row.number,
+        row.feature,
+        row.seen_after,
+        row.rows,
+        aware(row.made_at),
+    )
+
+
+def after(
+    connection: sa.Connection, pipeline: str, position: int, limit: int
+) -> list[tuple[int, EarlyWarning]]:
+    """Warnings from above a position, oldest first; an empty pipeline means all."""
+    query = sa.select(_warnings).where(_warnings.c.position > position)
+    if pipeline:
+        query = query.where(_warnings.c.pipeline == pipeline)
+    rows = connection.execute(query.order_by(_warnings.c.position).limit(limit))
+    return [(row.position, _warning(row)) for row in rows]
 
 
 def drop_oldest(connection: sa.Connection, pipeline: str, keep: int, limit: int) -> int:
