@@ -71,6 +71,7 @@ def false_rate(worlds: Sequence[World], told: Sequence[Sequence[bool]]) -> float
 def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench-drift", description=__doc__)
     parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--chunks", type=int, default=REAL_CHUNKS, help="chunks of each real data")
     parser.add_argument(
         "--quick", action="store_true", help="one seed, ten real chunks; unpublished"
     )
@@ -78,7 +79,7 @@ def main() -> None:
     load = load_before()
     # NannyML and what it stands on warn of much that is none of ours.
     warnings.simplefilter("ignore")
-    seeds, chunks = (1, 10) if options.quick else (options.seeds, REAL_CHUNKS)
+    seeds, chunks = (1, 10) if options.quick else (options.seeds, options.chunks)
     worlds = {name: [synthetic(name, seed) for seed in range(seeds)] for name in SYNTHETIC}
     alarms: dict[tuple[str, str], list[Alarms]] = {}
     for name, those in worlds.items():
@@ -95,6 +96,7 @@ def _result(
     lasting: Sequence[tuple[World, dict[str, Alarms]]],
     load: float,
 ) -> Result:
+    seeds = len(next(iter(worlds.values())))
     delays: list[dict[str, float | str]] = []
     for name in worlds:
         if name == "quiet":
@@ -143,7 +145,7 @@ def _result(
         "How soon drift is told, and how often wrongly",
         delays,
         ratios,
-        NOTE,
+        f"{NOTE} Seeds: {seeds}.",
         load,
         tables={
             "Chunks from the onset to the first alarm:": delays,
