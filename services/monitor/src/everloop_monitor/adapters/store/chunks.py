@@ -138,20 +138,20 @@ def _except(skip: Collection[tuple[str, int]]) -> list[sa.ColumnElement[bool]]:
 
 
 def next_full(
-    connection: sa.Connection, pipelines: Collection[str], skip: Collection[tuple[str, int]]
-) -> Chunk | None:
-    """The oldest full chunk of these pipelines whose version is known and not among those to skip."""
-    row = connection.execute(
+    connection: sa.Connection, pipeline: str, skip: Collection[tuple[str, int]], limit: int
+) -> list[Chunk]:
+    """The oldest full chunks of a pipeline whose version is known and not among those to skip."""
+    rows = connection.execute(
         _CHUNK.where(
             _chunks.c.state == FULL,
-            _chunks.c.pipeline.in_(pipelines),
+            _chunks.c.pipeline == pipeline,
             VERSIONS.c.run_id.is_not(None),
             *_except(skip),
         )
         .order_by(_chunks.c.position)
-        .limit(1)
-    ).first()
-    return _chunk(row) if row else None
+        .limit(limit)
+    )
+    return [_chunk(row) for row in rows]
 
 
 def waiting_for_labels(
