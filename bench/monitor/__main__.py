@@ -31,10 +31,10 @@ from everloop_contracts.events import INFERENCE
 from everloop_runtime.events import PREDICTIONS, encode, new_event
 from everloop_runtime.kafka import ensure_topics, producer
 
-SIZES = {10: 20, 50: 10, 200: 4}
+SIZES = {10: 8, 50: 4, 200: 2}
 """Chunks that are measured, by features; one more is not, which warms up."""
 DELAYED = 50
-DELAYS = 5
+DELAYS = 4
 ROUNDS = 3
 MIB = 2**20
 NOTE = """\
@@ -155,7 +155,7 @@ def nannyml(features: int, count: int) -> float:
 
 def evidently(features: int, count: int) -> float:
     """Rows per processor second."""
-    return CHUNK_ROWS / METHODS["Evidently"](world(features, min(count, 4))).seconds
+    return CHUNK_ROWS / METHODS["Evidently"](world(features, min(count, 2))).seconds
 
 
 def main() -> None:
