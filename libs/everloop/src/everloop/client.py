@@ -678,6 +678,26 @@ class Everloop:
 
         return _pages(page, limit)
 
+    def early_warnings(
+        self, pipeline: str, *, limit: int = 50
+    ) -> list[monitoring_pb2.EarlyWarning]:
+        """Lists what changed in chunks that were not yet full, newest first."""
+        method = self._monitoring().ListEarlyWarnings
+
+        def page(size: int, token: str) -> tuple[Sequence[monitoring_pb2.EarlyWarning], str]:
+            request = monitoring_pb2.ListEarlyWarningsRequest(
+                pipeline=pipeline, page_size=size, page_token=token
+            )
+            answer = call(method, request, self.timeout)
+            return answer.early_warnings, answer.next_page_token
+
+        return _pages(page, limit)
+
+    def watch_decisions(self, pipeline: str) -> Iterator[monitoring_pb2.WatchResponse]:
+        """Follows what the monitor decides and warns of, from now on, until the iterator is closed."""
+        request = monitoring_pb2.WatchRequest(pipeline=pipeline)
+        yield from stream(self._monitoring().Watch, request)
+
     def logged(self, prediction_id: str) -> monitoring_pb2.GetPredictionResponse:
         """Finds a logged prediction; it is there a moment after the answer, when the log has arrived."""
         request = monitoring_pb2.GetPredictionRequest(prediction_id=prediction_id)

@@ -15,6 +15,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
+from opentelemetry.trace import SpanKind
 from prometheus_client import Counter, Histogram
 
 from everloop_runtime.errors import GRPC_CODES, INTERNAL, EverloopError, Kind, rich_status
@@ -128,7 +129,8 @@ def _observed(
     """Runs a call inside its span, with its metrics; an error ends it with a status of its kind."""
     began = time.perf_counter()
     error = None
-    with span(method, headers):
+    attributes = {"rpc.system": "grpc", "rpc.method": method}
+    with span(method, headers, kind=SpanKind.SERVER, attributes=attributes):
         try:
             yield
         except EverloopError as raised:
