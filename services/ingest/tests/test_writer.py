@@ -14,8 +14,8 @@ from kafka import TopicPartition
 from kafka.errors import IllegalStateError, LogTruncationError, OffsetOutOfRangeError
 
 from everloop_contracts.pipeline import Pipeline
-from everloop_ingest.domain import Batch
-from everloop_ingest.writer import _MESSAGE_BYTES, DatasetWriter, Limits, _Assignment
+from everloop_ingest.domain import RECORD_OVERHEAD_BYTES, Batch
+from everloop_ingest.writer import DatasetWriter, Limits, _Assignment
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.service import Stopper
 
@@ -306,7 +306,8 @@ def test_reading_stops_at_the_bytes_that_may_wait_and_goes_on(pipeline: Pipeline
     [(batch, running, _)] = writer._running.values()
     size = running + sum(buffer.size for buffer in writer._buffers.values())
     assert client.stopped
-    assert most <= size < most + 5 * (100_000 + _MESSAGE_BYTES)  # what one poll brings comes on top
+    # What one poll brings comes on top.
+    assert most <= size < most + 5 * (100_000 + RECORD_OVERHEAD_BYTES)
     held.set_result(log.settle(batch))
     finish(writer, client, log)
     assert log.settled == list(range(60))
@@ -320,7 +321,7 @@ def test_a_flood_is_settled_in_batches_of_bounded_bytes(
     log = Log(messages, 61)
     writer, client = make_writer(pipeline, log, lambda name: False)
     client.value = b"x" * 100_000
-    message = 100_000 + _MESSAGE_BYTES
+    message = 100_000 + RECORD_OVERHEAD_BYTES
     writer._limits = replace(
         LIMITS, buffer_rows=1000, shard_bytes=10**6, batch_bytes=int(fit * message)
     )

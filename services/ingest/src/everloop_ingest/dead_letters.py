@@ -25,6 +25,7 @@ from everloop_ingest.domain import (
 )
 from everloop_ingest.letters import REPLAY_OF, SENT, decode
 from everloop_ingest.ports import ShardFiles
+from everloop_ingest.request_ids import reused
 from everloop_runtime.errors import EverloopError, Kind
 
 __all__ = ["DeadLetters", "Kept", "Wanted"]
@@ -166,12 +167,7 @@ class DeadLetters:
                 pipeline.name, request_id, mine, messages, datetime.now(UTC)
             )
         if answer.digest != digest:
-            raise EverloopError(
-                Kind.CONFLICT,
-                "REQUEST_ID_REUSED",
-                "this request_id came with another request before; take a new one for each",
-                field="request_id",
-            )
+            raise reused()
         return answer
 
     def expire(self, before: datetime) -> int:

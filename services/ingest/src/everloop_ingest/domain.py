@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Protocol
 
 __all__ = [
+    "RECORD_OVERHEAD_BYTES",
     "Audit",
     "Batch",
     "Books",
@@ -33,6 +34,9 @@ __all__ = [
     "Version",
     "part_name",
 ]
+
+RECORD_OVERHEAD_BYTES = 512
+"""What a record, and a message that holds records, takes in memory besides its bytes."""
 
 
 class Reason(StrEnum):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 import time
 import uuid
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import orjson
 import pyarrow.parquet as pq
 
 from everloop_contracts.pipeline import FieldType, Pipeline
@@ -20,6 +22,7 @@ from everloop_ingest.domain import Audit, State, Version
 from everloop_ingest.erase_letters import EraseLetters
 from everloop_ingest.keep_small import KeepSmall
 from everloop_ingest.ports import Repositories
+from everloop_ingest.request_ids import reused
 from everloop_runtime.errors import EverloopError, Kind
 
 __all__ = ["Entity", "EraseRecords"]
@@ -32,6 +35,12 @@ class Entity:
     record_ids: Sequence[str] = ()
     field: str = ""
     value: str = ""
+
+    @property
+    def digest(self) -> bytes:
+        """Names the entity, in whatever order and however often its ids were given."""
+        named = orjson.dumps([sorted({*self.record_ids}), self.field, self.value])
+        return hashlib.sha256(named).digest()
 
 
 class EraseRecords:
@@ -73,11 +82,14 @@ class EraseRecords:
 
         Raises:
             EverloopError: kind invalid, reason INVALID_ENTITY; kind conflict, reason REQUEST_ID_REUSED: the request id
-                belongs to another request; kind not_found, reason RECORDS_NOT_FOUND; and what CutVersion raises.
+                has erased another entity, or cut or released a version, and nothing is erased; kind not_found, reason
+                RECORDS_NOT_FOUND; and what CutVersion raises.
         """
         deadline = time.monotonic() + seconds
         _check(pipeline, entity)
-        if not self._erasures.asked(pipeline.name, request_id):
+        digest = entity.digest
+        asked = self._erasures.asked(pipeline.name, request_id)
+        if asked is None:
             self._check_new(pipeline.name, request_id)
             first = str(uuid.uuid5(uuid.NAMESPACE_URL, request_id))
             version = self._cut(pipeline, first, seconds)
@@ -91,7 +103,9 @@ class EraseRecords:
             # Before the request is noted: who finishes it after a crash knows the ids no more.
             self._letters(pipeline, ids, entity.field, entity.value)
             entry = Audit(pipeline.name, request_id, 0, "ERASED", actor, reason, datetime.now(UTC))
-            self._erasures.ask(entry, ids)
+            asked = self._erasures.ask(entry, ids, digest)
+        if asked != digest:
+            raise reused()
         left = max(0.0, deadline - time.monotonic())
         done = self._versions.requested(pipeline.name, request_id)
         if done is None or done.state in (State.CUTTING, State.FAILED):
@@ -104,11 +118,7 @@ class EraseRecords:
         if self._erasures.audited(pipeline, request_id) or self._versions.requested(
             pipeline, request_id
         ):
-            raise EverloopError(
-                Kind.CONFLICT,
-                "REQUEST_ID_REUSED",
-                f"request {request_id!r} has cut or released a version: nothing was erased, take another id",
-            )
+            raise reused()
 
     def _resolve(self, pipeline: Pipeline, version: Version, entity: Entity) -> list[str]:
         """Ids of the version's records with the entity's value, part by part."""

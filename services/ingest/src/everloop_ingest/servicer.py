@@ -30,6 +30,7 @@ from everloop_ingest.erase_records import Entity, EraseRecords
 from everloop_ingest.ports import RecordLog, Repositories
 from everloop_ingest.push import Push
 from everloop_ingest.release_version import ReleaseVersion
+from everloop_ingest.request_ids import checked
 from everloop_ingest.stream import Incoming, RecordStream
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.paging import page
@@ -79,7 +80,7 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
     ) -> ingest_pb2.PushRecordsResponse:
         """See the contract."""
         pipeline = self._pipeline(request.pipeline)
-        request_id = _checked(request.request_id) if request.request_id else ""
+        request_id = checked(request.request_id) if request.request_id else ""
         rejections = self._push(pipeline, request.records, request_id, self._seconds(context))
         return ingest_pb2.PushRecordsResponse(
             results=record_results(len(request.records), rejections),
@@ -122,7 +123,7 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
     ) -> ingest_pb2.CutVersionResponse:
         """See the contract."""
         pipeline = self._pipeline(request.pipeline)
-        version = self._cut(pipeline, _checked(request.request_id), self._seconds(context))
+        version = self._cut(pipeline, checked(request.request_id), self._seconds(context))
         return ingest_pb2.CutVersionResponse(dataset=self._whole(version))
 
     def EraseRecords(
@@ -130,7 +131,7 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
     ) -> ingest_pb2.EraseRecordsResponse:
         """See the contract."""
         pipeline = self._pipeline(request.pipeline)
-        request_id = _checked(request.request_id)
+        request_id = checked(request.request_id)
         entity = Entity(request.record_ids, request.field, request.value)
         version = self._erase(
             pipeline,
@@ -147,7 +148,7 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
     ) -> ingest_pb2.ReleaseVersionResponse:
         """See the contract."""
         pipeline = self._pipeline(request.pipeline)
-        request_id = _checked(request.request_id)
+        request_id = checked(request.request_id)
         version = self._release(
             pipeline.name, request.version, request_id, request.actor or "unknown", request.reason
         )
@@ -230,7 +231,7 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
         _, size = page("", request.page_size)
         answer = self._letters.replay(
             pipeline,
-            _checked(request.request_id),
+            checked(request.request_id),
             request.ids,
             wanted(request.filter),
             request.page_token,
@@ -250,7 +251,7 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
         name = ""
         for request in requests:
             name = request.pipeline or name
-            request_id = _checked(request.request_id) if request.request_id else ""
+            request_id = checked(request.request_id) if request.request_id else ""
             yield Incoming(self._pipeline(name), request.records, request_id)
 
     def _whole(self, version: Version) -> dataset_pb2.DatasetVersion:
@@ -276,14 +277,3 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
         if remaining is None:
             return self._deadline
         return max(0.0, min(remaining - _MARGIN_SECONDS, self._deadline))
-
-
-def _checked(request_id: str) -> str:
-    if not 0 < len(request_id) <= 200:
-        raise EverloopError(
-            Kind.INVALID,
-            "INVALID_REQUEST_ID",
-            "request_id takes 1 to 200 characters",
-            field="request_id",
-        )
-    return request_id

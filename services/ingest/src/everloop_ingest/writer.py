@@ -34,7 +34,7 @@ from kafka.errors import (
 from everloop_contracts.pipeline import Pipeline
 from everloop_ingest import metrics
 from everloop_ingest.adapters.store.settlements import Settlements
-from everloop_ingest.domain import Batch, Message, Partition
+from everloop_ingest.domain import RECORD_OVERHEAD_BYTES, Batch, Message, Partition
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.kafka import wait_for_broker
 from everloop_runtime.service import Component, Stopper
@@ -46,8 +46,6 @@ log = logging.getLogger(__name__)
 GROUP = "everloop.ingest"
 _POLL_MS = 200
 _OUTAGE_SECONDS = 1.0
-_MESSAGE_BYTES = 512
-"""What a message takes in memory besides its body."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -400,7 +398,7 @@ class DatasetWriter(Component):
 
 
 def _bytes_of(message: Message) -> int:
-    return _MESSAGE_BYTES + len(message.value or b"")
+    return RECORD_OVERHEAD_BYTES + len(message.value or b"")
 
 
 def _split(buffer: _Buffer, most: int) -> _Buffer:

@@ -11,6 +11,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError as ConsumerError
 
+from everloop_ingest.domain import RECORD_OVERHEAD_BYTES
 from everloop_ingest.ports import Delivery
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.kafka import wait_for_broker
@@ -22,8 +23,6 @@ __all__ = ["TopicEnds", "TopicProducer"]
 
 log = logging.getLogger(__name__)
 
-_RECORD_BYTES = 512
-"""What a record takes in memory besides its body while it is under way."""
 _REPORT_SECONDS = 0.2
 """How long the client may have nothing to say before somebody looks whether the service stops."""
 
@@ -119,7 +118,7 @@ class TopicProducer:
         client = self._client
         if client is None:
             raise _unavailable("not connected to the broker yet")
-        size = sum(_RECORD_BYTES + len(value) for _, value in records)
+        size = sum(RECORD_OVERHEAD_BYTES + len(value) for _, value in records)
         self._take(size, patience)
         headers: list[tuple[str, str | bytes | None]] = list(trace_headers().items())
         delivery = _Delivery(len(records), self._timeout, partial(self._give_back, size))
