@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
@@ -402,7 +402,11 @@ class Unversioned:
 class Books:
     """What became of the messages of one pipeline."""
 
-    accepted: int = 0
-    rejected: int = 0
-    actuals: int = 0
-    rejected_by_reason: dict[str, int] = field(default_factory=dict)
+    accepted: int
+    actuals: int
+    rejected_by_reason: dict[str, int]
+
+    @property
+    def rejected(self) -> int:
+        """Messages that went to the dead-letter topic."""
+        return sum(self.rejected_by_reason.values())
