@@ -47,19 +47,23 @@ from everloop_ingest.adapters.store.settlements import Settlements
 from everloop_ingest.adapters.store.upkeep import Upkeep
 from everloop_ingest.adapters.store.versions import Versions
 from everloop_ingest.build_parts import BuildLimits
-from everloop_ingest.cut_version import CutVersion, Turns
+from everloop_ingest.catch_up import CatchUp
+from everloop_ingest.compact_shards import CompactShards
+from everloop_ingest.cut_version import CutVersion
 from everloop_ingest.dead_letters import DeadLetters
 from everloop_ingest.domain import Batch, ObjectFile, Part, Partition, ShardsLost, Version
 from everloop_ingest.erase_letters import EraseLetters
 from everloop_ingest.erase_records import EraseRecords
-from everloop_ingest.keep_small import KeepSmall
+from everloop_ingest.pipeline_stats import PipelineStats
 from everloop_ingest.push import Push
+from everloop_ingest.reclaim import Reclaim
 from everloop_ingest.release_version import ReleaseVersion
-from everloop_ingest.schedule import Scheduler
-from everloop_ingest.servicer import IngestServicer
+from everloop_ingest.schedule import Chores, Retention, Scheduler
+from everloop_ingest.servicer import IngestServicer, UseCases
 from everloop_ingest.settle import Settle
 from everloop_ingest.stream import RecordStream, StreamLimits
 from everloop_ingest.sweep_orphans import SweepOrphans
+from everloop_ingest.turns import Turns
 from everloop_runtime import clients
 from everloop_runtime.database import Database
 from everloop_runtime.errors import EverloopError, Kind
@@ -274,32 +278,36 @@ class World:
         )
         self.settle = Settle(pipelines, self.settlements, self.files, 4096)
         limits = BuildLimits(self.folder / "work", 256 * 2**20, 1, self.part_rows, 1)
-        self.keep_small = KeepSmall(
-            self.upkeep, self.files, self.folder / "work", 2, 3, timedelta(days=7), 100
+        self.compact = CompactShards(
+            self.upkeep, self.files, self.folder / "work", small_rows=2, shards=3
         )
+        self.reclaim = Reclaim(self.upkeep, self.files, 100)
         self.release = ReleaseVersion(self.versions, self.quarantine, repositories)
         self.cut = CutVersion(
             pipelines,
-            self.cuts,
-            self.leases,
-            self.versions,
-            self.settlements,
-            self.files,
-            repositories,
-            self,
-            self,
-            limits,
-            Turns(self.holder, self.lease, self.callers),
-            wait=lambda seconds: None,
+            cuts=self.cuts,
+            versions=self.versions,
+            files=self.files,
+            repositories=repositories,
+            catch_up=CatchUp(self.settlements, self, self, wait=lambda seconds: None),
+            turns=Turns(
+                pipelines,
+                self.leases,
+                holder=self.holder,
+                lasts=self.lease,
+                callers=self.callers,
+                wait=lambda seconds: None,
+            ),
+            limits=limits,
         )
         self.erase = EraseRecords(
-            self.versions,
-            self.erasures,
-            repositories,
-            self.cut,
-            self.keep_small,
-            EraseLetters(letters, self.files, self.folder / "work"),
-            self.folder / "work",
+            versions=self.versions,
+            erasures=self.erasures,
+            repositories=repositories,
+            cut=self.cut,
+            reclaim=self.reclaim,
+            letters=EraseLetters(letters, self.files, self.folder / "work"),
+            folder=self.folder / "work",
         )
 
     def begin(self, pipeline: str, request_id: str, now: datetime) -> Version | None:
@@ -312,17 +320,23 @@ class World:
         """What looks after the pipeline; its thread is not started."""
         scheduler = Scheduler(
             {self.pipeline.name: self.pipeline},
-            self.cuts,
-            self.versions,
-            self.requests,
-            self.cut,
-            self.keep_small,
-            SweepOrphans(self.upkeep, self.files, timedelta(hours=24)),
-            self.letters,
-            1.0,
-            timedelta(days=30),
-            timedelta(days=30),
-            timedelta(hours=24),
+            cuts=self.cuts,
+            versions=self.versions,
+            cut=self.cut,
+            chores=Chores(
+                self.compact,
+                self.reclaim,
+                SweepOrphans(self.upkeep, self.files),
+                self.requests,
+                self.letters,
+            ),
+            retention=Retention(
+                replaced=timedelta(days=7),
+                orphans=timedelta(hours=24),
+                requests=timedelta(days=30),
+                dead_letters=timedelta(days=30),
+            ),
+            seconds=1.0,
         )
         scheduler._stopper = Stopper()
         return scheduler
@@ -333,17 +347,18 @@ class World:
         push = Push(pipelines, sink, self.requests, 4096)
         return IngestServicer(
             pipelines,
-            self.settlements,
-            self.versions,
-            push,
-            RecordStream(push, limits),
-            self.cut,
-            self.release,
-            self.erase,
-            self.letters,
-            self,
-            {self.pipeline.name: self.repository},
-            30.0,
+            UseCases(
+                push,
+                RecordStream(push, limits),
+                self.cut,
+                self.release,
+                self.erase,
+                PipelineStats(self.settlements, self),
+                self.letters,
+            ),
+            versions=self.versions,
+            repositories={self.pipeline.name: self.repository},
+            deadline_seconds=30.0,
         )
 
     def send(self, number: int, *values: bytes | None, timestamp: int | None = None) -> None:

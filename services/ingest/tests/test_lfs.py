@@ -17,7 +17,7 @@ import pytest
 from everloop_ingest.adapters import git
 from everloop_ingest.adapters.git import Git
 from everloop_ingest.adapters.lfs import LfsRepository
-from everloop_ingest.app import check_versioning
+from everloop_ingest.adopt_pipelines import check_versioning
 from everloop_ingest.domain import ObjectFile, Part, State, Version
 from everloop_runtime.errors import EverloopError, Kind
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -32,6 +32,7 @@ __all__ = [
     "State",
     "Unversioned",
     "Version",
+    "lag",
     "part_name",
 ]
 
@@ -256,6 +257,15 @@ class Reclaimable:
 
     def __len__(self) -> int:
         return len(self.shards) + len(self.states) + len(self.labels)
+
+
+def lag(positions: Mapping[int, int], ends: Mapping[int, int]) -> int:
+    """Messages between the writer's positions and the ends of a topic, both by partition.
+
+    >>> lag({0: 3}, {0: 5, 1: 1})
+    3
+    """
+    return sum(max(0, end - positions.get(number, 0)) for number, end in ends.items())
 
 
 class ShardsLost(Exception):

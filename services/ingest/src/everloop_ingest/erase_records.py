@@ -20,8 +20,8 @@ from everloop_ingest.adapters.store.versions import Versions
 from everloop_ingest.cut_version import CutVersion
 from everloop_ingest.domain import Audit, State, Version
 from everloop_ingest.erase_letters import EraseLetters
-from everloop_ingest.keep_small import KeepSmall
 from everloop_ingest.ports import Repositories
+from everloop_ingest.reclaim import Reclaim
 from everloop_ingest.request_ids import reused
 from everloop_runtime.errors import EverloopError, Kind
 
@@ -48,11 +48,12 @@ class EraseRecords:
 
     def __init__(
         self,
+        *,
         versions: Versions,
         erasures: Erasures,
         repositories: Repositories,
         cut: CutVersion,
-        keep_small: KeepSmall,
+        reclaim: Reclaim,
         letters: EraseLetters,
         folder: Path,
     ) -> None:
@@ -61,7 +62,7 @@ class EraseRecords:
         self._erasures = erasures
         self._repositories = repositories
         self._cut = cut
-        self._keep_small = keep_small
+        self._reclaim = reclaim
         self._letters = letters
         self._folder = folder
 
@@ -111,7 +112,7 @@ class EraseRecords:
         if done is None or done.state in (State.CUTTING, State.FAILED):
             done = self._cut.cut(pipeline, request_id, left)
         # All shards so far are in versions: those that hold the records go with the others.
-        self._keep_small.drop(pipeline.name, datetime.now(UTC) + timedelta(days=1))
+        self._reclaim.everything(pipeline.name, datetime.now(UTC) + timedelta(days=1))
         return done
 
     def _check_new(self, pipeline: str, request_id: str) -> None:
