@@ -80,6 +80,16 @@ def test_a_dead_letter_is_the_message_with_the_reason(world: Any) -> None:
     assert headers["from"] == "test"
 
 
+def test_headers_of_a_dead_letter_are_measured_as_they_are_sent(world: Any) -> None:
+    world.send(0, b"{", b"{")
+    for row, name in enumerate(["e" * 9000, "é" * 9000]):  # one and two bytes each
+        world.topic[0][row] = replace(world.topic[0][row], headers=[(name, b"")])
+    world.settle_all()
+    kept = [max(map(len, headers)) for _, headers in world.dead_letters()]
+    assert kept[0] == 9000
+    assert kept[1] < 100
+
+
 def test_a_dead_letter_always_fits_a_message(world: Any) -> None:
     world.send(0, b"x" * 9000)
     whole = world.topic[0][0]

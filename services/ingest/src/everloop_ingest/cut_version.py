@@ -84,7 +84,7 @@ class CutVersion:
         """
         deadline = time.monotonic() + seconds
         known = self._versions.requested(pipeline.name, request_id)
-        if known is not None and known.state in (State.AVAILABLE, State.QUARANTINED):
+        if known is not None and known.done:
             return known
         with self._turns.caller():
             if known is None or known.state is State.FAILED:

@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Protocol
 
 __all__ = [
+    "DONE",
     "RECORD_OVERHEAD_BYTES",
     "Audit",
     "Batch",
@@ -286,6 +287,10 @@ class State(StrEnum):
     FAILED = "FAILED"
 
 
+DONE = (State.AVAILABLE, State.QUARANTINED)
+"""States of a version that is tagged, and whose rows the next one starts from."""
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """One Parquet file of a version's rows, immutable and shared by all versions in which these rows are the same.
@@ -371,6 +376,11 @@ class Version:
     rows: Rows | None = None
     file: ObjectFile | None = None
     error: str = ""
+
+    @property
+    def done(self) -> bool:
+        """Whether it is tagged: available or in quarantine."""
+        return self.state in DONE
 
     @property
     def in_parts(self) -> bool:

@@ -18,7 +18,7 @@ from everloop_contracts.pipeline import FieldType, Pipeline
 from everloop_ingest.adapters.store.erasures import Erasures
 from everloop_ingest.adapters.store.versions import Versions
 from everloop_ingest.cut_version import CutVersion
-from everloop_ingest.domain import Audit, State, Version
+from everloop_ingest.domain import Audit, Version
 from everloop_ingest.erase_letters import EraseLetters
 from everloop_ingest.ports import Repositories
 from everloop_ingest.reclaim import Reclaim
@@ -109,7 +109,7 @@ class EraseRecords:
             raise reused()
         left = max(0.0, deadline - time.monotonic())
         done = self._versions.requested(pipeline.name, request_id)
-        if done is None or done.state in (State.CUTTING, State.FAILED):
+        if done is None or not done.done:
             done = self._cut.cut(pipeline, request_id, left)
         # All shards so far are in versions: those that hold the records go with the others.
         self._reclaim.everything(pipeline.name, datetime.now(UTC) + timedelta(days=1))

@@ -7,7 +7,7 @@ from dataclasses import asdict
 import sqlalchemy as sa
 
 from everloop_ingest.adapters.store.erasures import AUDIT, asked_for, done_by
-from everloop_ingest.adapters.store.versions import VERSIONS, newest_of
+from everloop_ingest.adapters.store.versions import IS_DONE, VERSIONS, newest_of
 from everloop_ingest.checks import Profile
 from everloop_ingest.domain import Audit, State, Version
 from everloop_ingest.request_ids import reused
@@ -75,8 +75,7 @@ def forget_profiles(work: UnitOfWork, version: Version) -> None:
 def _profile_of(work: UnitOfWork, pipeline: str, number: int) -> Profile:
     """Records up to the last version that was announced, and of those in quarantine behind it up to `number`."""
     query = sa.select(VERSIONS.c.number, VERSIONS.c.state, VERSIONS.c.profile).where(
-        VERSIONS.c.pipeline == pipeline,
-        VERSIONS.c.state.in_([State.AVAILABLE, State.QUARANTINED]),
+        VERSIONS.c.pipeline == pipeline, IS_DONE
     )
     total = Profile.decode("")
     for row in work.connection.execute(query.order_by(VERSIONS.c.number.desc())):
