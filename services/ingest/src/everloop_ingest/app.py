@@ -29,9 +29,11 @@ from everloop_ingest.adapters.store.settlements import Settlements
 from everloop_ingest.adapters.store.upkeep import Upkeep
 from everloop_ingest.adapters.store.versions import Versions
 from everloop_ingest.adopt_pipelines import adopt_pipelines
+from everloop_ingest.buffers import Limits
 from everloop_ingest.build_parts import INDEX, BuildLimits
 from everloop_ingest.catch_up import CatchUp
 from everloop_ingest.compact_shards import CompactShards
+from everloop_ingest.consumer import DatasetWriter
 from everloop_ingest.cut_version import CutVersion
 from everloop_ingest.dead_letters import DeadLetters
 from everloop_ingest.erase_letters import EraseLetters
@@ -48,7 +50,6 @@ from everloop_ingest.settle import Settle
 from everloop_ingest.stream import RecordStream, StreamLimits
 from everloop_ingest.sweep_orphans import SweepOrphans
 from everloop_ingest.turns import Turns
-from everloop_ingest.writer import DatasetWriter, Limits
 from everloop_runtime import telemetry
 from everloop_runtime.database import Database
 from everloop_runtime.errors import EverloopError

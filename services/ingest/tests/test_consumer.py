@@ -14,8 +14,9 @@ from kafka import TopicPartition
 from kafka.errors import IllegalStateError, LogTruncationError, OffsetOutOfRangeError
 
 from everloop_contracts.pipeline import Pipeline
+from everloop_ingest.buffers import Limits
+from everloop_ingest.consumer import DatasetWriter, _Assignment
 from everloop_ingest.domain import RECORD_OVERHEAD_BYTES, Batch
-from everloop_ingest.writer import DatasetWriter, Limits, _Assignment
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.service import Stopper
 
@@ -413,7 +414,7 @@ def test_a_database_that_is_away_does_not_end_the_writer(
 ) -> None:
     log = Log([0, 1], 2)
     writer, client = make_writer(pipeline, log, lambda name: False)
-    monkeypatch.setattr("everloop_ingest.writer._OUTAGE_SECONDS", 0.0)
+    monkeypatch.setattr("everloop_ingest.consumer._OUTAGE_SECONDS", 0.0)
     real = getattr(writer._settlements, question)
     outages = iter([True, True])
     workers: Any = Inline()
