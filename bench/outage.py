@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -125,7 +126,7 @@ def run(plan: Plan, home: Path) -> Seen:
     """Starts everything, takes parts away under load, and stops everything."""
     row = sample_row()
     body = json.dumps({"rows": [row]}).encode()
-    limit = {"log_spill_bytes": LONG_SPILL_BYTES} if plan.until_full else {}
+    limit: dict[str, Any] = {"log_spill_bytes": LONG_SPILL_BYTES} if plan.until_full else {}
     seen = Seen(plan)
     with deployment.running(home, replicas=plan.replicas, **limit) as there:
         register(there, row, 1)

@@ -37,6 +37,7 @@ from bench.serving.rows import sample_row
 from everloop import Everloop
 from everloop.stack.endpoints import Endpoints
 from everloop_contracts.pipeline import load_pipeline
+from everloop_contracts.stubs.everloop.registry.v1 import registry_pb2
 
 CALLERS = 32
 READERS = Callers(each=4, rate=80)
@@ -55,7 +56,6 @@ class Plan:
     """What is done."""
 
     replicas: int
-    versions: int
     promotions: int
     rollbacks: int
     pause: float
@@ -133,7 +133,7 @@ def main() -> int:
         print("\n".join(missing), file=sys.stderr)
         return 2
     stop_in_order()
-    counts = (3, 2, 1) if options.quick else (4, 20, 5)
+    counts = (2, 1) if options.quick else (20, 5)
     plan = Plan(options.replicas, *counts, options.pause, options.rate)
     load = load_before()
     (OUT / "swap").mkdir(parents=True, exist_ok=True)
@@ -154,14 +154,14 @@ def run(plan: Plan, home: Path) -> Seen:
     pipeline = load_pipeline(PIPELINES / f"{MODEL}.yaml")
     row = sample_row()
     body = json.dumps({"rows": [row]}).encode()
-    with deployment.running(home, replicas=plan.replicas) as there:
-        versions = register(there, row, plan.versions)
-        print(
-            f"in Production in turn: {', '.join(str(one.number) for one in versions)}", flush=True
-        )
+    with deployment.running(home, _waiting(home), replicas=plan.replicas) as there:
+        # Each promotion has a version of its own, which no replica has seen.
+        versions = register(there, row, plan.promotions + 1, registry_pb2.STAGE_STAGING)
+        first = versions[0].number
+        with Everloop.connect(home) as everloop:
+            everloop.promote(MODEL, first, reason="bench")
         address = there.inference_http_url.removeprefix("http://")
         found = replicas.find(address, body, plan.replicas)
-        first = versions[-1].number
         _wait_until_served(found, first)
         gc.collect()
         cpu = [_processor_seconds(who) for who in WHOSE]
@@ -198,6 +198,17 @@ def run(plan: Plan, home: Path) -> Seen:
         )
 
 
+def _waiting(home: Path) -> Path:
+    """Folder of the model's pipeline as it is, but that versions wait for somebody to promote them."""
+    folder = home / "pipelines"
+    folder.mkdir(parents=True)
+    text = (PIPELINES / f"{MODEL}.yaml").read_text()
+    waiting = text.replace("approval: automatic", "approval: manual")
+    assert waiting != text
+    (folder / f"{MODEL}.yaml").write_text(waiting)
+    return folder
+
+
 def _processor_seconds(who: int) -> float:
     used = resource.getrusage(who)
     return used.ru_utime + used.ru_stime
@@ -214,7 +225,7 @@ def _change(
             called = time.time()
             if number < plan.promotions:
                 kind = "promotion"
-                wanted = versions[number % len(versions)].number
+                wanted = versions[number + 1].number
                 version = everloop.promote(MODEL, wanted, reason="bench").version
             else:
                 kind = "rollback"
@@ -375,7 +386,8 @@ def judge(plan: Plan, seen: Seen, load: float) -> Result:
         figures,
         ratios,
         f"{CALLERS} callers at each door, HTTP (native) and gRPC (Open Inference Protocol) at once, {rate}, "
-        f"{plan.replicas} replica(s), {len(seen.versions)} different models. A swap lasts from the "
+        f"{plan.replicas} replica(s), {len(seen.versions)} different models: each promotion is of a version that the "
+        f"replicas have not loaded before, each rollback of the one before it. A swap lasts from the "
         f"call of the gateway until every replica says that it serves the version, and {AFTER_SECONDS:g} s more. "
         f"All parts share the cores with the load ({sum(seen.load_cpu):.2f} cores). {2 * READERS.each} callers "
         f"more read {len(seen.answers):,} answers; the log has {len(seen.log.rows):,} rows. Memory of the replicas "

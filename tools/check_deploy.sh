@@ -56,7 +56,7 @@ validate() {
 terraform_valid() {
     local folder here=$PWD
     command -v terraform >/dev/null || { echo "terraform is not installed: install 1.11 or newer"; return 1; }
-    for folder in terraform/{bootstrap,dev,prod} terraform/modules/*; do
+    for folder in terraform/{bootstrap,dev,prod,model} terraform/modules/*; do
         (cd "$folder" && "$here/tools/terraform.sh" init -backend=false -input=false >"$scratch/init.log" &&
             "$here/tools/terraform.sh" validate -no-color) || { cat "$scratch/init.log"; return 1; }
     done

@@ -18,7 +18,9 @@ for service; do
     "$docker" build "${options[@]}" --build-arg "BASE=$prefix-base:$version" --file "services/$service/Dockerfile" \
         --tag "$prefix-${service//_/-}:$version" .
     if [[ $service == inference ]]; then # what `everloop package` puts one model into
-        "$docker" build "${options[@]}" --build-arg "BASE=$prefix-base:$version" --file services/inference/Dockerfile \
-            --target model-server --tag "$prefix-model-server:$version" .
+        for target in model-server model-lambda; do
+            "$docker" build "${options[@]}" --build-arg "BASE=$prefix-base:$version" \
+                --file services/inference/Dockerfile --target "$target" --tag "$prefix-$target:$version" .
+        done
     fi
 done

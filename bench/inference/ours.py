@@ -6,8 +6,6 @@ Only the registry is a stand-in: it names versions, once a second, and takes no 
 from __future__ import annotations
 
 import http.client
-import json
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -24,34 +22,29 @@ from bench.inference.running import Running, ServerFailed, free_port, program, w
 from bench.inference.subject import MODEL, Subject
 from everloop import stack
 from everloop.stack.endpoints import Endpoints
+from everloop_contracts.artifacts import EXPORT, digests
 from everloop_contracts.stubs.everloop.registry.v1 import registry_pb2, registry_pb2_grpc
 
 __all__ = ["start", "started"]
 
 LOG_SECONDS = 60
-
-# MLflow warns while it is imported and keeps memory: a process of its own, as the trainer is one.
-LOG_MODEL = """
-import hashlib, json, sys
-from pathlib import Path
-import mlflow, onnx
-folder, store = map(Path, sys.argv[1:])
-mlflow.set_experiment(experiment_id=mlflow.create_experiment("bench", artifact_location=str(store)))
-with mlflow.start_run() as run:
-    model = onnx.load(folder / "model.onnx")
-    logged = mlflow.onnx.log_model(model, name="model", pip_requirements=["onnxruntime"])
-    mlflow.log_artifact(folder / "manifest.json", "everloop")
-    mlflow.log_artifact(folder / "golden.json", "everloop")
-(stored,) = Path(mlflow.artifacts.download_artifacts(logged.model_uri)).rglob("*.onnx")
-print(json.dumps([run.info.run_id, hashlib.sha256(stored.read_bytes()).hexdigest()]))
-"""
+PART_BYTES = 256 * 1024
 
 
 class _Registry(registry_pb2_grpc.RegistryServiceServicer):
-    """Says what is in Production."""
+    """Says what is in Production, and hands out its files."""
 
-    def __init__(self, versions: Sequence[registry_pb2.ModelVersion]) -> None:
+    def __init__(self, versions: Sequence[registry_pb2.ModelVersion], folder: Path) -> None:
         self._answer = registry_pb2.ListProductionResponse(versions=versions)
+        self._folder = folder
+
+    def GetArtifacts(
+        self, request: registry_pb2.GetArtifactsRequest, context: grpc.ServicerContext
+    ) -> Iterator[registry_pb2.GetArtifactsResponse]:
+        for name in ("model.onnx", "manifest.json", "golden.json"):
+            with (self._folder / name).open("rb") as file:
+                while part := file.read(PART_BYTES):
+                    yield registry_pb2.GetArtifactsResponse(path=name, data=part)
 
     def ListProduction(
         self, request: registry_pb2.ListProductionRequest, context: grpc.ServicerContext
@@ -78,14 +71,14 @@ def started(
         models: names under which the model is in Production.
         replicas: how many.
     """
-    tracking = f"sqlite:///{home}/mlflow.db"
-    run_id, sha256 = _log_model(subject, home, tracking)
+    sha256 = digests(subject.folder)[EXPORT]
     versions = [
-        registry_pb2.ModelVersion(model=name, version=1, run_id=run_id, onnx_sha256=sha256)
+        registry_pb2.ModelVersion(model=name, version=1, run_id="run", onnx_sha256=sha256)
         for name in models
     ]
     registry = grpc.server(ThreadPoolExecutor(1))
-    registry_pb2_grpc.add_RegistryServiceServicer_to_server(_Registry(versions), registry)  # type: ignore[abstract]
+    servicer = _Registry(versions, subject.folder)  # type: ignore[abstract]  # the rest is not called
+    registry_pb2_grpc.add_RegistryServiceServicer_to_server(servicer, registry)
     registry_port = registry.add_insecure_port("127.0.0.1:0")
     registry.start()
     try:
@@ -97,7 +90,6 @@ def started(
             http_port, grpc_port = free_port(), free_port()
             variables = {
                 **_environment(there, home),
-                "EVERLOOP_MLFLOW_URI": tracking,
                 "EVERLOOP_REGISTRY_ADDRESS": f"127.0.0.1:{registry_port}",
                 "EVERLOOP_HTTP_ADDRESS": f"127.0.0.1:{http_port}",
                 "EVERLOOP_PREDICT_GRPC_ADDRESS": f"127.0.0.1:{grpc_port}",
@@ -137,20 +129,6 @@ def _environment(there: Endpoints, home: Path) -> dict[str, str]:
         "EVERLOOP_GRPC_ADDRESS": f"127.0.0.1:{free_port()}",
         "EVERLOOP_METRICS_ADDRESS": f"127.0.0.1:{free_port()}",
     }
-
-
-def _log_model(subject: Subject, home: Path, tracking: str) -> tuple[str, str]:
-    done = subprocess.run(
-        [sys.executable, "-c", LOG_MODEL, str(subject.folder), str(home / "store")],
-        env={"MLFLOW_TRACKING_URI": tracking, "MLFLOW_DISABLE_TELEMETRY": "true"},
-        cwd=home,
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        raise ServerFailed(f"the model cannot be logged: {done.stderr[-1000:]}")
-    run_id, sha256 = json.loads(done.stdout.strip().splitlines()[-1])
-    return run_id, sha256
 
 
 def _counters(address: str) -> dict[str, float]:

@@ -21,12 +21,12 @@ KILL_SECONDS = 30
 
 
 @contextmanager
-def running(home: Path, **settings: object) -> Iterator[Endpoints]:
+def running(home: Path, pipelines: Path = PIPELINES, **settings: object) -> Iterator[Endpoints]:
     """Runs inference and all that it needs; `settings` are those of the services, by their lower-case names."""
     before = dict(os.environ)
     os.environ.update({f"EVERLOOP_{name.upper()}": str(value) for name, value in settings.items()})
     try:
-        there = _up(home)
+        there = _up(home, pipelines)
     finally:
         os.environ.clear()
         os.environ.update(before)
@@ -36,14 +36,14 @@ def running(home: Path, **settings: object) -> Iterator[Endpoints]:
         stack.down(home)
 
 
-def _up(home: Path) -> Endpoints:
+def _up(home: Path, pipelines: Path) -> Endpoints:
     """Starts it; on a busy machine a part may take longer than its deadline, but hardly twice."""
     only = ("s3", "inference")
     try:
-        return stack.up(home, only=only, pipelines=PIPELINES)
+        return stack.up(home, only=only, pipelines=pipelines)
     except stack.PartFailed as error:
         print(f"once more, since {error.part} did not start in its time", flush=True)
-        return stack.up(home, only=only, pipelines=PIPELINES)
+        return stack.up(home, only=only, pipelines=pipelines)
 
 
 @contextmanager

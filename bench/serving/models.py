@@ -58,8 +58,13 @@ class Version:
     score: float
 
 
-def register(there: Endpoints, row: dict[str, Any], count: int) -> list[Version]:
-    """Brings versions to Production one after the other; each has learned from more rows.
+def register(
+    there: Endpoints,
+    row: dict[str, Any],
+    count: int,
+    stage: registry_pb2.Stage.ValueType = registry_pb2.STAGE_PRODUCTION,
+) -> list[Version]:
+    """Brings versions past the gates one after the other; each has learned from more rows.
 
     Only the search is left out: parameters are the family's defaults. Everything else is the trainer's own code and
     the running services'.
@@ -68,6 +73,7 @@ def register(there: Endpoints, row: dict[str, Any], count: int) -> list[Version]
         there: a stack with the registry gateway, MLflow and Kafka.
         row: what is asked about.
         count: how many versions.
+        stage: where their pipeline lets them go by itself: into Production, or into Staging where it asks for approval.
 
     Raises:
         NotServed: the gates refused one, or the gateway did not take it.
@@ -111,10 +117,13 @@ def register(there: Endpoints, row: dict[str, Any], count: int) -> list[Version]
             ),
         )
         _announce(there, training, trained)
-        number = _promoted(there, training.id)
-        incumbent = tracking.load(run_id, number)
-        answer: Any = onnxruntime.InferenceSession(incumbent.onnx).run(None, feeds)[0]
+        number = _registered(there, training.id, stage)
+        logged = tracking.load(run_id, number)
+        if stage == registry_pb2.STAGE_PRODUCTION:
+            incumbent = logged
+        answer: Any = onnxruntime.InferenceSession(logged.onnx).run(None, feeds)[0]
         versions.append(Version(number, done.onnx_sha256, float(answer[0, 1])))
+        print(f"  {len(versions)} of {count} versions are registered", flush=True)
     if len({version.sha256 for version in versions}) < count:
         raise NotServed("two versions are the same artifact")
     return versions
@@ -130,11 +139,11 @@ def _trainings(count: int) -> Iterator[Training]:
 
 
 def _datasets(pipeline: Pipeline, count: int) -> Iterator[tuple[Rows, Rows, Rows]]:
-    """Rows to learn from, newer ones to judge by, and both; each time the newer ones have come since the last time."""
+    """Rows to learn from, newer ones to judge by, and both; each time there are more, up to all of them."""
     rows = prepare(pipeline, _table())
     newest = pipeline.training.holdout.fraction
-    for remaining in range(count - 1, -1, -1):
-        everything = rows.part(0, round(len(rows) * (1 - newest) ** remaining))
+    for number in range(1, count + 1):
+        everything = rows.part(0, round(len(rows) * (1 + number / count) / 2))
         yield *everything.split(newest), everything
 
 
@@ -154,17 +163,18 @@ def _announce(there: Endpoints, training: Training, trained: Trained) -> None:
         client.close()
 
 
-def _promoted(there: Endpoints, training_id: str) -> int:
-    """Returns the number of the version that a training became, once it is in Production."""
+def _registered(there: Endpoints, training_id: str, stage: registry_pb2.Stage.ValueType) -> int:
+    """Returns the number of the version that a training became, once it is where it should go."""
     deadline = time.monotonic() + GATE_SECONDS
     with Everloop.connect(Path(there.home)) as everloop:
         while True:
             found = [one for one in everloop.models(MODEL) if one.training_id == training_id]
-            if found and found[0].stage == registry_pb2.STAGE_PRODUCTION:
+            if found and found[0].stage == stage:
                 return found[0].version
             if found and found[0].stage == registry_pb2.STAGE_REJECTED:
                 refused = [gate.message for gate in found[0].gates if not gate.passed]
                 raise NotServed(f"the gates refused {training_id}: {'; '.join(refused)}")
             if time.monotonic() > deadline:
-                raise NotServed(f"{training_id} is not in Production after {GATE_SECONDS} s")
+                name = registry_pb2.Stage.Name(stage)
+                raise NotServed(f"{training_id} is not in {name} after {GATE_SECONDS} s")
             time.sleep(0.1)

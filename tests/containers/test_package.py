@@ -1,4 +1,4 @@
-"""A packaged model in its image: healthy, without rights, on a read-only root, and right."""
+"""A packaged model in its images: healthy, without rights, on a read-only root, and right."""
 
 from __future__ import annotations
 
@@ -12,21 +12,24 @@ import httpx
 import numpy as np
 import pytest
 from services.inference.tests.conftest import free_ports
+from services.inference.tests.lambda_runtime import lambda_runtime
 from services.inference.tests.test_packaged import sample_package
 from testcontainers.core.container import DockerContainer
 from tests.containers.run import GRACE_SECONDS, state, wait_healthy
 
-from everloop.package import dockerfile
+from everloop.package import Target, dockerfile
 from everloop_contracts.stubs.everloop.registry.v1.registry_pb2 import ModelVersion
 
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(300)]
 TAG = "everloop-test-package:3"
 
 
-@pytest.fixture
-def context(engine: docker.DockerClient, tmp_path: Path) -> Iterator[Path]:
+@pytest.fixture(params=[Target.CONTAINER])
+def context(
+    engine: docker.DockerClient, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[Path]:
     version = ModelVersion(model="flights", version=3, run_id="a-run")
-    (tmp_path / "Dockerfile").write_text(dockerfile(version))
+    (tmp_path / "Dockerfile").write_text(dockerfile(version, request.param))
     sample_package(tmp_path / "model")
     subprocess.run(["docker", "build", "--tag", TAG, str(tmp_path)], check=True)
     yield tmp_path
@@ -49,3 +52,17 @@ def test_a_packaged_model_gives_its_golden_answers(context: Path) -> None:
         np.testing.assert_allclose(answers, golden["probabilities"], atol=1e-6)
         container.stop(timeout=GRACE_SECONDS)
         assert state(container)["ExitCode"] == 0, container.logs()
+
+
+@pytest.mark.parametrize("context", [Target.LAMBDA], indirect=True)
+def test_a_function_gives_its_golden_answers(context: Path) -> None:
+    golden = json.loads((context / "model/golden.json").read_bytes())
+    described = DockerContainer(TAG).with_tmpfs_mount("/tmp")
+    described.with_kwargs(network_mode="host", read_only=True, cap_drop=["ALL"], user="993:990")
+    with lambda_runtime() as runtime:
+        described.with_envs(AWS_LAMBDA_RUNTIME_API=runtime.address)
+        with described:
+            body = json.dumps({"rows": golden["rows"]})
+            asked = runtime.request("POST", "/v1/models/flights:predict", body)
+    answers = [item["probabilities"] for item in json.loads(asked["body"])["predictions"]]
+    np.testing.assert_allclose(answers, golden["probabilities"], atol=1e-6)

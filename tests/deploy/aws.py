@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterable
 from io import BytesIO
 from typing import Any
 
+from moto.awslambda.models import LambdaFunction
 from moto.ec2.models import ec2_backends
 from moto.ec2.models.launch_templates import LaunchTemplateVersion
 from moto.ec2.models.security_groups import SecurityGroupRule
 from moto.ec2.models.vpcs import VPCEndPoint
+from moto.ecs.models import Service as EcsService
 from moto.eks import models as eks
 from moto.kafka.models import FakeKafkaCluster
 from moto.rds import models as rds
@@ -101,9 +103,18 @@ class StandIn:
 
     def __init__(self, moto: Callable[..., Iterable[bytes]]) -> None:
         self._moto, self._lacking = moto, Lacking()
+        self._scaling_tags: Json = {"Tags": {}}
 
     def __call__(self, environ: Json, start_response: Callable[..., Any]) -> Iterable[bytes]:
         signed = environ.get("HTTP_AUTHORIZATION", "")
+        if environ.get("HTTP_X_AMZ_TARGET", "").startswith("AnyScaleFrontendService."):
+            body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            told = json.loads(body)
+            self._scaling_tags |= {"Tags": told["Tags"]} if told.get("Tags") else {}
+            if environ["HTTP_X_AMZ_TARGET"].endswith("ListTagsForResource"):  # moto lacks it
+                start_response("200 OK", [("Content-Type", "application/x-amz-json-1.1")])
+                return [json.dumps(self._scaling_tags).encode()]
+            environ["wsgi.input"] = BytesIO(body)
         if re.search(r"/(eks|kafka)/aws4_request", signed):
             body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             path = environ["PATH_INFO"]
@@ -144,6 +155,13 @@ def mend_moto() -> None:
     SecurityGroupRule.description = property(  # type: ignore[assignment]
         lambda rule: {**rule.ip_range, **rule.source_group}.get("Description")
     )
+    after(EcsService, lambda it, _: setattr(it, "availability_zone_rebalancing", "ENABLED"))
+    described = LambdaFunction.get_configuration
+    LambdaFunction.get_configuration = lambda self, *args, **kwargs: {  # type: ignore[method-assign]
+        name: value
+        for name, value in described(self, *args, **kwargs).items()
+        if name != "ImageConfigResponse"  # of which nobody told it
+    }
     update = rds.DBParameterGroup.update_parameters
     rds.DBParameterGroup.update_parameters = lambda self, new: update(
         self, [{**parameter, "Source": "user"} for parameter in new]

@@ -6,7 +6,20 @@ import ipaddress
 import re
 
 import pytest
-from tests.deploy.chart import PLACES, Helm, Object, containers, of_kind, pods
+from tests.deploy.chart import (
+    PLACES,
+    ROOT,
+    Helm,
+    HelmError,
+    Object,
+    containers,
+    environment,
+    of_kind,
+    pods,
+)
+
+from everloop_contracts.pipeline import load_pipeline
+from everloop_ingest.writer import GROUP
 
 EVERYTHING = (
     "--set",
@@ -109,7 +122,6 @@ def test_parts_reach_what_the_picture_says_and_nothing_else(helm: Helm) -> None:
         ("training", "training", ()),
         ("registry-gateway", "mlflow", (5000,)),
         ("inference", "registry-gateway", (15053,)),
-        ("inference", "mlflow", (5000,)),
         ("inference", "inference", ()),
         ("monitor", "mlflow", (5000,)),
     }
@@ -160,3 +172,88 @@ def test_hooks_run_in_order_and_leave_nothing(objects: list[Object]) -> None:
     ]
     others = [weight for name, weight in weights.items() if not name.startswith("Job/")]
     assert all(weight < min(weights[name] for name in jobs) for weight in others)
+
+
+SCALED = ("--set", "services.ingest.scale.max=4,storage.sharedClassName=shared")
+
+
+def test_ingest_is_scaled_by_the_lag_of_its_own_group_on_one_shared_folder(helm: Helm) -> None:
+    objects = helm.render("eks", *SCALED)
+    (scaled,) = of_kind(objects, "ScaledObject").values()
+    spec = scaled["spec"]
+    assert spec["scaleTargetRef"] == {
+        "apiVersion": "apps/v1",
+        "kind": "StatefulSet",
+        "name": "everloop-ingest",
+    }
+    assert (spec["minReplicaCount"], spec["maxReplicaCount"]) == (1, 4)
+    (trigger,) = spec["triggers"]
+    pipeline = load_pipeline(ROOT / "pipelines/flight-delays.yaml")
+    target = of_kind(objects, "StatefulSet")["everloop-ingest"]["spec"]
+    told = environment(target["template"]["spec"]["containers"][0])
+    assert trigger["metadata"] == {
+        "bootstrapServers": told["EVERLOOP_KAFKA_BOOTSTRAP"],
+        "consumerGroup": GROUP,
+        "topic": pipeline.record_topic,
+        "lagThreshold": "50000",
+        "offsetResetPolicy": "earliest",
+    }
+    # An upgrade leaves the number to KEDA; a name for each pod, one folder for all of them.
+    assert "replicas" not in target and "volumeClaimTemplates" not in target
+    assert "EVERLOOP_INSTANCE" not in told  # the host's name, which is the pod's
+    (claim,) = of_kind(objects, "PersistentVolumeClaim").values()
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    (data,) = [it for it in target["template"]["spec"]["volumes"] if it["name"] == "data"]
+    assert data["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+    assert claim["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
+
+
+def test_what_may_run_several_times_is_spread_and_drained_one_by_one(helm: Helm) -> None:
+    objects = helm.render("eks", *SCALED)
+    several = {"ingest", "mlflow", "inference"}
+    budgets = of_kind(objects, "PodDisruptionBudget")
+    assert set(budgets) == {f"everloop-{part}" for part in several}
+    spread = {
+        pod["metadata"]["labels"]["app.kubernetes.io/component"]: pod["spec"]
+        for _, pod in pods(objects)
+        if "topologySpreadConstraints" in pod["spec"]
+    }
+    assert set(spread) == several
+    for part, spec in spread.items():
+        chosen = budgets[f"everloop-{part}"]["spec"]["selector"]["matchLabels"]
+        for constraint in spec["topologySpreadConstraints"]:
+            assert constraint["labelSelector"]["matchLabels"] == chosen
+            # A zone that is full or gone keeps nobody from running elsewhere.
+            assert constraint["whenUnsatisfiable"] == "ScheduleAnyway"
+
+
+def test_mlflow_is_scaled_by_its_processors(helm: Helm) -> None:
+    objects = helm.render("eks")
+    (scaler,) = of_kind(objects, "HorizontalPodAutoscaler").values()
+    assert scaler["spec"]["scaleTargetRef"]["name"] == "everloop-mlflow"
+    assert (scaler["spec"]["minReplicas"], scaler["spec"]["maxReplicas"]) == (2, 4)
+    assert "replicas" not in of_kind(objects, "Deployment")["everloop-mlflow"]["spec"]
+
+
+def test_nothing_is_scaled_unless_it_is_asked_for(helm: Helm) -> None:
+    objects = helm.render("local")
+    assert not of_kind(objects, "ScaledObject", "HorizontalPodAutoscaler", "PersistentVolumeClaim")
+    for kind in ("StatefulSet", "Deployment"):
+        for name, item in of_kind(objects, kind).items():
+            assert item["spec"]["replicas"] == 1, name
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ("services.ingest.scale.max=2", "storage.sharedClassName"),
+        (
+            "services.ingest.scale.min=5,services.ingest.scale.max=2,storage.sharedClassName=s",
+            "min",
+        ),
+        ("services.monitor.scale.max=2", "scale"),
+    ],
+)
+def test_what_cannot_be_scaled_is_refused(helm: Helm, values: str, said: str) -> None:
+    with pytest.raises(HelmError, match=said):
+        helm.render("local", "--set", values)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,17 +77,14 @@ def moto() -> Path:
     return python
 
 
-@pytest.fixture(scope="module", params=["dev", "prod"])
-def applied(
-    request: pytest.FixtureRequest, moto: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Root]:
-    """A root after `terraform apply`."""
-    folder = tmp_path_factory.mktemp(request.param)
+@contextmanager
+def aws(moto: Path, folder: Path) -> Iterator[dict[str, str]]:
+    """Runs the stand-in; gives the environment in which it is AWS, empty and as an account of its own."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     script = Path(__file__).with_name("aws.py")
     with (folder / "aws.log").open("w") as log:
-        aws = subprocess.Popen(
+        process = subprocess.Popen(
             [moto, script, str(port)],
             env={**os.environ, "MOTO_IAM_LOAD_MANAGED_POLICIES": "true"},
             stdout=log,
@@ -94,32 +92,44 @@ def applied(
         )
     try:
         _wait(port)
-        shutil.copytree(
-            ROOT / "terraform", folder / "terraform", ignore=shutil.ignore_patterns(".terraform*")
-        )
-        root = Root(
-            request.param,
-            folder / "terraform" / request.param,
-            {
-                **{
-                    name: value for name, value in os.environ.items() if not name.startswith("AWS_")
-                },
-                "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-                "AWS_ACCESS_KEY_ID": "test",
-                "AWS_SECRET_ACCESS_KEY": "test",
-                "AWS_EC2_METADATA_DISABLED": "true",
-                "TF_VAR_region": "eu-central-1",
-                "TF_VAR_admin_principal_arns": json.dumps([ADMIN]),
-                "TF_VAR_alarm_emails": '["operator@example.com"]',
-            },
-        )
-        (root.folder / "local_override.tf").write_text('terraform {\n  backend "local" {}\n}\n')
-        root("init", "-input=false", "-no-color")
+        yield {
+            **{name: value for name, value in os.environ.items() if not name.startswith("AWS_")},
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "eu-central-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "TF_VAR_region": "eu-central-1",
+        }
+    finally:
+        process.kill()
+        process.wait()
+
+
+def initialized(name: str, folder: Path, environment: dict[str, str]) -> Root:
+    """A copy of a root, ready to be applied."""
+    ignore = shutil.ignore_patterns(".terraform*")
+    shutil.copytree(ROOT / "terraform", folder / "terraform", ignore=ignore)
+    root = Root(name, folder / "terraform" / name, environment)
+    (root.folder / "local_override.tf").write_text('terraform {\n  backend "local" {}\n}\n')
+    root("init", "-input=false", "-no-color")
+    return root
+
+
+@pytest.fixture(scope="module", params=["dev", "prod"])
+def applied(
+    request: pytest.FixtureRequest, moto: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Root]:
+    """A root after `terraform apply`."""
+    folder = tmp_path_factory.mktemp(request.param)
+    with aws(moto, folder) as environment:
+        told = {
+            "TF_VAR_admin_principal_arns": json.dumps([ADMIN]),
+            "TF_VAR_alarm_emails": '["operator@example.com"]',
+        }
+        root = initialized(request.param, folder, environment | told)
         root("apply", "-auto-approve", "-input=false", "-no-color")
         yield root
-    finally:
-        aws.kill()
-        aws.wait()
 
 
 def _wait(port: int) -> None:
@@ -234,3 +244,49 @@ def test_the_chart_takes_the_values_and_its_pods_the_roles(
     # Every example of an account in the chart's own values is replaced.
     rendered = json.dumps([item for item in objects if item["kind"] != "Ingress"])
     assert "111122223333" not in rendered and "everloop.example" not in rendered
+
+
+NETWORK = """
+import boto3, json
+ec2 = boto3.client("ec2")
+vpc = ec2.create_vpc(CidrBlock="10.0.0.0/16")["Vpc"]["VpcId"]
+subnets = [
+    ec2.create_subnet(VpcId=vpc, CidrBlock=f"10.0.{i}.0/24", AvailabilityZone=zone)["Subnet"]["SubnetId"]
+    for i, zone in enumerate(("eu-central-1a", "eu-central-1b"))
+]
+print(json.dumps([vpc, subnets]))
+"""
+
+
+def test_one_model_is_put_where_it_is_to_run_and_a_second_plan_is_empty(
+    moto: Path, tmp_path: Path
+) -> None:
+    with aws(moto, tmp_path) as environment:
+        made = subprocess.run(
+            [moto, "-c", NETWORK], env=environment, capture_output=True, text=True, check=True
+        )
+        vpc, subnets = json.loads(made.stdout)
+        told = {
+            "name": "flights",
+            "image": "123456789012.dkr.ecr.eu-central-1.amazonaws.com/models/flights:3",
+            "vpc_id": vpc,
+            "subnet_ids": json.dumps(subnets),
+            "caller_cidrs": '["10.0.0.0/16"]',
+        }
+        environment |= {f"TF_VAR_{name}": value for name, value in told.items()}
+        root = initialized("model", tmp_path, environment)
+        for runs_on in ("lambda", "ecs", "ec2"):
+            to = ("-input=false", "-no-color", f"-var=runs_on={runs_on}")
+            root("apply", "-auto-approve", *to)
+            root("plan", "-detailed-exitcode", *to, expect=0)
+            endpoint = json.loads(root("output", "-json", "endpoint"))
+            assert endpoint.startswith("https://" if runs_on == "lambda" else "http://")
+            pulled = {
+                resource
+                for policy in root.resources("aws_iam_role_policy")
+                for statement in _statements(policy["policy"])
+                if "ecr:BatchGetImage" in statement["Action"]
+                for resource in statement["Resource"]
+            }
+            models = "arn:aws:ecr:eu-central-1:123456789012:repository/models/flights"
+            assert pulled == (set() if runs_on == "lambda" else {models})

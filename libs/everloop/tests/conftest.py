@@ -339,6 +339,13 @@ class Registry(registry_pb2_grpc.RegistryServiceServicer):
             ],
         )
 
+    def WatchProduction(self, request: Any, context: Any) -> Any:
+        yield registry_pb2.WatchProductionResponse()
+        if request.model in ("", MODEL):
+            yield registry_pb2.WatchProductionResponse(versions=[self.fake.model(1)])
+            trials = self.ListProduction(request, context).trials
+            yield registry_pb2.WatchProductionResponse(versions=[self.fake.model(2)], trials=trials)
+
     def ListRollouts(self, request: Any, context: Any) -> Any:
         return registry_pb2.ListRolloutsResponse(
             rollouts=[
@@ -421,6 +428,17 @@ class Registry(registry_pb2_grpc.RegistryServiceServicer):
         )
 
 
+def _warning() -> monitoring_pb2.EarlyWarning:
+    return monitoring_pb2.EarlyWarning(
+        chunk_id=f"{MODEL}/1/3",
+        pipeline=MODEL,
+        model_version=1,
+        feature="temperature",
+        seen_after=120,
+        rows=1500,
+    )
+
+
 class Monitoring(monitoring_pb2_grpc.MonitoringServiceServicer):
     def ListChunks(self, request: Any, context: Any) -> Any:
         known(context, request.pipeline)
@@ -452,9 +470,31 @@ class Monitoring(monitoring_pb2_grpc.MonitoringServiceServicer):
 
     def ListDecisions(self, request: Any, context: Any) -> Any:
         decision = monitoring_pb2.Decision(
-            id="d", pipeline=MODEL, model_version=1, action="retrain", reason="2 of 3 chunks alert"
+            id="d",
+            pipeline=MODEL,
+            model_version=1,
+            action="retrain",
+            reason="2 of 3 chunks alert",
+            request_id="request-1",
+            evidence=[
+                monitoring_pb2.Evidence(
+                    chunk_id=f"{MODEL}/1/2",
+                    condition="realised_performance",
+                    shown="roc_auc 0.6000 < 0.6500",
+                    alert=True,
+                    severity=1.67,
+                )
+            ],
         )
         return monitoring_pb2.ListDecisionsResponse(decisions=[decision])
+
+    def ListEarlyWarnings(self, request: Any, context: Any) -> Any:
+        return monitoring_pb2.ListEarlyWarningsResponse(early_warnings=[_warning()])
+
+    def Watch(self, request: Any, context: Any) -> Any:
+        decided = self.ListDecisions(request, context).decisions[0]
+        yield monitoring_pb2.WatchResponse(decision=decided)
+        yield monitoring_pb2.WatchResponse(early_warning=_warning())
 
     def GetPrediction(self, request: Any, context: Any) -> Any:
         if request.prediction_id == "unknown":
@@ -577,8 +617,8 @@ def addresses(fake: FakeEverloop) -> Iterator[Addresses]:
     server = grpc.server(ThreadPoolExecutor(8))
     ingest_pb2_grpc.add_IngestServiceServicer_to_server(Ingest(fake), server)  # type: ignore[abstract]
     training_pb2_grpc.add_TrainingServiceServicer_to_server(Training(fake), server)
-    registry_pb2_grpc.add_RegistryServiceServicer_to_server(Registry(fake), server)
-    monitoring_pb2_grpc.add_MonitoringServiceServicer_to_server(Monitoring(), server)
+    registry_pb2_grpc.add_RegistryServiceServicer_to_server(Registry(fake), server)  # type: ignore[abstract]
+    monitoring_pb2_grpc.add_MonitoringServiceServicer_to_server(Monitoring(), server)  # type: ignore[abstract]
     inference_pb2_grpc.add_InferenceServiceServicer_to_server(Inference(fake), server)  # type: ignore[abstract]
     grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Tensors(fake), server)  # type: ignore[abstract]
     port = server.add_insecure_port("127.0.0.1:0")

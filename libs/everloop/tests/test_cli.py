@@ -176,6 +176,7 @@ ARGUMENTS = {
     "reject": [MODEL, "2"],
     "archive": [MODEL, "2"],
     "drift": [MODEL],
+    "decisions": [MODEL],
     "dead-letters list": [MODEL],
     "dead-letters show": [MODEL, "everloop.records.flight-delays/0/5"],
     "dead-letters replay": [MODEL, "--all"],
@@ -374,6 +375,17 @@ def test_watch_follows_a_training_and_one_that_is_not_there_is_an_error(run):
     assert "`everloop trainings` lists them" in run("trainings", "watch", "none").stderr
 
 
+def test_watch_tells_what_serves_whenever_that_changes(run):
+    lines = run("models", "watch", MODEL).stdout.splitlines()
+    assert [line.partition(" ")[2] for line in lines] == [
+        "nothing is in Production",
+        f"{MODEL} v1",
+        f"{MODEL} v2",
+    ]
+    (alone,) = run("models", "watch", "other").stdout.splitlines()
+    assert "nothing is in Production" in alone
+
+
 def test_cancel_says_who_and_why_and_waits_for_the_end(run, fake):
     gone = fake.training(training_pb2.Training.STATE_CANCELLED, 3)
     fake.progress = [fake.progress[1], gone]
@@ -410,6 +422,17 @@ def test_drift_draws_time_from_left_to_right(run):
     assert "█▄▁" in done.output
     assert "··▲" in done.output
     assert "2 of 3 chunks alert" in done.output
+
+
+@pytest.mark.parametrize("follow", [[], ["--follow"]])
+def test_decisions_come_with_the_chunks_they_rest_on(run, follow):
+    done = run("decisions", MODEL, *follow)
+    assert done.exit_code == 0
+    assert "retrain v1 request request-1" in done.output
+    assert "2 of 3 chunks alert" in done.output
+    assert "▲ flight-delays/1/2 realised_performance severity 1.67" in done.output
+    told = "temperature changed, seen after 120 of 1,500 rows" in " ".join(done.output.split())
+    assert told is bool(follow)
 
 
 def test_trace_is_a_tree_from_prediction_to_git_tag(run):

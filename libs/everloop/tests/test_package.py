@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from everloop import EverloopError
-from everloop.package import write_package
+from everloop.package import Target, dockerfile, write_package
 from everloop_contracts.stubs.everloop.registry.v1.registry_pb2 import ModelVersion
 
-PIPELINES = Path(__file__).parents[3] / "pipelines"
+ROOT = Path(__file__).parents[3]
+PIPELINES = ROOT / "pipelines"
 NOWHERE = "http://127.0.0.1:1"
 
 
@@ -37,3 +38,13 @@ def test_nothing_is_left_where_mlflow_is_away(
     version = ModelVersion(model="flight-delays", version=2, run_id="run", onnx_sha256="ab")
     assert refused(version, tmp_path / "package") == "ARTIFACT_UNAVAILABLE"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("target", Target)
+def test_the_image_of_a_package_stands_on_one_that_is_built(target: Target) -> None:
+    text = dockerfile(ModelVersion(model="flight-delays", version=2, run_id="run"), target)
+    (base,) = (line for line in text.splitlines() if line.startswith("ARG SERVER="))
+    name = base.partition("=")[2].partition(":")[0].removeprefix("everloop-")
+    server = (ROOT / "services/inference/Dockerfile").read_text()
+    assert f"FROM ${{BASE}} AS {name}\n" in server
+    assert name in (ROOT / "tools/images.sh").read_text()

@@ -272,6 +272,42 @@ def test_streams_leave_workers_for_calls(stub, servicer):
     assert len(list(stub.WatchTraining(pb.WatchTrainingRequest(), timeout=5))) == 2
 
 
+def test_watched_streams_hold_no_worker_and_are_as_many_as_they_may_be(servicer, tmp_path):
+    address = f"unix:{tmp_path / 'watched.sock'}"
+    settings = ServiceSettings(
+        data_dir=tmp_path,
+        database_url="",
+        grpc_address=address,
+        metrics_address="127.0.0.1:0",
+        grpc_workers=1,
+        grpc_max_concurrent_calls=1,
+        drain_seconds=0,
+    )
+    server = GrpcServer(
+        settings,
+        [NAME],
+        [lambda it: training_pb2_grpc.add_TrainingServiceServicer_to_server(servicer, it)],
+        watched={f"/{NAME}/WatchTraining": 3},
+    )
+    server.start(Stopper())
+    servicer.act = lambda: servicer.leave.wait(20) and None
+    with channel(address) as connection:
+        stub = training_pb2_grpc.TrainingServiceStub(connection)
+        streams = [stub.WatchTraining(pb.WatchTrainingRequest(), timeout=20) for _ in range(3)]
+        assert [next(stream).training.id for stream in streams] == ["1"] * 3
+        for _ in range(3):
+            with pytest.raises(grpc.RpcError) as caught:
+                next(stub.WatchTraining(pb.WatchTrainingRequest(), timeout=20))
+            assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        servicer.act = lambda: None
+        assert stub.GetTraining(pb.GetTrainingRequest(id="x"), timeout=5).training.id == "x"
+        servicer.leave.set()
+        assert [[answer.training.id for answer in stream] for stream in streams] == [["2"]] * 3
+        # Whoever hangs up makes room.
+        assert len(list(stub.WatchTraining(pb.WatchTrainingRequest(), timeout=5))) == 2
+    server.stop()
+
+
 def test_watching_health_holds_no_worker(server, connection, stub):
     health: Any = health_pb2_grpc.HealthStub(connection)
     watches = [health.Watch(health_pb2.HealthCheckRequest()) for _ in range(3)]

@@ -36,6 +36,13 @@ class Registry(registry_pb2_grpc.RegistryServiceServicer):
         self.versions: list[registry_pb2.ModelVersion] = []
         self.trials: list[registry_pb2.Trial] = []
         self.reports: list[registry_pb2.ReportRolloutRequest] = []
+        self.artifacts: dict[tuple[str, int], Artifact] = {}
+
+    def GetArtifacts(
+        self, request: registry_pb2.GetArtifactsRequest, context: grpc.ServicerContext
+    ) -> Iterator[registry_pb2.GetArtifactsResponse]:
+        for path, content in self.artifacts[request.model, request.version].files.items():
+            yield registry_pb2.GetArtifactsResponse(path=path, data=content)
 
     def ListProduction(
         self, request: registry_pb2.ListProductionRequest, context: grpc.ServicerContext
@@ -57,7 +64,6 @@ class Cluster:
         self.ports = ports
         self.http = f"127.0.0.1:{ports[0]}"
         self.control = f"127.0.0.1:{ports[1]}"
-        self.tracking = f"sqlite:///{folder}/mlflow.db"
         self.registry = Registry()  # type: ignore[abstract]  # the rest is not called
         self.server = grpc.server(ThreadPoolExecutor(2))
         registry_pb2_grpc.add_RegistryServiceServicer_to_server(self.registry, self.server)
@@ -81,7 +87,6 @@ class Cluster:
             "EVERLOOP_METRICS_ADDRESS": f"127.0.0.1:{ports[4]}",
             "EVERLOOP_RAY_ADDRESS": f"127.0.0.1:{ports[5]}",
             "EVERLOOP_KAFKA_BOOTSTRAP": f"127.0.0.1:{ports[6]}",
-            "EVERLOOP_MLFLOW_URI": self.tracking,
             "EVERLOOP_WATCH_FAILURES": "3",
             # Every limit here is far from what it takes on a machine that has nothing else to do.
             "EVERLOOP_DEPLOY_SECONDS": "480",
@@ -148,16 +153,20 @@ class Cluster:
             )
 
     def publish(self, version: int, model: str = "flights") -> None:
-        """Logs a model as the trainer does and puts it into Production."""
+        """Registers a version and puts it into Production."""
         others = [one for one in self.registry.versions if one.model != model]
-        self.registry.versions = [*others, self.log(version, model)]
+        self.registry.versions = [*others, self.register(version, model)]
 
-    def log(self, version: int, model: str) -> registry_pb2.ModelVersion:
-        """Logs a model as the trainer does."""
+    def register(self, version: int, model: str = "flights") -> registry_pb2.ModelVersion:
+        """Makes a version whose files the registry hands out."""
         artifact = sample_artifact(bias=version / 10)
-        run_id, sha256 = log_to_mlflow(self.tracking, self.folder, artifact)
+        self.registry.artifacts[model, version] = artifact
         return registry_pb2.ModelVersion(
-            model=model, version=version, run_id=run_id, onnx_sha256=sha256
+            model=model,
+            version=version,
+            run_id=f"{model}-run-{version}",
+            onnx_sha256=artifact.sha256,
+            artifact_sha256=artifact.artifact_sha256,
         )
 
     def predict(self, model: str = "flights") -> int:
@@ -213,42 +222,6 @@ def replicas(cluster: Cluster, deployment: str) -> list[psutil.Process]:
                 if kind.startswith("ray::ServeReplica:") and name.split(".")[0] == deployment:
                     found.append(process)
     return found
-
-
-# A process of its own, as the trainer is one: MLflow warns while it is imported, and here warnings are errors.
-LOG_MODEL = """
-import hashlib, json, sys
-import mlflow, onnx
-from pathlib import Path
-graph, manifest, golden, folder = sys.argv[1:]
-if mlflow.get_experiment_by_name("flights") is None:
-    mlflow.create_experiment("flights", artifact_location=folder)
-mlflow.set_experiment("flights")
-with mlflow.start_run() as run:
-    model = onnx.load(graph)
-    logged = mlflow.onnx.log_model(model, name="model", pip_requirements=["onnxruntime"])
-    mlflow.log_dict(json.loads(manifest), "everloop/manifest.json")
-    mlflow.log_dict(json.loads(golden), "everloop/golden.json")
-(stored,) = Path(mlflow.artifacts.download_artifacts(logged.model_uri)).rglob("*.onnx")
-print(json.dumps([run.info.run_id, hashlib.sha256(stored.read_bytes()).hexdigest()]))
-"""
-
-
-def log_to_mlflow(tracking: str, folder: Path, artifact: Artifact) -> tuple[str, str]:
-    """Logs a model; returns its run and the SHA-256 of its graph."""
-    graph = folder / f"{artifact.sha256}.onnx"
-    graph.write_bytes(artifact.graph)
-    files = [str(graph), json.dumps(artifact.manifest), json.dumps(artifact.golden)]
-    done = subprocess.run(
-        [sys.executable, "-c", LOG_MODEL, *files, str(folder / "store")],
-        env={**os.environ, "MLFLOW_TRACKING_URI": tracking, "MLFLOW_DISABLE_TELEMETRY": "true"},
-        stdout=subprocess.PIPE,
-        check=True,
-        text=True,
-        timeout=600,
-    )
-    run_id, sha256 = json.loads(done.stdout.strip().splitlines()[-1])
-    return run_id, sha256
 
 
 @contextlib.contextmanager

@@ -64,7 +64,13 @@ class World:
     ) -> Wanted:
         """Makes a version that could serve."""
         artifact = artifact or sample_artifact(bias=version / 10)
-        wanted = Wanted(name, version, f"{name}-run-{version}", sha256 or artifact.sha256)
+        wanted = Wanted(
+            name,
+            version,
+            f"{name}-run-{version}",
+            sha256 or artifact.sha256,
+            artifact.artifact_sha256,
+        )
         self.artifacts.runs[wanted.run_id] = artifact
         return wanted
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -139,6 +140,22 @@ def test_what_is_pushed_is_taken_or_refused(
 ) -> None:
     assert scraped.ask("PUT", path, body)[0] == status
     assert len(scraped.values("answers")) == (status == 200)
+
+
+def test_a_caller_that_never_ends_its_body_is_cut_off(
+    scraped: Scraped, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scraped.server.stop()
+    monkeypatch.setattr("everloop_runtime.metrics.SILENCE", 0.2)
+    scraped.server.start(Stopper())
+    host, _, port = scraped.address.partition(":")
+    for length in (b"-1", b"10"):
+        with socket.create_connection((host, int(port)), timeout=10) as connection:
+            push = b"PUT /metrics/job/inference/replica/one HTTP/1.1\r\nContent-Length: %b\r\n\r\n"
+            connection.sendall(push % length)
+            answer = b"".join(iter(lambda: connection.recv(4096), b""))
+        assert (b" 411 " in answer) == (length == b"-1")
+    assert scraped.values("answers_total") == {}
 
 
 def test_what_replicas_push_together_is_bounded(scraped: Scraped) -> None:

@@ -117,11 +117,12 @@ def test_what_is_damaged_does_not_start(package: Package, serve: Callable[[], An
     assert "CHECKSUM_MISMATCH" in said and "flights version 3 cannot serve" in said
 
 
-def test_it_needs_none_of_the_platform() -> None:
-    program = """
+@pytest.mark.parametrize("module", ["packaged", "aws_lambda"])
+def test_it_needs_none_of_the_platform(module: str) -> None:
+    program = f"""
 import sys
-import everloop_inference.packaged
-print(*{"ray", "mlflow", "pandas", "sklearn", "starlette"} & set(sys.modules))
+import everloop_inference.{module}
+print(*{{"ray", "mlflow", "pandas", "sklearn", "starlette"}} & set(sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr

@@ -216,7 +216,7 @@ def test_a_canary_in_a_pool_gets_its_share_and_is_promoted(
         assert status == 200
         return int(answer["version"])
 
-    candidate = cluster.log(2, "sleepy")
+    candidate = cluster.register(2, "sleepy")
     rollout = registry_pb2.Rollout(
         id="rollout",
         model="sleepy",

@@ -36,7 +36,7 @@ def test_everything_that_is_killed_comes_back(cluster: Cluster, until: Callable[
     print(f"ready after {time.monotonic() - began:.1f} s")
     until(lambda: cluster.predict() == 1, 300)
 
-    # A promotion, through MLflow's own client.
+    # A promotion; its files come from the registry.
     cluster.publish(2)
     began = time.monotonic()
     until(lambda: cluster.predict() == 2, 300)

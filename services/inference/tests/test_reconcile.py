@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 import json
 import logging
 import shutil
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 from everloop_inference.adapters.engines import LocalEngines
+from everloop_inference.domain import Wanted
 from everloop_inference.fakes import INPUTS, ROW, Artifact, ask, sample_artifact
 from everloop_inference.metrics import LOAD_FAILURES
 from everloop_inference.models.load import Loader
@@ -142,17 +144,103 @@ def test_a_damaged_cache_is_fetched_again_and_a_lost_one_falls_back(
     assert (cache / one.sha256).is_dir()
 
 
-def test_the_cache_holds_the_current_and_the_previous_version_only(
+def cached(world: Any) -> set[str]:
+    found = glob.glob(
+        "*/*", root_dir=world.settings.data_dir / "artifacts"
+    )  # bears what goes meanwhile
+    return {Path(path).name for path in found}
+
+
+def test_the_cache_never_holds_less_than_the_current_and_the_previous_version(
     world: Any, until: Callable[..., None]
 ) -> None:
+    world.settings = world.settings.model_copy(update={"artifact_cache_bytes": 1})
     world.publish(1)
     replica = world.replica()
     for number in range(2, 5):
         world.publish(number)
         until(lambda number=number: version(replica) == number)
-    cache = world.settings.data_dir / "artifacts"
-    until(lambda: len(list(cache.glob("*/*"))) == 2)
-    assert {path.name for path in cache.glob("*/*")} == {"flights-run-3", "flights-run-4"}
+    until(lambda: cached(world) == {"flights-run-3", "flights-run-4"})
+
+
+def test_what_was_loaded_lately_is_kept_as_far_as_it_fits_and_serves_again_at_once(
+    world: Any, until: Callable[..., None]
+) -> None:
+    wanted = [world.store(number) for number in range(1, 6)]
+    size = max(sum(map(len, artifact.files.values())) for artifact in world.artifacts.runs.values())
+    world.settings = world.settings.model_copy(update={"artifact_cache_bytes": 4 * size})
+    world.registry.promote(wanted[0])
+    replica = world.replica()
+    for number in (2, 3, 4, 1, 5):
+        world.registry.promote(wanted[number - 1])
+        until(lambda number=number: version(replica) == number)
+    until(lambda: cached(world) == {f"flights-run-{number}" for number in (1, 3, 4, 5)})
+    world.artifacts.down = True
+    world.registry.promote(wanted[2])
+    until(lambda: version(replica) == 3)
+
+
+def test_two_replicas_clean_up_one_cache_at_once(world: Any, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    loaders = [Loader(world.artifacts, LocalEngines(), cache, most_bytes=0) for _ in range(4)]
+    for turn in range(20):
+        for number in range(8):
+            folder = cache / f"{turn}-{number}" / "run" / "model"
+            folder.mkdir(parents=True)
+            (folder / "MLmodel").write_text("flavors")
+        with ThreadPoolExecutor(len(loaders)) as pool:
+            list(pool.map(lambda loader: loader.prune(()), loaders))
+        loaders[0].prune(())  # what two of them hindered each other from
+        assert list(cache.iterdir()) == []
+
+
+def test_a_download_that_has_come_is_loaded_without_another_pause(
+    world: Any, until: Callable[..., None]
+) -> None:
+    world.publish(1)
+    world.settings = world.settings.model_copy(update={"reconcile_seconds": 60.0})
+    replica = world.replica()
+    assert (
+        version(replica) == 1
+    )  # the first look asked for it, the second one came when it was there
+    world.publish(2)
+    replica.reconciler.wake()
+    until(lambda: version(replica) == 2)
+
+
+@pytest.mark.parametrize("path", ["model.onnx", "manifest.json", "golden.json", "model/MLmodel"])
+@pytest.mark.parametrize("content", [b"{}", None], ids=["changed", "gone"])
+def test_no_file_is_loaded_that_is_not_what_was_registered(
+    world: Any, tmp_path: Path, path: str, content: bytes | None
+) -> None:
+    logged = tmp_path / "logged"
+    logged.mkdir()
+    (logged / "MLmodel").write_text("flavors: {}")
+    wanted = world.publish(1, dataclasses.replace(sample_artifact(), logged=logged))
+    loader = Loader(world.artifacts, LocalEngines(), tmp_path / "cache")
+    loader.fetch(wanted)
+    (file,) = (tmp_path / "cache").glob(f"*/*/{path}")
+    if content is None:
+        file.unlink()
+    else:
+        file.write_bytes(content)
+    with pytest.raises(EverloopError) as caught:
+        loader.load(wanted, world.policies["flights"])
+    assert caught.value.reason == "CHECKSUM_MISMATCH"
+    assert not loader.has(wanted)
+    before = dataclasses.replace(wanted, artifact_sha256="")
+    assert loader.load(before, world.policies["flights"]).version == 1
+
+
+def test_what_python_compiles_beside_a_model_changes_nothing(world: Any, tmp_path: Path) -> None:
+    wanted = world.publish(1)
+    loader = Loader(world.artifacts, LocalEngines(), tmp_path / "cache")
+    loader.load(wanted, world.policies["flights"])
+    (folder,) = (tmp_path / "cache").glob("*/*")
+    compiled = folder / "model" / "code" / "__pycache__" / "more.pyc"
+    compiled.parent.mkdir(parents=True)
+    compiled.write_bytes(b"compiled")
+    assert loader.cached(wanted, world.policies["flights"]).version == 1
 
 
 def test_a_start_downloads_nothing_before_the_last_good_set_serves(
@@ -193,11 +281,11 @@ class Gate:
         self.open = threading.Event()
         downloaded = world.artifacts.download
 
-        def download(run_id: str, folder: Path) -> None:
-            if run_id in runs:
-                self.waiting.append(run_id)
+        def download(wanted: Wanted, folder: Path) -> None:
+            if wanted.run_id in runs:
+                self.waiting.append(wanted.run_id)
                 assert self.open.wait(30)
-            downloaded(run_id, folder)
+            downloaded(wanted, folder)
 
         monkeypatch.setattr(world.artifacts, "download", download)
 

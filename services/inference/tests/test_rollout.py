@@ -419,6 +419,7 @@ def test_after_a_restart_a_promoted_candidate_serves_from_disk(
 def test_the_cache_keeps_a_candidate_while_it_is_on_trial(
     world: Any, until: Callable[..., None]
 ) -> None:
+    world.settings = world.settings.model_copy(update={"artifact_cache_bytes": 1})
     cache = world.settings.data_dir / "artifacts"
 
     def cached() -> set[str]:
@@ -429,7 +430,7 @@ def test_the_cache_keeps_a_candidate_while_it_is_on_trial(
     replica = world.replica()
     world.begin(world.store(2))
     until(lambda: on_trial(replica) == 2)
-    # Another model's promotions clear the cache.
+    # Another model's promotions clear a cache that has room for nothing more.
     for number in (2, 3):
         world.publish(number, name="other")
         until(lambda number=number: replica.models.get("other").version == number)
@@ -460,6 +461,29 @@ def test_a_trial_waits_for_the_version_that_it_is_compared_with(
     assert replica.models.trials == {}
     world.registry._versions = {"flights": world.store(2)}
     until(lambda: version(replica) == 2 and on_trial(replica) == 3)
+
+
+def test_a_replica_is_ready_before_a_version_on_trial_has_come(
+    world: Any, monkeypatch: pytest.MonkeyPatch, until: Callable[..., None]
+) -> None:
+    coming, real = threading.Event(), world.artifacts.download
+    candidate = world.store(2)
+
+    def slow(wanted: Wanted, folder: Any) -> None:
+        if wanted == candidate:
+            assert coming.wait(30)
+        real(wanted, folder)
+
+    monkeypatch.setattr(world.artifacts, "download", slow)
+    world.publish(1)
+    world.begin(candidate, strategy=Strategy.SHADOW)
+    try:
+        replica = world.replica()
+        assert replica._primed.wait(10)
+        assert (version(replica), on_trial(replica)) == (1, 0)
+    finally:
+        coming.set()
+    until(lambda: on_trial(replica) == 2)
 
 
 def test_shadow_rows_are_logged_as_such_and_the_books_hold_all(
@@ -542,7 +566,11 @@ def test_trials_are_read_and_reports_are_written_as_the_contract_says(
 
     def listed(model: str, number: int) -> registry_pb2.ModelVersion:
         return registry_pb2.ModelVersion(
-            model=model, version=number, run_id=f"run-{number}", onnx_sha256="ab"
+            model=model,
+            version=number,
+            run_id=f"run-{number}",
+            onnx_sha256="ab",
+            artifact_sha256="cd",
         )
 
     servicer.answer.versions.append(listed("flights", 1))
@@ -554,8 +582,8 @@ def test_trials_are_read_and_reports_are_written_as_the_contract_says(
         rollout = registry_pb2.Rollout(id="r-1", model=model, baseline_version=1, plan=plan)
         servicer.answer.trials.add(version=listed(model, 2), rollout=rollout)
     production = client.production()
-    assert production.versions == [Wanted("flights", 1, "run-1", "ab")]
-    candidate = Wanted("flights", 2, "run-2", "ab")
+    assert production.versions == [Wanted("flights", 1, "run-1", "ab", "cd")]
+    candidate = Wanted("flights", 2, "run-2", "ab", "cd")
     expected = Trial("r-1", candidate, 1, Strategy.SHADOW, 12.5, "customer")
     assert production.trials == [expected]
 

@@ -144,6 +144,7 @@ class Monitor:
         self.now = NOW
         self.rows = 0
         self.events = 0
+        self.chunk_rows = 100
         self.restart()
 
     def restart(self, retry_seconds=1000):
@@ -166,7 +167,9 @@ class Monitor:
     def predict(self, rows=100, *, event_id="", **options):
         message = self.make_batch(self.rows, rows, **options)
         self.rows += rows
-        log_predictions(self.database, event_id or self._event(), message, 100, self.now)
+        log_predictions(
+            self.database, event_id or self._event(), message, self.chunk_rows, self.now
+        )
 
     def label(self, first, last):
         """Labels come, and then one of a record that nobody asked about: they have come to rest."""

@@ -3,31 +3,65 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from everloop_contracts.pipeline import Retrain
-from everloop_monitor.decide import decide
+from everloop_contracts.pipeline import Monitoring, PerformanceRule, QuietHours, Retrain
+from everloop_monitor.decide import decide, judge_request
 from everloop_monitor.domain import Chunk, Measurement, Report, Request
 
 NOW = datetime(2013, 5, 1, tzinfo=UTC)
-RULE = Retrain(when=("realised_performance",), chunks=2, of=3, cooldown=timedelta(hours=1))
+RULE = Retrain(
+    when=("realised_performance",),
+    chunks=2,
+    of=3,
+    cooldown=timedelta(hours=1),
+    answer_within=timedelta(hours=1),
+)
 
 
-def chunk(index, alert=None, version=1, drift=False):
+def chunk(index, alert=None, version=1, drift=False, severity=None):
     realised = (
         None if alert is None else Measurement("roc_auc", 0.6 if alert else 0.7, 0.65, None, alert)
     )
-    report = Report((), 1.0 if drift else 0.0, drift, realised=realised)
+    if severity is None:
+        severity = 1.5 if alert else 0.5
+    report = Report(
+        (),
+        1.0 if drift else 0.0,
+        drift,
+        realised=realised,
+        severities={"realised_performance": severity},
+    )
     return Chunk(index, "trips", version, index, index * 100, 100, f"event-{index}", report=report)
 
 
-def ask(chunks, *, rule=RULE, production=1, last=None, made=(), now=NOW):
+def ask(
+    chunks, *, rule=RULE, production=1, last=None, history=(), made=(), now=NOW, metric="roc_auc"
+):
+    watched = Monitoring(retrain=rule, performance=PerformanceRule(metric=metric, max_loss=0.03))
     recent = {c: [item for item in chunks if item.verdict(c) is not None] for c in rule.when}
-    return decide(rule, chunks[-1], recent, production=production, last=last, made=made, now=now)
+    history = [last, *history] if last else list(history)
+    return decide(
+        watched,
+        chunks[-1],
+        recent,
+        production=production,
+        history=history,
+        made=made,
+        now=now,
+    )
+
+
+def ruled(**changes):
+    return Retrain.model_validate({**RULE.model_dump(), **changes})
+
+
+BAD = [chunk(0, True), chunk(1, True)]
 
 
 @pytest.mark.parametrize(
@@ -67,15 +101,16 @@ def test_drift_alone_does_not_retrain_unless_the_pipeline_says_so():
     assert ask(chunks, rule=rule).action == "retrain"
 
 
-def request(version, made_at, id="earlier"):
-    return Request(id, "trips", version, "trips/1/0", "", made_at)
+def request(version, made_at, id="earlier", **changes):
+    return Request(id, "trips", version, "trips/1/0", "", made_at, **changes)
 
 
 @pytest.mark.parametrize(
     ("last", "action"),
     [
         (request(2, NOW - timedelta(minutes=59)), "already_requested"),  # still open
-        (request(1, NOW - timedelta(minutes=59)), "cooldown"),  # answered by version 2
+        (request(1, NOW - timedelta(minutes=59)), "cooldown"),  # version 2 serves by now
+        (request(2, NOW - timedelta(minutes=59), outcome="failed"), "cooldown"),
         (request(2, NOW - timedelta(minutes=60)), "retrain"),
     ],
 )
@@ -126,7 +161,7 @@ def play(history, rule):
             chunks[-rule.of :],
             rule=rule,
             production=production,
-            last=requests[-1] if requests else None,
+            history=requests[::-1],
             made={r.id for r in requests},
             now=now,
         )
@@ -142,9 +177,120 @@ def play(history, rule):
 
 @given(history=HISTORIES, n=st.integers(1, 3), m=st.integers(3, 5), hours=st.integers(1, 3))
 def test_never_two_requests_inside_a_cooldown_and_a_replay_asks_the_same(history, n, m, hours):
-    rule = Retrain(when=("realised_performance",), chunks=n, of=m, cooldown=timedelta(hours=hours))
+    rule = ruled(chunks=n, of=m, cooldown=timedelta(hours=hours))
     requests = play(history, rule)
     times = [r.made_at for r in requests]
     assert all(b - a >= rule.cooldown for a, b in itertools.pairwise(times))
     assert len({r.id for r in requests}) == len(requests)
     assert play(history, rule) == requests
+
+
+def test_a_request_is_open_until_it_is_answered_or_too_old():
+    rule = ruled(answer_within="6h")
+    asked = request(1, NOW - timedelta(hours=5))
+    assert ask(BAD, rule=rule, last=asked).action == "already_requested"
+    for outcome in ("rejected", "failed"):
+        answered = replace(asked, outcome=outcome)
+        assert ask(BAD, rule=rule, last=answered).action == "retrain"
+    assert ask(BAD, rule=rule, last=request(1, NOW - timedelta(hours=6))).action == "retrain"
+
+
+@pytest.mark.parametrize(("vain", "hours"), [(0, 1), (1, 2), (3, 8), (5, 32), (9, 32)])
+def test_requests_that_did_not_help_back_off(vain, hours):
+    def history(age):
+        return [
+            *[request(1, NOW - age, outcome="promoted", helped=False)] * vain,
+            request(1, NOW - age, outcome="promoted", helped=True),
+            request(1, NOW - age, outcome="rejected"),
+        ]
+
+    just, not_yet = timedelta(hours=hours), timedelta(hours=hours, minutes=-1)
+    assert ask(BAD, history=history(just)).action in ("retrain", "over_budget")
+    held = ask(BAD, history=history(not_yet))
+    assert held.action == "cooldown"
+    assert (f"for {vain} in a row did not help" in held.reason) is bool(vain)
+
+
+def test_a_budget_of_requests_in_any_24_hours():
+    rule = ruled(per_day=2)
+    ages = [2, 23, 25]
+    history = [request(1, NOW - timedelta(hours=age), outcome="promoted") for age in ages]
+    found = ask(BAD, rule=rule, history=history)
+    assert (found.action, "2 of 2 requests" in found.reason) == ("over_budget", True)
+    assert ask(BAD, rule=rule, history=history[:1]).action == "retrain"
+
+
+def test_quiet_hours_are_kept_unless_it_is_urgent():
+    quiet = {"start": "22:00", "end": "06:00", "timezone": "UTC"}  # now is midnight
+    rule = ruled(quiet_hours=quiet, urgent=3.0)
+    assert ask(BAD, rule=rule).action == "quiet_hours"
+    assert ask(BAD, rule=rule, now=NOW + timedelta(hours=6)).action == "retrain"
+    worse = [chunk(0, False), chunk(1, True, severity=3.0)]
+    urgent = ask(worse, rule=rule)
+    assert (urgent.action, urgent.severity) == ("retrain", 3.0)
+    assert "1 needed as it is urgent" in urgent.reason
+
+
+@given(st.times(), st.times(), st.datetimes(timezones=st.just(UTC)))
+def test_quiet_hours_and_the_rest_of_the_day_are_the_day(start, end, moment):
+    quiet = QuietHours(start=f"{start:%H:%M}", end=f"{end:%H:%M}")
+    loud = QuietHours(start=quiet.end, end=quiet.start)
+    if quiet.start != quiet.end:
+        assert quiet.hold(moment) is not loud.hold(moment)
+
+
+def test_a_loss_in_money_must_be_worth_it():
+    """Two chunks of 100 rows lose 1.5 times the tolerated 0.03 a row: 9 altogether."""
+    for least, action in ((9.1, "wait"), (8.9, "retrain")):
+        found = ask(BAD, rule=ruled(min_cost=least), metric="cost")
+        assert found.action == action
+        assert f"cost 9 more than the reference sample's, {least:.6g} needed" in found.reason
+
+
+def test_every_decision_holds_its_evidence():
+    found = ask([chunk(0, True), chunk(1, False)])
+    assert [(e.chunk_id, e.alert, e.severity) for e in found.evidence] == [
+        ("trips/1/0", True, 1.5),
+        ("trips/1/1", False, 0.5),
+    ]
+    assert found.evidence[0].shown == "roc_auc 0.6000 < 0.6500"
+    asked = ask(BAD)
+    assert (asked.condition, asked.severity, asked.badness) == ("realised_performance", 1.5, -0.6)
+
+
+def test_drift_that_does_not_hurt_is_said_to_only_alert():
+    found = ask([chunk(0, False, drift=True)])
+    assert found.reason.endswith("; drift alerts, and asks for no new model here")
+
+
+@pytest.mark.parametrize(("alert", "action"), [(False, "helped"), (True, "did_not_help")])
+def test_a_new_version_is_judged_by_as_many_chunks_as_asked_for_it(alert, action):
+    asked = request(
+        1, NOW, condition="realised_performance", badness=-0.6, outcome="promoted", answer=2
+    )
+    seen = [chunk(n, alert, version=2) for n in range(3)]
+    assert judge_request(RULE, asked, seen[:1]) is None
+    judged = judge_request(RULE, asked, seen)
+    assert judged is not None
+    assert (judged.action, judged.request_id, len(judged.evidence)) == (action, "earlier", 2)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 100), st.sampled_from(["open", "rejected", "failed"]))),
+    st.integers(1, 5),
+    st.integers(0, 40),
+)
+def test_whatever_happened_the_limits_hold(past, per_day, severity):
+    """No request inside a cooldown, beyond the budget or beside an open one."""
+    rule = ruled(per_day=per_day, answer_within="6h", urgent=2.0)
+    ages = sorted(past)
+    history = [request(1, NOW - timedelta(hours=age), outcome=out) for age, out in ages]
+    found = ask([chunk(0, True, severity=float(severity))], rule=rule, history=history)
+    if found.action == "retrain":
+        assert severity >= 2
+        assert sum(age < 24 for age, _ in ages) < per_day
+        if ages:
+            age, outcome = ages[0]
+            assert age >= 1
+            assert outcome != "open" or age >= 6
+    assert found.reason

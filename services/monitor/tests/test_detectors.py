@@ -69,21 +69,28 @@ def actuals(chunk):
 
 
 def test_a_chunk_is_read(detectors, pipeline, chunk):
-    detector = detectors.fitted(pipeline, 1, "run-1")
-    readings = detector.read(chunk)
-    assert set(readings.distances) <= set(pipeline.inputs)
-    assert all(0 <= distance <= 1 for distance in readings.distances.values())
-    assert 0 <= detector.reference <= 1
-    assert 0 <= readings.estimated <= 1
+    readings = detectors.fitted(pipeline, 1, "run-1").read(chunk)
+    distances = readings.of("drift")
+    assert {one.feature for one in distances} <= set(pipeline.inputs)
+    assert all(0 <= one.value <= 1 for one in distances)
+    (estimated,) = readings.of("estimated_performance")
+    assert 0 <= estimated.reference <= 1
+    assert 0 <= estimated.value <= 1
+    assert "multivariate_drift" in readings.watched
 
 
 def test_only_labelled_rows_are_realised(detectors, pipeline, chunk, actuals):
     detector = detectors.fitted(pipeline, 1, "run-1")
-    assert detector.realised(chunk, [None] * ROWS) is None
+
+    def realised(labels):
+        return [one.value for one in detector.realised(chunk, labels).of("realised_performance")]
+
+    assert realised([None] * ROWS) == []
     half = [*actuals[: ROWS // 2], *[None] * (ROWS // 2)]
     other = ["false" if one == "true" else "true" for one in actuals[ROWS // 2 :]]
-    assert 0 <= detector.realised(chunk, half) <= 1
-    assert detector.realised(chunk, half) != detector.realised(chunk, [*half[: ROWS // 2], *other])
+    (value,) = realised(half)
+    assert 0 <= value <= 1
+    assert realised([*half[: ROWS // 2], *other]) != [value]
 
 
 def test_a_version_without_a_sample_is_an_error(detectors, pipeline):

@@ -114,7 +114,7 @@ def test_after_the_cooldown_a_new_window_asks_again(monitor):
         monitor.label(rows * 100, rows * 100 + 100)
         monitor.run()
     assert len(monitor.sent(RetrainRequested)) == 1
-    monitor.now += timedelta(hours=2)
+    monitor.now += timedelta(hours=7)  # nobody answered within six
     monitor.predict(100, score=BAD)
     monitor.label(300, 400)
     monitor.run()

@@ -1,8 +1,9 @@
-"""The real calculators alert exactly where the data shift, and not before."""
+"""The real detectors alert exactly where the data shift, and not before."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import numpy as np
@@ -11,8 +12,8 @@ import pytest
 
 from everloop_contracts.pipeline import Pipeline
 from everloop_monitor.adapters.nannyml import NannymlDetectors
-from everloop_monitor.detect import judge, judge_performance
-from everloop_monitor.domain import Measurement, Rows
+from everloop_monitor.detect import judge, judge_performance, judge_realised
+from everloop_monitor.domain import Condition, Measurement, Reading, Readings, Rows
 from everloop_monitor.fakes import FakeReferences
 from everloop_monitor.ports import Detector
 from everloop_runtime.errors import EverloopError
@@ -100,6 +101,40 @@ def rows_of(frame: pd.DataFrame) -> Rows:
     )
 
 
+def distances(readings: Readings) -> dict[str, float]:
+    return {r.feature: r.value for r in readings.of("drift")}
+
+
+def one(readings: Readings, condition: Condition) -> Reading | None:
+    found = readings.of(condition)
+    assert len(found) < 2
+    return found[0] if found else None
+
+
+def value(readings: Readings, condition: Condition) -> float | None:
+    found = one(readings, condition)
+    return found.value if found else None
+
+
+def estimated(readings: Readings) -> float | None:
+    return value(readings, "estimated_performance")
+
+
+def error(readings: Readings) -> float | None:
+    return value(readings, "multivariate_drift")
+
+
+def realised(detector: Detector, frame: pd.DataFrame, labels: Sequence[str | None]) -> float | None:
+    return value(detector.realised(rows_of(frame), labels), "realised_performance")
+
+
+def reference(detector: Detector) -> float | None:
+    found = one(
+        detector.read(rows_of(sample(np.random.default_rng(1), 200))), "estimated_performance"
+    )
+    return found.reference if found else None
+
+
 def alerts(measured: Measurement | None) -> bool:
     assert measured is not None
     return measured.alert
@@ -119,26 +154,22 @@ def test_alerts_come_exactly_where_the_shift_starts(rng):
     detectors = NannymlDetectors(FakeReferences({"run": parquet(sample(rng, 10_000))}), keep=2)
     detector = detectors.fitted(pipeline, 1, "run")
     assert detectors.fitted(pipeline, 1, "run") is detector
-    drift, multivariate, estimated, realised = [], [], [], []
+    drift, multivariate, guessed, known = [], [], [], []
     # Four quiet chunks; four with a shift of the inputs; four quiet inputs whose labels have lost their reason.
     for number in range(12):
         frame = sample(rng, ROWS, shift=2.5 * (4 <= number < 8), noise=float(number >= 8))
-        report = judge(pipeline.monitoring, detector.read(rows_of(frame)), detector.reference)
-        value = detector.realised(rows_of(frame), texts(frame.y))
+        report = judge(pipeline.monitoring, detector.read(rows_of(frame)))
+        labelled = detector.realised(rows_of(frame), texts(frame.y))
         drift.append(report.drift_alert)
         multivariate.append(alerts(report.multivariate))
-        estimated.append(alerts(report.estimated))
-        realised.append(
-            alerts(judge_performance(pipeline.monitoring.performance, value, detector.reference))
-        )
+        guessed.append(alerts(report.estimated))
+        known.append(alerts(judge_realised(pipeline.monitoring, labelled, report).realised))
         if 4 <= number < 8:
             assert [f.feature for f in report.features if f.measurement.alert] == ["a", "city"]
     assert drift == [False] * 4 + [True] * 4 + [False] * 4
     assert multivariate == [False] * 4 + [True] * 4 + [False] * 4
-    assert (
-        estimated[:4] + estimated[8:] == [False] * 8
-    )  # without labels a lost reason cannot be seen
-    assert realised[:4] + realised[8:] == [False] * 4 + [True] * 4
+    assert guessed[:4] + guessed[8:] == [False] * 8  # without labels a lost reason cannot be seen
+    assert known[:4] + known[8:] == [False] * 4 + [True] * 4
 
 
 def test_the_reference_and_a_chunk_like_it_agree(rng):
@@ -148,9 +179,9 @@ def test_the_reference_and_a_chunk_like_it_agree(rng):
         pipeline, 1, "run"
     )
     readings = detector.read(rows_of(frame))
-    assert all(distance < 1e-6 for distance in readings.distances.values())
-    assert detector.realised(rows_of(frame), texts(frame.y)) == pytest.approx(detector.reference)
-    assert readings.estimated == pytest.approx(detector.reference, abs=0.01)
+    assert all(distance < 1e-6 for distance in distances(readings).values())
+    assert realised(detector, frame, texts(frame.y)) == pytest.approx(reference(detector))
+    assert estimated(readings) == pytest.approx(reference(detector), abs=0.01)
 
 
 def test_realised_performance_uses_the_labelled_rows_only(rng):
@@ -160,11 +191,11 @@ def test_realised_performance_uses_the_labelled_rows_only(rng):
     ).fitted(pipeline, 1, "run")
     frame = sample(rng, ROWS)
     half = frame.iloc[: ROWS // 2]
-    expected = detector.realised(rows_of(half), texts(half.y))
+    expected = realised(detector, half, texts(half.y))
     labels = [*texts(half.y), *[None] * (ROWS // 2)]
-    assert detector.realised(rows_of(frame), labels) == pytest.approx(expected)
-    assert detector.realised(rows_of(frame), [None] * ROWS) is None
-    assert detector.realised(rows_of(frame), ["true"] * ROWS) is None  # one class has no ROC curve
+    assert realised(detector, frame, labels) == pytest.approx(expected)
+    assert realised(detector, frame, [None] * ROWS) is None
+    assert realised(detector, frame, ["true"] * ROWS) is None  # one class has no ROC curve
 
 
 def test_a_feature_that_lost_all_its_values_is_as_far_as_can_be(rng):
@@ -174,10 +205,10 @@ def test_a_feature_that_lost_all_its_values_is_as_far_as_can_be(rng):
     ).fitted(pipeline, 1, "run")
     frame = sample(rng, ROWS)
     frame["a"], frame["city"] = np.nan, ""
-    distances = detector.read(rows_of(frame)).distances
-    assert distances["a"] == 1.0
-    assert distances["city"] == pytest.approx(1.0)
-    assert distances["b"] < 0.2
+    found = distances(detector.read(rows_of(frame)))
+    assert found["a"] == 1.0
+    assert found["city"] == pytest.approx(1.0)
+    assert found["b"] < 0.2
 
 
 @pytest.mark.parametrize("task", ["binary", "regression"])
@@ -196,9 +227,9 @@ def test_what_the_log_keeps_out_is_no_drift(rng, task):
     )
     frame["a"], frame["city"] = np.nan, ""
     readings = detector.read(rows_of(frame))
-    assert set(readings.distances) == {"b", "paid"}
-    assert max(readings.distances.values()) < 0.2
-    assert readings.estimated is not None
+    assert set(distances(readings)) == {"b", "paid"}
+    assert max(distances(readings).values()) < 0.2
+    assert estimated(readings) is not None
 
 
 def test_a_field_the_version_never_learned_is_left_out(rng):
@@ -209,10 +240,8 @@ def test_a_field_the_version_never_learned_is_left_out(rng):
         pipeline, 1, "run"
     )
     readings = detector.read(rows_of(sample(rng, ROWS)))
-    assert set(readings.distances) == {"a", "paid"}
-    assert (
-        readings.reconstruction_error is None
-    )  # one numeric feature has nothing to be reconstructed from
+    assert set(distances(readings)) == {"a", "paid"}
+    assert error(readings) is None  # one numeric feature has nothing to be reconstructed from
 
 
 def test_regression_error_above_the_reference_alerts(rng):
@@ -229,18 +258,20 @@ def test_regression_error_above_the_reference_alerts(rng):
     detector = NannymlDetectors(
         FakeReferences({"run": parquet(numbers(5_000, 1.0))}), keep=2
     ).fitted(pipeline, 1, "run")
-    assert detector.reference is not None
-    assert detector.reference == pytest.approx(0.8, abs=0.05)
+    known = reference(detector)
+    assert known is not None
+    assert known == pytest.approx(0.8, abs=0.05)
     performance = pipeline.monitoring.performance
     for spread, alert in ((1.0, False), (2.0, True)):
         frame = numbers(ROWS, spread)
-        value = detector.realised(rows_of(frame), [str(y) for y in frame.y])
-        judged = judge_performance(performance, value, detector.reference)
+        labelled = detector.realised(rows_of(frame), [str(y) for y in frame.y])
+        judged = judge_performance(performance, labelled.of("realised_performance"))
         assert judged is not None
         assert (judged.alert, judged.lower) == (alert, None)
-        assert judged.upper == pytest.approx(detector.reference + 0.3)
-        estimated = detector.read(rows_of(frame)).estimated
-        assert estimated == pytest.approx(detector.reference, abs=0.1)
+        assert judged.upper == pytest.approx(known + 0.3)
+        assert estimated(detector.read(rows_of(frame))) == pytest.approx(
+            reference(detector), abs=0.1
+        )
 
 
 def test_multiclass_is_watched_for_drift_only(rng):
@@ -251,9 +282,9 @@ def test_multiclass_is_watched_for_drift_only(rng):
         pipeline, 1, "run"
     )
     readings = detector.read(rows_of(frame))
-    assert (detector.reference, readings.estimated) == (None, None)
-    assert len(readings.distances) == 4
-    assert detector.realised(rows_of(frame), list(frame.y)) is None
+    assert (reference(detector), estimated(readings)) == (None, None)
+    assert len(distances(readings)) == 4
+    assert realised(detector, frame, list(frame.y)) is None
 
 
 def test_only_the_last_versions_stay_fitted(rng):
@@ -306,7 +337,7 @@ def test_nannymls_own_loans_drift_in_the_second_half():
         pipeline, 1, "run"
     )
     later = prepared(analysis.merge(targets, left_index=True, right_index=True))
-    drift, estimated, realised = [], [], []
+    drift, guessed, confirmed = [], [], []
     for start in range(0, 50_000, 5_000):
         part = later.iloc[start : start + 5_000]
         rows = Rows(
@@ -324,16 +355,14 @@ def test_nannymls_own_loans_drift_in_the_second_half():
             first_event=TIME,
             last_event=TIME,
         )
-        report = judge(pipeline.monitoring, detector.read(rows), detector.reference)
-        value = detector.realised(rows, texts(part.repaid == 1))
+        report = judge(pipeline.monitoring, detector.read(rows))
+        labelled = detector.realised(rows, texts(part.repaid == 1))
         drift.append(report.drift_alert)
-        estimated.append(alerts(report.estimated))
-        realised.append(
-            alerts(judge_performance(pipeline.monitoring.performance, value, detector.reference))
-        )
+        guessed.append(alerts(report.estimated))
+        confirmed.append(alerts(judge_realised(pipeline.monitoring, labelled, report).realised))
     assert drift == [False] * 5 + [True] * 5
-    assert estimated == [False] * 5 + [True] * 5
-    assert realised == [False] * 5 + [True] * 5
+    assert guessed == [False] * 5 + [True] * 5
+    assert confirmed == [False] * 5 + [True] * 5
 
 
 def fitted(pipeline: Pipeline, frame: pd.DataFrame) -> Detector:
@@ -350,24 +379,22 @@ def test_numbers_beyond_the_model_s_are_missing_in_the_sample(rng):
         pipeline, 1, "run"
     )
     readings = detector.read(rows_of(sample(rng, ROWS)))
-    assert readings.distances["a"] < 0.1
-    assert readings.reconstruction_error is not None
-    assert readings.reconstruction_limit is not None
-    assert readings.reconstruction_error < readings.reconstruction_limit
-    assert detector.reference is not None
+    assert distances(readings)["a"] < 0.1
+    assert not alerts(judge(pipeline.monitoring, readings).multivariate)
+    assert reference(detector) is not None
 
 
 def test_a_score_that_is_no_number_spoils_only_its_own_row(rng):
     detector = fitted(declare("binary", FIELDS, BINARY), sample(rng, 5_000))
     frame = sample(rng, ROWS)
     without = detector.read(rows_of(frame.iloc[1:]))
-    realised = detector.realised(rows_of(frame.iloc[1:]), texts(frame.y.iloc[1:]))
+    whole = realised(detector, frame.iloc[1:], texts(frame.y.iloc[1:]))
     frame.loc[0, "everloop_score"] = np.nan
-    assert detector.read(rows_of(frame)).estimated == pytest.approx(without.estimated)
-    assert detector.realised(rows_of(frame), texts(frame.y)) == pytest.approx(realised)
+    assert estimated(detector.read(rows_of(frame))) == pytest.approx(estimated(without))
+    assert realised(detector, frame, texts(frame.y)) == pytest.approx(whole)
     frame["everloop_score"] = np.inf
-    assert detector.read(rows_of(frame)).estimated is None
-    assert detector.realised(rows_of(frame), texts(frame.y)) is None
+    assert estimated(detector.read(rows_of(frame))) is None
+    assert realised(detector, frame, texts(frame.y)) is None
 
 
 @pytest.mark.parametrize("labels", [True, None], ids=["one class", "none"])
@@ -377,9 +404,9 @@ def test_a_sample_whose_labels_teach_nothing_is_watched_for_drift_only(rng, labe
     detector = fitted(declare("binary", FIELDS, BINARY), known)
     frame = sample(rng, ROWS)
     readings = detector.read(rows_of(frame))
-    assert (detector.reference, readings.estimated) == (None, None)
-    assert detector.realised(rows_of(frame), texts(frame.y)) is None
-    assert set(readings.distances) == set(FIELDS)
+    assert (reference(detector), estimated(readings)) == (None, None)
+    assert realised(detector, frame, texts(frame.y)) is None
+    assert set(distances(readings)) == set(FIELDS)
 
 
 def test_accuracy_is_defined_in_a_single_class_and_f1_is_not(rng):
@@ -388,7 +415,7 @@ def test_accuracy_is_defined_in_a_single_class_and_f1_is_not(rng):
     for metric in ("accuracy", "f1"):
         rule = {**BINARY, "performance": {"metric": metric, "max_loss": 0.05}}
         detector = fitted(declare("binary", FIELDS, rule), sample(rng, 5_000))
-        found[metric] = detector.realised(rows_of(frame), ["true"] * ROWS)
+        found[metric] = realised(detector, frame, ["true"] * ROWS)
     assert found == {"accuracy": pytest.approx((frame.everloop_label == "true").mean()), "f1": None}
 
 
@@ -396,17 +423,17 @@ def test_a_category_that_the_sample_never_saw_is_distance(rng):
     detector = fitted(declare("binary", FIELDS, BINARY), sample(rng, 5_000))
     frame = sample(rng, ROWS)
     frame["city"] = np.where(np.arange(ROWS) < ROWS // 2, frame.city, "unseen")
-    distances = detector.read(rows_of(frame)).distances
-    assert distances["city"] > 0.5
-    assert distances["paid"] < 0.1
+    found = distances(detector.read(rows_of(frame)))
+    assert found["city"] > 0.5
+    assert found["paid"] < 0.1
 
 
 def test_a_model_that_takes_only_times_has_no_drift_to_be_read(rng):
     frame = sample(rng, 5_000).drop(columns=list(FIELDS))
     detector = fitted(declare("binary", FIELDS, BINARY), frame)
     readings = detector.read(rows_of(sample(rng, ROWS)))
-    assert (readings.distances, readings.reconstruction_error) == ({}, None)
-    assert readings.estimated == pytest.approx(detector.reference, abs=0.05)
+    assert (distances(readings), error(readings)) == ({}, None)
+    assert estimated(readings) == pytest.approx(reference(detector), abs=0.05)
 
 
 def test_regression_takes_unseen_categories_empty_columns_and_odd_labels(rng):
@@ -420,10 +447,10 @@ def test_regression_takes_unseen_categories_empty_columns_and_odd_labels(rng):
 
     detector = fitted(pipeline, numbers(5_000))
     frame = numbers(ROWS)
-    whole = detector.realised(rows_of(frame.iloc[3:]), [str(y) for y in frame.y.iloc[3:]])
+    whole = realised(detector, frame.iloc[3:], [str(y) for y in frame.y.iloc[3:]])
     labels = ["no number", "nan", "inf", *(str(y) for y in frame.y.iloc[3:])]
-    assert detector.realised(rows_of(frame), labels) == pytest.approx(whole)
+    assert realised(detector, frame, labels) == pytest.approx(whole)
     frame["a"], frame["city"] = np.nan, "unseen"
     readings = detector.read(rows_of(frame))
-    assert readings.distances["a"] == 1.0
-    assert readings.estimated == pytest.approx(detector.reference, abs=0.3)
+    assert distances(readings)["a"] == 1.0
+    assert estimated(readings) == pytest.approx(reference(detector), abs=0.3)

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,6 +31,10 @@ def test_chunks_are_whole_and_adjacent_whatever_the_batches(sizes, chunk_rows):
     assert stream == Stream(sum(sizes), len(starts), len(starts) * chunk_rows)
 
 
+def due(connection: sa.Connection, pipeline: str) -> Chunk | None:
+    return next(iter(chunks.next_full(connection, pipeline, [], 1)), None)
+
+
 def test_a_changed_chunk_size_starts_where_the_last_chunk_ended():
     stream, _ = cut(Stream(), 250, 100)
     assert cut(stream, 10, 50) == (Stream(260, 3, 250), [200])
@@ -41,7 +46,7 @@ def full_chunks(database, pipeline, version=1):
     found: list[Chunk] = []
     while True:
         with database.read() as connection:
-            chunk = chunks.next_full(connection, [pipeline.name], [])
+            chunk = due(connection, pipeline.name)
         if chunk is None:
             return found
         found.append(chunk)
@@ -84,10 +89,10 @@ def test_a_version_nobody_promoted_waits(database, pipeline, make_batch):
     log_predictions(database, "a", make_batch(0, 100, version=7), 100, NOW)
     watch_version(database, "p", "trips", 6, "run-6", NOW)
     with database.read() as connection:
-        assert chunks.next_full(connection, ["trips"], []) is None
+        assert due(connection, "trips") is None
     watch_version(database, "q", "trips", 7, "run-7", NOW)
     with database.read() as connection:
-        chunk = chunks.next_full(connection, ["trips"], [])
+        chunk = due(connection, "trips")
         assert versions.production(connection, "trips") == 7
     assert chunk is not None
     assert chunk.run_id == "run-7"
@@ -141,7 +146,7 @@ def test_a_batch_may_leave_out_record_ids(database, pipeline, make_batch):
     log_predictions(database, "b", make_batch(60, 60), 100, NOW)
     watch_version(database, "p", "trips", 1, "run-1", NOW)
     with database.read() as connection:
-        chunk = chunks.next_full(connection, ["trips"], [])
+        chunk = due(connection, "trips")
         assert chunk is not None
         read = read_rows(pipeline, predictions.of_chunk(connection, chunk), 0, 100)
         (batch,) = predictions.covering(connection, span_of("00000000000000aa-5"))

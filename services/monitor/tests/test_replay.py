@@ -86,7 +86,7 @@ def outcome(database):
         found = [
             replace(c, position=0) for c in chunks.newest_evaluated(connection, "", 0, None, 500)
         ]
-        request = decisions.last_request(connection, "trips")
+        request = decisions.newest_requests(connection, "trips", 1)[0]
         made = decisions.request_ids(connection, "trips", 1)
         decided = {d.id for d in decisions.newest(connection, "", None, 500)}
     sent = sorted(

@@ -11,6 +11,7 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from prometheus_client import REGISTRY
@@ -20,7 +21,7 @@ from everloop_contracts.stubs.everloop.inference.v1.events_pb2 import Prediction
 from everloop_contracts.stubs.everloop.ingest.v1.events_pb2 import ActualsRecorded
 from everloop_contracts.stubs.everloop.registry.v1.events_pb2 import ModelPromoted, ModelRegistered
 from everloop_contracts.stubs.everloop.registry.v1.registry_pb2 import ModelVersion
-from everloop_monitor import decide, detect, domain, metrics, stream
+from everloop_monitor import decide, detect, domain, metrics, normal, stream
 from everloop_monitor.adapters.store import predictions
 from everloop_monitor.consumer import handler
 from everloop_monitor.evaluate import Evaluator
@@ -29,7 +30,8 @@ from everloop_monitor.record import log_predictions, record_actuals, watch_versi
 from everloop_monitor.retention import Bounds, keep_within_bounds
 from everloop_monitor.settings import MonitorSettings
 from everloop_monitor.stream import Stream
-from everloop_monitor.worker import Worker
+from everloop_monitor.warn import Lookout
+from everloop_monitor.worker import Chore, Worker
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.events import new_event
 from everloop_runtime.service import Stopper
@@ -77,7 +79,7 @@ def test_the_worker_evaluates_what_the_consumer_brings_and_counts_it(
         maintained.append(1)
         return False
 
-    worker = Worker(evaluator, detectors.prepare, maintain, 1000.0)
+    worker = Worker(evaluator, detectors.prepare, [Chore(maintain, 1000.0)])
     handle = handler(database, {name: pipeline}, worker.wake)
     stopper = Stopper()
     worker.start(stopper)
@@ -138,7 +140,7 @@ def test_the_worker_outlives_an_outage_of_the_database():
             return outcome
 
     stopper = Stopper()
-    worker = Worker(Flaky(), lambda: None, lambda: False, 1000.0)  # type: ignore[arg-type]
+    worker = Worker(Flaky(), lambda: None, [Chore(lambda: False, 1000.0)])  # type: ignore[arg-type]
     worker.start(stopper)
     assert stopper.wait(10)
     worker.stop()
@@ -164,19 +166,19 @@ def test_maintenance_goes_on_at_once_while_there_is_more_to_do():
             stopper.stop()
         return more
 
-    worker = Worker(Idle(), lambda: None, maintain, 1000.0)  # type: ignore[arg-type]
+    worker = Worker(Idle(), lambda: None, [Chore(maintain, 1000.0)])  # type: ignore[arg-type]
     worker.start(stopper)
     assert stopper.wait(10)
     worker.stop()
     assert left == []
 
 
-WORDS = {
+WORDS: dict[str, set[str]] = {
     "metric": {"roc_auc"},
-    "condition": {"drift", "estimated_performance", "realised_performance"},
-    "action": {"retrain", "wait", "cooldown", "already_requested"},
+    "condition": set(domain.CONDITIONS),
+    "action": set(get_args(domain.Action)),
     "stage": {"drift", "realised"},
-    "kind": {"predictions", "labels", "chunks", "decisions", "versions"},
+    "kind": {"predictions", "labels", "chunks", "warnings", "decisions", "versions"},
 }
 """Every value that a label other than pipeline and feature can have."""
 
@@ -221,6 +223,10 @@ def test_every_metric_moves_and_no_label_grows(monitor):
     handle(new_event("test", "stranger", ModelPromoted(version=stranger)))
     monitor.predict(100, score=0.5, x=0.9)
     monitor.label(0, 100)
+    monitor.chunk_rows = 1_000
+    monitor.predict(100, x=0.9)
+    Lookout(monitor.database, {"trips": monitor.pipeline}, monitor.detectors).look()
+    monitor.chunk_rows = 100
     monitor.detectors.detector = None
     monitor.restart(retry_seconds=0)
     monitor.predict(100)
@@ -335,7 +341,9 @@ def test_what_cannot_work_is_said_at_the_start(tmp_path, specification, said):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("module", [domain, stream, detect, decide], ids=lambda m: m.__name__)
+@pytest.mark.parametrize(
+    "module", [domain, stream, normal, detect, decide], ids=lambda m: m.__name__
+)
 def test_the_examples_hold(module):
     result = doctest.testmod(module)
     assert result.failed == 0

@@ -13,6 +13,7 @@ from everloop_monitor.fakes import FakeDetectors
 from everloop_monitor.record import log_predictions, record_actuals, watch_version
 from everloop_monitor.servicer import MonitoringServicer
 from everloop_monitor.settings import MonitorSettings
+from everloop_monitor.warn import Lookout
 from everloop_runtime.clients import call, channel
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.grpc_server import GrpcServer
@@ -54,6 +55,47 @@ def service(database, pipeline, make_batch, tmp_path):
     with channel(address) as client:
         yield monitoring_pb2_grpc.MonitoringServiceStub(client)
     server.stop()
+
+
+def test_alerts_come_with_their_numbers(service):
+    answer = ask(service.ListAlerts, monitoring_pb2.ListAlertsRequest(pipeline="trips"))
+    assert [a.chunk_id for a in answer.alerts][-1] == "trips/2/0"
+    newest = answer.alerts[0]
+    assert list(newest.conditions) == ["drift", "estimated_performance", "realised_performance"]
+    assert list(newest.shown) == [
+        "100% of the features drifted (x 0.900)",
+        "roc_auc 0.5000 < 0.6000",
+        "roc_auc 0.5000 < 0.6000",
+    ]
+    first = monitoring_pb2.ListAlertsRequest(page_size=2)
+    page = ask(service.ListAlerts, first)
+    first.page_token = page.next_page_token
+    assert [a.chunk_id for a in (*page.alerts, *ask(service.ListAlerts, first).alerts)] == [
+        a.chunk_id for a in answer.alerts[:4]
+    ]
+
+
+def test_decisions_and_warnings_are_watched_as_they_are_made(
+    service, database, pipeline, make_batch
+):
+    stream = service.Watch(monitoring_pb2.WatchRequest(pipeline="trips"), timeout=20)
+    stream.initial_metadata()  # from here on nothing is missed
+    batch = make_batch(5_000, 250, score=0.5, x=0.9)
+    log_predictions(database, "later", batch, 1_000, NOW)
+    pipelines = {"trips": pipeline}
+    Lookout(database, pipelines, FakeDetectors()).look()
+    warned = next(stream).early_warning
+    assert (warned.chunk_id, warned.feature, warned.rows) == ("trips/1/4", "x", 250)
+    log_predictions(database, "full", make_batch(5_250, 750), 1_000, NOW)
+    evaluator = Evaluator(database, pipelines, FakeDetectors(), retry_seconds=1, now=lambda: NOW)
+    while evaluator.step():
+        pass
+    watched = next(stream)
+    assert watched.decision.chunk_id == watched.chunk.id == "trips/1/4"
+    assert watched.decision.action
+    stream.cancel()
+    listed = ask(service.ListEarlyWarnings, monitoring_pb2.ListEarlyWarningsRequest())
+    assert [one.feature for one in listed.early_warnings] == ["x"]
 
 
 def ask(method, request):

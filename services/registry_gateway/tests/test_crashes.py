@@ -256,7 +256,7 @@ def test_a_move_that_two_processes_finish_at_once_is_finished_once(world):
     world.register(2)
     with armed(world, 3):
         roll_back(world)
-    other = Promoter(world.database, world.registry)
+    other = Promoter(world.database, world.registry, world.artifacts)
     set_alias = world.registry.set_alias
 
     def overtaken(*args):

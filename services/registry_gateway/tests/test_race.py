@@ -50,7 +50,7 @@ def test_one_wins_also_where_two_gateways_share_a_database(world):
     world.use(approval="manual")
     for number in range(1, 11):
         world.register(number)
-    second = Promoter(world.database, world.registry)
+    second = Promoter(world.database, world.registry, world.artifacts)
     outcomes = race([world.promoter, second], range(1, 11), world.etag())
     assert outcomes["won"] == 1
     assert [kind for kind, _ in world.announced()].count("ModelPromoted") == 1

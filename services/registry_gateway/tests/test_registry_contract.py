@@ -93,28 +93,137 @@ def test_what_is_not_there_is_not_found(registry, model, there):
         with pytest.raises(EverloopError) as caught:
             attempt()
         assert caught.value.kind is Kind.NOT_FOUND
+        assert not registry.away
 
 
-def test_a_run_without_a_model_has_no_digest(registry):
+FILES = {
+    "model/model.onnx": b"a graph",
+    "model/MLmodel": b"flavors: {}",
+    "model/code/more.py": b"",
+    "model/code/__pycache__/more.pyc": b"compiled",
+    "model/requirements.txt": b"not for replicas",
+    "everloop/manifest.json": b"{}",
+    "everloop/golden.json": b'{"rows": []}',
+    "everloop/reference.parquet": b"not for replicas",
+}
+SERVED = {
+    "model.onnx": b"a graph",
+    "model/MLmodel": b"flavors: {}",
+    "model/code/more.py": b"",
+    "manifest.json": b"{}",
+    "golden.json": b'{"rows": []}',
+}
+
+
+@pytest.fixture
+def log_files(registry, tmp_path, monkeypatch):
+    """Logs files with a new run; returns its id."""
+    if isinstance(registry, MemoryRegistry):
+
+        def remember(files: dict[str, bytes]) -> str:
+            run = f"{next(_names):032x}"
+            registry.files[run] = {
+                {"model/model.onnx": "model.onnx"}.get(
+                    path, path.removeprefix("everloop/")
+                ): content
+                for path, content in files.items()
+                if content not in (b"compiled", b"not for replicas")
+            }
+            return run
+
+        return remember
+    from mlflow import MlflowClient
+
+    monkeypatch.chdir(tmp_path)
+    client = MlflowClient(registry._client.tracking_uri, registry._client.tracking_uri)
+
+    def log(files: dict[str, bytes]) -> str:
+        store = (tmp_path / "store").as_uri()
+        experiment = client.create_experiment(f"e-{next(_names)}", artifact_location=store)
+        run_id: str = client.create_run(experiment).info.run_id
+        for path, content in files.items():
+            folder, _, name = path.rpartition("/")
+            (tmp_path / name).write_bytes(content)
+            client.log_artifact(run_id, str(tmp_path / name), folder)
+        return run_id
+
+    return log
+
+
+def downloaded(registry, run: str, folder, most_bytes: int = 1000) -> dict[str, bytes]:
+    folder.mkdir()
+    registry.download(run, folder, most_bytes)
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_what_replicas_load_is_downloaded_as_it_lies_there_now(registry, log_files, tmp_path):
+    assert downloaded(registry, log_files(FILES), tmp_path / "a") == SERVED
+    changed = FILES | {"everloop/golden.json": b"[]"}
+    del changed["everloop/manifest.json"]
+    expected = SERVED | {"golden.json": b"[]"}
+    del expected["manifest.json"]
+    assert downloaded(registry, log_files(changed), tmp_path / "b") == expected
+    assert downloaded(registry, log_files({}), tmp_path / "c") == {}
+
+
+def test_what_is_too_large_is_not_downloaded(registry, log_files, tmp_path):
+    size = sum(map(len, SERVED.values()))
+    run = log_files(FILES)
+    assert downloaded(registry, run, tmp_path / "a", size) == SERVED
     with pytest.raises(EverloopError) as caught:
-        registry.digest("0" * 32)
+        downloaded(registry, run, tmp_path / "b", size - 1)
+    assert (caught.value.kind, caught.value.reason) == (Kind.PRECONDITION, "ARTIFACT_TOO_LARGE")
+
+
+def test_there_are_no_files_of_an_unknown_run(registry, tmp_path):
+    with pytest.raises(EverloopError) as caught:
+        downloaded(registry, "0" * 31 + "f", tmp_path / "a")
     assert caught.value.kind is Kind.NOT_FOUND
 
 
 @pytest.mark.slow
-def test_the_digest_is_that_of_the_file_as_it_lies_there_now(tmp_path, monkeypatch):
-    import hashlib
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # MLflow's own
+def test_the_files_of_a_logged_model_stand_in_place_of_those_of_its_run(tmp_path, monkeypatch):
+    import mlflow
+    from onnx import TensorProto, helper
 
+    monkeypatch.chdir(tmp_path)
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    mlflow.set_tracking_uri(uri)
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["y"])],
+        "same",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, 1])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None, 1])],
+    )
+    onnx = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 17)])
+    with mlflow.start_run() as run:
+        mlflow.log_text("of the run", "model/model.onnx")
+        mlflow.onnx.log_model(onnx, name="model", pip_requirements=["onnxruntime"])
+        mlflow.log_dict({}, "everloop/manifest.json")
+    found = downloaded(MlflowRegistry(uri), run.info.run_id, tmp_path / "a", 1 << 20)
+    assert found["model.onnx"] == onnx.SerializeToString()
+    assert set(found) == {"model.onnx", "manifest.json", "model/MLmodel"}
+
+
+@pytest.mark.slow
+def test_a_store_that_is_away_is_not_taken_for_a_file_that_is(tmp_path, monkeypatch):
+    """MLflow answers, and the object store behind it does not."""
     from mlflow import MlflowClient
 
     monkeypatch.chdir(tmp_path)
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    client, registry = MlflowClient(uri, uri), MlflowRegistry(uri)
-    run = client.create_run(client.create_experiment("e"))
-    for content in (b"as it was trained", b"as somebody left it"):
-        (tmp_path / "model.onnx").write_bytes(content)
-        client.log_artifact(run.info.run_id, str(tmp_path / "model.onnx"), "model")
-        assert registry.digest(run.info.run_id) == hashlib.sha256(content).hexdigest()
+    client = MlflowClient(uri, uri)
+    away = f"http://127.0.0.1:{closed_port()}/api/2.0/mlflow-artifacts/artifacts"
+    experiment = client.create_experiment("e", artifact_location=away)
+    run = client.create_run(experiment).info.run_id
+    with pytest.raises(EverloopError) as caught:
+        downloaded(MlflowRegistry(uri), run, tmp_path / "a")
+    assert caught.value.kind is Kind.UNAVAILABLE
 
 
 def closed_port() -> int:
@@ -125,13 +234,14 @@ def closed_port() -> int:
 
 
 @pytest.mark.slow
-def test_a_server_that_is_away_is_unavailable_at_once():
+def test_a_server_that_is_away_is_unavailable_at_once(tmp_path):
     registry = MlflowRegistry(f"http://127.0.0.1:{closed_port()}")
+    assert not registry.away
     for attempt in (
         lambda: registry.aliases("m"),
         lambda: registry.set_alias("m", "production", 1),
         lambda: registry.check_version("m", 1),
-        lambda: registry.digest("f" * 32),
+        lambda: registry.download("f" * 32, tmp_path, 1000),
         lambda: ensure(registry, "m", 1),
     ):
         began = time.monotonic()
@@ -139,6 +249,7 @@ def test_a_server_that_is_away_is_unavailable_at_once():
             attempt()
         assert caught.value.kind is Kind.UNAVAILABLE
         assert time.monotonic() - began < 2
+    assert registry.away
 
 
 @pytest.mark.slow

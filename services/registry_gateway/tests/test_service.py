@@ -175,7 +175,12 @@ def test_reads_go_on_without_mlflow_and_moves_are_refused(home, registry, runs):
         call(registry.RollbackModel, pb.RollbackModelRequest(model=MODEL), timeout=30)
     assert caught.value.kind is Kind.UNAVAILABLE
     assert production(registry) == serving
+    versions = call(registry.ListModelVersions, pb.ListModelVersionsRequest(), timeout=30)
+    assert versions.versions and versions.mlflow_away
     stack.wait_healthy(home, "mlflow", 120, not_pid=killed)
     request = pb.RollbackModelRequest(model=MODEL, request_id="rollback-2")
     answer = call(registry.RollbackModel, request, timeout=30)
     assert answer.version.version == serving - 1
+    assert not call(
+        registry.GetModelVersion, pb.GetModelVersionRequest(model=MODEL), timeout=30
+    ).mlflow_away

@@ -21,7 +21,13 @@ from everloop_runtime.service import Stopper
 def stub(world, tmp_path):
     address = f"unix:{tmp_path / 'registry.sock'}"
     servicer = RegistryServicer(
-        world.database, world.promoter, world.approvals, world.rollouts, world.observer
+        world.database,
+        world.promoter,
+        world.approvals,
+        world.rollouts,
+        world.observer,
+        world.artifacts,
+        world.watch,
     )
     server = GrpcServer(
         RegistrySettings(grpc_address=address, drain_seconds=0),
@@ -279,9 +285,13 @@ def test_without_mlflow_reads_answer_and_moves_are_unavailable(world, stub):
     world.registry.reachable = False
     (version,) = stub.ListProduction(pb.ListProductionRequest()).versions
     assert version.version == 2
-    assert len(stub.ListModelVersions(pb.ListModelVersionsRequest()).versions) == 2
+    listed = stub.ListModelVersions(pb.ListModelVersionsRequest())
+    assert (len(listed.versions), listed.mlflow_away) == (2, True)
+    assert stub.GetModelVersion(pb.GetModelVersionRequest(model="late")).mlflow_away
     error = failure(lambda: stub.RollbackModel(pb.RollbackModelRequest(model="late")))
     assert (error.kind, error.reason) == (Kind.UNAVAILABLE, "MLFLOW_UNAVAILABLE")
+    world.registry.reachable = True
+    assert not stub.ListModelVersions(pb.ListModelVersionsRequest()).mlflow_away
 
 
 def test_a_stale_etag_is_aborted_on_the_wire(world, stub, tmp_path):

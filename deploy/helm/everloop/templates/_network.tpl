@@ -21,7 +21,6 @@ Neighbours are what `network` names; ports of the outside are Kafka's, PostgreSQ
 - [registry_gateway, webhooks]
 - [inference, kafka]
 - [inference, registry_gateway, 15053]
-- [inference, mlflow, 5000]
 - [inference, inference]
 - [monitor, kafka]
 - [monitor, database]

@@ -65,15 +65,19 @@ resources:
 {{- define "everloop.environment" -}}
 {{- $values := .root.Values -}}
 - {name: EVERLOOP_KAFKA_BOOTSTRAP, value: {{ $values.kafka.bootstrap | quote }}}
+{{- if ne .part "inference" }}
 - {name: EVERLOOP_S3_ENDPOINT, value: {{ $values.objectStore.endpoint | quote }}}
 - {name: EVERLOOP_S3_REGION, value: {{ $values.objectStore.region | quote }}}
 - {name: EVERLOOP_MLFLOW_URI, value: {{ include "everloop.mlflow" .root | quote }}}
+{{- end }}
 - {name: EVERLOOP_PIPELINES_DIR, value: /etc/everloop/pipelines}
 - {name: EVERLOOP_DATA_DIR, value: /var/lib/everloop}
 {{- if has .part (list "trainer" "inference") }}
 - {name: EVERLOOP_REGISTRY_ADDRESS, value: {{ include "everloop.address" (dict "root" .root "part" "registry_gateway") | quote }}}
 {{- end }}
+{{- if ne .part "inference" }}
 {{- include "everloop.keys" (dict "root" .root "names" (list "EVERLOOP_S3_ACCESS_KEY" "EVERLOOP_S3_SECRET_KEY")) }}
+{{- end }}
 {{- if eq .part "registry_gateway" }}
 {{ include "everloop.credential" (dict "root" .root "variable" "EVERLOOP_WEBHOOK_SECRET" "key" "webhook_secret" "optional" true) }}
 {{- end }}

@@ -440,6 +440,11 @@ class Everloop:
 
         return _pages(page, limit)
 
+    def mlflow_away(self) -> bool:
+        """Returns whether MLflow does not answer: versions are then told as the gateway knows them, and cannot move."""
+        request = registry_pb2.ListModelVersionsRequest(page_size=1)
+        return call(self._registry().ListModelVersions, request, self.timeout).mlflow_away
+
     def model(self, model: str, version: int = 0) -> registry_pb2.ModelVersion:
         """Returns one version; 0 is the one in Production."""
         request = registry_pb2.GetModelVersionRequest(model=model, version=version)
@@ -528,6 +533,20 @@ class Everloop:
         """Returns the versions that are on trial beside the one in Production; at most one for each model."""
         request = registry_pb2.ListProductionRequest(model=model)
         return list(call(self._registry().ListProduction, request, self.timeout).trials)
+
+    def watch_production(
+        self, model: str = "", *, patience: float = 60.0
+    ) -> Iterator[registry_pb2.WatchProductionResponse]:
+        """Yields what should serve, of a model or of all: at once, and again whenever that changes.
+
+        It ends when the registry gateway is stopped.
+
+        Args:
+            model: Name of the model; empty for all.
+            patience: For so many seconds a gateway that is away is asked again.
+        """
+        request = registry_pb2.WatchProductionRequest(model=model)
+        yield from stream(self._registry().WatchProduction, request, patience)
 
     def rollouts(self, model: str = "", *, limit: int = 50) -> list[registry_pb2.Rollout]:
         """Lists rollouts of a model, or of all, newest first, with what both versions of each did."""
@@ -658,6 +677,26 @@ class Everloop:
             return answer.decisions, answer.next_page_token
 
         return _pages(page, limit)
+
+    def early_warnings(
+        self, pipeline: str, *, limit: int = 50
+    ) -> list[monitoring_pb2.EarlyWarning]:
+        """Lists what changed in chunks that were not yet full, newest first."""
+        method = self._monitoring().ListEarlyWarnings
+
+        def page(size: int, token: str) -> tuple[Sequence[monitoring_pb2.EarlyWarning], str]:
+            request = monitoring_pb2.ListEarlyWarningsRequest(
+                pipeline=pipeline, page_size=size, page_token=token
+            )
+            answer = call(method, request, self.timeout)
+            return answer.early_warnings, answer.next_page_token
+
+        return _pages(page, limit)
+
+    def watch_decisions(self, pipeline: str) -> Iterator[monitoring_pb2.WatchResponse]:
+        """Follows what the monitor decides and warns of, from now on, until the iterator is closed."""
+        request = monitoring_pb2.WatchRequest(pipeline=pipeline)
+        yield from stream(self._monitoring().Watch, request)
 
     def logged(self, prediction_id: str) -> monitoring_pb2.GetPredictionResponse:
         """Finds a logged prediction; it is there a moment after the answer, when the log has arrived."""

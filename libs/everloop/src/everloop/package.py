@@ -1,8 +1,8 @@
 """A model by itself: the build context of an image that serves one version, without the platform.
 
 flight-delays-3/
-  Dockerfile              FROM everloop-model-server
-  task-definition.json    for Amazon ECS
+  Dockerfile              FROM everloop-model-server, or everloop-model-lambda
+  task-definition.json    for Amazon ECS; function.json for AWS Lambda in its place
   model/                  the graph, its manifest, golden rows, the pipeline, and which version it is
 """
 
@@ -12,6 +12,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+from enum import StrEnum
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,11 +22,21 @@ from everloop.errors import EverloopError
 if TYPE_CHECKING:
     from everloop_contracts.stubs.everloop.registry.v1.registry_pb2 import ModelVersion
 
-__all__ = ["dockerfile", "write_package"]
+__all__ = ["Target", "dockerfile", "write_package"]
+
+
+class Target(StrEnum):
+    """What runs a package."""
+
+    CONTAINER = "container"
+    """A container engine: Docker, EC2, ECS. The image listens on ports."""
+    LAMBDA = "lambda"
+    """AWS Lambda. The image asks for events."""
+
 
 _DOCKERFILE = """\
 # {model} version {version}: docker build --tag {model}:{version} .
-ARG SERVER=everloop-model-server:{everloop}
+ARG SERVER={server}:{everloop}
 FROM ${{SERVER}}
 COPY model /opt/model
 LABEL org.opencontainers.image.title="{model}" \\
@@ -34,7 +45,13 @@ LABEL org.opencontainers.image.title="{model}" \\
 """
 
 
-def write_package(version: ModelVersion, mlflow_uri: str, pipelines: Path, folder: Path) -> None:
+def write_package(
+    version: ModelVersion,
+    mlflow_uri: str,
+    pipelines: Path,
+    folder: Path,
+    target: Target = Target.CONTAINER,
+) -> None:
     """Writes everything that serving the version needs into a new folder.
 
     Args:
@@ -42,6 +59,7 @@ def write_package(version: ModelVersion, mlflow_uri: str, pipelines: Path, folde
         mlflow_uri: Address of the MLflow server that holds its artifacts.
         pipelines: Folder of pipeline specifications.
         folder: Must not exist.
+        target: What is to run it.
 
     Raises:
         EverloopError: reason EXPORT_MISSING, PIPELINE_NOT_FOUND, ARTIFACT_UNAVAILABLE, CHECKSUM_MISMATCH or
@@ -71,15 +89,20 @@ def write_package(version: ModelVersion, mlflow_uri: str, pipelines: Path, folde
             "sha256": version.onnx_sha256,
         }
         (model / "version.json").write_text(json.dumps(wanted, indent=2) + "\n")
-        (made / "Dockerfile").write_text(dockerfile(version))
-        task = json.dumps(_task_definition(version), indent=2)
-        (made / "task-definition.json").write_text(task + "\n")
+        (made / "Dockerfile").write_text(dockerfile(version, target))
+        name, description = (
+            ("function.json", _function(version))
+            if target is Target.LAMBDA
+            else ("task-definition.json", _task_definition(version))
+        )
+        (made / name).write_text(json.dumps(description, indent=2) + "\n")
         made.rename(folder)
 
 
-def dockerfile(version: ModelVersion) -> str:
+def dockerfile(version: ModelVersion, target: Target = Target.CONTAINER) -> str:
     """Returns the Dockerfile of a package."""
     return _DOCKERFILE.format(
+        server="everloop-model-lambda" if target is Target.LAMBDA else "everloop-model-server",
         everloop=installed("everloop"),
         model=version.model,
         version=version.version,
@@ -160,4 +183,15 @@ def _task_definition(version: ModelVersion) -> dict[str, object]:
                 "stopTimeout": 60,
             }
         ],
+    }
+
+
+def _function(version: ModelVersion) -> dict[str, object]:
+    """For `aws lambda create-function --cli-input-json`, with `--role` and `--code ImageUri=…` beside it."""
+    return {
+        "FunctionName": version.model,
+        "PackageType": "Image",
+        "MemorySize": 2048,
+        "Timeout": 30,
+        "EphemeralStorage": {"Size": 1024},
     }

@@ -26,7 +26,16 @@ from everloop_contracts.features import (
     TargetMeanFeature,
     accepts,
 )
-from everloop_contracts.metrics import LOWER_IS_BETTER, TASK_METRICS, Metric, WatchedMetric
+from everloop_contracts.metrics import LOWER_IS_BETTER, TASK_METRICS, Metric
+from everloop_contracts.monitoring import (
+    DriftMethods,
+    DriftRule,
+    Monitoring,
+    PerformanceRule,
+    QualityRule,
+    QuietHours,
+    Retrain,
+)
 from everloop_contracts.schema import NUMERIC, FieldSpec, FieldType, Schema, Target, Task
 from everloop_contracts.spec import Duration, KeyPath, Misfit, Misfits, Spec, Window
 from everloop_contracts.yaml_file import PipelineError
@@ -42,6 +51,8 @@ __all__ = [
     "Costs",
     "CrossFeature",
     "DatePartFeature",
+    "DriftMethods",
+    "DriftRule",
     "ExportParityGate",
     "FairnessDifferenceGate",
     "Feature",
@@ -57,6 +68,8 @@ __all__ = [
     "PerformanceRule",
     "Pipeline",
     "PipelineError",
+    "QualityRule",
+    "QuietHours",
     "RatioFeature",
     "Retrain",
     "Rollout",
@@ -390,56 +403,6 @@ class Serving(Spec):
     """Where not given, the model is one of many in replicas that serve all of these."""
 
 
-class DriftRule(Spec):
-    """When a chunk counts as drifted."""
-
-    method: Literal["jensen_shannon", "hellinger"] = "jensen_shannon"
-    threshold: float = Field(default=0.1, gt=0)
-    """Distance above which a feature counts as drifted."""
-    share: float = Field(default=0.25, gt=0, le=1)
-    """Share of drifted features at which the chunk counts as drifted."""
-
-
-class PerformanceRule(Spec):
-    """When a chunk counts as badly predicted."""
-
-    metric: WatchedMetric = "roc_auc"
-    """Where not given, `roc_auc`, or `rmse` for regression."""
-    max_loss: float = Field(default=0.03, gt=0)
-    """Loss against the reference sample, in units of the metric, that is tolerated."""
-
-
-class Retrain(Spec):
-    """When a new model is asked for."""
-
-    when: tuple[Literal["drift", "estimated_performance", "realised_performance"], ...] = (
-        "realised_performance",
-    )
-    """Any of these; for a multiclass target, whose performance is not watched, `drift` is the only one."""
-    chunks: int = Field(default=2, ge=1)
-    """Alerting chunks among the last `of` that it takes."""
-    of: int = Field(default=3, ge=1)
-    cooldown: Duration = timedelta(hours=1)
-    """Time after a request in which no other is made."""
-
-    @model_validator(mode="after")
-    def _n_of_m(self) -> Self:
-        if self.chunks > self.of:
-            raise ValueError(f"chunks ({self.chunks}) cannot exceed of ({self.of})")
-        return self
-
-
-class Monitoring(Spec):
-    """What is watched."""
-
-    chunk_rows: int = Field(default=5_000, ge=100)
-    min_labelled: float = Field(default=0.5, gt=0, le=1)
-    """Share of a chunk's rows that need a label before its performance is realised, once labels stop coming for it."""
-    drift: DriftRule = DriftRule()
-    performance: PerformanceRule = PerformanceRule()
-    retrain: Retrain = Retrain()
-
-
 class Pipeline(Spec):
     """One pipeline, as its YAML file declares it."""
 
@@ -491,6 +454,7 @@ class Pipeline(Spec):
             *self._feature_misfits(),
             *self._metric_misfits(),
             *self._training_misfits(),
+            *self._segment_misfits(),
             *self._redaction_misfits(),
             *self._rollout_misfits(),
         ]:
@@ -534,14 +498,21 @@ class Pipeline(Spec):
         fitting = TASK_METRICS[task]
         named: list[tuple[KeyPath, Metric]] = [
             (("training", "search", "metric"), self.training.search.metric),
-            (("monitoring", "performance", "metric"), self.monitoring.performance.metric),
         ]
+        watched = self.monitoring.performance.metric
+        where: KeyPath = ("monitoring", "performance", "metric")
+        if watched != "cost":
+            named.append((where, watched))
+        elif self.training.costs is None:
+            yield where, "what answers cost is declared in training.costs"
+        if watched != "cost" and self.monitoring.retrain.min_cost is not None:
+            yield ("monitoring", "retrain", "min_cost"), "monitoring.performance.metric is not cost"
         for number, gate in enumerate(self.promotion.gates):
             if isinstance(
                 gate, ExportParityGate | LatencyBudgetGate | SizeBudgetGate | SignatureGate
             ):
                 continue
-            where: KeyPath = ("promotion", "gates", number, "metric")
+            where = ("promotion", "gates", number, "metric")
             named.append((where, gate.metric))
             lower = gate.metric in LOWER_IS_BETTER
             other = (
@@ -562,7 +533,9 @@ class Pipeline(Spec):
             if metric not in fitting:
                 known = ", ".join(fitting)
                 yield where, f"'{metric}' does not fit a {task} task; there are: {known}"
-        if task is Task.MULTICLASS and set(self.monitoring.retrain.when) != {"drift"}:
+        if task is Task.MULTICLASS and any(
+            "performance" in condition for condition in self.monitoring.retrain.when
+        ):
             yield (
                 ("monitoring", "retrain", "when"),
                 "the performance of a multiclass task is not watched; there is: drift",
@@ -576,15 +549,26 @@ class Pipeline(Spec):
                     yield ("training", key), "a regression task has no classes"
         if training.costs and task is not Task.BINARY:
             yield ("training", "costs"), f"a {task} task has no threshold that costs could set"
-        for number, name in enumerate(training.slices):
-            where = ("training", "slices", number)
+        yield from self._slice_misfits(("training", "slices"), training.slices)
+        yield from self._slice_misfits(("monitoring", "segments"), self.monitoring.segments or ())
+
+    def _slice_misfits(self, key: KeyPath, names: tuple[str, ...]) -> Iterator[Misfit]:
+        for number, name in enumerate(names):
+            where = (*key, number)
             field = self.schema_.fields.get(name)
             if field is None:
                 yield where, f"there is no field '{name}'"
             elif name in (self.schema_.id, self.target.field):
                 yield where, f"'{name}' is the target or the record id"
             elif field.type not in (FieldType.STRING, FieldType.BOOL):
-                yield where, f"slices are by string or bool fields, '{name}' is {field.type}"
+                yield where, f"{key[-1]} are by string or bool fields, '{name}' is {field.type}"
+
+    def _segment_misfits(self) -> Iterator[Misfit]:
+        segments = self.monitoring.segments or ()
+        for number, name in enumerate(segments):
+            where = ("monitoring", "segments", number)
+            if name in self.schema_.fields and name not in self.inputs:
+                yield where, f"'{name}' is no input of the model, and not in the prediction log"
 
     def _redaction_misfits(self) -> Iterator[Misfit]:
         inputs = self.inputs
@@ -602,6 +586,14 @@ class Pipeline(Spec):
         """Fields that the model needs, in the order of the schema."""
         used = {source for feature in self.features.values() for source in feature.sources}
         return {name: spec for name, spec in self.schema_.fields.items() if name in used}
+
+    @property
+    def segments(self) -> tuple[str, ...]:
+        """Logged fields whose values are watched apart."""
+        declared = self.monitoring.segments
+        wanted = self.training.slices if declared is None else declared
+        logged = self.inputs.keys() - set(self.serving.log.redact)
+        return tuple(name for name in wanted if name in logged)
 
     @property
     def record_topic(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any, TypeVar, cast
 
 import grpc
@@ -11,7 +11,7 @@ from everloop_contracts.grpc_client import channel, error_info
 from everloop_runtime.errors import KINDS, EverloopError, Kind
 from everloop_runtime.telemetry import trace_headers
 
-__all__ = ["call", "channel"]
+__all__ = ["call", "channel", "stream"]
 
 _KINDS = KINDS | {
     grpc.StatusCode.CANCELLED: Kind.UNAVAILABLE,
@@ -29,9 +29,32 @@ def call(method: Callable[..., Answer], request: Any, *, timeout: float) -> Answ
     try:
         return method(request, timeout=timeout, metadata=tuple(trace_headers().items()))
     except grpc.RpcError as error:
-        answer = cast(grpc.Call, error)  # every RpcError of a call is one
-        code = answer.code()
-        reason, metadata = error_info(answer)
-        raise EverloopError(
-            _KINDS.get(code, Kind.INTERNAL), reason, answer.details() or code.name, **metadata
-        ) from error
+        raise _failure(error) from error
+
+
+def stream(
+    method: Callable[..., Any], request: Any, *, timeout: float
+) -> Generator[Any, None, None]:
+    """Calls a method that answers with a stream, with a deadline in seconds for all of it and the current trace.
+
+    The call is cancelled when the iterator is closed.
+
+    Raises:
+        EverloopError: what the service answered; kind unavailable if it did not.
+    """
+    answers = method(request, timeout=timeout, metadata=tuple(trace_headers().items()))
+    try:
+        yield from answers
+    except grpc.RpcError as error:
+        raise _failure(error) from error
+    finally:
+        answers.cancel()
+
+
+def _failure(error: grpc.RpcError) -> EverloopError:
+    answer = cast(grpc.Call, error)  # every RpcError of a call is one
+    code = answer.code()
+    reason, metadata = error_info(answer)
+    return EverloopError(
+        _KINDS.get(code, Kind.INTERNAL), reason, answer.details() or code.name, **metadata
+    )

@@ -8,12 +8,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
+from opentelemetry.trace import SpanKind
 from prometheus_client import Counter, Histogram
 
 from everloop_runtime.errors import GRPC_CODES, INTERNAL, EverloopError, Kind, rich_status
@@ -40,9 +42,20 @@ SECONDS = Histogram(
 class _Interceptor(grpc.ServerInterceptor):
     """Continues the caller's trace, counts and times the call, and turns errors into statuses."""
 
-    def __init__(self, streams: int) -> None:
-        """Takes how many streams may run at once: each holds a worker for as long as it lasts."""
+    def __init__(self, streams: int, watched: Mapping[str, int]) -> None:
+        """Takes how many streams may run at once: each holds a worker for as long as it lasts.
+
+        Those of the methods in `watched` have workers of their own, as many as it says.
+        """
         self._streams = threading.BoundedSemaphore(streams)
+        self._watched = {
+            method: (
+                threading.BoundedSemaphore(count),
+                # One more, which refuses.
+                ThreadPoolExecutor(count + 1, thread_name_prefix="watch"),
+            )
+            for method, count in watched.items()
+        }
 
     def intercept_service(
         self,
@@ -62,10 +75,15 @@ class _Interceptor(grpc.ServerInterceptor):
             "response_serializer": handler.response_serializer,
         }
         if answer_all := handler.unary_stream or handler.stream_stream:
+            limit, pool = self._watched.get(method, (self._streams, None))
 
             def stream(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
-                with _observed(method, headers, context), self._stream():
+                with _observed(method, headers, context), _held(limit):
                     yield from answer_all(request, context)
+
+            if pool:
+                # What grpcio asks the function of a method for.
+                stream.experimental_thread_pool = pool  # type: ignore[attr-defined]
 
             make = (
                 grpc.stream_stream_rpc_method_handler
@@ -77,7 +95,7 @@ class _Interceptor(grpc.ServerInterceptor):
         if collect := handler.stream_unary:
 
             def collected(requests: Any, context: grpc.ServicerContext) -> Any:
-                with _observed(method, headers, context), self._stream():
+                with _observed(method, headers, context), _held(self._streams):
                     return collect(requests, context)
 
             collecting: Handler = grpc.stream_unary_rpc_method_handler(collected, **coding)
@@ -92,17 +110,16 @@ class _Interceptor(grpc.ServerInterceptor):
         single: Handler = grpc.unary_unary_rpc_method_handler(unary, **coding)
         return single
 
-    @contextmanager
-    def _stream(self) -> Iterator[None]:
-        """Holds one of the workers that streams may have."""
-        if not self._streams.acquire(blocking=False):
-            raise EverloopError(
-                Kind.EXHAUSTED, "TOO_MANY_STREAMS", "too many streams: ask again later"
-            )
-        try:
-            yield
-        finally:
-            self._streams.release()
+
+@contextmanager
+def _held(workers: threading.BoundedSemaphore) -> Iterator[None]:
+    """Holds one of the workers that streams may have."""
+    if not workers.acquire(blocking=False):
+        raise EverloopError(Kind.EXHAUSTED, "TOO_MANY_STREAMS", "too many streams: ask again later")
+    try:
+        yield
+    finally:
+        workers.release()
 
 
 @contextmanager
@@ -112,7 +129,8 @@ def _observed(
     """Runs a call inside its span, with its metrics; an error ends it with a status of its kind."""
     began = time.perf_counter()
     error = None
-    with span(method, headers):
+    attributes = {"rpc.system": "grpc", "rpc.method": method}
+    with span(method, headers, kind=SpanKind.SERVER, attributes=attributes):
         try:
             yield
         except EverloopError as raised:
@@ -163,9 +181,21 @@ class GrpcServer(Component):
     name = "gRPC server"
 
     def __init__(
-        self, settings: ServiceSettings, services: Sequence[str], register: Sequence[Register]
+        self,
+        settings: ServiceSettings,
+        services: Sequence[str],
+        register: Sequence[Register],
+        watched: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
-        """Takes full service names (for health and reflection) and what adds their servicers."""
+        """Takes what it serves.
+
+        Args:
+            settings: those of the service.
+            services: full names of services, for health and reflection.
+            register: what adds their servicers.
+            watched: methods, `/service/method`, whose streams last for as long as somebody watches, and how many of
+                them there may be at once. Each has a thread of its own, so that they take no worker from anybody else.
+        """
         self._address = settings.grpc_address
         self._drain = settings.drain_seconds
         self._health = _Health()
@@ -173,8 +203,8 @@ class GrpcServer(Component):
         self._server = grpc.server(
             ThreadPoolExecutor(settings.grpc_workers, thread_name_prefix="grpc"),
             # Half of the workers stay free for calls, the health check among them.
-            interceptors=[_Interceptor(max(1, settings.grpc_workers // 2))],
-            maximum_concurrent_rpcs=settings.grpc_max_concurrent_calls,
+            interceptors=[_Interceptor(max(1, settings.grpc_workers // 2), watched)],
+            maximum_concurrent_rpcs=settings.grpc_max_concurrent_calls + sum(watched.values()),
             options=[
                 ("grpc.max_receive_message_length", limit),
                 ("grpc.max_send_message_length", limit),

@@ -19,6 +19,7 @@ from kafka.errors import (
     RecordListTooLargeError,
     TopicAlreadyExistsError,
 )
+from opentelemetry.trace import SpanKind
 from prometheus_client import Counter
 
 from everloop_runtime.database import Database, Pending
@@ -394,7 +395,15 @@ class EventConsumer(Component):
             try:
                 event = decode(value, headers)
                 kind = event.type
-                with span(f"handle {kind}", event.trace):
+                attributes = {
+                    "messaging.system": "kafka",
+                    "messaging.destination.name": record.topic,
+                    "messaging.message.id": event.id,
+                    "everloop.pipeline": event.pipeline,
+                }
+                with span(
+                    f"handle {kind}", event.trace, kind=SpanKind.CONSUMER, attributes=attributes
+                ):
                     self._handler(event)
                 HANDLED.labels(kind, "done").inc()
                 return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 from prometheus_client import start_http_server
 
@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
 __all__ = ["MetricsServer"]
+
+
+SILENCE: Final = 10.0
+"""Seconds after which a caller that says nothing is cut off: each has a thread."""
 
 
 class MetricsServer(Component):
@@ -28,6 +32,8 @@ class MetricsServer(Component):
     def start(self, stopper: Stopper) -> None:
         """Binds and serves from a thread of its own."""
         self._server, self._thread = start_http_server(self._port, addr=self._host)
+        handler: Any = self._server.RequestHandlerClass
+        self._server.RequestHandlerClass = type("Handler", (handler,), {"timeout": SILENCE})
         if self._app:
             self._server.set_app(self._app)
 

@@ -1,20 +1,28 @@
-"""Logs and traces: one line per log record with the trace id in it, W3C trace context across gRPC and Kafka."""
+"""Logs and traces: one line per log record with the trace id in it, W3C trace context across gRPC and Kafka.
+
+Spans go by OTLP (HTTP, Protobuf) where `OTEL_EXPORTER_OTLP_ENDPOINT` says; the other variables of OpenTelemetry's
+specification hold as well (`OTEL_TRACES_SAMPLER`, `OTEL_EXPORTER_OTLP_HEADERS`, …): the SDK reads them by itself.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from opentelemetry import trace
+from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 __all__ = ["configure", "span", "trace_headers"]
 
+_ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 _PROPAGATOR = TraceContextTextMapPropagator()
 # What every LogRecord has by itself; anything else came with `extra=`.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -49,14 +57,30 @@ def configure(service: str, level: str = "INFO") -> None:
     for noisy in ("kafka", "botocore", "urllib3", "alembic", "aiobotocore", "mlflow"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     if not isinstance(trace.get_tracer_provider(), TracerProvider):
-        trace.set_tracer_provider(TracerProvider())
+        resource = Resource.create({SERVICE_NAME: f"everloop-{service.replace('_', '-')}"})
+        provider = TracerProvider(resource=resource)
+        if any(os.environ.get(name) for name in _ENDPOINTS):
+            # Importing it takes a moment, and most do not ask for it.
+            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+            # In the background and bounded; the provider sends the rest when the process ends.
+            provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        trace.set_tracer_provider(provider)
 
 
 @contextmanager
-def span(name: str, headers: Mapping[str, str] | None = None) -> Iterator[None]:
+def span(
+    name: str,
+    headers: Mapping[str, str] | None = None,
+    *,
+    kind: trace.SpanKind = trace.SpanKind.INTERNAL,
+    attributes: Mapping[str, str] | None = None,
+) -> Iterator[None]:
     """Runs a block inside a span; its parent is the trace context in `headers`, or the current span."""
     parent = _PROPAGATOR.extract(dict(headers)) if headers is not None else None
-    with trace.get_tracer("everloop").start_as_current_span(name, context=parent):
+    with trace.get_tracer("everloop").start_as_current_span(
+        name, context=parent, kind=kind, attributes=attributes
+    ):
         yield
 
 

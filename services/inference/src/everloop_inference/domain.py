@@ -122,12 +122,15 @@ class Wanted:
         version: its number in the registry.
         run_id: MLflow run that holds the artifact.
         sha256: SHA-256 of the ONNX file, hexadecimal, as the registry knows it.
+        artifact_sha256: SHA-256 of all its files, hexadecimal, as `everloop_contracts.artifacts` makes it; empty where
+            the registry knows only that of the ONNX file.
     """
 
     model: str
     version: int
     run_id: str
     sha256: str
+    artifact_sha256: str = ""
 
 
 class Strategy(StrEnum):

@@ -80,6 +80,8 @@ class MetricsGateway(Collector):
             length = int(environ["CONTENT_LENGTH"])
         except (KeyError, ValueError):
             return "411 Length Required"
+        if length < 0:  # would be read until the connection ends
+            return "411 Length Required"
         with self._lock:
             self._forget_old()
             others = sum(len(one.text) for name, one in self._pushed.items() if name != labels)

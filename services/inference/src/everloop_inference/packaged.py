@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from everloop_inference.settings import PackagedSettings
 from everloop_runtime import telemetry
 from everloop_runtime.service import Component, Stopper, run
 
-__all__ = ["VERSION", "Package", "main"]
+__all__ = ["VERSION", "Package", "Server", "assemble", "main"]
 
 VERSION = "version.json"
 """Which version a package holds."""
@@ -49,6 +50,10 @@ class Package:
         """See `ports.Registry`."""
         return Production([self.wanted])
 
+    def changes(self) -> Iterator[None]:
+        """See `ports.Registry`; there are none."""
+        return iter(())
+
     def report(self, report: Report) -> bool:
         """See `ports.Registry`; there is never a trial."""
         return False
@@ -56,7 +61,7 @@ class Package:
     def close(self) -> None:
         """See `ports.Registry`; it holds nothing."""
 
-    def download(self, run_id: str, folder: Path) -> None:
+    def download(self, wanted: Wanted, folder: Path) -> None:
         """See `ports.Artifacts`."""
         shutil.copytree(self.folder, folder, dirs_exist_ok=True)
 
@@ -88,17 +93,32 @@ class Server(Component):
         self._replica.stop()
 
 
-def main() -> int:
-    """Serves until it is told to stop; returns the exit status."""
-    settings = PackagedSettings.load()
-    telemetry.configure("inference", settings.log_level)
+def assemble(settings: PackagedSettings, *, listens: bool = True) -> tuple[Replica, Server]:
+    """Puts the replica of a package together, and what starts it.
+
+    Args:
+        settings: name the folder of the package.
+        listens: whether callers reach it by its addresses; otherwise by `Replica.http` and `Replica.rpc` alone.
+
+    Raises:
+        OSError, ValueError, TypeError: the folder holds no package.
+    """
     package = Package.read(settings.model_dir)
     model = package.wanted.model
     policy = replace(load_policies(settings.model_dir)[model], pool=None)
     if not settings.kafka_bootstrap:
         policy = replace(policy, log_sample=0.0)
-    replica = Replica(settings, {model: policy}, registry=package, artifacts=package)
-    return run([Server(replica, package.wanted)])
+    only = "" if listens else model
+    replica = Replica(settings, {model: policy}, only=only, registry=package, artifacts=package)
+    return replica, Server(replica, package.wanted)
+
+
+def main() -> int:
+    """Serves until it is told to stop; returns the exit status."""
+    settings = PackagedSettings.load()
+    telemetry.configure("inference", settings.log_level)
+    _, server = assemble(settings)
+    return run([server])
 
 
 if __name__ == "__main__":

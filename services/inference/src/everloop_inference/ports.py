@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeAlias
 
 from everloop_features.inputs import Block, InputSpec
-from everloop_inference.domain import Answer, ArmStats, Engine, Production
+from everloop_inference.domain import Answer, ArmStats, Engine, Production, Wanted
 
 __all__ = [
     "Artifacts",
@@ -65,6 +65,13 @@ class Registry(Protocol):
             EverloopError: kind unavailable: the registry does not answer.
         """
 
+    def changes(self) -> Iterator[None]:
+        """Yields when something else may be in Production or on trial; it may end, and be asked again, at any time.
+
+        Raises:
+            EverloopError: the registry does not tell.
+        """
+
     def report(self, report: Report) -> bool:
         """Tells what this replica has seen of a rollout; returns whether it still runs.
 
@@ -79,14 +86,16 @@ class Registry(Protocol):
 class Artifacts(Protocol):
     """Holds the files of a version."""
 
-    def download(self, run_id: str, folder: Path) -> None:
-        """Puts what a version needs into an empty folder.
+    def download(self, wanted: Wanted, folder: Path) -> None:
+        """Puts the files of a version into an empty folder.
 
-        That is `model.onnx` if the run has an export, `manifest.json`, `golden.json`, and the MLflow model as it was
-        logged as `model/`.
+        That is `model.onnx` if it has an export, `manifest.json`, `golden.json`, and the rest of the MLflow model as it
+        was logged below `model/`. Nobody has compared them with what the registry says.
 
         Raises:
-            EverloopError: kind unavailable: they cannot be had now.
+            EverloopError: kind unavailable: they cannot be had now; kind not_found or precondition: they are gone, not
+                what was registered (reason `ARTIFACT_CHANGED`), or too many bytes (`ARTIFACT_TOO_LARGE`).
+            OSError: this machine cannot keep them.
         """
 
 

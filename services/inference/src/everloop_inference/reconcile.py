@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
@@ -21,6 +22,9 @@ from everloop_runtime.errors import EverloopError
 __all__ = ["Reconciler"]
 
 log = logging.getLogger(__name__)
+
+WATCH_AGAIN_SECONDS = (0.5, 3.0)
+"""Least and longest pause before the registry is asked again to tell of changes."""
 
 
 class Reconciler:
@@ -63,8 +67,10 @@ class Reconciler:
         self._loader = loader
         self._models = models
         self._state = state
-        self._attempts = Attempts(loader, policies, retry_max_seconds, downloads)
+        self._due = threading.Event()
+        self._attempts = Attempts(loader, policies, retry_max_seconds, downloads, self.wake)
         self._rollouts = Rollouts(registry, self._attempts, models, replica)
+        self._production: frozenset[Wanted] = frozenset()
         self._named: frozenset[Wanted] = frozenset()
         self._unnamed: frozenset[str] = frozenset()
         self._reachable = True
@@ -101,7 +107,8 @@ class Reconciler:
         self._reachable = True
         self._mention_unnamed(frozenset(wanted.model for wanted in production.versions))
         candidates = [trial.candidate for trial in production.trials]
-        self._named = frozenset(production.versions).union(candidates)
+        self._production = frozenset(production.versions)
+        self._named = self._production.union(candidates)
         self._attempts.forget(keep=self._named)
         before = self._models.serving
         for wanted in production.versions:
@@ -114,16 +121,36 @@ class Reconciler:
             self._prune()
         return True
 
+    def watch(self, stopping: threading.Event) -> None:
+        """Wakes `run` when the registry tells of a change, until told to stop; `run` sees the others later."""
+        while not stopping.is_set():
+            try:
+                for _ in self._registry.changes():
+                    self.wake()
+            except EverloopError as error:
+                log.debug("the registry does not tell of changes: %s", error)
+            stopping.wait(random.uniform(*WATCH_AGAIN_SECONDS))
+
+    def wake(self) -> None:
+        """Lets `run` go on at once; for any thread."""
+        self._due.set()
+
     def run(self, stopping: threading.Event, seconds: float, settled: threading.Event) -> None:
-        """Calls `once` now and every so many seconds until told to stop; says when nothing is on its way any more."""
+        """Calls `once` now, every so many seconds and when woken, until told to stop, of which it must be woken.
+
+        Says when no version in Production is on its way any more: those on trial may come later.
+        """
         while True:
+            self._due.clear()
             try:
                 self.once()
             except Exception:
                 log.exception("reconciling failed, what serves goes on")
-            if not self._attempts.downloading:
+            if not self._attempts.downloading(self._production):
                 settled.set()
-            if stopping.wait(seconds):
+            if not stopping.is_set():
+                self._due.wait(seconds)
+            if stopping.is_set():
                 return
 
     def _promote(self, wanted: Wanted) -> bool:

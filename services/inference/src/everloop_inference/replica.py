@@ -14,7 +14,6 @@ from prometheus_client import REGISTRY
 
 from everloop_inference.adapters.engines import LocalEngines
 from everloop_inference.adapters.kafka import KafkaSink
-from everloop_inference.adapters.mlflow import MlflowArtifacts
 from everloop_inference.adapters.registry import GrpcRegistry
 from everloop_inference.batching import Capacity
 from everloop_inference.domain import Production, ServingPolicy
@@ -86,16 +85,23 @@ class Replica:
         # Pools keep what they load to themselves: whoever cleans up removes what it does not know.
         folder = settings.data_dir / "pools" / only if only else settings.data_dir
         epoch = secrets.token_hex(8)
-        self._registry = registry or GrpcRegistry(
-            settings.registry_address, settings.registry_timeout_seconds
-        )
+        if registry is None or artifacts is None:
+            gateway = GrpcRegistry(
+                settings.registry_address,
+                settings.registry_timeout_seconds,
+                settings.download_timeout_seconds,
+                settings.artifact_cache_bytes,
+            )
+            registry, artifacts = registry or gateway, artifacts or gateway
+        self._registry = registry
         self.reconciler = Reconciler(
             self._registry,
             Loader(
-                artifacts or _artifacts(settings),
+                artifacts,
                 LocalEngines(),
                 folder / "artifacts",
                 settings.golden_tolerance,
+                settings.artifact_cache_bytes,
             ),
             self.models,
             policies,
@@ -143,6 +149,10 @@ class Replica:
             daemon=True,
         )
 
+        self._watching = threading.Thread(
+            target=self.reconciler.watch, args=(self._stopping,), name="watch", daemon=True
+        )
+
     def start(self) -> None:
         """Lets the last good set serve, gets what the registry names, and listens.
 
@@ -153,6 +163,7 @@ class Replica:
         # A replica that listens shares its address with others: it must know what they know. One of a pool was started
         # for requests that wait.
         self._reconciling.start()
+        self._watching.start()
         self._primed.wait(self._prime_seconds)
         REGISTRY.register(self.log.books)
         REGISTRY.register(self._trial_metrics)
@@ -177,6 +188,7 @@ class Replica:
     def stop(self) -> None:
         """Stops taking requests, answers those it has, and writes the log out."""
         self._stopping.set()
+        self.reconciler.wake()
         self._listeners.stop()
         # Nobody is left to be answered: what still runs must not keep the log waiting.
         self._slow.shutdown(wait=False, cancel_futures=True)
@@ -215,15 +227,4 @@ def _capacity(settings: InferenceSettings) -> Capacity:
         explain_requests=settings.explain_requests,
         mirror_rows=settings.mirror_rows,
         mirror_bytes=settings.mirror_bytes,
-    )
-
-
-def _artifacts(settings: InferenceSettings) -> MlflowArtifacts:
-    return MlflowArtifacts(
-        settings.mlflow_uri,
-        settings.download_timeout_seconds,
-        s3_endpoint=settings.s3_endpoint,
-        s3_access_key=settings.s3_access_key,
-        s3_secret_key=settings.s3_secret_key.get_secret_value(),
-        s3_region=settings.s3_region,
     )

@@ -98,7 +98,11 @@ class InferenceSettings(ServiceSettings):
     reconcile_seconds: float = Field(default=1.0, gt=0)
     """Time between two looks at what should be served, in seconds."""
     downloads: int = Field(default=4, ge=1)
-    """Artifacts that a replica downloads at once, each in a process of about 170 MB."""
+    """Artifacts that a replica downloads at once."""
+    artifact_cache_bytes: int = Field(default=2 * 1024**3, ge=1)
+    """Disk for the files of versions, in bytes: what served lately serves again at once. Replicas of a node share
+    it, those of a pool have as much of their own. What serves, what served before it and what is on trial stays also
+    beyond it. A version that is larger by itself is refused."""
     download_timeout_seconds: float = Field(default=120.0, gt=0)
     """Time that the download of one artifact may take, in seconds."""
     load_retry_max_seconds: float = Field(default=60.0, gt=0)
@@ -195,7 +199,7 @@ class PackagedSettings(InferenceSettings):
     model_dir: Path
     """Folder that `everloop package` has filled."""
     kafka_bootstrap: str = ""
-    """Kafka, for the prediction log; where it is empty nothing is logged."""
+    """Kafka, for the prediction log; where it is empty, and on AWS Lambda, nothing is logged."""
     metrics_push_seconds: float = Field(default=0.0, ge=0)
     """Time between two pushes of metrics, in seconds; 0 for none: `/metrics` of the HTTP address shows them."""
 

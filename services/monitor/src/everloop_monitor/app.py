@@ -12,11 +12,13 @@ from everloop_contracts.stubs.everloop.monitoring.v1 import monitoring_pb2_grpc
 from everloop_monitor.adapters.mlflow import MlflowReferences
 from everloop_monitor.adapters.nannyml import NannymlDetectors
 from everloop_monitor.consumer import GROUP, WATCHED, handler
+from everloop_monitor.detectors import known_detectors
 from everloop_monitor.evaluate import Evaluator
 from everloop_monitor.retention import Bounds, keep_within_bounds
 from everloop_monitor.servicer import MonitoringServicer
 from everloop_monitor.settings import MonitorSettings
-from everloop_monitor.worker import Worker
+from everloop_monitor.warn import Lookout
+from everloop_monitor.worker import Chore, Worker
 from everloop_runtime import telemetry
 from everloop_runtime.database import Database
 from everloop_runtime.grpc_server import GrpcServer
@@ -25,7 +27,9 @@ from everloop_runtime.kafka import EventConsumer, OutboxRelay, Topics
 from everloop_runtime.metrics import MetricsServer
 from everloop_runtime.service import run
 
-__all__ = ["main"]
+__all__ = ["MIGRATIONS", "main"]
+
+MIGRATIONS = Path(__file__).parent / "migrations"
 
 SERVICE = "everloop.monitoring.v1.MonitoringService"
 
@@ -47,8 +51,16 @@ def main() -> int:
                 file=sys.stderr,
             )
             return 2
+        unknown = set(pipeline.monitoring.detectors) - known_detectors()
+        if unknown:
+            print(
+                f"pipeline {pipeline.name}: monitoring.detectors: there is no detector"
+                f" '{min(unknown)}'; there are: {', '.join(sorted(known_detectors()))}",
+                file=sys.stderr,
+            )
+            return 2
     database = Database(settings.database_url)
-    database.upgrade(Path(__file__).parent / "migrations")
+    database.upgrade(MIGRATIONS)
     worker = _worker(settings, database, pipelines)
     grpc = _grpc_server(settings, database, pipelines)
     components = [
@@ -93,12 +105,15 @@ def _worker(
         retained_decisions=settings.retained_decisions,
         retained_versions=settings.retained_versions,
     )
-    return Worker(
-        evaluator,
-        detectors.prepare,
-        lambda: keep_within_bounds(database, bounds, datetime.now(UTC)),
-        settings.maintenance_seconds,
+    lookout = Lookout(database, pipelines, detectors)
+    chores = (
+        Chore(
+            lambda: keep_within_bounds(database, bounds, datetime.now(UTC)),
+            settings.maintenance_seconds,
+        ),
+        Chore(lookout.look, settings.early_warning_seconds),
     )
+    return Worker(evaluator, detectors.prepare, chores)
 
 
 def _grpc_server(

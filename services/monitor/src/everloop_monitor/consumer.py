@@ -9,21 +9,25 @@ from everloop_contracts.pipeline import Pipeline
 from everloop_contracts.stubs.everloop.inference.v1.events_pb2 import PredictionsLogged
 from everloop_contracts.stubs.everloop.ingest.v1.events_pb2 import ActualsRecorded
 from everloop_contracts.stubs.everloop.registry.v1.events_pb2 import ModelPromoted, ModelRegistered
-from everloop_contracts.stubs.everloop.registry.v1.registry_pb2 import STAGE_STAGING
+from everloop_contracts.stubs.everloop.registry.v1.registry_pb2 import STAGE_REJECTED, STAGE_STAGING
+from everloop_contracts.stubs.everloop.training.v1.events_pb2 import TrainingFailed
+from everloop_contracts.stubs.everloop.training.v1.training_pb2 import CAUSE_DRIFT
 from everloop_monitor.record import (
     expect_version,
+    fail_request,
     log_predictions,
     record_actuals,
+    refuse_version,
     watch_version,
 )
 from everloop_runtime.database import Database
 from everloop_runtime.errors import EverloopError, Kind
-from everloop_runtime.events import ACTUALS, MODELS, PREDICTIONS, Event
+from everloop_runtime.events import ACTUALS, MODELS, PREDICTIONS, TRAININGS, Event
 
 __all__ = ["GROUP", "WATCHED", "handler"]
 
 GROUP = "everloop.monitor"
-WATCHED = (PREDICTIONS, ACTUALS, MODELS)
+WATCHED = (PREDICTIONS, ACTUALS, MODELS, TRAININGS)
 
 
 def handler(
@@ -52,6 +56,12 @@ def handler(
                 )
             case ModelRegistered(version=passed) if passed.stage == STAGE_STAGING:
                 expect_version(database, event.id, passed.model, passed.version, passed.run_id)
+            case ModelRegistered(version=refused) if refused.stage == STAGE_REJECTED:
+                if refused.cause != CAUSE_DRIFT:
+                    return
+                refuse_version(database, event.id, refused.model, refused.version)
+            case TrainingFailed(pipeline=name):
+                fail_request(database, event.id, name, event.cause)
             case _:
                 return  # a rejected version predicts nothing, and rollouts change nothing that is watched
         wake()

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import re
 import uuid
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "CONDITIONS",
     "ODD",
     "Action",
     "Chunk",
     "Condition",
     "Decision",
+    "EarlyWarning",
+    "Evidence",
     "FeatureDrift",
+    "Finding",
     "Measurement",
+    "Normal",
+    "Outcome",
     "Prediction",
+    "Reading",
     "Readings",
     "RecordedDecision",
     "Report",
@@ -33,9 +41,34 @@ __all__ = [
     "stable_id",
 ]
 
-Condition = Literal["drift", "estimated_performance", "realised_performance"]
-Action = Literal["retrain", "wait", "cooldown", "already_requested"]
+Condition = Literal[
+    "drift",
+    "multivariate_drift",
+    "output_drift",
+    "segment_drift",
+    "data_quality",
+    "schema_skew",
+    "estimated_performance",
+    "realised_performance",
+    "segment_performance",
+]
+CONDITIONS: tuple[Condition, ...] = get_args(Condition)
+"""All that a chunk can alert on."""
+Action = Literal[
+    "retrain",
+    "wait",
+    "cooldown",
+    "already_requested",
+    "quiet_hours",
+    "over_budget",
+    "helped",
+    "did_not_help",
+]
+"""What the policy decides; the last two, about the version that came of a request."""
+Outcome = Literal["open", "promoted", "rejected", "failed"]
 
+_SHOWN = 5
+"""Findings that a text names."""
 # Makes ids that a replay makes again.
 _NAMESPACE = uuid.UUID("0b2c1f6e-6f0a-5d0e-9d0a-6d6f6e69746f")
 _PREDICTION_ID = re.compile(r"([0-9a-f]{16})-([0-9a-f]{1,15})")
@@ -128,20 +161,63 @@ class Rows:
 
 
 @dataclass(frozen=True, slots=True)
-class Readings:
-    """What the detector reads from a chunk, before any rule has judged it.
+class Normal:
+    """What chunks of the reference sample show, as a reading of the present size would: a bell curve.
 
     Attributes:
-        distances: distance to the reference sample per feature, 0 to 1.
-        reconstruction_error: mean PCA reconstruction error; None with fewer than two numeric features.
-        reconstruction_limit: upper bound that the reference sample puts around it.
-        estimated: performance estimated without labels; None where it cannot be.
+        mean: where it lies.
+        deviation: its standard deviation, with what is not known of its mean.
+        freedom: degrees of freedom of that deviation.
     """
 
-    distances: dict[str, float]
-    reconstruction_error: float | None = None
-    reconstruction_limit: float | None = None
-    estimated: float | None = None
+    mean: float
+    deviation: float
+    freedom: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A number that a detector reads from a chunk, before any rule has judged it.
+
+    Attributes:
+        condition: what it is about.
+        measure: name of the number.
+        value: the number; finite.
+        feature: field that it is of; empty where it is of the whole.
+        segment: `field=value` of the rows that it is of; empty for all.
+        error: standard error of the value that chance alone explains at this number of rows; 0 where the reference
+            sample's chunks show it.
+        distance: True for a distance between samples, which is never 0 and shrinks with their rows.
+        reference: the same of the whole reference sample, where a rule compares with that.
+        normal: what chunks of the reference sample show; None where nothing was learned.
+    """
+
+    condition: Condition
+    measure: str
+    value: float
+    feature: str = ""
+    segment: str = ""
+    error: float = 0.0
+    distance: bool = False
+    reference: float | None = None
+    normal: Normal | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Readings:
+    """What was read from a chunk.
+
+    Attributes:
+        items: every reading.
+        watched: the conditions that were looked at; one without a reading is in order.
+    """
+
+    items: tuple[Reading, ...] = ()
+    watched: frozenset[Condition] = frozenset()
+
+    def of(self, condition: Condition, segment: str = "") -> list[Reading]:
+        """The readings of a condition."""
+        return [r for r in self.items if r.condition == condition and r.segment == segment]
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +249,20 @@ class FeatureDrift:
 
 
 @dataclass(frozen=True, slots=True)
+class Finding:
+    """Something else that was found; of a single feature only where it alerts."""
+
+    condition: Condition
+    measurement: Measurement
+    feature: str = ""
+    segment: str = ""
+
+    def __str__(self) -> str:
+        where = " in ".join(name for name in (self.feature, self.segment) if name)
+        return f"{where} {self.measurement}".lstrip()
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """What an evaluated chunk showed.
 
@@ -183,6 +273,9 @@ class Report:
         multivariate: reconstruction error.
         estimated: performance without labels.
         realised: performance with labels; None until enough have come.
+        findings: everything else.
+        verdicts: whether the chunk alerts on each condition besides drift and performance that was looked at.
+        severities: how many times what is tolerated was reached, by condition; 1 is the limit.
     """
 
     features: tuple[FeatureDrift, ...]
@@ -191,6 +284,9 @@ class Report:
     multivariate: Measurement | None = None
     estimated: Measurement | None = None
     realised: Measurement | None = None
+    findings: tuple[Finding, ...] = ()
+    verdicts: Mapping[Condition, bool] = field(default_factory=dict)
+    severities: Mapping[Condition, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,11 +330,13 @@ class Chunk:
 
     @property
     def alert(self) -> bool:
-        """True if anything that the pipeline sets a limit for is beyond it."""
-        return any(
-            self.verdict(condition)
-            for condition in ("drift", "estimated_performance", "realised_performance")
-        )
+        """True if anything is beyond its limit."""
+        return any(self.verdict(condition) for condition in CONDITIONS)
+
+    @property
+    def alerts(self) -> list[Condition]:
+        """What the chunk alerts on."""
+        return [condition for condition in CONDITIONS if self.verdict(condition)]
 
     def verdict(self, condition: Condition) -> bool | None:
         """Whether the chunk alerts on a condition; None while that is not known."""
@@ -246,10 +344,27 @@ class Chunk:
             return None
         if condition == "drift":
             return self.report.drift_alert
+        if condition not in ("estimated_performance", "realised_performance"):
+            return self.report.verdicts.get(condition)
         measured = (
             self.report.estimated if condition == "estimated_performance" else self.report.realised
         )
         return None if measured is None else measured.alert
+
+    def severity(self, condition: Condition) -> float:
+        """How many times what is tolerated was reached; 0 where that is not known."""
+        return self.report.severities.get(condition, 0.0) if self.report else 0.0
+
+    def badness(self, condition: Condition) -> float:
+        """A number that is larger the worse the chunk is: the metric, comparable between versions, or the severity."""
+        measured = None
+        if self.report and condition == "estimated_performance":
+            measured = self.report.estimated
+        elif self.report and condition == "realised_performance":
+            measured = self.report.realised
+        if measured is None:
+            return self.severity(condition)
+        return measured.value if measured.lower is None else -measured.value
 
     def evidence(self, condition: Condition) -> str:
         """The numbers behind the verdict, for a person."""
@@ -264,6 +379,10 @@ class Chunk:
             return f"{self.report.drift_share:.0%} of the features drifted" + (
                 f" ({', '.join(drifted)})" if drifted else ""
             )
+        if condition not in ("estimated_performance", "realised_performance"):
+            found = [item for item in self.report.findings if item.condition == condition]
+            shown = [str(item) for item in found if item.measurement.alert] or ["nothing found"]
+            return ", ".join(shown[:_SHOWN]) + (", ..." if len(shown) > _SHOWN else "")
         measured = (
             self.report.estimated if condition == "estimated_performance" else self.report.realised
         )
@@ -271,8 +390,43 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
+class EarlyWarning:
+    """A feature, or `score`, that changed within a chunk that is not full.
+
+    Attributes:
+        index: number of that chunk.
+        seen_after: values of the feature after which the change was seen.
+        rows: rows that the chunk had then.
+    """
+
+    pipeline: str
+    version: int
+    index: int
+    feature: str
+    seen_after: int
+    rows: int
+    made_at: datetime
+
+    @property
+    def chunk_id(self) -> str:
+        """Id that the chunk will have."""
+        return f"{self.pipeline}/{self.version}/{self.index}"
+
+    def __str__(self) -> str:
+        return f"{self.feature} changed, seen after {self.seen_after} of {self.rows} rows"
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
-    """A request for a new model."""
+    """A request for a new model.
+
+    Attributes:
+        condition: what was asked for it.
+        badness: how bad the chunks were on that condition, on average: see `Chunk.badness`.
+        outcome: what became of it.
+        answer: version that was promoted for it; 0 if none was.
+        helped: whether that version did better; None until it is known.
+    """
 
     id: str
     pipeline: str
@@ -280,6 +434,27 @@ class Request:
     chunk_id: str
     reason: str
     made_at: datetime
+    condition: str = ""
+    badness: float = 0.0
+    outcome: str = "open"
+    answer: int = 0
+    helped: bool | None = None
+
+    @property
+    def in_vain(self) -> bool:
+        """True if it is known not to have helped."""
+        return self.outcome in ("rejected", "failed") or self.helped is False
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What a chunk showed to a decision."""
+
+    chunk_id: str
+    condition: str
+    shown: str
+    alert: bool
+    severity: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,12 +462,20 @@ class Decision:
     """What the policy decided after one evaluation.
 
     Attributes:
-        request_id: id of the request if the action is `retrain`, else empty.
+        request_id: id of the request that is made, or that the decision is about; else empty.
+        condition: what it is about; empty where it is about several.
+        severity: the worst of the chunks' on that condition.
+        badness: the average of the chunks' on that condition.
+        evidence: the chunks that it rests on.
     """
 
     action: Action
     reason: str
     request_id: str = ""
+    condition: str = ""
+    severity: float = 0.0
+    badness: float = 0.0
+    evidence: tuple[Evidence, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,6 +490,10 @@ class RecordedDecision:
     action: str
     reason: str
     made_at: datetime
+    request_id: str = ""
+    condition: str = ""
+    severity: float = 0.0
+    evidence: tuple[Evidence, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

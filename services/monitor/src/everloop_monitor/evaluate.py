@@ -12,10 +12,11 @@ from datetime import UTC, datetime
 from everloop_contracts.pipeline import Pipeline
 from everloop_monitor import metrics
 from everloop_monitor.adapters.store import chunks, labels, predictions
+from everloop_monitor.adapters.store.claims import claimed
 from everloop_monitor.batches import read_rows
 from everloop_monitor.conclude import conclude
 from everloop_monitor.count_labels import LabelCounts
-from everloop_monitor.detect import judge, judge_performance
+from everloop_monitor.detect import judge, judge_realised
 from everloop_monitor.domain import Chunk, Rows
 from everloop_monitor.ports import Detector, Detectors
 from everloop_runtime.database import Database
@@ -26,11 +27,15 @@ __all__ = ["Evaluator"]
 
 log = logging.getLogger(__name__)
 
+_AT_A_GLANCE = 8
+"""Full chunks that are tried before a pipeline's turn is over: as many replicas may hold one each."""
+
 
 class Evaluator:
     """Works off what the database says is due; used by one thread.
 
-    The chunks' states are the queue: what was not committed when the process died is due again.
+    The chunks' states are the queue: what was not committed when the process died is due again. Pipelines take turns,
+    so that the flood of one does not starve another; replicas leave a chunk to the one that holds it.
     """
 
     def __init__(
@@ -56,18 +61,25 @@ class Evaluator:
         self._now = now
         self._counts = LabelCounts(database)
         self._retry_at: dict[tuple[str, int], float] = {}
+        # Those whose turn is long ago come first.
+        self._turns: dict[str, int] = dict.fromkeys(pipelines, 0)
         # Of chunks that failed and are still due, by position.
         self._failures: dict[int, int] = {}
 
     def step(self) -> bool:
-        """Evaluates what has been due longest; False if nothing is due."""
+        """Evaluates what has been due longest of the pipeline whose turn it is; False if nothing is due."""
         skip = self._failing()
+        for name in sorted(self._pipelines, key=lambda name: self._turns[name]):
+            if self._full(name, skip) or self._look_for_labels(name, skip):
+                self._turns[name] = max(self._turns.values()) + 1
+                return True
+        return False
+
+    def _full(self, pipeline: str, skip: list[tuple[str, int]]) -> bool:
+        """Evaluates the oldest full chunk that no other replica holds; False if there is none."""
         with self._database.read() as connection:
-            chunk = chunks.next_full(connection, self._pipelines.keys(), skip)
-        if chunk is not None:
-            self._attempt(chunk, self._drift)
-            return True
-        return any(self._look_for_labels(name, skip) for name in self._pipelines)
+            due = chunks.next_full(connection, pipeline, skip, _AT_A_GLANCE)
+        return any(self._attempt(chunk, self._drift) for chunk in due)
 
     def show(self) -> None:
         """Sets the gauges to the newest chunks, and the lag."""
@@ -98,8 +110,14 @@ class Evaluator:
         self._retry_at = {key: at for key, at in self._retry_at.items() if at > now}
         return list(self._retry_at)
 
-    def _attempt(self, chunk: Chunk, evaluate: Callable[[Chunk], None]) -> None:
-        """Evaluates; a version that cannot be evaluated must not hold up the others."""
+    def _attempt(self, chunk: Chunk, evaluate: Callable[[Chunk], None]) -> bool:
+        """Evaluates, unless another replica does; a version that cannot be evaluated must not hold up the others."""
+        with claimed(self._database, chunk.position) as mine:
+            if mine:
+                self._evaluate(chunk, evaluate)
+        return mine
+
+    def _evaluate(self, chunk: Chunk, evaluate: Callable[[Chunk], None]) -> None:
         try:
             with span("evaluate chunk", {"traceparent": chunk.trace} if chunk.trace else {}):
                 evaluate(chunk)
@@ -146,11 +164,11 @@ class Evaluator:
             chunk,
             first_event=rows.first_event,
             last_event=rows.last_event,
-            report=judge(rule, readings, detector.reference),
+            report=judge(rule, readings),
         )
         if self._conclude(evaluated, before=chunks.FULL, after=chunks.EVALUATED):
             metrics.show_drift(evaluated)
-            metrics.count_alerts(evaluated, "drift", "estimated_performance")
+            metrics.count_alerts(chunk, evaluated)
 
     # Performance, when labels have come
 
@@ -176,9 +194,9 @@ class Evaluator:
         if counted:
             with self._database.unit_of_work() as work:
                 chunks.set_checked(work.connection, counted, events, closed)
-        if ready is not None:
-            self._attempt(ready, self._realise)
-        return bool(waiting)
+        if ready is None:
+            return bool(waiting)
+        return self._attempt(ready, self._realise) or bool(counted)
 
     def _realise(self, chunk: Chunk) -> None:
         assert chunk.report is not None, "a chunk waits for labels only after its evaluation"
@@ -188,21 +206,20 @@ class Evaluator:
             with self._database.read() as connection:
                 known = labels.known(connection, chunk.pipeline, rows.record_ids)
             actuals = [known.get(record) for record in rows.record_ids]
-            value = detector.realised(rows, actuals)
-        rule = self._pipelines[chunk.pipeline].monitoring.performance
-        realised = judge_performance(rule, value, detector.reference)
+            readings = detector.realised(rows, actuals)
+        rule = self._pipelines[chunk.pipeline].monitoring
         evaluated = replace(
             chunk,
             labelled_rows=sum(actual is not None for actual in actuals),
-            report=replace(chunk.report, realised=realised),
+            report=judge_realised(rule, readings, chunk.report),
         )
         if self._conclude(evaluated, before=chunks.EVALUATED, after=chunks.CLOSED):
             metrics.show_realised(evaluated)
-            metrics.count_alerts(evaluated, "realised_performance")
+            metrics.count_alerts(chunk, evaluated)
         self._counts.forget(chunk)
 
     def _conclude(self, chunk: Chunk, *, before: str, after: str) -> bool:
-        rule = self._pipelines[chunk.pipeline].monitoring.retrain
+        rule = self._pipelines[chunk.pipeline].monitoring
         now = self._now()
         chunk = replace(chunk, evaluated_at=now)
         return conclude(self._database, rule, chunk, before=before, after=after, now=now)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from everloop_contracts.pipeline import Pipeline
-from everloop_monitor.domain import Readings, Rows
+from everloop_monitor.domain import Condition, Normal, Reading, Readings, Rows
 from everloop_monitor.ports import Detector
 from everloop_runtime.errors import EverloopError, Kind
 
@@ -21,13 +21,27 @@ class FakeDetector:
 
     def read(self, rows: Rows) -> Readings:
         """The mean of every number is its distance, and the mean score is the estimated performance."""
-        distances = {name: float(values.mean()) for name, values in rows.numbers.items()}
-        return Readings(distances, 1.0, 2.0, float(rows.scores.mean()))
+        distances = [
+            Reading("drift", "fake", float(values.mean()), feature=name)
+            for name, values in rows.numbers.items()
+        ]
+        error = Reading("multivariate_drift", "reconstruction_error", 1.0, normal=Normal(1, 1, 9))
+        estimated = self._performance("estimated_performance", float(rows.scores.mean()))
+        return Readings((*distances, error, *estimated), frozenset({"multivariate_drift"}))
 
-    def realised(self, rows: Rows, actuals: Sequence[str | None]) -> float | None:
+    def changed(self, rows: Rows) -> dict[str, int]:
+        """Numbers whose mean is above one half changed with the first row."""
+        return {name: 1 for name, values in rows.numbers.items() if values.mean() > 0.5}
+
+    def realised(self, rows: Rows, actuals: Sequence[str | None]) -> Readings:
         """The mean score of the labelled rows."""
         known = [score for score, label in zip(rows.scores, actuals, strict=True) if label]
-        return float(sum(known) / len(known)) if known else None
+        if not known:
+            return Readings()
+        return Readings(self._performance("realised_performance", float(sum(known) / len(known))))
+
+    def _performance(self, condition: Condition, value: float) -> tuple[Reading, ...]:
+        return (Reading(condition, "roc_auc", value, reference=self.reference),)
 
 
 class FakeDetectors:

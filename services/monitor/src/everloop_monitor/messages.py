@@ -9,7 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from everloop_contracts.stubs.everloop.monitoring.v1 import events_pb2, monitoring_pb2
 from everloop_monitor import domain
 
-__all__ = ["chunk", "decision", "prediction", "retrain_requested"]
+__all__ = ["alert", "chunk", "decision", "early_warning", "prediction", "retrain_requested"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -58,6 +58,16 @@ def chunk(value: domain.Chunk) -> monitoring_pb2.Chunk:
         alert=value.alert,
         evaluate_time=_timestamp(value.evaluated_at),
         failure=value.failure,
+        findings=[
+            monitoring_pb2.Finding(
+                condition=finding.condition,
+                feature=finding.feature,
+                segment=finding.segment,
+                measurement=_measurement(finding.measurement),
+            )
+            for finding in (report.findings if report else ())
+        ],
+        alerts=value.alerts,
     )
 
 
@@ -70,6 +80,44 @@ def decision(value: domain.RecordedDecision) -> monitoring_pb2.Decision:
         chunk_id=value.chunk_id,
         action=value.action,
         reason=value.reason,
+        time=_timestamp(value.made_at),
+        condition=value.condition,
+        severity=value.severity,
+        request_id=value.request_id,
+        evidence=[
+            monitoring_pb2.Evidence(
+                chunk_id=one.chunk_id,
+                condition=one.condition,
+                shown=one.shown,
+                alert=one.alert,
+                severity=one.severity,
+            )
+            for one in value.evidence
+        ],
+    )
+
+
+def alert(value: domain.Chunk) -> monitoring_pb2.Alert:
+    """A chunk that alerts."""
+    return monitoring_pb2.Alert(
+        chunk_id=value.id,
+        pipeline=value.pipeline,
+        model_version=value.version,
+        conditions=value.alerts,
+        shown=[value.evidence(condition) for condition in value.alerts],
+        time=_timestamp(value.evaluated_at),
+    )
+
+
+def early_warning(value: domain.EarlyWarning) -> monitoring_pb2.EarlyWarning:
+    """A warning of a chunk that is not full."""
+    return monitoring_pb2.EarlyWarning(
+        chunk_id=value.chunk_id,
+        pipeline=value.pipeline,
+        model_version=value.version,
+        feature=value.feature,
+        seen_after=value.seen_after,
+        rows=value.rows,
         time=_timestamp(value.made_at),
     )
 

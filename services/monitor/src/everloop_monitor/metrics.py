@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from everloop_monitor.domain import Chunk, Condition
+from everloop_monitor.domain import Chunk
 
 __all__ = [
     "ACTUALS",
     "ALERTS",
     "DECISIONS",
     "DELETED",
+    "EARLY_WARNINGS",
     "EVALUATE_SECONDS",
     "FAILURES",
     "LAG_SECONDS",
@@ -58,12 +59,17 @@ VERSION = Gauge(
 )
 ALERTS = Counter(
     "everloop_monitor_alerts",
-    "Alerts of evaluated chunks: drift, estimated_performance, realised_performance.",
+    "Alerts of evaluated chunks, by what they are about.",
     ["pipeline", "condition"],
+)
+EARLY_WARNINGS = Counter(
+    "everloop_monitor_early_warnings",
+    "Features, and the score, that changed within a chunk that was not yet full.",
+    ["pipeline", "feature"],
 )
 DECISIONS = Counter(
     "everloop_monitor_decisions",
-    "Decisions of the retrain policy: retrain, wait, cooldown, already_requested.",
+    "Decisions of the retrain policy, by what was decided.",
     ["pipeline", "action"],
 )
 WAITING = Gauge(
@@ -87,7 +93,7 @@ UNEVALUATED = Counter(
 )
 DELETED = Counter(
     "everloop_monitor_deleted",
-    "What was deleted to stay within the bounds: predictions, labels, chunks, decisions, versions.",
+    "What was deleted to stay within the bounds: predictions, labels, chunks, warnings, decisions, versions.",
     ["kind"],
 )
 FAILURES = Counter(
@@ -97,11 +103,11 @@ FAILURES = Counter(
 )
 
 
-def count_alerts(chunk: Chunk, *conditions: Condition) -> None:
-    """Counts which of the conditions a chunk alerts on."""
-    for condition in conditions:
-        if chunk.verdict(condition):
-            ALERTS.labels(chunk.pipeline, condition).inc()
+def count_alerts(before: Chunk, after: Chunk) -> None:
+    """Counts what a chunk alerts on after an evaluation and did not before."""
+    for condition in after.alerts:
+        if not before.verdict(condition):
+            ALERTS.labels(after.pipeline, condition).inc()
 
 
 def show_drift(chunk: Chunk) -> None:

@@ -25,15 +25,14 @@ class References(Protocol):
 class Detector(Protocol):
     """Calculators fitted on the reference sample of one model version."""
 
-    @property
-    def reference(self) -> float | None:
-        """The pipeline's metric on the reference sample; None where the task has none."""
-
     def read(self, rows: Rows) -> Readings:
         """Compares a chunk with the reference sample."""
 
-    def realised(self, rows: Rows, actuals: Sequence[str | None]) -> float | None:
-        """The pipeline's metric on the rows whose label is known; None where it is not defined."""
+    def changed(self, rows: Rows) -> dict[str, int]:
+        """Features, and `score`, that left the reference sample within these rows, and after how many values."""
+
+    def realised(self, rows: Rows, actuals: Sequence[str | None]) -> Readings:
+        """Measures the performance on the rows whose label is known; no reading of what is not defined on them."""
 
 
 class Detectors(Protocol):

@@ -7,14 +7,21 @@ from datetime import datetime
 
 from everloop_contracts.stubs.everloop.inference.v1.events_pb2 import PredictionsLogged
 from everloop_monitor import batches, metrics
-from everloop_monitor.adapters.store import chunks, labels, predictions, versions
+from everloop_monitor.adapters.store import chunks, decisions, labels, predictions, versions
 from everloop_monitor.domain import spans_of
 from everloop_monitor.stream import cut
 from everloop_runtime.database import Database
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.telemetry import trace_headers
 
-__all__ = ["expect_version", "log_predictions", "record_actuals", "watch_version"]
+__all__ = [
+    "expect_version",
+    "fail_request",
+    "log_predictions",
+    "record_actuals",
+    "refuse_version",
+    "watch_version",
+]
 
 
 def log_predictions(
@@ -95,3 +102,18 @@ def watch_version(
     with database.unit_of_work() as work:
         if work.first_time(event_id):
             versions.set_production(work.connection, pipeline, version, run_id, now)
+            decisions.answer(work.connection, pipeline, "promoted", version=version)
+
+
+def refuse_version(database: Database, event_id: str, pipeline: str, version: int) -> None:
+    """Notes that a version which was trained because of drift will not serve."""
+    with database.unit_of_work() as work:
+        if work.first_time(event_id):
+            decisions.answer(work.connection, pipeline, "rejected", version=version)
+
+
+def fail_request(database: Database, event_id: str, pipeline: str, request_id: str) -> None:
+    """Notes that a training failed; of one that no request of ours caused, nothing."""
+    with database.unit_of_work() as work:
+        if work.first_time(event_id) and request_id:
+            decisions.answer(work.connection, pipeline, "failed", request_id=request_id)

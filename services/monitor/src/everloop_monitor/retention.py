@@ -8,7 +8,14 @@ from datetime import datetime, timedelta
 import sqlalchemy as sa
 
 from everloop_monitor import metrics
-from everloop_monitor.adapters.store import chunks, decisions, labels, predictions, versions
+from everloop_monitor.adapters.store import (
+    chunks,
+    decisions,
+    labels,
+    predictions,
+    versions,
+    warnings,
+)
 from everloop_runtime.database import Database
 
 __all__ = ["Bounds", "keep_within_bounds"]
@@ -52,6 +59,9 @@ def _trim(database: Database, pipeline: str, bounds: Bounds, now: datetime) -> b
     with database.unit_of_work() as work:
         chunks.close_beyond(work.connection, pipeline, bounds.waiting_chunks)
         deleted["chunks"] = chunks.drop_oldest(
+            work.connection, pipeline, bounds.retained_chunks, _ROWS_AT_ONCE
+        )
+        deleted["warnings"] = warnings.drop_oldest(
             work.connection, pipeline, bounds.retained_chunks, _ROWS_AT_ONCE
         )
     with database.read() as connection:  # counting millions must not hold the writer up

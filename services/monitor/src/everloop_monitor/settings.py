@@ -44,5 +44,7 @@ class MonitorSettings(ServiceSettings):
     """Times a chunk is tried that no outage keeps from its evaluation; then it is closed without."""
     maintenance_seconds: float = Field(default=60.0, gt=0)
     """Time between two rounds that keep the database within these bounds, in seconds."""
+    early_warning_seconds: float = Field(default=60.0, gt=0)
+    """Time between two looks at the chunks that are not yet full, in seconds."""
     mlflow_timeout_seconds: int = Field(default=10, ge=1)
     """Time that MLflow gets to answer, in seconds."""

@@ -5,17 +5,26 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from everloop_monitor.evaluate import Evaluator
 from everloop_runtime.errors import EverloopError, waiting_mends
 from everloop_runtime.service import Component, Stopper
 
-__all__ = ["Worker"]
+__all__ = ["Chore", "Worker"]
 
 log = logging.getLogger(__name__)
 
 _IDLE_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Chore:
+    """Something that is done every `seconds`, and again in the next turn while it returns True."""
+
+    do: Callable[[], bool]
+    seconds: float
 
 
 class Worker(Component):
@@ -27,22 +36,18 @@ class Worker(Component):
         self,
         evaluator: Evaluator,
         prepare: Callable[[], None],
-        maintain: Callable[[], bool],
-        maintenance_seconds: float,
+        chores: Sequence[Chore],
     ) -> None:
         """Takes what to do.
 
         Args:
             evaluator: asked for its next step again and again.
             prepare: called once, on the thread, before anything is evaluated.
-            maintain: called every `maintenance_seconds`, and once more in the next turn while it returns True.
-            maintenance_seconds: time between two rounds of maintenance.
+            chores: what else is done from time to time.
         """
         self._evaluator = evaluator
         self._prepare = prepare
-        self._maintain = maintain
-        self._maintenance_seconds = maintenance_seconds
-        self._maintain_at = 0.0
+        self._chores = {chore: 0.0 for chore in chores}
         self._wake = threading.Event()
 
     def wake(self) -> None:
@@ -78,12 +83,14 @@ class Worker(Component):
             return False
 
     def _turn(self) -> bool:
-        """Evaluates one chunk and deletes a little, as far as either is due; False if neither was."""
+        """Evaluates one chunk and does a little of each chore, as far as they are due; False if nothing was."""
         busy = self._evaluator.step()
         self._evaluator.show_lag()
-        if time.monotonic() < self._maintain_at:
-            return busy
-        if self._maintain():
-            return True
-        self._maintain_at = time.monotonic() + self._maintenance_seconds
+        for chore, due in self._chores.items():
+            if time.monotonic() < due:
+                continue
+            if chore.do():
+                busy = True
+            else:
+                self._chores[chore] = time.monotonic() + chore.seconds
         return busy

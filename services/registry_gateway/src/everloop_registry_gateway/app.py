@@ -10,10 +10,12 @@ from prometheus_client import REGISTRY
 
 from everloop_contracts.pipeline import PipelineError, load_pipelines
 from everloop_contracts.stubs.everloop.registry.v1 import registry_pb2, registry_pb2_grpc
+from everloop_registry_gateway.adapters.artifact_cache import ArtifactCache
 from everloop_registry_gateway.adapters.mlflow import MlflowRegistry
 from everloop_registry_gateway.adapters.rollouts import RolloutStore
 from everloop_registry_gateway.adapters.store import Store
 from everloop_registry_gateway.approve import Approvals
+from everloop_registry_gateway.artifacts import Artifacts
 from everloop_registry_gateway.consumer import on_drift, on_training
 from everloop_registry_gateway.domain import GATEWAY
 from everloop_registry_gateway.metrics import RolloutsByState, VersionsByStage
@@ -24,6 +26,7 @@ from everloop_registry_gateway.register import Registrar
 from everloop_registry_gateway.rollout import Rollouts
 from everloop_registry_gateway.servicer import RegistryServicer
 from everloop_registry_gateway.settings import RegistrySettings
+from everloop_registry_gateway.watch import ProductionWatch
 from everloop_registry_gateway.webhooks import Webhooks, hooks_of
 from everloop_runtime import telemetry
 from everloop_runtime.database import Database
@@ -57,9 +60,13 @@ def main() -> int:
         return 2
     database = Database(settings.database_url)
     database.upgrade(Path(__file__).parent / "migrations")
-    registry = MlflowRegistry(settings.mlflow_uri, settings.mlflow_timeout_seconds)
-    promoter = Promoter(database, registry, settings.mlflow_timeout_seconds)
-    registrar = Registrar(database, registry, promoter, pipelines)
+    registry = MlflowRegistry(
+        settings.mlflow_uri, settings.mlflow_timeout_seconds, settings.artifact_seconds
+    )
+    cache = ArtifactCache(settings.data_dir / "artifacts", settings.artifact_cache_bytes)
+    artifacts = Artifacts(registry, cache, settings.artifact_seconds)
+    promoter = Promoter(database, registry, artifacts, settings.mlflow_timeout_seconds)
+    registrar = Registrar(database, registry, artifacts, promoter, pipelines)
     approvals = Approvals(database, promoter, pipelines)
     rollouts = Rollouts(database, promoter, pipelines)
     observer = Observer(
@@ -68,7 +75,16 @@ def main() -> int:
         settings.rollout_replicas,
         timedelta(seconds=settings.rollout_fresh_seconds),
     )
-    servicer = RegistryServicer(database, promoter, approvals, rollouts, observer)
+    servicer = RegistryServicer(
+        database,
+        promoter,
+        approvals,
+        rollouts,
+        observer,
+        artifacts,
+        watch := ProductionWatch(database, settings.watch_seconds),
+        send_seconds=settings.artifact_seconds,
+    )
 
     def count_versions() -> dict[tuple[str, str], int]:
         with database.read() as connection:
@@ -84,6 +100,7 @@ def main() -> int:
         settings,
         [SERVICE],
         [lambda server: registry_pb2_grpc.add_RegistryServiceServicer_to_server(servicer, server)],
+        watched={f"/{SERVICE}/WatchProduction": settings.watchers},
     )
     components = [
         MetricsServer(settings.metrics_address),
@@ -120,6 +137,8 @@ def main() -> int:
             attempts=settings.consumer_max_attempts,
         ),
         grpc,
+        # Ends before the server does, which waits for those who watch.
+        watch,
     ]
     try:
         return run(components, on_ready=grpc.ready)

@@ -123,6 +123,7 @@ def version_message(version: ModelVersion) -> registry_pb2.ModelVersion:
         promote_time=_timestamp(version.promote_time) if version.promote_time else None,
         etag=version.etag,
         training_id=version.training_id,
+        artifact_sha256=version.artifact_sha256,
     )
 
 

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Self
 
+from everloop_contracts.artifacts import artifact_sha256
 from everloop_contracts.events import REGISTRY_GATEWAY
 from everloop_contracts.latency import BUCKETS
 
@@ -157,6 +158,8 @@ class ModelVersion:
         gates: verdicts in the order of the pipeline.
         promote_time: when it was last promoted; None if never.
         etag: changes with every transition of the model.
+        files: SHA-256, hexadecimal, of every file that replicas load, by path, as it lay in MLflow when the version was
+            registered; empty for a version from before they were recorded.
     """
 
     model: str
@@ -177,6 +180,12 @@ class ModelVersion:
     create_time: datetime
     promote_time: datetime | None
     etag: str
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def artifact_sha256(self) -> str:
+        """SHA-256, hexadecimal, of all its files; empty where they were not recorded."""
+        return artifact_sha256(self.files) if self.files else ""
 
     @property
     def refusals(self) -> str:

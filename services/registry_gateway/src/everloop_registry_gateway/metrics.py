@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 __all__ = [
     "ALIAS_CHANGES",
     "ARTIFACTS_CHANGED",
+    "ARTIFACTS_SERVED",
     "PROMOTIONS",
     "ROLLOUT_DECISIONS",
     "VERDICTS",
@@ -33,8 +34,13 @@ ALIAS_CHANGES = Counter(
 
 ARTIFACTS_CHANGED = Counter(
     "everloop_registry_artifacts_changed",
-    "Times that a model's file was not the one that the training announced.",
+    "Times that a model's files were not those that the training announced, or that were registered.",
     ["model"],
+)
+ARTIFACTS_SERVED = Counter(
+    "everloop_registry_artifacts_served",
+    "Times that replicas asked for the files of a version, by where they came from: cache, mlflow.",
+    ["model", "source"],
 )
 WEBHOOKS = Counter(
     "everloop_registry_webhooks",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Protocol
 
 __all__ = ["ModelRegistry"]
@@ -12,8 +13,13 @@ class ModelRegistry(Protocol):
     """The MLflow Model Registry, as far as the gateway writes to it, and the files that it judges by.
 
     Every method may be repeated. Each raises EverloopError: kind unavailable if the registry does not answer, kind
-    not_found if the model, the version or the file is not there.
+    not_found if the model, the version or the run is not there.
     """
+
+    @property
+    def away(self) -> bool:
+        """Whether it did not answer when it was last asked."""
+        ...
 
     def ensure_version(
         self, model: str, training_id: str, run_id: str, source: str, tags: Mapping[str, str]
@@ -37,8 +43,16 @@ class ModelRegistry(Protocol):
         """Sets tags of a version; others stay."""
         ...
 
-    def digest(self, run_id: str) -> str:
-        """Returns the SHA-256, hexadecimal, of the ONNX file as it lies with a run now."""
+    def download(self, run_id: str, folder: Path, most_bytes: int) -> None:
+        """Puts the files that replicas load, as they lie with a run now, into an empty folder.
+
+        These are `model.onnx`, `manifest.json`, `golden.json` and the rest of the logged model below `model/`, as far
+        as they are there; without descriptions of its environment, and without what Python has compiled.
+
+        Raises:
+            EverloopError: as all of them; kind precondition, reason ARTIFACT_TOO_LARGE, if they are more than
+                `most_bytes`.
+        """
         ...
 
     def check_version(self, model: str, version: int) -> None:

@@ -22,6 +22,7 @@ from everloop_registry_gateway import trial
 from everloop_registry_gateway.adapters.rollouts import RolloutStore
 from everloop_registry_gateway.adapters.store import Store
 from everloop_registry_gateway.adapters.trail import Trail
+from everloop_registry_gateway.artifacts import Artifacts
 from everloop_registry_gateway.convert import version_message
 from everloop_registry_gateway.domain import (
     APPROVAL,
@@ -33,7 +34,7 @@ from everloop_registry_gateway.domain import (
     Stage,
     Transition,
 )
-from everloop_registry_gateway.metrics import ALIAS_CHANGES, ARTIFACTS_CHANGED, PROMOTIONS
+from everloop_registry_gateway.metrics import ALIAS_CHANGES, PROMOTIONS
 from everloop_registry_gateway.ports import ModelRegistry
 from everloop_runtime.database import Database, UnitOfWork
 from everloop_runtime.errors import EverloopError, Kind
@@ -125,14 +126,24 @@ class Promoter:
     """Moves versions into Production, one move per model at a time."""
 
     def __init__(
-        self, database: Database, registry: ModelRegistry, turn_seconds: float = 10.0
+        self,
+        database: Database,
+        registry: ModelRegistry,
+        artifacts: Artifacts,
+        turn_seconds: float = 10.0,
     ) -> None:
-        """Takes the gateway's database, the registry and how long a call waits for its turn at a model."""
+        """Takes the gateway's database, the registry, its files, and how long a call waits for its turn at a model."""
         self._database = database
         self._registry = registry
+        self._artifacts = artifacts
         self._turn_seconds = turn_seconds
         self._locks: dict[str, threading.Lock] = {}
         self._guard = threading.Lock()
+
+    @property
+    def registry_away(self) -> bool:
+        """Whether MLflow did not answer when it was last asked, which is now and then without any move."""
+        return self._registry.away
 
     @contextmanager
     def turn(self, model: str) -> Iterator[None]:
@@ -186,25 +197,11 @@ class Promoter:
         """Does nothing but raise what stands against a promotion in MLflow.
 
         Raises:
-            EverloopError: kind not_found if the version or its file was deleted there, precondition, reason
-                ARTIFACT_CHANGED, if the file is not the one that was judged, unavailable if MLflow does not answer.
+            EverloopError: kind not_found if the version or its files were deleted there, precondition, reason
+                ARTIFACT_CHANGED, if the files are not those that were judged, unavailable if MLflow does not answer.
         """
         self._registry.check_version(version.model, version.version)
-        self.check_artifact(version.model, version.run_id, version.onnx_sha256)
-
-    def check_artifact(self, model: str, run_id: str, sha256: str) -> None:
-        """Raises as `check` where the ONNX file of a run is not the one with this SHA-256; empty for one without.
-
-        Another file could answer anything: what was measured, and what the gates said, is not about it.
-        """
-        if not sha256 or (found := self._registry.digest(run_id)) == sha256:
-            return
-        ARTIFACTS_CHANGED.labels(model).inc()
-        what = f"the ONNX file of run {run_id} has SHA-256 {found}, the training announced {sha256}"
-        log.error("%s: %s", model, what)
-        raise EverloopError(
-            Kind.PRECONDITION, "ARTIFACT_CHANGED", what, model=model, run_id=run_id, sha256=found
-        )
+        self._artifacts.check(version)
 
     def settle(self, model: str, *, repair: bool = False) -> None:
         """Finishes what is decided and tells MLflow what it does not know yet; call it in the model's turn.

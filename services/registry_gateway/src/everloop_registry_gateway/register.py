@@ -6,11 +6,13 @@ import logging
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
+from everloop_contracts.artifacts import artifact_sha256
 from everloop_contracts.pipeline import Pipeline
 from everloop_contracts.stubs.everloop.registry.v1 import events_pb2
 from everloop_registry_gateway import gates, trial
 from everloop_registry_gateway.adapters.store import Store
 from everloop_registry_gateway.adapters.trail import Trail
+from everloop_registry_gateway.artifacts import Artifacts
 from everloop_registry_gateway.convert import version_message
 from everloop_registry_gateway.domain import (
     GATEWAY,
@@ -41,12 +43,14 @@ class Registrar:
         self,
         database: Database,
         registry: ModelRegistry,
+        artifacts: Artifacts,
         promoter: Promoter,
         pipelines: Mapping[str, Pipeline],
     ) -> None:
-        """Takes the gateway's database, the registry, what promotes, and the pipelines by name."""
+        """Takes the gateway's database, the registry, its files, what promotes, and the pipelines by name."""
         self._database = database
         self._registry = registry
+        self._artifacts = artifacts
         self._promoter = promoter
         self._pipelines = pipelines
 
@@ -68,36 +72,37 @@ class Registrar:
             # What is half done decides which version the gates compare with.
             self._promoter.settle(candidate.model)
             if not self._known(candidate):
-                changed = self._changed(candidate)
+                files, changed = self._files(candidate)
                 number = self._registry.ensure_version(
                     candidate.model,
                     candidate.training_id,
                     candidate.run_id,
                     candidate.model_uri,
-                    _tags(candidate),
+                    _tags(candidate, files),
                 )
-                self._record(candidate, number, pipeline, changed)
+                self._record(candidate, number, pipeline, files, changed)
             self._promoter.settle(candidate.model)
 
     def _known(self, candidate: Candidate) -> bool:
         with self._database.read() as connection:
             return Store(connection).has_training(candidate.training_id)
 
-    def _changed(self, candidate: Candidate) -> tuple[GateResult, ...]:
-        """A verdict where the model's file is not the one that was announced; it would serve what nobody judged."""
+    def _files(self, candidate: Candidate) -> tuple[Mapping[str, str], tuple[GateResult, ...]]:
+        """SHA-256 of the model's files, and a verdict where they are not what was announced: nobody judged that."""
         try:
-            self._promoter.check_artifact(candidate.model, candidate.run_id, candidate.onnx_sha256)
+            found = self._artifacts.look(candidate.model, candidate.run_id, candidate.onnx_sha256)
         except EverloopError as error:
             if error.kind not in (Kind.PRECONDITION, Kind.NOT_FOUND):
                 raise
-            return (GateResult(ARTIFACT, False, error.message),)
-        return ()
+            return {}, (GateResult(ARTIFACT, False, error.message),)
+        return found, ()
 
     def _record(
         self,
         candidate: Candidate,
         number: int,
         pipeline: Pipeline,
+        files: Mapping[str, str],
         changed: tuple[GateResult, ...],
     ) -> None:
         model = candidate.model
@@ -130,6 +135,7 @@ class Registrar:
                 create_time=datetime.now(UTC),
                 promote_time=None,
                 etag="",
+                files=files,
             )
             store.add_model(model)
             store.add_version(version)
@@ -168,11 +174,12 @@ class Registrar:
         log.info("version %d of %s is %s: %s", number, model, version.stage, verdict)
 
 
-def _tags(candidate: Candidate) -> dict[str, str]:
+def _tags(candidate: Candidate, files: Mapping[str, str]) -> dict[str, str]:
     return {
         "everloop.dataset_version": str(candidate.dataset_version),
         "everloop.dataset_tag": candidate.dataset_tag,
         "everloop.cause": candidate.cause,
         "everloop.onnx_sha256": candidate.onnx_sha256,
+        "everloop.artifact_sha256": artifact_sha256(files) if files else "",
         "everloop.family": candidate.family,
     }

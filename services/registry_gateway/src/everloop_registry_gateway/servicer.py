@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+
 import grpc
 
 from everloop_contracts.stubs.everloop.registry.v1 import registry_pb2, registry_pb2_grpc
@@ -9,6 +12,7 @@ from everloop_registry_gateway.adapters.rollouts import RolloutStore
 from everloop_registry_gateway.adapters.store import Store
 from everloop_registry_gateway.adapters.trail import Trail
 from everloop_registry_gateway.approve import Approvals
+from everloop_registry_gateway.artifacts import Artifacts
 from everloop_registry_gateway.convert import (
     ROLLOUT_STATES,
     audit_message,
@@ -23,6 +27,7 @@ from everloop_registry_gateway.domain import Act, Move, Request, RolloutReport, 
 from everloop_registry_gateway.observe import Observer
 from everloop_registry_gateway.promote import Promoter, find
 from everloop_registry_gateway.rollout import EndRequest, Rollouts, StartRequest, find_rollout
+from everloop_registry_gateway.watch import ProductionWatch
 from everloop_runtime.database import Database
 from everloop_runtime.paging import page
 
@@ -41,13 +46,22 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         approvals: Approvals,
         rollouts: Rollouts,
         observer: Observer,
+        artifacts: Artifacts,
+        watch: ProductionWatch,
+        send_seconds: float = 120.0,
     ) -> None:
-        """Takes the gateway's database, and what does the work: moves, rulings, rollouts and their reports."""
+        """Takes the gateway's database, and what does the work: moves, rulings, rollouts, their reports, files, news.
+
+        A replica that has not taken the files of a version after `send_seconds` is cut off.
+        """
         self._database = database
         self._promoter = promoter
         self._approvals = approvals
         self._rollouts = rollouts
         self._observer = observer
+        self._artifacts = artifacts
+        self._watch = watch
+        self._send_seconds = send_seconds
 
     def ListModelVersions(
         self, request: registry_pb2.ListModelVersionsRequest, context: grpc.ServicerContext
@@ -64,6 +78,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         return registry_pb2.ListModelVersionsResponse(
             versions=map(version_message, versions),
             next_page_token=following,
+            mlflow_away=self._promoter.registry_away,
         )
 
     def GetModelVersion(
@@ -74,7 +89,9 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         _not_negative("version", request.version)
         with self._database.read() as connection:
             version = find(Store(connection), request.model, request.version)
-        return registry_pb2.GetModelVersionResponse(version=version_message(version))
+        return registry_pb2.GetModelVersionResponse(
+            version=version_message(version), mlflow_away=self._promoter.registry_away
+        )
 
     def ListProduction(
         self, request: registry_pb2.ListProductionRequest, context: grpc.ServicerContext
@@ -86,6 +103,39 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
             versions=map(version_message, versions),
             trials=[trial_message(version, rollout) for version, rollout in trials],
         )
+
+    def WatchProduction(
+        self, request: registry_pb2.WatchProductionRequest, context: grpc.ServicerContext
+    ) -> Iterator[registry_pb2.WatchProductionResponse]:
+        """Streams what should serve."""
+        wake = threading.Event()
+        if not context.add_callback(wake.set):
+            return
+        for served in self._watch.changes(request.model, wake, context.is_active):
+            yield registry_pb2.WatchProductionResponse(
+                versions=map(version_message, served.versions),
+                trials=[trial_message(version, rollout) for version, rollout in served.trials],
+            )
+
+    def GetArtifacts(
+        self, request: registry_pb2.GetArtifactsRequest, context: grpc.ServicerContext
+    ) -> Iterator[registry_pb2.GetArtifactsResponse]:
+        """Hands out the files of a version."""
+        _require(model=request.model)
+        _not_negative("version", request.version)
+        if not request.version:
+            raise invalid("version", "name the version whose files are wanted, 1 or higher")
+        with self._database.read() as connection:
+            version = find(Store(connection), request.model, request.version)
+        # What is sent waits for who takes it, for ever if need be: the worker is needed again.
+        limit = threading.Timer(self._send_seconds, context.cancel)
+        limit.daemon = True
+        limit.start()
+        try:
+            for path, data in self._artifacts.parts(version):
+                yield registry_pb2.GetArtifactsResponse(path=path, data=data)
+        finally:
+            limit.cancel()
 
     def PromoteModelVersion(
         self, request: registry_pb2.PromoteModelVersionRequest, context: grpc.ServicerContext

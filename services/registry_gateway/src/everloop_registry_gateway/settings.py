@@ -21,10 +21,19 @@ class RegistrySettings(ServiceSettings):
     metrics_address: str = "127.0.0.1:9403"
     mlflow_timeout_seconds: int = Field(default=10, ge=1)
     """Time that MLflow gets for one answer, and a call for its turn at a model, in seconds."""
+    artifact_cache_bytes: int = Field(default=1024**3, ge=1)
+    """Disk for files of versions that replicas ask for, in bytes; a version with more is refused. Downloads that run
+    come on top."""
+    artifact_seconds: float = Field(default=120.0, gt=0)
+    """Time that MLflow gets for the files of one version, and a replica to take them, in seconds."""
     reconcile_seconds: float = Field(default=30.0, gt=0)
     """Time between two comparisons of MLflow's aliases with what they should be, in seconds."""
     request_retention_hours: float = Field(default=168.0, gt=0)
     """Time for which a repeated `request_id` is recognised, in hours."""
+    watch_seconds: float = Field(default=0.1, gt=0)
+    """Time between two looks at what should serve, for those who watch it, in seconds."""
+    watchers: int = Field(default=256, ge=1)
+    """Replicas and people that may watch at once, each with a thread that waits; more are refused."""
     rollout_judge_seconds: float = Field(default=2.0, gt=0)
     """Time between two looks at the rollouts that run, in seconds; failures and errors are looked at when reported."""
     rollout_fresh_seconds: float = Field(default=10.0, gt=0)

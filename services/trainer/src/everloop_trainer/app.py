@@ -1,18 +1,25 @@
-"""The trainer, put together: as a service, and as the command that trains one run again."""
+"""The trainer, put together: as a service, and as the commands that train from files and train one run again."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import math
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from everloop_contracts.pipeline import Pipeline, PipelineError, load_pipelines
+from everloop_contracts.pipeline import (
+    Pipeline,
+    PipelineError,
+    load_pipeline,
+    load_pipelines,
+)
 from everloop_contracts.stubs.everloop.training.v1 import training_pb2_grpc
 from everloop_runtime import telemetry
 from everloop_runtime.database import Database
@@ -20,24 +27,27 @@ from everloop_runtime.errors import EverloopError
 from everloop_runtime.grpc_server import GrpcServer
 from everloop_runtime.inbox import InboxSweeper
 from everloop_runtime.kafka import EventConsumer, OutboxRelay, Topics
+from everloop_runtime.leases import Leases
 from everloop_runtime.metrics import MetricsServer
 from everloop_runtime.service import run
+from everloop_trainer.adapters.folder import FolderBooks, FolderDatasets, NoProduction, dataset_at
 from everloop_trainer.adapters.mlflow import MlflowTracking
 from everloop_trainer.adapters.s3 import S3Datasets
 from everloop_trainer.adapters.services import IngestCutter, RegistryProduction
 from everloop_trainer.consumer import GROUP, WATCHED, Handler
-from everloop_trainer.domain import TrainingError
+from everloop_trainer.domain import Cause, Dataset, State, Training, TrainingError
 from everloop_trainer.families import load_family
+from everloop_trainer.recipe import code_digest
 from everloop_trainer.reproduce import Reproduction
 from everloop_trainer.reproduce import reproduce as train_again
 from everloop_trainer.request import Requests
-from everloop_trainer.search import Cluster, joined
+from everloop_trainer.search import Cluster, SearchFailed, alone, joined
 from everloop_trainer.servicer import TrainingServicer
 from everloop_trainer.settings import TrainerSettings
 from everloop_trainer.train import Train
-from everloop_trainer.worker import Worker
+from everloop_trainer.worker import Turns, Worker
 
-__all__ = ["check", "main", "reproduce"]
+__all__ = ["check", "main", "reproduce", "train"]
 
 SERVICE = "everloop.training.v1.TrainingService"
 
@@ -80,6 +90,8 @@ def main() -> int:
         database,
         pipelines,
         train,
+        Leases(database, "training_leases"),
+        Turns(settings.instance, timedelta(seconds=settings.lease_seconds)),
         attempts=settings.training_attempts,
         retry_seconds=settings.retry_seconds,
     )
@@ -111,6 +123,85 @@ def main() -> int:
         return run(components, on_ready=grpc.ready)
     finally:
         database.close()
+
+
+def train(arguments: Sequence[str]) -> int:
+    """Trains from files to files, without the platform, and the same model each time.
+
+    Trials run one after another and none is left out for its time: what a search tries next depends on what ended
+    before, and how much it tries on the machine.
+
+    Returns:
+        0 where there is a model, 2 where the pipeline is wrong, 3 where the data give none.
+    """
+    parser = argparse.ArgumentParser("python -m everloop_trainer train")
+    parser.add_argument("pipeline", type=Path, help="its YAML file")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="Parquet file, or a folder of them"
+    )
+    parser.add_argument("--to", type=Path, required=True, help="folder for model and artifacts")
+    parser.add_argument("--metrics", type=Path, required=True, help="JSON file for the metrics")
+    options = parser.parse_args(arguments)
+    telemetry.configure("trainer", "WARNING")
+    try:
+        pipeline = _repeatable(load_pipeline(options.pipeline))
+        check({pipeline.name: pipeline})
+    except PipelineError as error:
+        print(error, file=sys.stderr)
+        return 2
+    trials = pipeline.training.search.trials
+    try:
+        dataset = dataset_at(pipeline, options.data)
+        training = Training(
+            id=_named(pipeline, dataset),
+            position=1,
+            dataset=dataset,
+            state=State.RUNNING,
+            cause=Cause.REQUEST,
+            cause_id="",
+            create_time=datetime.now(UTC),
+        )
+        with tempfile.TemporaryDirectory() as searches:
+            trained = Train(
+                FolderDatasets(list(pipeline.schema_.fields)),
+                NoProduction(),
+                FolderBooks(options.to, options.pipeline),
+                Cluster(Path(searches)),
+                alone,
+            ).run(
+                pipeline,
+                training,
+                started=lambda run_id, trials: None,
+                progress=lambda now: print(f"trial {now.trials_done} of {trials}", file=sys.stderr),
+                trial_ended=lambda family, failed: None,
+            )
+    except (EverloopError, TrainingError, SearchFailed) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
+    rows = {"training_rows": trained.training_rows, "holdout_rows": trained.holdout_rows}
+    metrics = {"family": trained.family, "holdout": trained.metrics, **rows}
+    options.metrics.parent.mkdir(parents=True, exist_ok=True)
+    options.metrics.write_text(json.dumps(metrics, indent=2) + "\n")
+    return 0
+
+
+def _repeatable(pipeline: Pipeline) -> Pipeline:
+    """The pipeline with a search that does not depend on the machine."""
+    search = pipeline.training.search.model_copy(
+        update={"concurrency": 1, "time_budget": timedelta(days=365)}
+    )
+    training = pipeline.training.model_copy(update={"search": search})
+    return pipeline.model_copy(update={"training": training})
+
+
+def _named(pipeline: Pipeline, dataset: Dataset) -> str:
+    """An id that says what a model is made of: declaration, data and code."""
+    parts = (
+        pipeline.model_dump_json(by_alias=True),
+        *(file.md5 for file in dataset.files),
+        code_digest(),
+    )
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
 def reproduce(arguments: Sequence[str]) -> int:

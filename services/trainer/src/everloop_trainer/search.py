@@ -44,6 +44,7 @@ __all__ = [
     "SearchFailed",
     "Watcher",
     "Winner",
+    "alone",
     "first_points",
     "forget",
     "joined",
@@ -347,6 +348,27 @@ def _metrics(result: Mapping[str, Any]) -> dict[str, float]:
 def forget(training_id: str, cluster: Cluster) -> None:
     """Removes the state of a search whose winner is logged."""
     shutil.rmtree(cluster.folder / training_id, ignore_errors=True)
+
+
+OBJECT_STORE_BYTES: Final = 512 * 1024 * 1024
+"""What a Ray of its own keeps in memory of the rows."""
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Runs a Ray of its own for the time of the block, with room for one trial at a time."""
+    ray.init(
+        address="local",
+        num_cpus=1,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+        object_store_memory=OBJECT_STORE_BYTES,
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 @contextmanager

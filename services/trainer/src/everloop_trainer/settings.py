@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 from pydantic import Field
@@ -32,6 +33,10 @@ class TrainerSettings(ServiceSettings):
     """CPUs of the Ray cluster that one trial books."""
     trial_gpus: float = Field(default=0.0, ge=0)
     """GPUs of the Ray cluster that one trial books."""
+    instance: str = Field(default_factory=socket.gethostname, min_length=1)
+    """Name of this process among those that share the work, the same after a restart."""
+    lease_seconds: float = Field(default=30.0, ge=1)
+    """How long after a `kill -9` another trainer waits before it takes a training over, in seconds."""
     training_attempts: int = Field(default=6, ge=1)
     """Times a training may fail or crash before it is given up; outages do not count, they are waited for."""
     retry_seconds: float = Field(default=2.0, gt=0)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Commands",
     "JsonOption",
+    "ListUnlessTold",
     "Pipelines",
     "connected",
     "home_of",
@@ -107,3 +108,13 @@ def require_known(everloop: Everloop, name: str) -> None:
     if name not in names:
         known = ", ".join(names) or "none yet"
         raise EverloopError("PIPELINE_NOT_FOUND", f"there is no '{name}'; there are: {known}")
+
+
+class ListUnlessTold(TyperGroup):
+    """A group that lists where no command is named: `trainings PIPELINE` is `trainings list PIPELINE`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Puts `list` in front."""
+        told = args and (args[0] in self.commands or args[0] in ctx.help_option_names)
+        parsed: list[str] = super().parse_args(ctx, args if told else ["list", *args])
+        return parsed

@@ -1,4 +1,4 @@
-"""`models`, `promote`, `rollback`, `approve`, `reject` and `archive`."""
+"""`models list` and `watch`, `promote`, `rollback`, `approve`, `reject` and `archive`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from everloop.cli.context import JsonOption, connected, require_known
+from everloop.cli.context import JsonOption, ListUnlessTold, connected, require_known
 
 if TYPE_CHECKING:
     from everloop_contracts.stubs.everloop.registry.v1.registry_pb2 import ModelVersion
@@ -21,8 +21,21 @@ ModelArgument = Annotated[str, typer.Argument(help="Name of the model.")]
 WaitingArgument = Annotated[int, typer.Argument(help="Version in Staging.", min=1)]
 ReasonOption = Annotated[str, typer.Option("--reason", "-m", help="Why, for the audit trail.")]
 
+models = typer.Typer(
+    cls=ListUnlessTold,
+    help="""List model versions, or watch what serves.
 
-def models(
+    \b
+    everloop models flight-delays
+    everloop models watch flight-delays
+    """,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@models.command(name="list")
+def list_(
     ctx: typer.Context,
     model: Annotated[str, typer.Argument(help="Name of the model; default: all.")] = "",
     dataset: Annotated[
@@ -35,7 +48,7 @@ def models(
     """List model versions, newest first, with what the gates said.
 
     \b
-    everloop models flight-delays
+    everloop models list flight-delays
     everloop models flight-delays --dataset 3
     """  # noqa: D301 - the backspace keeps the lines apart
     from rich.markup import escape
@@ -45,6 +58,7 @@ def models(
     with connected(ctx) as everloop:
         found = everloop.models(model, dataset=dataset or 0, limit=limit)
         trials = everloop.trials(model)
+        away = everloop.mlflow_away()
         if model and not found:
             require_known(everloop, model)
     if as_json:
@@ -82,6 +96,12 @@ def models(
         if dataset
         else "no model yet: push data and cut a dataset version; training follows",
     )
+    if away:
+        console.print(
+            "[yellow]MLflow does not answer[/]: this is what the registry gateway knows; nothing can be moved until it"
+            " is back",
+            soft_wrap=True,
+        )
     for item in found:
         for gate in item.gates:
             if not gate.passed:
@@ -89,6 +109,36 @@ def models(
                     f"{item.model} v{item.version} [red]✗ {gate.gate}[/]: {escape(gate.message)}",
                     soft_wrap=True,
                 )
+
+
+@models.command()
+def watch(
+    ctx: typer.Context,
+    model: Annotated[str, typer.Argument(help="Name of the model; default: all.")] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Tell what serves and what is on trial, and again whenever that changes, until interrupted.
+
+    \b
+    everloop models watch flight-delays
+    """  # noqa: D301 - the backspace keeps the lines apart
+    from datetime import datetime
+
+    from everloop.cli.output import console, print_json
+
+    with connected(ctx) as everloop:
+        for now in everloop.watch_production(model):
+            if as_json:
+                print_json(now)
+                continue
+            on_trial = {trial.version.model: trial.version.version for trial in now.trials}
+            told = [
+                f"{item.model} v{item.version}"
+                + (f", v{on_trial[item.model]} on trial" if item.model in on_trial else "")
+                for item in now.versions
+            ]
+            what = "; ".join(told) or "nothing is in Production"
+            console.print(f"{datetime.now():%H:%M:%S} {what}", soft_wrap=True, markup=False)
 
 
 def promote(
@@ -205,5 +255,6 @@ def _rule(
 
 def add_to(app: typer.Typer) -> None:
     """Adds the commands."""
-    for command in (models, promote, rollback, approve, reject, archive):
+    app.add_typer(models, name="models", rich_help_panel=PANEL)
+    for command in (promote, rollback, approve, reject, archive):
         app.command(rich_help_panel=PANEL)(command)

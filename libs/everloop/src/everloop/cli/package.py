@@ -12,6 +12,7 @@ import typer
 from everloop.cli.context import connected, say
 from everloop.cli.models import PANEL
 from everloop.errors import EverloopError
+from everloop.package import Target, write_package
 
 __all__ = ["add_to"]
 
@@ -24,18 +25,20 @@ def package(
     to: Annotated[
         Path | None, typer.Option(help="Folder to make; default MODEL-VERSION.", show_default=False)
     ] = None,
+    target: Annotated[
+        Target, typer.Option("--for", help="What is to run it: a container engine, or AWS Lambda.")
+    ] = Target.CONTAINER,
     build: Annotated[
         bool, typer.Option(help="Build the image too, where there is a container engine.")
     ] = True,
 ) -> None:
-    """Make an image of one model that serves it without the platform: on Docker, EC2, ECS.
+    """Make an image of one model that serves it without the platform: on Docker, EC2, ECS, Lambda.
 
     \b
     everloop package flight-delays
     everloop package flight-delays@3 --to dist/flight-delays --no-build
+    everloop package flight-delays --for lambda
     """  # noqa: D301 - the backspace keeps the lines apart
-    from everloop.package import write_package
-
     name, _, number = model.partition("@")
     if number and not number.isdecimal():
         raise EverloopError("INVALID_VERSION", f"'{number}' is no version", "say MODEL@NUMBER")
@@ -43,7 +46,7 @@ def package(
         version = everloop.model(name, int(number or 0))
         places = everloop.addresses
     folder = to or Path(f"{version.model}-{version.version}")
-    write_package(version, places.mlflow_uri, Path(places.pipelines_dir), folder)
+    write_package(version, places.mlflow_uri, Path(places.pipelines_dir), folder, target)
     tag = f"{version.model}:{version.version}"
     command = ["docker", "build", "--tag", tag, str(folder)]
     say(f"{version.model} v{version.version} is in {folder}")
@@ -51,6 +54,8 @@ def package(
         say(f"its image: {' '.join(command)}")
     elif subprocess.run(command).returncode:
         raise EverloopError("IMAGE_NOT_BUILT", f"docker could not build {folder}")
+    elif target is Target.LAMBDA:
+        say(f"push {tag} to ECR; docs/operations.md says how it becomes a function")
     else:
         say(f"serve it: docker run -p 8080:8080 -p 8081:8081 {tag}")
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import getpass
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer.core import TyperGroup
 
-from everloop.cli.context import JsonOption, connected, require_known, say
+from everloop.cli.context import JsonOption, ListUnlessTold, connected, require_known, say
 from everloop.cli.models import PANEL, ReasonOption
 
 if TYPE_CHECKING:
@@ -43,17 +42,8 @@ def train(
         _follow(everloop.watch_training(training.id) if wait else iter([training]), as_json)
 
 
-class _ListUnlessTold(TyperGroup):
-    """`everloop trainings PIPELINE` lists, as `everloop trainings list PIPELINE` does."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        told = args and (args[0] in self.commands or args[0] in ctx.help_option_names)
-        parsed: list[str] = super().parse_args(ctx, args if told else ["list", *args])
-        return parsed
-
-
 trainings = typer.Typer(
-    cls=_ListUnlessTold,
+    cls=ListUnlessTold,
     help="""List trainings, follow one, or cancel it.
 
     \b

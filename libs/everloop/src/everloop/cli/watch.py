@@ -1,4 +1,4 @@
-"""`drift` and `trace`."""
+"""`drift`, `decisions` and `trace`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from everloop.cli.context import JsonOption, connected
 
 if TYPE_CHECKING:
     from everloop.client import Trace
-    from everloop_contracts.stubs.everloop.monitoring.v1.monitoring_pb2 import Chunk, Measurement
+    from everloop_contracts.stubs.everloop.monitoring.v1.monitoring_pb2 import (
+        Chunk,
+        Decision,
+        Measurement,
+    )
 
 __all__ = ["add_to"]
 
@@ -36,9 +40,9 @@ def drift(
 
     with connected(ctx) as everloop:
         chunks = everloop.chunks(pipeline, version=version, limit=limit)
-        decisions = everloop.decisions(pipeline, limit=limit)
+        made = everloop.decisions(pipeline, limit=limit)
     if as_json:
-        print_json({"chunks": chunks, "decisions": decisions})
+        print_json({"chunks": chunks, "decisions": made})
         return
     _lines(list(reversed(chunks)))
     table(
@@ -51,6 +55,7 @@ def drift(
             "realised#",
             "multivariate#",
             "most drifted",
+            "alerts on",
         ),
         (
             (
@@ -65,20 +70,85 @@ def drift(
                     f"{item.feature} {_coloured(item.measurement)}" for item in chunk.features[:3]
                 )
                 or (chunk.failure and f"[red]not evaluated:[/] {escape(chunk.failure)}"),
+                ", ".join(chunk.alerts),
             )
             for chunk in chunks
         ),
         empty="no chunk yet: the monitor evaluates a chunk when enough predictions have come",
     )
+    for chunk in chunks:
+        for finding in chunk.findings:
+            if finding.measurement.alert:
+                where = " in ".join(name for name in (finding.feature, finding.segment) if name)
+                measured = f"{finding.measurement.measure} {_coloured(finding.measurement)}"
+                console.print(
+                    f"v{chunk.model_version}/{chunk.index} {finding.condition}: {escape(where)} {measured}"
+                )
     console.print()
     table(
         ("decided", "version", "action", "reason"),
-        (
-            (when(item.time), f"v{item.model_version}", item.action, item.reason)
-            for item in decisions
-        ),
+        ((when(item.time), f"v{item.model_version}", item.action, item.reason) for item in made),
         empty="no decision yet",
     )
+
+
+def decisions(
+    ctx: typer.Context,
+    pipeline: Annotated[str, typer.Argument(help="Name of the pipeline.")],
+    limit: Annotated[int, typer.Option(help="Decisions, newest first.", min=1)] = 10,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Show what is decided from now on.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what the retrain policy decided, with the chunks that each decision rests on.
+
+    \b
+    everloop decisions flight-delays
+    everloop decisions flight-delays --follow
+    """  # noqa: D301 - the backspace keeps the lines apart
+    from everloop.cli.output import console, print_json, when
+
+    with connected(ctx) as everloop:
+        if not follow:
+            found = everloop.decisions(pipeline, limit=limit)
+            if as_json:
+                print_json(found)
+                return
+            for item in found:
+                _decision(item)
+            if not found:
+                console.print("[dim]no decision yet[/]")
+            return
+        for answer in everloop.watch_decisions(pipeline):
+            if as_json:
+                print_json(answer)
+            elif answer.HasField("decision"):
+                _decision(answer.decision)
+            else:
+                told = answer.early_warning
+                console.print(
+                    f"{when(told.time)} [yellow]early warning[/] {told.chunk_id}: {told.feature} changed, seen after"
+                    f" {told.seen_after:,} of {told.rows:,} rows"
+                )
+
+
+def _decision(item: Decision) -> None:
+    from rich.markup import escape
+
+    from everloop.cli.output import console, when
+
+    colour = {"retrain": "green", "wait": "dim", "did_not_help": "red"}.get(item.action, "yellow")
+    console.print(
+        f"{when(item.time)} [{colour}]{item.action}[/] v{item.model_version}"
+        + (f" [dim]request {item.request_id}[/]" if item.request_id else "")
+    )
+    console.print(f"  {escape(item.reason)}")
+    for one in item.evidence:
+        mark = "[red]▲[/]" if one.alert else "·"
+        console.print(
+            f"  {mark} {one.chunk_id} {one.condition} [dim]severity {one.severity:.2f}[/] {escape(one.shown)}"
+        )
 
 
 def _lines(chunks: list[Chunk]) -> None:
@@ -175,5 +245,5 @@ def _tree(found: Trace) -> object:
 
 def add_to(app: typer.Typer) -> None:
     """Adds the commands."""
-    for command in (drift, trace):
+    for command in (drift, decisions, trace):
         app.command(rich_help_panel=PANEL)(command)

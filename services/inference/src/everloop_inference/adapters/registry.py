@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 from everloop_contracts.stubs.everloop.registry.v1 import registry_pb2, registry_pb2_grpc
 from everloop_inference.domain import ArmStats, Production, Strategy, Trial, Wanted
 from everloop_inference.ports import Report
-from everloop_runtime.clients import call, channel
+from everloop_runtime.clients import call, channel, stream
+from everloop_runtime.errors import EverloopError, Kind
 
 __all__ = ["GrpcRegistry"]
 
@@ -18,12 +25,27 @@ _STRATEGIES: Final = {
 }
 
 
-class GrpcRegistry:
-    """Asks the gateway what is in Production and on trial, and reports to it."""
+BUSY_SECONDS: Final = 0.4
+"""Longest pause after which a gateway that hands out files to enough others is asked again."""
+WATCH_SECONDS: Final = 300.0
+"""Time after which a stream of changes is asked for anew: a connection may be gone without a word."""
+_LASTING: Final = frozenset({Kind.NOT_FOUND, Kind.PRECONDITION})
 
-    def __init__(self, address: str, timeout_seconds: float) -> None:
-        """Takes `host:port` and the time that an answer may take."""
+
+class GrpcRegistry:
+    """Asks the gateway what is in Production and on trial, takes the files of versions from it, and reports to it."""
+
+    def __init__(
+        self,
+        address: str,
+        timeout_seconds: float,
+        download_seconds: float = 120.0,
+        most_bytes: int = 2 * 1024**3,
+    ) -> None:
+        """Takes `host:port`, the time that an answer and a download may take, and the bytes that a version may have."""
         self._timeout = timeout_seconds
+        self._download_seconds = download_seconds
+        self._most_bytes = most_bytes
         self._channel = channel(address)
         self._stub = registry_pb2_grpc.RegistryServiceStub(self._channel)
 
@@ -34,6 +56,15 @@ class GrpcRegistry:
         # A strategy that this replica does not know is none that it could follow.
         known = [item for item in answer.trials if item.rollout.plan.strategy in _STRATEGIES]
         return Production([_wanted(item) for item in answer.versions], [_trial(i) for i in known])
+
+    def changes(self) -> Iterator[None]:
+        """See `ports.Registry`."""
+        request = registry_pb2.WatchProductionRequest()
+        with contextlib.closing(
+            stream(self._stub.WatchProduction, request, timeout=WATCH_SECONDS)
+        ) as answers:
+            for _ in answers:
+                yield
 
     def report(self, report: Report) -> bool:
         """See `ports.Registry`."""
@@ -48,13 +79,62 @@ class GrpcRegistry:
         answer = call(self._stub.ReportRollout, request, timeout=self._timeout)
         return answer.state == registry_pb2.ROLLOUT_STATE_RUNNING
 
+    def download(self, wanted: Wanted, folder: Path) -> None:
+        """See `ports.Artifacts`."""
+        request = registry_pb2.GetArtifactsRequest(model=wanted.model, version=wanted.version)
+        deadline = time.monotonic() + self._download_seconds
+        while True:
+            try:
+                return self._receive(request, folder, deadline - time.monotonic())
+            except EverloopError as error:
+                if error.kind in _LASTING:
+                    raise
+                # A gateway that is of before this method, or fails in another way, says nothing about the version.
+                if error.kind is not Kind.EXHAUSTED or time.monotonic() + BUSY_SECONDS > deadline:
+                    raise EverloopError(
+                        Kind.UNAVAILABLE,
+                        "ARTIFACT_UNAVAILABLE",
+                        f"the files of {wanted.model} version {wanted.version}: {error}",
+                        model=wanted.model,
+                    ) from error
+            time.sleep(random.uniform(BUSY_SECONDS / 4, BUSY_SECONDS))
+
+    def _receive(
+        self, request: registry_pb2.GetArtifactsRequest, folder: Path, seconds: float
+    ) -> None:
+        size = 0
+        with contextlib.closing(stream(self._stub.GetArtifacts, request, timeout=seconds)) as parts:
+            for path, parts_of_file in itertools.groupby(parts, lambda part: part.path):
+                target = folder / _inside(path)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with target.open("wb") as file:
+                    for part in parts_of_file:
+                        size += len(part.data)
+                        if size > self._most_bytes:
+                            raise EverloopError(
+                                Kind.PRECONDITION,
+                                "ARTIFACT_TOO_LARGE",
+                                f"the files of {request.model} version {request.version} are more than "
+                                f"{self._most_bytes} bytes: raise EVERLOOP_ARTIFACT_CACHE_BYTES",
+                                model=request.model,
+                            )
+                        file.write(part.data)
+
     def close(self) -> None:
         """See `ports.Registry`."""
         self._channel.close()
 
 
+def _inside(path: str) -> PurePosixPath:
+    """A path that leads out of no folder."""
+    found = PurePosixPath(path)
+    if found.is_absolute() or ".." in found.parts or not found.parts:
+        raise EverloopError(Kind.INTERNAL, "BAD_PATH", f"the gateway names a file {path!r}")
+    return found
+
+
 def _wanted(item: registry_pb2.ModelVersion) -> Wanted:
-    return Wanted(item.model, item.version, item.run_id, item.onnx_sha256)
+    return Wanted(item.model, item.version, item.run_id, item.onnx_sha256, item.artifact_sha256)
 
 
 def _trial(item: registry_pb2.Trial) -> Trial:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from everloop_inference.domain import Production, Trial, Wanted
@@ -54,6 +54,10 @@ class MemoryRegistry:
             self.looks += 1
             return Production(list(self._versions.values()), list(self._trials.values()))
 
+    def changes(self) -> Iterator[None]:
+        """See `ports.Registry`; it does not tell."""
+        return iter(())
+
     def report(self, report: Report) -> bool:
         """See `ports.Registry`; a failure aborts the trial, as the gateway does."""
         self._check()
@@ -82,12 +86,13 @@ class MemoryArtifacts:
         self.downloads = 0
         self.runs: dict[str, Artifact] = {}
 
-    def download(self, run_id: str, folder: Path) -> None:
+    def download(self, wanted: Wanted, folder: Path) -> None:
         """See `ports.Artifacts`."""
-        if self.down or run_id not in self.runs:
-            raise EverloopError(Kind.UNAVAILABLE, "ARTIFACT_UNAVAILABLE", f"no run {run_id}")
+        if self.down or wanted.run_id not in self.runs:
+            what = f"no run {wanted.run_id}"
+            raise EverloopError(Kind.UNAVAILABLE, "ARTIFACT_UNAVAILABLE", what)
         self.downloads += 1
-        self.runs[run_id].write(folder)
+        self.runs[wanted.run_id].write(folder)
 
 
 class MemorySink:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 
+from everloop_contracts.artifacts import artifact_sha256
 from everloop_contracts.pipeline import FieldType
 from everloop_features.inputs import InputSpec, feeds_from_rows
 
@@ -60,14 +60,34 @@ class Artifact:
         """SHA-256 of the graph; empty where there is none."""
         return hashlib.sha256(self.graph).hexdigest() if self.graph else ""
 
-    def write(self, folder: Path) -> None:
-        """Writes the files as the artifact store gives them."""
+    @property
+    def files(self) -> dict[str, bytes]:
+        """Its files by path, as replicas load them."""
+        files = {
+            "manifest.json": json.dumps(self.manifest).encode(),
+            "golden.json": json.dumps(self.golden).encode(),
+        }
         if self.graph:
-            (folder / "model.onnx").write_bytes(self.graph)
+            files["model.onnx"] = self.graph
         if self.logged:
-            shutil.copytree(self.logged, folder / "model")
-        (folder / "manifest.json").write_text(json.dumps(self.manifest))
-        (folder / "golden.json").write_text(json.dumps(self.golden))
+            for path in self.logged.rglob("*"):
+                if path.is_file():
+                    files[f"model/{path.relative_to(self.logged).as_posix()}"] = path.read_bytes()
+        return files
+
+    @property
+    def artifact_sha256(self) -> str:
+        """SHA-256 of all its files."""
+        return artifact_sha256(
+            {path: hashlib.sha256(content).hexdigest() for path, content in self.files.items()}
+        )
+
+    def write(self, folder: Path) -> None:
+        """Writes the files."""
+        for path, content in self.files.items():
+            target = folder / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(content)
 
 
 def sample_artifact(bias: float = 0.0, task: str = "binary") -> Artifact:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from everloop_inference.domain import ServedModel, ServingPolicy, Wanted
@@ -48,18 +48,26 @@ class Attempts:
         policies: Mapping[str, ServingPolicy],
         retry_max_seconds: float,
         downloads: int,
+        downloaded: Callable[[], None],
     ) -> None:
-        """Takes what loads, what pipelines say about serving, the longest pause, and how many downloads at once."""
+        """Takes what it works with.
+
+        Args:
+            loader: what loads.
+            policies: what pipelines say about serving.
+            retry_max_seconds: longest pause before another attempt.
+            downloads: how many at once.
+            downloaded: is called, by another thread, when a later `load` may find what an earlier one did not.
+        """
         self._loader = loader
-        self._downloads = Downloads(loader.fetch, downloads)
+        self._downloads = Downloads(loader.fetch, downloads, downloaded)
         self._policies = policies
         self._retry_max = retry_max_seconds
         self._failed: dict[Wanted, _Failed] = {}
 
-    @property
-    def downloading(self) -> bool:
-        """Whether a later `load` will find what an earlier one did not."""
-        return self._downloads.pending
+    def downloading(self, some: Collection[Wanted]) -> bool:
+        """Whether a later `load` of one of some versions will find what an earlier one did not."""
+        return any(self._downloads.asked(wanted) for wanted in some)
 
     def load(self, wanted: Wanted, meanwhile: str) -> ServedModel | None:
         """Returns the version; None if it is on its way, or cannot be loaded now.

@@ -22,19 +22,17 @@ class Downloads:
     Its threads end when nothing waits, and with the process: a replica that stops does not wait for them.
     """
 
-    def __init__(self, fetch: Callable[[Wanted], None], parallel: int) -> None:
-        """Takes what fetches a version, and how many may be fetched at once."""
+    def __init__(
+        self, fetch: Callable[[Wanted], None], parallel: int, ended: Callable[[], None]
+    ) -> None:
+        """Takes what fetches a version, how many may be fetched at once, and who is told when one can be taken."""
         self._fetch = fetch
+        self._ended = ended
         self._parallel = parallel
         self._lock = threading.Lock()
         self._asked: dict[Wanted, Future[None]] = {}
         self._waiting: deque[tuple[Wanted, Future[None]]] = deque()
         self._threads = 0
-
-    @property
-    def pending(self) -> bool:
-        """Whether something was asked for and not taken."""
-        return bool(self._asked)
 
     def asked(self, wanted: Wanted) -> bool:
         """Whether a version was asked for and not taken."""
@@ -78,7 +76,9 @@ class Downloads:
                 self._fetch(wanted)
             except BaseException as error:
                 future.set_exception(error)
+                self._ended()
                 continue
             took = time.monotonic() - began
             log.info("%s version %d was downloaded in %.2f s", wanted.model, wanted.version, took)
             future.set_result(None)
+            self._ended()

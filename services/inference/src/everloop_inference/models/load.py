@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import shutil
 import tempfile
 import time
@@ -16,6 +17,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from everloop_contracts.artifacts import EXPORT, artifact_sha256, digests
 from everloop_contracts.pipeline import Task
 from everloop_features.inputs import Block, InputSpec, Layout
 from everloop_inference.cost import Cost
@@ -28,7 +30,7 @@ __all__ = ["Loader"]
 log = logging.getLogger(__name__)
 
 WARM_RUNS: Final = 5
-EXPORT, LOGGED, MANIFEST, GOLDEN = "model.onnx", "model", "manifest.json", "golden.json"
+LOGGED, MANIFEST, GOLDEN = "model", "manifest.json", "golden.json"
 _NO_PARITY: Final = frozenset({"EXPORT_MISSING", "BROKEN_EXPORT", "GOLDEN_MISMATCH"})
 
 
@@ -39,9 +41,23 @@ class Loader:
     """
 
     def __init__(
-        self, artifacts: Artifacts, engines: Engines, cache: Path, tolerance: float = 1e-4
+        self,
+        artifacts: Artifacts,
+        engines: Engines,
+        cache: Path,
+        tolerance: float = 1e-4,
+        most_bytes: int = 0,
     ) -> None:
-        """Takes the store, what runs models, the folder of the cache and how far a golden answer may be off."""
+        """Takes what it works with.
+
+        Args:
+            artifacts: the store.
+            engines: what runs models.
+            cache: folder of the cache.
+            tolerance: how far a golden answer may be off.
+            most_bytes: bytes that the cache may hold, unless what must be kept is more.
+        """
+        self._most_bytes = most_bytes
         self._artifacts = artifacts
         self._engines = engines
         self._cache = cache
@@ -78,17 +94,20 @@ class Loader:
         if not self.has(wanted):
             self.fetch(wanted)
         try:
-            return self._read(wanted, policy, folder)
+            model = self._read(wanted, policy, folder)
         except EverloopError:
             # Whatever is wrong with these files, the next attempt shall start from new ones.
             shutil.rmtree(folder, ignore_errors=True)
             raise
+        with contextlib.suppress(OSError):  # only its place in the queue of those that go
+            os.utime(folder)
+        return model
 
     def fetch(self, wanted: Wanted) -> None:
         """Downloads a version's files into the cache; may be called by several threads.
 
         Raises:
-            EverloopError: kind unavailable: they cannot be had now.
+            EverloopError: as `Artifacts.download`.
             OSError: they cannot be kept.
         """
         folder = self._folder(wanted)
@@ -97,7 +116,7 @@ class Loader:
         with tempfile.TemporaryDirectory(dir=staging) as name:
             target = Path(name, "artifact")
             target.mkdir()
-            self._artifacts.download(wanted.run_id, target)
+            self._artifacts.download(wanted, target)
             while not folder.is_dir():  # otherwise another replica was quicker
                 folder.parent.mkdir(parents=True, exist_ok=True)
                 try:
@@ -110,12 +129,18 @@ class Loader:
                         raise
 
     def prune(self, keep: Collection[Wanted]) -> None:
-        """Removes every cached artifact but those of `keep`."""
+        """Removes what does not fit into the cache, what was not loaded for longest first; `keep` stays in any case."""
         kept = {self._folder(wanted) for wanted in keep}
-        for folder in self._cache.glob("*/*"):
-            if folder not in kept:
+        folders = [folder for parent in _entries(self._cache) for folder in _entries(parent)]
+        newest_first = sorted(folders, key=_last_used, reverse=True)
+        room = self._most_bytes - sum(_size(folder) for folder in newest_first if folder in kept)
+        for folder in newest_first:
+            if folder in kept:
+                continue
+            room -= _size(folder)
+            if room < 0:
                 shutil.rmtree(folder, ignore_errors=True)
-        for parent in self._cache.glob("*"):
+        for parent in _entries(self._cache):
             # Another replica may be putting something into it: only what is empty goes.
             with contextlib.suppress(OSError):
                 parent.rmdir()
@@ -125,10 +150,12 @@ class Loader:
 
     def _read(self, wanted: Wanted, policy: ServingPolicy, folder: Path) -> ServedModel:
         try:
+            if wanted.artifact_sha256:
+                _check(wanted, artifact_sha256(digests(folder)))
             manifest = json.loads((folder / MANIFEST).read_bytes())
             golden = json.loads((folder / GOLDEN).read_bytes())
             layout = Layout([InputSpec.from_json(item) for item in manifest["inputs"]])
-        except MemoryError:  # says nothing about the file
+        except (MemoryError, EverloopError):  # says nothing about the file, or all
             raise
         except Exception as error:  # anything can be wrong with a file
             raise _refused(wanted, "BROKEN_ARTIFACT", f"{type(error).__name__}: {error}") from error
@@ -225,6 +252,38 @@ class Loader:
             raise _refused(
                 wanted, "GOLDEN_MISMATCH", f"it answers its golden rows off by {off:.3g}"
             )
+
+
+def _check(wanted: Wanted, digest: str) -> None:
+    if digest != wanted.artifact_sha256:
+        what = f"its files have SHA-256 {digest}, the registry says {wanted.artifact_sha256}"
+        raise _refused(wanted, "CHECKSUM_MISMATCH", what)
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What is in a folder; nothing where another replica has just removed it."""
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
+
+
+def _last_used(folder: Path) -> int:
+    """Nanoseconds since 1970; 0 for what another replica has just removed."""
+    try:
+        return folder.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _size(folder: Path) -> int:
+    """Bytes of what is there; another replica may be removing it."""
+    size = 0
+    for root, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                size += os.stat(os.path.join(root, name)).st_size
+    return size
 
 
 def _fields(policy: ServingPolicy, layout: Layout) -> frozenset[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from everloop_runtime.errors import EverloopError, Kind
 
@@ -23,8 +24,14 @@ class MemoryRegistry:
     def __init__(self) -> None:
         """Starts empty and reachable."""
         self.models: dict[str, _Model] = {}
-        self.digests: dict[str, str] = {}
+        self.files: dict[str, dict[str, bytes]] = {}
+        self.downloads: list[str] = []
         self.reachable = True
+
+    @property
+    def away(self) -> bool:
+        """Known at once."""
+        return not self.reachable
 
     def ensure_version(
         self, model: str, training_id: str, run_id: str, source: str, tags: Mapping[str, str]
@@ -62,12 +69,21 @@ class MemoryRegistry:
         """Tags of a version."""
         return self.models[model].versions[version]
 
-    def digest(self, run_id: str) -> str:
-        """SHA-256 of what a run holds."""
+    def download(self, run_id: str, folder: Path, most_bytes: int) -> None:
+        """Writes what a run holds, and notes that it was asked to."""
         self._reach()
-        if run_id not in self.digests:
-            raise EverloopError(Kind.NOT_FOUND, "NOT_IN_MLFLOW", f"run {run_id} holds no model")
-        return self.digests[run_id]
+        if run_id not in self.files:
+            raise EverloopError(Kind.NOT_FOUND, "NOT_IN_MLFLOW", f"there is no run {run_id}")
+        self.downloads.append(run_id)
+        size = sum(map(len, self.files[run_id].values()))
+        if size > most_bytes:
+            raise EverloopError(
+                Kind.PRECONDITION, "ARTIFACT_TOO_LARGE", f"run {run_id} holds {size} bytes"
+            )
+        for path, content in self.files[run_id].items():
+            target = folder / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(content)
 
     def check_version(self, model: str, version: int) -> None:
         """Raises if the version is not there."""

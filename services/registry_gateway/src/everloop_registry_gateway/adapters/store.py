@@ -60,6 +60,7 @@ versions = sa.Table(
     sa.Column("training_cause_id", sa.String(200), nullable=False),
     sa.Column("create_time", TIME, nullable=False),
     sa.Column("promote_time", TIME),
+    sa.Column("files", sa.Text),
     sa.UniqueConstraint("model", "version", name="uq_model_versions_model_version"),
 )
 serving = sa.Table(
@@ -111,6 +112,11 @@ class Store:
     def models(self) -> list[str]:
         """Names of all models."""
         return list(self._connection.scalars(sa.select(models.c.name).order_by(models.c.name)))
+
+    def revisions(self) -> list[tuple[str, int]]:
+        """Every model's name and revision: whatever happens to a model advances it."""
+        query = sa.select(models.c.name, models.c.revision).order_by(models.c.name)
+        return [(name, revision) for name, revision in self._connection.execute(query)]
 
     def etag(self, model: str) -> str:
         """The model's etag; empty if there is no such model."""
@@ -173,6 +179,7 @@ class Store:
                 trained_event_id=version.trained_event_id,
                 training_cause_id=version.training_cause_id,
                 create_time=moment_text(version.create_time),
+                files=json.dumps(dict(version.files)),
             )
         )
 
@@ -394,11 +401,15 @@ class Store:
 
 def version_of(row: _Row) -> ModelVersion:
     """The version of a row."""
-    values = {key: row[key] for key in ModelVersion.__dataclass_fields__ if key != "etag"}
+    # An answer that was kept before files were recorded has none.
+    values: dict[str, Any] = {
+        key: row.get(key) for key in ModelVersion.__dataclass_fields__ if key != "etag"
+    }
     promoted = row["promote_time"]
     values |= {
         "stage": Stage(row["stage"]),
         "metrics": json.loads(row["metrics"]),
+        "files": json.loads(values["files"] or "{}"),
         "gates": tuple(GateResult(**gate) for gate in json.loads(row["gates"])),
         "create_time": moment(row["create_time"]),
         "promote_time": moment(promoted) if promoted else None,

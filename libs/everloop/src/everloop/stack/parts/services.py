@@ -17,7 +17,7 @@ _SERVICES = (
     ("ingest", "ingest", ("kafka", "s3")),
     ("registry_gateway", "registry", ("kafka", "mlflow")),
     ("trainer", "trainer", ("kafka", "s3", "mlflow", "ray", "registry_gateway")),
-    ("inference", "inference", ("kafka", "mlflow", "ray", "registry_gateway")),
+    ("inference", "inference", ("kafka", "ray", "registry_gateway")),
     ("monitor", "monitor", ("kafka", "s3", "mlflow", "registry_gateway")),
 )
 

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 
 from everloop_monitor.adapters.store.sql import BIG, METADATA, aware, delete_beyond, naive
 from everloop_monitor.adapters.store.versions import VERSIONS
-from everloop_monitor.domain import Chunk, Condition, Report
+from everloop_monitor.domain import CONDITIONS, Chunk, Condition, Report
 
 __all__ = [
     "CLOSED",
@@ -19,10 +19,13 @@ __all__ = [
     "FULL",
     "add",
     "backlog",
+    "by_id",
     "close_before",
     "close_beyond",
     "drop_oldest",
+    "first",
     "give_up",
+    "newest_alerting",
     "newest_evaluated",
     "newest_with",
     "next_full",
@@ -55,9 +58,7 @@ _chunks = sa.Table(
     sa.Column("checked", sa.BigInteger),
     sa.Column("labelled_rows", sa.BigInteger),
     sa.Column("announced", sa.Boolean),
-    sa.Column("drift", sa.Boolean),
-    sa.Column("estimated_performance", sa.Boolean),
-    sa.Column("realised_performance", sa.Boolean),
+    *(sa.Column(condition, sa.Boolean) for condition in CONDITIONS),
     sa.Column("first_event", sa.DateTime),
     sa.Column("last_event", sa.DateTime),
     sa.Column("evaluated_at", sa.DateTime),
@@ -137,20 +138,20 @@ def _except(skip: Collection[tuple[str, int]]) -> list[sa.ColumnElement[bool]]:
 
 
 def next_full(
-    connection: sa.Connection, pipelines: Collection[str], skip: Collection[tuple[str, int]]
-) -> Chunk | None:
-    """The oldest full chunk of these pipelines whose version is known and not among those to skip."""
-    row = connection.execute(
+    connection: sa.Connection, pipeline: str, skip: Collection[tuple[str, int]], limit: int
+) -> list[Chunk]:
+    """The oldest full chunks of a pipeline whose version is known and not among those to skip."""
+    rows = connection.execute(
         _CHUNK.where(
             _chunks.c.state == FULL,
-            _chunks.c.pipeline.in_(pipelines),
+            _chunks.c.pipeline == pipeline,
             VERSIONS.c.run_id.is_not(None),
             *_except(skip),
         )
         .order_by(_chunks.c.position)
-        .limit(1)
-    ).first()
-    return _chunk(row) if row else None
+        .limit(limit)
+    )
+    return [_chunk(row) for row in rows]
 
 
 def waiting_for_labels(
@@ -179,13 +180,28 @@ def recent(
     connection: sa.Connection, chunk: Chunk, condition: Condition, limit: int
 ) -> list[Chunk]:
     """The newest chunks of `chunk`'s version that have a verdict on a condition."""
+    return _with_verdict(connection, chunk, condition, limit, _chunks.c.number.desc())
+
+
+def first(connection: sa.Connection, chunk: Chunk, condition: Condition, limit: int) -> list[Chunk]:
+    """The first chunks of `chunk`'s version that have a verdict on a condition, in order."""
+    return _with_verdict(connection, chunk, condition, limit, _chunks.c.number.asc())
+
+
+def _with_verdict(
+    connection: sa.Connection,
+    chunk: Chunk,
+    condition: Condition,
+    limit: int,
+    order: sa.UnaryExpression[Any],
+) -> list[Chunk]:
     rows = connection.execute(
         _CHUNK.where(
             _chunks.c.pipeline == chunk.pipeline,
             _chunks.c.version == chunk.version,
             _chunks.c[condition].is_not(None),
         )
-        .order_by(_chunks.c.number.desc())
+        .order_by(order)
         .limit(limit)
     )
     return [_chunk(row) for row in rows]
@@ -223,6 +239,31 @@ def newest_evaluated(
     return [_chunk(row) for row in rows]
 
 
+def newest_alerting(
+    connection: sa.Connection, pipeline: str, before: int | None, limit: int
+) -> list[Chunk]:
+    """Chunks that alert on anything, newest first, from below position `before`; an empty pipeline means all."""
+    query = _CHUNK.where(sa.or_(*(_chunks.c[condition] for condition in CONDITIONS)))
+    if pipeline:
+        query = query.where(_chunks.c.pipeline == pipeline)
+    if before is not None:
+        query = query.where(_chunks.c.position < before)
+    rows = connection.execute(query.order_by(_chunks.c.position.desc()).limit(limit))
+    return [_chunk(row) for row in rows]
+
+
+def by_id(connection: sa.Connection, pipeline: str, version: int, index: int) -> Chunk | None:
+    """The chunk of that number."""
+    row = connection.execute(
+        _CHUNK.where(
+            _chunks.c.pipeline == pipeline,
+            _chunks.c.version == version,
+            _chunks.c.number == index,
+        )
+    ).first()
+    return _chunk(row) if row else None
+
+
 def backlog(connection: sa.Connection, pipeline: str) -> tuple[int, datetime | None]:
     """How many full chunks wait for their evaluation, and since when the oldest whose version is known does."""
     filled_at = sa.case((VERSIONS.c.run_id.is_not(None), _chunks.c.filled_at))
@@ -241,10 +282,7 @@ def save_evaluation(
     connection: sa.Connection, chunk: Chunk, *, before: str, after: str, checked: int = -1
 ) -> bool:
     """Stores what an evaluation found; False, and nothing stored, if the chunk is not in state `before`."""
-    verdicts: dict[str, bool | None] = {
-        name: chunk.verdict(name)
-        for name in ("drift", "estimated_performance", "realised_performance")
-    }
+    verdicts: dict[str, bool | None] = {name: chunk.verdict(name) for name in CONDITIONS}
     changed = connection.execute(
         _chunks.update()
         .where(_chunks.c.position == chunk.position, _chunks.c.state == before)

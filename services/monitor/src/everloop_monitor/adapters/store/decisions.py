@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
+from pydantic import TypeAdapter
 
 from everloop_monitor.adapters.store.sql import BIG, METADATA, aware, delete_beyond, naive
-from everloop_monitor.domain import Chunk, Decision, RecordedDecision, Request
+from everloop_monitor.domain import (
+    Chunk,
+    Decision,
+    Evidence,
+    Outcome,
+    RecordedDecision,
+    Request,
+)
 
 __all__ = [
     "add",
     "add_request",
+    "after",
+    "answer",
     "drop_oldest",
-    "last_request",
     "newest",
+    "newest_requests",
     "request_ids",
+    "set_helped",
     "versions",
 ]
 
@@ -30,6 +42,10 @@ _decisions = sa.Table(
     sa.Column("action", sa.String(20)),
     sa.Column("reason", sa.Text),
     sa.Column("made_at", sa.DateTime),
+    sa.Column("request_id", sa.String(36)),
+    sa.Column("condition", sa.String(40)),
+    sa.Column("severity", sa.Float),
+    sa.Column("evidence", sa.Text),
 )
 _requests = sa.Table(
     "requests",
@@ -40,7 +56,13 @@ _requests = sa.Table(
     sa.Column("chunk_id", sa.String(100)),
     sa.Column("reason", sa.Text),
     sa.Column("made_at", sa.DateTime),
+    sa.Column("condition", sa.String(40)),
+    sa.Column("badness", sa.Float),
+    sa.Column("outcome", sa.String(16)),
+    sa.Column("answer", sa.BigInteger),
+    sa.Column("helped", sa.Boolean),
 )
+_EVIDENCE = TypeAdapter(tuple[Evidence, ...])
 
 
 def add(
@@ -56,6 +78,10 @@ def add(
             action=decision.action,
             reason=decision.reason,
             made_at=naive(now),
+            request_id=decision.request_id,
+            condition=decision.condition,
+            severity=decision.severity,
+            evidence=_EVIDENCE.dump_json(decision.evidence).decode(),
         )
     )
 
@@ -64,25 +90,40 @@ def newest(
     connection: sa.Connection, pipeline: str, before: int | None, limit: int
 ) -> list[RecordedDecision]:
     """Decisions, newest first, from below position `before`; an empty pipeline means all."""
-    query = sa.select(_decisions)
-    if pipeline:
-        query = query.where(_decisions.c.pipeline == pipeline)
+    query = _of(pipeline).order_by(_decisions.c.position.desc())
     if before is not None:
         query = query.where(_decisions.c.position < before)
-    rows = connection.execute(query.order_by(_decisions.c.position.desc()).limit(limit))
-    return [
-        RecordedDecision(
-            row.position,
-            row.id,
-            row.pipeline,
-            row.version,
-            row.chunk_id,
-            row.action,
-            row.reason,
-            aware(row.made_at),
-        )
-        for row in rows
-    ]
+    return [_recorded(row) for row in connection.execute(query.limit(limit))]
+
+
+def after(
+    connection: sa.Connection, pipeline: str, position: int, limit: int
+) -> list[RecordedDecision]:
+    """Decisions from above a position, oldest first; an empty pipeline means all."""
+    query = _of(pipeline).where(_decisions.c.position > position).order_by(_decisions.c.position)
+    return [_recorded(row) for row in connection.execute(query.limit(limit))]
+
+
+def _of(pipeline: str) -> sa.Select[Any]:
+    query = sa.select(_decisions)
+    return query.where(_decisions.c.pipeline == pipeline) if pipeline else query
+
+
+def _recorded(row: Any) -> RecordedDecision:
+    return RecordedDecision(
+        row.position,
+        row.id,
+        row.pipeline,
+        row.version,
+        row.chunk_id,
+        row.action,
+        row.reason,
+        aware(row.made_at),
+        row.request_id,
+        row.condition,
+        row.severity,
+        _EVIDENCE.validate_json(row.evidence),
+    )
 
 
 def add_request(connection: sa.Connection, request: Request) -> None:
@@ -95,22 +136,61 @@ def add_request(connection: sa.Connection, request: Request) -> None:
             chunk_id=request.chunk_id,
             reason=request.reason,
             made_at=naive(request.made_at),
+            condition=request.condition,
+            badness=request.badness,
+            outcome=request.outcome,
+            answer=request.answer,
+            helped=request.helped,
         )
     )
 
 
-def last_request(connection: sa.Connection, pipeline: str) -> Request | None:
-    """The newest request of a pipeline."""
-    row = connection.execute(
+def newest_requests(connection: sa.Connection, pipeline: str, limit: int) -> list[Request]:
+    """The requests of a pipeline, newest first."""
+    rows = connection.execute(
         sa.select(_requests)
         .where(_requests.c.pipeline == pipeline)
         .order_by(_requests.c.made_at.desc())
-        .limit(1)
-    ).first()
-    if row is None:
-        return None
-    made_at = aware(row.made_at)
-    return Request(row.id, row.pipeline, row.version, row.chunk_id, row.reason, made_at)
+        .limit(limit)
+    )
+    return [
+        Request(
+            row.id,
+            row.pipeline,
+            row.version,
+            row.chunk_id,
+            row.reason,
+            aware(row.made_at),
+            row.condition,
+            row.badness,
+            row.outcome,
+            row.answer,
+            row.helped,
+        )
+        for row in rows
+    ]
+
+
+def answer(
+    connection: sa.Connection,
+    pipeline: str,
+    outcome: Outcome,
+    *,
+    version: int = 0,
+    request_id: str = "",
+) -> None:
+    """Notes what became of the open requests of a pipeline: of one, or of those for versions before `version`."""
+    which = _requests.c.id == request_id if request_id else _requests.c.version < version
+    connection.execute(
+        _requests.update()
+        .where(_requests.c.pipeline == pipeline, _requests.c.outcome == "open", which)
+        .values(outcome=outcome, answer=version if outcome == "promoted" else 0)
+    )
+
+
+def set_helped(connection: sa.Connection, request_id: str, helped: bool) -> None:
+    """Notes whether the version that came of a request did better."""
+    connection.execute(_requests.update().where(_requests.c.id == request_id).values(helped=helped))
 
 
 def request_ids(connection: sa.Connection, pipeline: str, version: int) -> set[str]:

@@ -19,6 +19,7 @@ __all__ = [
     "drop_oldest",
     "forget_versions",
     "of_chunk",
+    "of_rows",
     "pipelines",
     "set_stream",
     "stored_versions",
@@ -56,13 +57,12 @@ _spans = sa.Table(
 )
 
 
-def stream(connection: sa.Connection, pipeline: str, version: int) -> Stream:
-    """How far a model version is counted; locked until the transaction ends."""
-    row = connection.execute(
-        sa.select(_streams.c.rows, _streams.c.chunks, _streams.c.chunk_start)
-        .where(_streams.c.pipeline == pipeline, _streams.c.version == version)
-        .with_for_update()
-    ).first()
+def stream(connection: sa.Connection, pipeline: str, version: int, *, lock: bool = True) -> Stream:
+    """How far a model version is counted; locked until the transaction ends, unless it is only looked at."""
+    query = sa.select(_streams.c.rows, _streams.c.chunks, _streams.c.chunk_start).where(
+        _streams.c.pipeline == pipeline, _streams.c.version == version
+    )
+    row = connection.execute(query.with_for_update() if lock else query).first()
     return Stream(row.rows, row.chunks, row.chunk_start) if row else Stream()
 
 
@@ -106,17 +106,24 @@ _BATCH = (_batches.c.event_id, _batches.c.first_row, _batches.c.size, _batches.c
 
 def of_chunk(connection: sa.Connection, chunk: Chunk) -> list[Batch]:
     """The batches that hold a chunk's rows, in order."""
-    rows = connection.execute(
+    return of_rows(connection, chunk.pipeline, chunk.version, chunk.first_row, chunk.rows)
+
+
+def of_rows(
+    connection: sa.Connection, pipeline: str, version: int, first_row: int, rows: int
+) -> list[Batch]:
+    """The batches that hold `rows` rows of a version from row `first_row` on, in order."""
+    found = connection.execute(
         sa.select(*_BATCH)
         .where(
-            _batches.c.pipeline == chunk.pipeline,
-            _batches.c.version == chunk.version,
-            _batches.c.first_row < chunk.first_row + chunk.rows,
-            _batches.c.first_row + _batches.c.rows > chunk.first_row,
+            _batches.c.pipeline == pipeline,
+            _batches.c.version == version,
+            _batches.c.first_row < first_row + rows,
+            _batches.c.first_row + _batches.c.rows > first_row,
         )
         .order_by(_batches.c.first_row)
     )
-    return [_batch(row) for row in rows]
+    return [_batch(row) for row in found]
 
 
 def covering(connection: sa.Connection, span: Span) -> Iterator[Batch]:

@@ -16,6 +16,7 @@ __all__ = [
     "known",
     "pipelines",
     "production",
+    "serving",
     "set_production",
 ]
 
@@ -59,6 +60,16 @@ def production(connection: sa.Connection, pipeline: str) -> int:
         ).scalar()
         or 0
     )
+
+
+def serving(connection: sa.Connection, pipeline: str) -> tuple[int, str]:
+    """The version in Production and its run; 0 and empty if none is known. Locks nothing."""
+    row = connection.execute(
+        sa.select(VERSIONS.c.version, VERSIONS.c.run_id).where(
+            VERSIONS.c.pipeline == pipeline, VERSIONS.c.production
+        )
+    ).first()
+    return (row.version, row.run_id) if row else (0, "")
 
 
 def pipelines(connection: sa.Connection) -> set[str]:

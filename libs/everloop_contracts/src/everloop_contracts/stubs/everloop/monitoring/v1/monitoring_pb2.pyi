@@ -40,6 +40,8 @@ class Chunk(_message.Message):
     ALERT_FIELD_NUMBER: _builtins.int
     EVALUATE_TIME_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
+    FINDINGS_FIELD_NUMBER: _builtins.int
+    ALERTS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id of the chunk, `<pipeline>/<model version>/<index>`."""
     pipeline: _builtins.str
@@ -70,11 +72,11 @@ class Chunk(_message.Message):
 
     @_builtins.property
     def multivariate(self) -> Global___Measurement:
-        """Multivariate drift: PCA reconstruction error."""
+        """Multivariate drift: PCA reconstruction error, also among the findings."""
 
     @_builtins.property
     def estimated_performance(self) -> Global___Measurement:
-        """Performance estimated without labels (CBPE)."""
+        """Performance estimated without labels (CBPE, or DLE for regression)."""
 
     @_builtins.property
     def realised_performance(self) -> Global___Measurement:
@@ -83,6 +85,16 @@ class Chunk(_message.Message):
     @_builtins.property
     def evaluate_time(self) -> _timestamp_pb2.Timestamp:
         """When the chunk was evaluated."""
+
+    @_builtins.property
+    def findings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Finding]:
+        """What else was found: output drift, data quality, schema skew, segments. Of a single feature only what alerts."""
+
+    @_builtins.property
+    def alerts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What the chunk alerts on: `drift`, `multivariate_drift`, `output_drift`, `segment_drift`, `data_quality`,
+        `schema_skew`, `estimated_performance`, `realised_performance`, `segment_performance`.
+        """
 
     def __init__(
         self,
@@ -102,14 +114,52 @@ class Chunk(_message.Message):
         alert: _builtins.bool = ...,
         evaluate_time: _timestamp_pb2.Timestamp | None = ...,
         failure: _builtins.str = ...,
+        findings: _abc.Iterable[Global___Finding] | None = ...,
+        alerts: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["estimated_performance", b"estimated_performance", "evaluate_time", b"evaluate_time", "first_event_time", b"first_event_time", "last_event_time", b"last_event_time", "multivariate", b"multivariate", "realised_performance", b"realised_performance"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert", "estimated_performance", b"estimated_performance", "evaluate_time", b"evaluate_time", "failure", b"failure", "features", b"features", "first_event_time", b"first_event_time", "id", b"id", "index", b"index", "labelled_rows", b"labelled_rows", "last_event_time", b"last_event_time", "model_version", b"model_version", "multivariate", b"multivariate", "pipeline", b"pipeline", "realised_performance", b"realised_performance", "rows", b"rows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert", "alerts", b"alerts", "estimated_performance", b"estimated_performance", "evaluate_time", b"evaluate_time", "failure", b"failure", "features", b"features", "findings", b"findings", "first_event_time", b"first_event_time", "id", b"id", "index", b"index", "labelled_rows", b"labelled_rows", "last_event_time", b"last_event_time", "model_version", b"model_version", "multivariate", b"multivariate", "pipeline", b"pipeline", "realised_performance", b"realised_performance", "rows", b"rows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Chunk: _TypeAlias = Chunk  # noqa: Y015
+
+@_typing.final
+class Finding(_message.Message):
+    """Something that a detector found in a chunk."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONDITION_FIELD_NUMBER: _builtins.int
+    FEATURE_FIELD_NUMBER: _builtins.int
+    SEGMENT_FIELD_NUMBER: _builtins.int
+    MEASUREMENT_FIELD_NUMBER: _builtins.int
+    condition: _builtins.str
+    """What it is about, one of the words of `Chunk.alerts`."""
+    feature: _builtins.str
+    """Name of the feature, or `score` and `label` for the model's answers; empty where it is of the whole."""
+    segment: _builtins.str
+    """`field=value` of the rows that it is of; empty for all."""
+    @_builtins.property
+    def measurement(self) -> Global___Measurement:
+        """What was measured."""
+
+    def __init__(
+        self,
+        *,
+        condition: _builtins.str = ...,
+        feature: _builtins.str = ...,
+        segment: _builtins.str = ...,
+        measurement: Global___Measurement | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["measurement", b"measurement"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["condition", b"condition", "feature", b"feature", "measurement", b"measurement", "segment", b"segment"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Finding: _TypeAlias = Finding  # noqa: Y015
 
 @_typing.final
 class Measurement(_message.Message):
@@ -197,6 +247,10 @@ class Decision(_message.Message):
     ACTION_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     TIME_FIELD_NUMBER: _builtins.int
+    CONDITION_FIELD_NUMBER: _builtins.int
+    SEVERITY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    EVIDENCE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id of the decision."""
     pipeline: _builtins.str
@@ -206,12 +260,24 @@ class Decision(_message.Message):
     chunk_id: _builtins.str
     """Chunk that led to it."""
     action: _builtins.str
-    """What was decided: retrain, wait, cooldown, already_requested."""
+    """What was decided: retrain, wait, cooldown, already_requested, quiet_hours, over_budget; or, of the version that came
+    of a request: helped, did_not_help.
+    """
     reason: _builtins.str
     """Explanation for a person, with the numbers."""
+    condition: _builtins.str
+    """Condition it is about, one of the words of `Chunk.alerts`; empty where it is about several."""
+    severity: _builtins.float
+    """How many times what is tolerated was reached, in the worst chunk; 1 is the limit."""
+    request_id: _builtins.str
+    """Id of the RetrainRequested that was sent, or that is judged; empty if none."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """When."""
+
+    @_builtins.property
+    def evidence(self) -> _containers.RepeatedCompositeFieldContainer[Global___Evidence]:
+        """The chunks that it rests on, oldest first."""
 
     def __init__(
         self,
@@ -223,14 +289,56 @@ class Decision(_message.Message):
         action: _builtins.str = ...,
         reason: _builtins.str = ...,
         time: _timestamp_pb2.Timestamp | None = ...,
+        condition: _builtins.str = ...,
+        severity: _builtins.float = ...,
+        request_id: _builtins.str = ...,
+        evidence: _abc.Iterable[Global___Evidence] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "chunk_id", b"chunk_id", "id", b"id", "model_version", b"model_version", "pipeline", b"pipeline", "reason", b"reason", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "chunk_id", b"chunk_id", "condition", b"condition", "evidence", b"evidence", "id", b"id", "model_version", b"model_version", "pipeline", b"pipeline", "reason", b"reason", "request_id", b"request_id", "severity", b"severity", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Decision: _TypeAlias = Decision  # noqa: Y015
+
+@_typing.final
+class Evidence(_message.Message):
+    """What a chunk showed to a decision."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHUNK_ID_FIELD_NUMBER: _builtins.int
+    CONDITION_FIELD_NUMBER: _builtins.int
+    SHOWN_FIELD_NUMBER: _builtins.int
+    ALERT_FIELD_NUMBER: _builtins.int
+    SEVERITY_FIELD_NUMBER: _builtins.int
+    chunk_id: _builtins.str
+    """Id of the chunk."""
+    condition: _builtins.str
+    """Condition that was looked at."""
+    shown: _builtins.str
+    """The numbers, for a person."""
+    alert: _builtins.bool
+    """True if the chunk alerts on it."""
+    severity: _builtins.float
+    """How many times what is tolerated was reached."""
+    def __init__(
+        self,
+        *,
+        chunk_id: _builtins.str = ...,
+        condition: _builtins.str = ...,
+        shown: _builtins.str = ...,
+        alert: _builtins.bool = ...,
+        severity: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert", "chunk_id", b"chunk_id", "condition", b"condition", "severity", b"severity", "shown", b"shown"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Evidence: _TypeAlias = Evidence  # noqa: Y015
 
 @_typing.final
 class ListChunksRequest(_message.Message):
@@ -351,6 +459,276 @@ class ListDecisionsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListDecisionsResponse: _TypeAlias = ListDecisionsResponse  # noqa: Y015
+
+@_typing.final
+class Alert(_message.Message):
+    """A chunk that alerts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHUNK_ID_FIELD_NUMBER: _builtins.int
+    PIPELINE_FIELD_NUMBER: _builtins.int
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    CONDITIONS_FIELD_NUMBER: _builtins.int
+    SHOWN_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    chunk_id: _builtins.str
+    """Id of the chunk."""
+    pipeline: _builtins.str
+    """Name of the pipeline."""
+    model_version: _builtins.int
+    """Model version that made the predictions."""
+    @_builtins.property
+    def conditions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What it alerts on: the words of `Chunk.alerts`."""
+
+    @_builtins.property
+    def shown(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The numbers of each condition, for a person, in the same order."""
+
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When the chunk was evaluated."""
+
+    def __init__(
+        self,
+        *,
+        chunk_id: _builtins.str = ...,
+        pipeline: _builtins.str = ...,
+        model_version: _builtins.int = ...,
+        conditions: _abc.Iterable[_builtins.str] | None = ...,
+        shown: _abc.Iterable[_builtins.str] | None = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_id", b"chunk_id", "conditions", b"conditions", "model_version", b"model_version", "pipeline", b"pipeline", "shown", b"shown", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Alert: _TypeAlias = Alert  # noqa: Y015
+
+@_typing.final
+class EarlyWarning(_message.Message):
+    """Something that changed in a chunk that was not yet full."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHUNK_ID_FIELD_NUMBER: _builtins.int
+    PIPELINE_FIELD_NUMBER: _builtins.int
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    FEATURE_FIELD_NUMBER: _builtins.int
+    SEEN_AFTER_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    chunk_id: _builtins.str
+    """Id that the chunk will have."""
+    pipeline: _builtins.str
+    """Name of the pipeline."""
+    model_version: _builtins.int
+    """Model version that made the predictions."""
+    feature: _builtins.str
+    """Name of the feature, or `score`."""
+    seen_after: _builtins.int
+    """Values of the feature, counted from the chunk's first row, after which the change was seen."""
+    rows: _builtins.int
+    """Rows that the chunk had then."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When it was seen."""
+
+    def __init__(
+        self,
+        *,
+        chunk_id: _builtins.str = ...,
+        pipeline: _builtins.str = ...,
+        model_version: _builtins.int = ...,
+        feature: _builtins.str = ...,
+        seen_after: _builtins.int = ...,
+        rows: _builtins.int = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_id", b"chunk_id", "feature", b"feature", "model_version", b"model_version", "pipeline", b"pipeline", "rows", b"rows", "seen_after", b"seen_after", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EarlyWarning: _TypeAlias = EarlyWarning  # noqa: Y015
+
+@_typing.final
+class ListAlertsRequest(_message.Message):
+    """Request of ListAlerts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PIPELINE_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    pipeline: _builtins.str
+    """Name of the pipeline; empty for all."""
+    page_size: _builtins.int
+    """At most this many (default 50, at most 500)."""
+    page_token: _builtins.str
+    """Where the previous page ended."""
+    def __init__(
+        self,
+        *,
+        pipeline: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "pipeline", b"pipeline"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAlertsRequest: _TypeAlias = ListAlertsRequest  # noqa: Y015
+
+@_typing.final
+class ListAlertsResponse(_message.Message):
+    """Response of ListAlerts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALERTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of the next page; empty at the end."""
+    @_builtins.property
+    def alerts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Alert]:
+        """Alerts, newest first."""
+
+    def __init__(
+        self,
+        *,
+        alerts: _abc.Iterable[Global___Alert] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alerts", b"alerts", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAlertsResponse: _TypeAlias = ListAlertsResponse  # noqa: Y015
+
+@_typing.final
+class ListEarlyWarningsRequest(_message.Message):
+    """Request of ListEarlyWarnings."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PIPELINE_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    pipeline: _builtins.str
+    """Name of the pipeline; empty for all."""
+    page_size: _builtins.int
+    """At most this many (default 50, at most 500)."""
+    page_token: _builtins.str
+    """Where the previous page ended."""
+    def __init__(
+        self,
+        *,
+        pipeline: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "pipeline", b"pipeline"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListEarlyWarningsRequest: _TypeAlias = ListEarlyWarningsRequest  # noqa: Y015
+
+@_typing.final
+class ListEarlyWarningsResponse(_message.Message):
+    """Response of ListEarlyWarnings."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EARLY_WARNINGS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of the next page; empty at the end."""
+    @_builtins.property
+    def early_warnings(self) -> _containers.RepeatedCompositeFieldContainer[Global___EarlyWarning]:
+        """Warnings, newest first."""
+
+    def __init__(
+        self,
+        *,
+        early_warnings: _abc.Iterable[Global___EarlyWarning] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["early_warnings", b"early_warnings", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListEarlyWarningsResponse: _TypeAlias = ListEarlyWarningsResponse  # noqa: Y015
+
+@_typing.final
+class WatchRequest(_message.Message):
+    """Request of Watch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PIPELINE_FIELD_NUMBER: _builtins.int
+    pipeline: _builtins.str
+    """Name of the pipeline; empty for all."""
+    def __init__(
+        self,
+        *,
+        pipeline: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pipeline", b"pipeline"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchRequest: _TypeAlias = WatchRequest  # noqa: Y015
+
+@_typing.final
+class WatchResponse(_message.Message):
+    """Response of Watch: either a decision with its chunk, or an early warning."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DECISION_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    EARLY_WARNING_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def decision(self) -> Global___Decision:
+        """A decision."""
+
+    @_builtins.property
+    def chunk(self) -> Global___Chunk:
+        """The chunk that led to it; unset if it is no longer kept."""
+
+    @_builtins.property
+    def early_warning(self) -> Global___EarlyWarning:
+        """An early warning."""
+
+    def __init__(
+        self,
+        *,
+        decision: Global___Decision | None = ...,
+        chunk: Global___Chunk | None = ...,
+        early_warning: Global___EarlyWarning | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "decision", b"decision", "early_warning", b"early_warning"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "decision", b"decision", "early_warning", b"early_warning"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchResponse: _TypeAlias = WatchResponse  # noqa: Y015
 
 @_typing.final
 class GetPredictionRequest(_message.Message):

@@ -45,6 +45,21 @@ class MonitoringServiceStub:
                 request_serializer=everloop_dot_monitoring_dot_v1_dot_monitoring__pb2.ListDecisionsRequest.SerializeToString,
                 response_deserializer=everloop_dot_monitoring_dot_v1_dot_monitoring__pb2.ListDecisionsResponse.FromString,
                 _registered_method=True)
+        self.ListAlerts = channel.unary_unary(
+                '/everloop.monitoring.v1.MonitoringService/ListAlerts',
+                request_serializer=everloop_dot_monitoring_dot_v1_dot_monitoring__pb2.ListAlertsRequest.SerializeToString,
+                response_deserializer=everloop_dot_monitoring_dot_v1_dot_monitoring__pb2.ListAlertsResponse.FromString,
+                _registered_method=True)
+        self.ListEarlyWarnings = channel.unary_unary(
+                '/everloop.monitoring.v1.MonitoringService/ListEarlyWarnings',
+                request_serializer=everloop_dot_monitoring_dot_v1_dot_monitoring__pb2.ListEarlyWarningsRequest.SerializeToString,
+                response_deserializer=everloop_dot_monitoring_dot_v1_dot_monitoring__pb2.ListEarlyWarningsResponse.FromString,
+                _registered_method=True)
+        self.Watch = channel.unary_stream(
+                '/everloop.monitoring.v1.MonitoringService/Watch',
+                request_serializer=everloop_dot_monitoring_dot_v1_dot_monitoring__pb2.WatchRequest.SerializeToString,
+                response_deserializer=everloop_dot_monitoring_dot_v1_dot_monitoring__pb2.WatchResponse.FromString,
+                _registered_method=True)
         self.GetPrediction = channel.unary_unary(
                 '/everloop.monitoring.v1.MonitoringService/GetPrediction',
                 request_serializer=everloop_dot_monitoring_dot_v1_dot_monitoring__pb2.GetPredictionRequest.SerializeToString,
@@ -70,6 +85,27 @@ class MonitoringServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListAlerts(self, request, context):
+        """Lists chunks that alert, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListEarlyWarnings(self, request, context):
+        """Lists what changed in chunks that were not yet full, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Watch(self, request, context):
+        """Streams decisions with the chunks that led to them, and early warnings, as they are made; ends with the call.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetPrediction(self, request, context):
         """Finds a logged prediction by its id.
         """
@@ -89,6 +125,21 @@ def add_MonitoringServiceServicer_to_server(servicer, server):
                     servicer.ListDecisions,
                     request_deserializer=everloop_dot_monitoring_dot_v1_dot_monitoring__pb2.ListDecisionsRequest.FromString,
                     response_serializer=everloop_dot_monitoring_dot_v1_dot_monitoring__pb2.ListDecisionsResponse.SerializeToString,
+            ),
+            'ListAlerts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAlerts,
+                    request_deserializer=everloop_dot_monitoring_dot_v1_dot_monitoring__pb2.ListAlertsRequest.FromString,
+                    response_serializer=everloop_dot_monitoring_dot_v1_dot_monitoring__pb2.ListAlertsResponse.SerializeToString,
+            ),
+            'ListEarlyWarnings': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListEarlyWarnings,
+                    request_deserializer=everloop_dot_monitoring_dot_v1_dot_monitoring__pb2.ListEarlyWarningsRequest.FromString,
+                    response_serializer=everloop_dot_monitoring_dot_v1_dot_monitoring__pb2.ListEarlyWarningsResponse.SerializeToString,
+            ),
+            'Watch': grpc.unary_stream_rpc_method_handler(
+                    servicer.Watch,
+                    request_deserializer=everloop_dot_monitoring_dot_v1_dot_monitoring__pb2.WatchRequest.FromString,
+                    response_serializer=everloop_dot_monitoring_dot_v1_dot_monitoring__pb2.WatchResponse.SerializeToString,
             ),
             'GetPrediction': grpc.unary_unary_rpc_method_handler(
                     servicer.GetPrediction,
@@ -151,6 +202,87 @@ class MonitoringService:
             '/everloop.monitoring.v1.MonitoringService/ListDecisions',
             everloop_dot_monitoring_dot_v1_dot_monitoring__pb2.ListDecisionsRequest.SerializeToString,
             everloop_dot_monitoring_dot_v1_dot_monitoring__pb2.ListDecisionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAlerts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/everloop.monitoring.v1.MonitoringService/ListAlerts',
+            everloop_dot_monitoring_dot_v1_dot_monitoring__pb2.ListAlertsRequest.SerializeToString,
+            everloop_dot_monitoring_dot_v1_dot_monitoring__pb2.ListAlertsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListEarlyWarnings(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/everloop.monitoring.v1.MonitoringService/ListEarlyWarnings',
+            everloop_dot_monitoring_dot_v1_dot_monitoring__pb2.ListEarlyWarningsRequest.SerializeToString,
+            everloop_dot_monitoring_dot_v1_dot_monitoring__pb2.ListEarlyWarningsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Watch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/everloop.monitoring.v1.MonitoringService/Watch',
+            everloop_dot_monitoring_dot_v1_dot_monitoring__pb2.WatchRequest.SerializeToString,
+            everloop_dot_monitoring_dot_v1_dot_monitoring__pb2.WatchResponse.FromString,
             options,
             channel_credentials,
             insecure,

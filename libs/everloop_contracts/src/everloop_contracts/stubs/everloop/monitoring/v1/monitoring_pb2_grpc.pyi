@@ -37,6 +37,12 @@ class MonitoringServiceStub:
     """Lists chunks of predictions that were evaluated or given up, newest first."""
     ListDecisions: _grpc.UnaryUnaryMultiCallable[_monitoring_pb2.ListDecisionsRequest, _monitoring_pb2.ListDecisionsResponse]
     """Lists decisions, also those not to act, newest first."""
+    ListAlerts: _grpc.UnaryUnaryMultiCallable[_monitoring_pb2.ListAlertsRequest, _monitoring_pb2.ListAlertsResponse]
+    """Lists chunks that alert, newest first."""
+    ListEarlyWarnings: _grpc.UnaryUnaryMultiCallable[_monitoring_pb2.ListEarlyWarningsRequest, _monitoring_pb2.ListEarlyWarningsResponse]
+    """Lists what changed in chunks that were not yet full, newest first."""
+    Watch: _grpc.UnaryStreamMultiCallable[_monitoring_pb2.WatchRequest, _monitoring_pb2.WatchResponse]
+    """Streams decisions with the chunks that led to them, and early warnings, as they are made; ends with the call."""
     GetPrediction: _grpc.UnaryUnaryMultiCallable[_monitoring_pb2.GetPredictionRequest, _monitoring_pb2.GetPredictionResponse]
     """Finds a logged prediction by its id."""
 
@@ -49,6 +55,12 @@ class MonitoringServiceAsyncStub(MonitoringServiceStub):
     """Lists chunks of predictions that were evaluated or given up, newest first."""
     ListDecisions: _aio.UnaryUnaryMultiCallable[_monitoring_pb2.ListDecisionsRequest, _monitoring_pb2.ListDecisionsResponse]  # type: ignore[assignment]
     """Lists decisions, also those not to act, newest first."""
+    ListAlerts: _aio.UnaryUnaryMultiCallable[_monitoring_pb2.ListAlertsRequest, _monitoring_pb2.ListAlertsResponse]  # type: ignore[assignment]
+    """Lists chunks that alert, newest first."""
+    ListEarlyWarnings: _aio.UnaryUnaryMultiCallable[_monitoring_pb2.ListEarlyWarningsRequest, _monitoring_pb2.ListEarlyWarningsResponse]  # type: ignore[assignment]
+    """Lists what changed in chunks that were not yet full, newest first."""
+    Watch: _aio.UnaryStreamMultiCallable[_monitoring_pb2.WatchRequest, _monitoring_pb2.WatchResponse]  # type: ignore[assignment]
+    """Streams decisions with the chunks that led to them, and early warnings, as they are made; ends with the call."""
     GetPrediction: _aio.UnaryUnaryMultiCallable[_monitoring_pb2.GetPredictionRequest, _monitoring_pb2.GetPredictionResponse]  # type: ignore[assignment]
     """Finds a logged prediction by its id."""
 
@@ -70,6 +82,30 @@ class MonitoringServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_monitoring_pb2.ListDecisionsResponse, _abc.Awaitable[_monitoring_pb2.ListDecisionsResponse]]:
         """Lists decisions, also those not to act, newest first."""
+
+    @_abc_1.abstractmethod
+    def ListAlerts(
+        self,
+        request: _monitoring_pb2.ListAlertsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_monitoring_pb2.ListAlertsResponse, _abc.Awaitable[_monitoring_pb2.ListAlertsResponse]]:
+        """Lists chunks that alert, newest first."""
+
+    @_abc_1.abstractmethod
+    def ListEarlyWarnings(
+        self,
+        request: _monitoring_pb2.ListEarlyWarningsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_monitoring_pb2.ListEarlyWarningsResponse, _abc.Awaitable[_monitoring_pb2.ListEarlyWarningsResponse]]:
+        """Lists what changed in chunks that were not yet full, newest first."""
+
+    @_abc_1.abstractmethod
+    def Watch(
+        self,
+        request: _monitoring_pb2.WatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_monitoring_pb2.WatchResponse], _abc.AsyncIterator[_monitoring_pb2.WatchResponse]]:
+        """Streams decisions with the chunks that led to them, and early warnings, as they are made; ends with the call."""
 
     @_abc_1.abstractmethod
     def GetPrediction(

@@ -156,6 +156,7 @@ class ModelVersion(_message.Message):
     PROMOTE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     TRAINING_ID_FIELD_NUMBER: _builtins.int
+    ARTIFACT_SHA256_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the registered model, which is the name of its pipeline."""
     version: _builtins.int
@@ -180,6 +181,10 @@ class ModelVersion(_message.Message):
     """Changes with every transition of the model; PromoteModelVersion takes it."""
     training_id: _builtins.str
     """Id of the training."""
+    artifact_sha256: _builtins.str
+    """SHA-256, hexadecimal, of everything that GetArtifacts hands out: of the lines that `sha256sum` prints for the files,
+    ordered by path. Empty where only the ONNX file's is known, which is so for versions of before this field.
+    """
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Metrics on the time-ordered holdout."""
@@ -215,10 +220,11 @@ class ModelVersion(_message.Message):
         promote_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
         training_id: _builtins.str = ...,
+        artifact_sha256: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "promote_time", b"promote_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "create_time", b"create_time", "dataset_tag", b"dataset_tag", "dataset_version", b"dataset_version", "etag", b"etag", "family", b"family", "gates", b"gates", "metrics", b"metrics", "model", b"model", "model_uri", b"model_uri", "onnx_sha256", b"onnx_sha256", "promote_time", b"promote_time", "run_id", b"run_id", "stage", b"stage", "training_id", b"training_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_sha256", b"artifact_sha256", "cause", b"cause", "create_time", b"create_time", "dataset_tag", b"dataset_tag", "dataset_version", b"dataset_version", "etag", b"etag", "family", b"family", "gates", b"gates", "metrics", b"metrics", "model", b"model", "model_uri", b"model_uri", "onnx_sha256", b"onnx_sha256", "promote_time", b"promote_time", "run_id", b"run_id", "stage", b"stage", "training_id", b"training_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -322,8 +328,13 @@ class ListModelVersionsResponse(_message.Message):
 
     VERSIONS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    MLFLOW_AWAY_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Token of the next page; empty at the end."""
+    mlflow_away: _builtins.bool
+    """True if MLflow did not answer when it was last asked: this is what the gateway knows by itself, and nothing can be
+    moved until MLflow is back.
+    """
     @_builtins.property
     def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelVersion]:
         """Versions, newest first."""
@@ -333,10 +344,11 @@ class ListModelVersionsResponse(_message.Message):
         *,
         versions: _abc.Iterable[Global___ModelVersion] | None = ...,
         next_page_token: _builtins.str = ...,
+        mlflow_away: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "versions", b"versions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mlflow_away", b"mlflow_away", "next_page_token", b"next_page_token", "versions", b"versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -375,6 +387,9 @@ class GetModelVersionResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     VERSION_FIELD_NUMBER: _builtins.int
+    MLFLOW_AWAY_FIELD_NUMBER: _builtins.int
+    mlflow_away: _builtins.bool
+    """As in ListModelVersionsResponse."""
     @_builtins.property
     def version(self) -> Global___ModelVersion:
         """The version."""
@@ -383,10 +398,11 @@ class GetModelVersionResponse(_message.Message):
         self,
         *,
         version: Global___ModelVersion | None = ...,
+        mlflow_away: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mlflow_away", b"mlflow_away", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -443,6 +459,110 @@ class ListProductionResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListProductionResponse: _TypeAlias = ListProductionResponse  # noqa: Y015
+
+@_typing.final
+class WatchProductionRequest(_message.Message):
+    """Request of WatchProduction."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Name of the model; empty for all."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchProductionRequest: _TypeAlias = WatchProductionRequest  # noqa: Y015
+
+@_typing.final
+class WatchProductionResponse(_message.Message):
+    """Response of WatchProduction: all that is to be served from now on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSIONS_FIELD_NUMBER: _builtins.int
+    TRIALS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelVersion]:
+        """Production versions, by model name."""
+
+    @_builtins.property
+    def trials(self) -> _containers.RepeatedCompositeFieldContainer[Global___Trial]:
+        """Versions on trial beside them, by model name; at most one for each model."""
+
+    def __init__(
+        self,
+        *,
+        versions: _abc.Iterable[Global___ModelVersion] | None = ...,
+        trials: _abc.Iterable[Global___Trial] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["trials", b"trials", "versions", b"versions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchProductionResponse: _TypeAlias = WatchProductionResponse  # noqa: Y015
+
+@_typing.final
+class GetArtifactsRequest(_message.Message):
+    """Request of GetArtifacts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Name of the model."""
+    version: _builtins.int
+    """Version number."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetArtifactsRequest: _TypeAlias = GetArtifactsRequest  # noqa: Y015
+
+@_typing.final
+class GetArtifactsResponse(_message.Message):
+    """Response of GetArtifacts: a part of a file. The parts of a file come in order, one file after the other."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """Path of the file, parted by slashes."""
+    data: _builtins.bytes
+    """The part, of at most 256 KiB; empty for a file without content."""
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetArtifactsResponse: _TypeAlias = GetArtifactsResponse  # noqa: Y015
 
 @_typing.final
 class Trial(_message.Message):

@@ -50,6 +50,16 @@ class RegistryServiceStub:
                 request_serializer=everloop_dot_registry_dot_v1_dot_registry__pb2.ListProductionRequest.SerializeToString,
                 response_deserializer=everloop_dot_registry_dot_v1_dot_registry__pb2.ListProductionResponse.FromString,
                 _registered_method=True)
+        self.WatchProduction = channel.unary_stream(
+                '/everloop.registry.v1.RegistryService/WatchProduction',
+                request_serializer=everloop_dot_registry_dot_v1_dot_registry__pb2.WatchProductionRequest.SerializeToString,
+                response_deserializer=everloop_dot_registry_dot_v1_dot_registry__pb2.WatchProductionResponse.FromString,
+                _registered_method=True)
+        self.GetArtifacts = channel.unary_stream(
+                '/everloop.registry.v1.RegistryService/GetArtifacts',
+                request_serializer=everloop_dot_registry_dot_v1_dot_registry__pb2.GetArtifactsRequest.SerializeToString,
+                response_deserializer=everloop_dot_registry_dot_v1_dot_registry__pb2.GetArtifactsResponse.FromString,
+                _registered_method=True)
         self.PromoteModelVersion = channel.unary_unary(
                 '/everloop.registry.v1.RegistryService/PromoteModelVersion',
                 request_serializer=everloop_dot_registry_dot_v1_dot_registry__pb2.PromoteModelVersionRequest.SerializeToString,
@@ -138,6 +148,24 @@ class RegistryServiceServicer:
     def ListProduction(self, request, context):
         """Returns the Production version of every model, or of one, and those on trial beside them: what inference should
         serve.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchProduction(self, request, context):
+        """Streams what ListProduction answers: at once, and again whenever other versions or trials are to be served. What came
+        and went between two looks of the gateway is left out. The stream ends when the gateway stops; fails with
+        RESOURCE_EXHAUSTED if enough others watch.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetArtifacts(self, request, context):
+        """Hands out the files that a replica loads of a version: `model.onnx`, `manifest.json`, `golden.json`, and the rest of
+        the logged model below `model/`, as far as they are there and something that loads it reads them. Fails with UNAVAILABLE if MLflow does not answer and the gateway
+        has no copy, and with FAILED_PRECONDITION if the files are not those that were registered.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -258,6 +286,16 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.ListProduction,
                     request_deserializer=everloop_dot_registry_dot_v1_dot_registry__pb2.ListProductionRequest.FromString,
                     response_serializer=everloop_dot_registry_dot_v1_dot_registry__pb2.ListProductionResponse.SerializeToString,
+            ),
+            'WatchProduction': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchProduction,
+                    request_deserializer=everloop_dot_registry_dot_v1_dot_registry__pb2.WatchProductionRequest.FromString,
+                    response_serializer=everloop_dot_registry_dot_v1_dot_registry__pb2.WatchProductionResponse.SerializeToString,
+            ),
+            'GetArtifacts': grpc.unary_stream_rpc_method_handler(
+                    servicer.GetArtifacts,
+                    request_deserializer=everloop_dot_registry_dot_v1_dot_registry__pb2.GetArtifactsRequest.FromString,
+                    response_serializer=everloop_dot_registry_dot_v1_dot_registry__pb2.GetArtifactsResponse.SerializeToString,
             ),
             'PromoteModelVersion': grpc.unary_unary_rpc_method_handler(
                     servicer.PromoteModelVersion,
@@ -407,6 +445,60 @@ class RegistryService:
             '/everloop.registry.v1.RegistryService/ListProduction',
             everloop_dot_registry_dot_v1_dot_registry__pb2.ListProductionRequest.SerializeToString,
             everloop_dot_registry_dot_v1_dot_registry__pb2.ListProductionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchProduction(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/everloop.registry.v1.RegistryService/WatchProduction',
+            everloop_dot_registry_dot_v1_dot_registry__pb2.WatchProductionRequest.SerializeToString,
+            everloop_dot_registry_dot_v1_dot_registry__pb2.WatchProductionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetArtifacts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/everloop.registry.v1.RegistryService/GetArtifacts',
+            everloop_dot_registry_dot_v1_dot_registry__pb2.GetArtifactsRequest.SerializeToString,
+            everloop_dot_registry_dot_v1_dot_registry__pb2.GetArtifactsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,6 +41,16 @@ class RegistryServiceStub:
     """Returns the Production version of every model, or of one, and those on trial beside them: what inference should
     serve.
     """
+    WatchProduction: _grpc.UnaryStreamMultiCallable[_registry_pb2.WatchProductionRequest, _registry_pb2.WatchProductionResponse]
+    """Streams what ListProduction answers: at once, and again whenever other versions or trials are to be served. What came
+    and went between two looks of the gateway is left out. The stream ends when the gateway stops; fails with
+    RESOURCE_EXHAUSTED if enough others watch.
+    """
+    GetArtifacts: _grpc.UnaryStreamMultiCallable[_registry_pb2.GetArtifactsRequest, _registry_pb2.GetArtifactsResponse]
+    """Hands out the files that a replica loads of a version: `model.onnx`, `manifest.json`, `golden.json`, and the rest of
+    the logged model below `model/`, as far as they are there and something that loads it reads them. Fails with UNAVAILABLE if MLflow does not answer and the gateway
+    has no copy, and with FAILED_PRECONDITION if the files are not those that were registered.
+    """
     PromoteModelVersion: _grpc.UnaryUnaryMultiCallable[_registry_pb2.PromoteModelVersionRequest, _registry_pb2.PromoteModelVersionResponse]
     """Moves a version to Production at once, whatever its pipeline says about rollouts; the version serving until then is
     archived, and a rollout of the model that runs is ended.
@@ -93,6 +103,16 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     ListProduction: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListProductionRequest, _registry_pb2.ListProductionResponse]  # type: ignore[assignment]
     """Returns the Production version of every model, or of one, and those on trial beside them: what inference should
     serve.
+    """
+    WatchProduction: _aio.UnaryStreamMultiCallable[_registry_pb2.WatchProductionRequest, _registry_pb2.WatchProductionResponse]  # type: ignore[assignment]
+    """Streams what ListProduction answers: at once, and again whenever other versions or trials are to be served. What came
+    and went between two looks of the gateway is left out. The stream ends when the gateway stops; fails with
+    RESOURCE_EXHAUSTED if enough others watch.
+    """
+    GetArtifacts: _aio.UnaryStreamMultiCallable[_registry_pb2.GetArtifactsRequest, _registry_pb2.GetArtifactsResponse]  # type: ignore[assignment]
+    """Hands out the files that a replica loads of a version: `model.onnx`, `manifest.json`, `golden.json`, and the rest of
+    the logged model below `model/`, as far as they are there and something that loads it reads them. Fails with UNAVAILABLE if MLflow does not answer and the gateway
+    has no copy, and with FAILED_PRECONDITION if the files are not those that were registered.
     """
     PromoteModelVersion: _aio.UnaryUnaryMultiCallable[_registry_pb2.PromoteModelVersionRequest, _registry_pb2.PromoteModelVersionResponse]  # type: ignore[assignment]
     """Moves a version to Production at once, whatever its pipeline says about rollouts; the version serving until then is
@@ -161,6 +181,28 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_registry_pb2.ListProductionResponse, _abc.Awaitable[_registry_pb2.ListProductionResponse]]:
         """Returns the Production version of every model, or of one, and those on trial beside them: what inference should
         serve.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchProduction(
+        self,
+        request: _registry_pb2.WatchProductionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_registry_pb2.WatchProductionResponse], _abc.AsyncIterator[_registry_pb2.WatchProductionResponse]]:
+        """Streams what ListProduction answers: at once, and again whenever other versions or trials are to be served. What came
+        and went between two looks of the gateway is left out. The stream ends when the gateway stops; fails with
+        RESOURCE_EXHAUSTED if enough others watch.
+        """
+
+    @_abc_1.abstractmethod
+    def GetArtifacts(
+        self,
+        request: _registry_pb2.GetArtifactsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_registry_pb2.GetArtifactsResponse], _abc.AsyncIterator[_registry_pb2.GetArtifactsResponse]]:
+        """Hands out the files that a replica loads of a version: `model.onnx`, `manifest.json`, `golden.json`, and the rest of
+        the logged model below `model/`, as far as they are there and something that loads it reads them. Fails with UNAVAILABLE if MLflow does not answer and the gateway
+        has no copy, and with FAILED_PRECONDITION if the files are not those that were registered.
         """
 
     @_abc_1.abstractmethod

@@ -1,0 +1,1 @@
+"""How soon, and how often wrongly, drift is told."""
