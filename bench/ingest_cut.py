@@ -30,9 +30,11 @@ from everloop_ingest.adapters.store.cuts import Cuts
 from everloop_ingest.adapters.store.settlements import Settlements
 from everloop_ingest.adapters.store.versions import Versions
 from everloop_ingest.build_parts import BuildLimits
-from everloop_ingest.cut_version import CutVersion, Turns
+from everloop_ingest.catch_up import CatchUp
+from everloop_ingest.cut_version import CutVersion
 from everloop_ingest.domain import Batch, Partition, Shard, Version
 from everloop_ingest.shards import IS_ACTUAL, OFFSET, PARTITION, TIMESTAMP
+from everloop_ingest.turns import Turns
 from everloop_ingest.validate import arrow_schema
 from everloop_runtime.database import Database
 from everloop_runtime.leases import Leases
@@ -83,16 +85,19 @@ class Place:
         repository = DvcRepository(folder / "datasets", str(self.remote), {}, {}, local)
         self.cut_version = CutVersion(
             {self.pipeline.name: self.pipeline},
-            Cuts(database, leases),
-            leases,
-            Versions(database),
-            self.settlements,
-            ShardBucket(local, str(self.bucket)),
-            {self.pipeline.name: repository},
-            TopicEnds("unused"),
-            Idle(),
-            BuildLimits(folder / "work", 512 * MIB, 2, 65_536, 4),
-            Turns("bench", timedelta(seconds=30), callers=1),
+            cuts=Cuts(database, leases),
+            versions=Versions(database),
+            files=ShardBucket(local, str(self.bucket)),
+            repositories={self.pipeline.name: repository},
+            catch_up=CatchUp(self.settlements, TopicEnds("unused"), Idle()),
+            turns=Turns(
+                [self.pipeline.name],
+                leases,
+                holder="bench",
+                lasts=timedelta(seconds=30),
+                callers=1,
+            ),
+            limits=BuildLimits(folder / "work", 512 * MIB, 2, 65_536, 4),
         )
 
     def add(self, count: int) -> None:

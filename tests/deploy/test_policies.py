@@ -19,7 +19,7 @@ from tests.deploy.chart import (
 )
 
 from everloop_contracts.pipeline import load_pipeline
-from everloop_ingest.writer import GROUP
+from everloop_ingest.consumer import GROUP
 
 EVERYTHING = (
     "--set",

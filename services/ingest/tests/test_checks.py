@@ -16,6 +16,7 @@ from everloop_contracts.pipeline import Checks, Pipeline
 from everloop_ingest.adapters.store import quarantine
 from everloop_ingest.checks import MAX_VALUES, Profile, violations
 from everloop_ingest.domain import State
+from everloop_ingest.erase_records import Entity
 from everloop_runtime.errors import EverloopError, Kind
 
 Make = Callable[..., bytes]
@@ -167,6 +168,27 @@ def test_what_is_not_in_quarantine_cannot_be_released(strict: Any, make_record: 
             strict.release("parcels", number, "r", "ann", "")
         assert reason in (None, caught.value.reason)
     assert announced(strict) == [1]
+
+
+def test_a_request_id_that_did_something_else_releases_nothing(
+    strict: Any, make_record: Make
+) -> None:
+    strict.send(0, make_record("a"))
+    strict.cut(strict.pipeline, "r1", 5.0)
+    strict.release("parcels", 1, "r2", "ann", "why")
+    strict.send(0, *map(make_record, "bc"))
+    strict.erase(strict.pipeline, Entity(["a"]), "e1", "ann", "why", 5.0)
+    strict.send(0, *without_zone(make_record, *"defgh"))
+    held = strict.cut(strict.pipeline, "r3", 5.0)
+    assert held.state is State.QUARANTINED
+    for reused in ("r2", "e1"):
+        with pytest.raises(EverloopError) as caught:
+            strict.release("parcels", held.number, reused, "ann", "why")
+        assert (caught.value.kind, caught.value.reason) == (Kind.CONFLICT, "REQUEST_ID_REUSED")
+        assert strict.versions.get("parcels", held.number).state is State.QUARANTINED
+    before = announced(strict)
+    assert strict.release("parcels", held.number, "r4", "ann", "").state is State.AVAILABLE
+    assert announced(strict) == [*before, held.number]
 
 
 def test_two_people_at_once_release_a_version_once(

@@ -21,6 +21,7 @@ from everloop_ingest.domain import Reason
 from everloop_ingest.push import Push
 from everloop_ingest.servicer import IngestServicer
 from everloop_runtime.errors import EverloopError, Kind
+from everloop_runtime.service import Stopper
 
 Make = Callable[..., bytes]
 
@@ -315,7 +316,7 @@ def broker() -> Broker:
 
 @pytest.fixture
 def producer(broker: Broker) -> TopicProducer:
-    found = TopicProducer("unused:1", max_bytes=2000, timeout_seconds=0.05)
+    found = TopicProducer("unused:1", ["t"], max_bytes=2000, timeout_seconds=0.05)
     found._client = cast(Producer, broker)
     return found
 
@@ -399,22 +400,22 @@ class BrokenOnce(Broker):
 def test_a_client_that_failed_for_good_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adapter, "wait_for_broker", lambda *_: None)
     monkeypatch.setattr(adapter, "fast_producer", lambda _, options: BrokenOnce(options))
-    producer = TopicProducer("unused:1", max_bytes=2000, timeout_seconds=10.0)
-    producer.connect(["t"])
+    producer = TopicProducer("unused:1", ["t"], max_bytes=2000, timeout_seconds=10.0)
+    producer.start(Stopper())
     delivery = producer.begin("t", [(None, b"lost")], 0)
     with pytest.raises(EverloopError) as caught:
         delivery.wait(10.0)
     assert caught.value.kind is Kind.UNAVAILABLE
     producer.begin("t", [(None, b"x" * 2000)], 0)
-    producer.close()
+    producer.stop()
     assert len(BrokenOnce.made) == 2
 
 
 def test_a_broker_that_does_not_answer_is_an_outage_in_time() -> None:
     began = time.monotonic()
-    away = TopicProducer("127.0.0.1:9", max_bytes=100, timeout_seconds=0.5)
+    away = TopicProducer("127.0.0.1:9", ["t"], max_bytes=100, timeout_seconds=0.5)
     for attempt in (
-        lambda: away.connect(["t"]),
+        lambda: away.start(Stopper()),
         lambda: away.begin("t", [(None, b"x")], 0),
         lambda: TopicEnds("127.0.0.1:9").end_offsets("t", 0.5),
     ):

@@ -20,6 +20,7 @@ from dvc.repo import Repo
 from dvc_data.index import DataIndexDirError
 from pyarrow import fs
 
+from everloop_ingest.adapters import git
 from everloop_ingest.adapters.dvc import DvcRepository
 from everloop_ingest.adapters.git import Git
 from everloop_ingest.domain import Part, State, Version
@@ -194,6 +195,27 @@ def test_an_object_that_the_remote_lost_is_pushed_again(place: Place) -> None:
         assert error.kind is Kind.UNAVAILABLE  # DVC believed that it was there
         place.publish(1, b"one")
     assert lost.read_bytes() == b"one"
+    assert place.get(first.path, first.tag) == b"one"
+
+
+@pytest.mark.parametrize("how", ["fails", "hangs"])
+def test_a_git_that_fails_is_an_outage_that_a_repeat_mends(
+    place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, how: str
+) -> None:
+    command = tmp_path / "bin" / "git"
+    command.parent.mkdir()
+    command.write_text("#!/bin/sh\n" + ("exit 1" if how == "fails" else "exec sleep 20"))
+    command.chmod(0o755)
+    with monkeypatch.context() as broken:
+        broken.setenv("PATH", f"{command.parent}:{os.environ['PATH']}")
+        broken.setattr(git, "SECONDS", 0.1)
+        with pytest.raises(EverloopError) as caught:
+            place.publish(1, b"one")
+    assert (caught.value.kind, caught.value.reason) == (
+        Kind.UNAVAILABLE,
+        "DATA_REPOSITORY_UNAVAILABLE",
+    )
+    first = place.publish(1, b"one")
     assert place.get(first.path, first.tag) == b"one"
 
 

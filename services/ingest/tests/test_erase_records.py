@@ -11,7 +11,7 @@ import pytest
 
 from everloop_contracts.events import DATASETS
 from everloop_contracts.stubs.everloop.ingest.v1.record_pb2 import Record
-from everloop_ingest.adapters.store.erasures import AUDIT
+from everloop_ingest.adapters.store.erasures import AUDIT, ERASURES
 from everloop_ingest.dead_letters import Wanted
 from everloop_ingest.domain import Audit, State
 from everloop_ingest.erase_records import Entity
@@ -123,6 +123,54 @@ def test_a_request_id_that_cut_or_released_a_version_erases_nothing(
     assert [name for name, *_ in rows(world, version)] == ["a", "b", "c"]
     world.send(0, make_record("d"))
     assert world.cut(world.pipeline, "next", 5.0).number == version.number + 1
+
+
+@pytest.mark.parametrize(
+    "other",
+    [Entity(["a"]), Entity(["a", "b"]), Entity(field="zone", value="B")],
+)
+def test_a_request_id_that_erased_another_entity_erases_nothing(
+    world: Any, make_record: Make, other: Entity
+) -> None:
+    world.send(0, *(make_record(name) for name in "abc"), make_record("d", zone="B"))
+    done = world.erase(world.pipeline, Entity(["b"]), "e1", "ann", "why", 5.0)
+    with pytest.raises(EverloopError) as caught:
+        world.erase(world.pipeline, other, "e1", "ann", "why", 5.0)
+    assert (caught.value.kind, caught.value.reason) == (Kind.CONFLICT, "REQUEST_ID_REUSED")
+    assert world.erase(world.pipeline, Entity(["b", "b"]), "e1", "bob", "again", 5.0) == done
+    again = world.erase(world.pipeline, other, "e2", "ann", "why", 5.0)
+    assert again.number > done.number
+
+
+def test_a_request_of_before_entities_were_noted_is_not_taken_for_any(
+    world: Any, make_record: Make
+) -> None:
+    world.send(0, *(make_record(name) for name in "abc"))
+    world.erase(world.pipeline, Entity(["b"]), "e1", "ann", "why", 5.0)
+    with world.database.unit_of_work() as work:
+        work.connection.execute(ERASURES.update().values(digest=None))
+    with pytest.raises(EverloopError) as caught:
+        world.erase(world.pipeline, Entity(["a"]), "e1", "ann", "why", 5.0)
+    assert caught.value.reason == "REQUEST_ID_REUSED"
+
+
+def test_of_two_entities_that_race_with_one_request_id_the_second_is_a_conflict(
+    world: Any, make_record: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.send(0, *(make_record(name) for name in "abc"))
+    real = world.erasures.ask
+
+    def slower(*arguments: Any) -> Any:
+        monkeypatch.setattr(world.erasures, "ask", real)
+        world.erase(world.pipeline, Entity(["b"]), "e1", "bob", "why", 5.0)
+        return real(*arguments)
+
+    monkeypatch.setattr(world.erasures, "ask", slower)
+    with pytest.raises(EverloopError) as caught:
+        world.erase(world.pipeline, Entity(["a"]), "e1", "ann", "why", 5.0)
+    assert (caught.value.kind, caught.value.reason) == (Kind.CONFLICT, "REQUEST_ID_REUSED")
+    newest = world.versions.get("parcels", 0)
+    assert [name for name, *_ in rows(world, newest)] == ["a", "c"]
 
 
 def test_the_books_forget_the_ids_as_well(world: Any, make_record: Make) -> None:

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
+from everloop_ingest.adapters import git
 from everloop_ingest.adapters.git import Git
 from everloop_ingest.adapters.lfs import LfsRepository
-from everloop_ingest.app import check_versioning
+from everloop_ingest.adopt_pipelines import check_versioning
 from everloop_ingest.domain import ObjectFile, Part, State, Version
 from everloop_runtime.errors import EverloopError, Kind
 
@@ -162,6 +163,27 @@ def test_a_crash_at_any_step_ends_in_the_same_tag(
     assert not tagged or tagged == file.commit
     assert place.run("git rev-list --count main", place.root) == "2"
     assert place.publish(2, b"two") == file
+
+
+@with_lfs
+@pytest.mark.parametrize("how", ["fails", "hangs"])
+def test_a_git_that_fails_is_an_outage_that_a_repeat_mends(
+    place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, how: str
+) -> None:
+    command = tmp_path / "bin" / "git"
+    command.parent.mkdir()
+    command.write_text("#!/bin/sh\n" + ("exit 1" if how == "fails" else "exec sleep 20"))
+    command.chmod(0o755)
+    with monkeypatch.context() as broken:
+        broken.setenv("PATH", f"{command.parent}:{os.environ['PATH']}")
+        broken.setattr(git, "SECONDS", 0.1)
+        with pytest.raises(EverloopError) as caught:
+            place.publish(1, b"one")
+    assert (caught.value.kind, caught.value.reason) == (
+        Kind.UNAVAILABLE,
+        "DATA_REPOSITORY_UNAVAILABLE",
+    )
+    assert place.get(place.publish(1, b"one")) == b"one"
 
 
 @with_lfs

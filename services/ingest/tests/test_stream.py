@@ -120,12 +120,12 @@ def test_nothing_is_answered_before_the_broker_has_it(
 @pytest.mark.parametrize("size", [100, 3000])
 def test_what_is_not_answered_is_bounded(world: Any, sink: Any, streams: Any, size: int) -> None:
     sink.acknowledge.clear()
-    most = 4000
+    most = 5000
     caller = Caller([message(world, b"x" * size) for _ in range(50)])
     answers = streams(StreamLimits(most, 20.0, 20.0))(iter(caller))
     reading = threading.Thread(target=lambda: list(answers))
     reading.start()
-    fitting = most // (size + 512)
+    fitting = most // (size + 2 * 512)
     # One more is read, and waits for room.
     until(lambda: caller.read == fitting + 1)
     assert not threading.Event().wait(0.05)
@@ -133,6 +133,21 @@ def test_what_is_not_answered_is_bounded(world: Any, sink: Any, streams: Any, si
     sink.acknowledge.set()
     reading.join(20)
     assert len(sink.sent) == 50
+
+
+def test_messages_without_records_are_bounded_too(world: Any, sink: Any, streams: Any) -> None:
+    sink.acknowledge.clear()
+    caller = Caller([message(world, b"x"), *[message(world)] * 50])
+    reading = threading.Thread(
+        target=lambda: list(streams(StreamLimits(4096, 20.0, 20.0))(iter(caller)))
+    )
+    reading.start()
+    until(lambda: caller.read == 7)  # 1025 bytes for the first, 512 for each behind it
+    assert not threading.Event().wait(0.05)
+    assert caller.read == 7
+    sink.acknowledge.set()
+    reading.join(20)
+    assert caller.read == 51
 
 
 def test_a_message_larger_than_the_bound_goes_alone(world: Any, sink: Any, streams: Any) -> None:
@@ -254,7 +269,7 @@ def test_a_caller_that_sends_faster_than_the_broker_takes_is_held_up(stub: Any, 
     def flood() -> Iterator[pb.StreamRecordsRequest]:
         nonlocal sent
         for _ in range(1000):
-            yield pb.StreamRecordsRequest(pipeline="parcels", records=[b"x" * 32_000])
+            yield pb.StreamRecordsRequest(pipeline="parcels", records=[b"x" * 31_000])
             sent += 1
 
     answers = stub.StreamRecords(flood(), timeout=60)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import shutil
 import sys
+from contextlib import closing
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import quote
@@ -26,63 +28,44 @@ from everloop_ingest.adapters.store.schemas import Schemas
 from everloop_ingest.adapters.store.settlements import Settlements
 from everloop_ingest.adapters.store.upkeep import Upkeep
 from everloop_ingest.adapters.store.versions import Versions
+from everloop_ingest.adopt_pipelines import adopt_pipelines
+from everloop_ingest.buffers import Limits
 from everloop_ingest.build_parts import INDEX, BuildLimits
-from everloop_ingest.cut_version import CutVersion, Turns
+from everloop_ingest.catch_up import CatchUp
+from everloop_ingest.compact_shards import CompactShards
+from everloop_ingest.consumer import DatasetWriter
+from everloop_ingest.cut_version import CutVersion
 from everloop_ingest.dead_letters import DeadLetters
 from everloop_ingest.erase_letters import EraseLetters
 from everloop_ingest.erase_records import EraseRecords
-from everloop_ingest.evolve import adopt_schemas
-from everloop_ingest.keep_small import KeepSmall
-from everloop_ingest.ports import DataRepository
+from everloop_ingest.pipeline_stats import PipelineStats
+from everloop_ingest.ports import DataRepository, Repositories
 from everloop_ingest.push import Push
+from everloop_ingest.reclaim import Reclaim
 from everloop_ingest.release_version import ReleaseVersion
-from everloop_ingest.schedule import Scheduler
-from everloop_ingest.servicer import IngestServicer
+from everloop_ingest.schedule import Chores, Retention, Scheduler
+from everloop_ingest.servicer import IngestServicer, UseCases
 from everloop_ingest.settings import IngestSettings
 from everloop_ingest.settle import Settle
 from everloop_ingest.stream import RecordStream, StreamLimits
 from everloop_ingest.sweep_orphans import SweepOrphans
-from everloop_ingest.writer import DatasetWriter, Limits
+from everloop_ingest.turns import Turns
 from everloop_runtime import telemetry
 from everloop_runtime.database import Database
-from everloop_runtime.errors import EverloopError, Kind
+from everloop_runtime.errors import EverloopError
 from everloop_runtime.grpc_server import GrpcServer
-from everloop_runtime.kafka import OutboxRelay, ensure_topics, wait_for_broker
+from everloop_runtime.kafka import OutboxRelay, Topics
 from everloop_runtime.leases import Leases
 from everloop_runtime.metrics import MetricsServer
 from everloop_runtime.s3 import s3_filesystem
-from everloop_runtime.service import Component, Stopper, run
+from everloop_runtime.service import Component, run
 
-__all__ = ["check_record_sizes", "check_versioning", "clear_work", "run_service"]
+__all__ = ["clear_work", "run_service"]
 
 SERVICE = "everloop.ingest.v1.IngestService"
 
-
-class _Topics(Component):
-    """Makes the topics before anything uses them, and connects what puts records on them."""
-
-    name = "topics"
-
-    def __init__(self, bootstrap: str, pipelines: dict[str, Pipeline], sink: TopicProducer) -> None:
-        self._bootstrap = bootstrap
-        self._pipelines = pipelines
-        self._sink = sink
-
-    def start(self, stopper: Stopper) -> None:
-        """Waits for the broker, then makes what is missing."""
-        wait_for_broker(self._bootstrap, stopper)
-        if stopper.stopping:
-            return
-        partitions = {}
-        for pipeline in self._pipelines.values():
-            partitions[pipeline.record_topic] = pipeline.partitions
-            partitions[pipeline.dead_letter_topic] = pipeline.partitions
-        ensure_topics(self._bootstrap, partitions)
-        self._sink.connect(pipeline.record_topic for pipeline in self._pipelines.values())
-
-    def stop(self) -> None:
-        """Sends what is under way."""
-        self._sink.close()
+_Pipelines = dict[str, Pipeline]
+"""By name."""
 
 
 def run_service() -> int:
@@ -96,135 +79,206 @@ def run_service() -> int:
     except PipelineError as error:
         print(error, file=sys.stderr)
         return 2
-    database = Database(settings.database_url)
-    database.upgrade(Path(__file__).parent / "migrations")
+    with closing(Database(settings.database_url)) as database:
+        database.upgrade(Path(__file__).parent / "migrations")
+        try:
+            adopt_pipelines(
+                pipelines,
+                Schemas(database),
+                Versions(database),
+                settings.max_record_bytes,
+                datetime.now(UTC),
+            )
+            adapters = _adapters(settings, pipelines, database)
+        except EverloopError as error:
+            print(error, file=sys.stderr)
+            return 2
+        clear_work(_work(settings))
+        with closing(adapters.ends):
+            use_cases, chores = _use_cases(settings, pipelines, adapters)
+            grpc = _grpc(settings, pipelines, adapters, use_cases)
+            components = _components(settings, pipelines, adapters, use_cases.cut, chores)
+            return run([*components, grpc], on_ready=grpc.ready)
+
+
+@dataclass(frozen=True, slots=True)
+class _Adapters:
+    """The systems outside, and the writer, which the use cases hurry."""
+
+    database: Database
+    files: ShardBucket
+    repositories: Repositories
+    ends: TopicEnds
+    producer: TopicProducer
+    writer: DatasetWriter
+
+
+def _adapters(settings: IngestSettings, pipelines: _Pipelines, database: Database) -> _Adapters:
+    bootstrap = settings.kafka_bootstrap
     filesystem = s3_filesystem(
         settings.s3_endpoint,
         settings.s3_access_key,
         settings.s3_secret_key.get_secret_value(),
         settings.s3_region,
     )
-    settlements, versions = Settlements(database), Versions(database)
-    leases = Leases(database, "cut_leases")
-    cuts = Cuts(database, leases)
-    try:
-        check_record_sizes(pipelines, settings.max_record_bytes)
-        adopt_schemas(pipelines, Schemas(database), datetime.now(UTC))
-        check_versioning(pipelines, versions)
-        repositories = _repositories(settings, pipelines, filesystem)
-    except EverloopError as error:
-        print(error, file=sys.stderr)
-        database.close()
-        return 2
-    bootstrap = settings.kafka_bootstrap
-    files = ShardBucket(filesystem, settings.data_bucket)
-    requests = Requests(database)
-    ends = TopicEnds(bootstrap)
-    sink = TopicProducer(bootstrap, settings.push_max_bytes, settings.push_timeout_seconds)
+    files, settlements = ShardBucket(filesystem, settings.data_bucket), Settlements(database)
     settle = Settle(pipelines, settlements, files, settings.max_record_bytes)
-    writer = DatasetWriter(
-        bootstrap, pipelines, settlements, settle, _limits(settings), settings.instance
-    )
-    build = BuildLimits(
-        settings.data_dir / f"work-{quote(settings.instance, safe='')}",
-        settings.cut_memory_bytes,
-        settings.cut_threads,
-        settings.part_rows,
-        settings.compact_parts,
-    )
-    clear_work(build.folder)
-    # Streams may hold half of the gRPC workers; with callers that wait for a version, a quarter stays free.
-    turns = Turns(
-        settings.instance,
-        timedelta(seconds=settings.cut_lease_seconds),
-        max(1, settings.grpc_workers // 4),
-    )
-    cut = CutVersion(
-        pipelines,
-        cuts,
-        leases,
-        versions,
-        settlements,
+    return _Adapters(
+        database,
         files,
-        repositories,
-        ends,
-        writer,
-        build,
-        turns,
-    )
-    push = Push(pipelines, sink, requests, settings.max_record_bytes)
-    stream = RecordStream(
-        push,
-        StreamLimits(
-            settings.stream_max_bytes, settings.push_timeout_seconds, settings.stream_idle_seconds
+        _repositories(settings, pipelines, filesystem),
+        TopicEnds(bootstrap),
+        TopicProducer(
+            bootstrap,
+            [pipeline.record_topic for pipeline in pipelines.values()],
+            max_bytes=settings.push_max_bytes,
+            timeout_seconds=settings.push_timeout_seconds,
+        ),
+        DatasetWriter(
+            bootstrap, pipelines, settlements, settle, _limits(settings), settings.instance
         ),
     )
-    upkeep, grace = Upkeep(database), timedelta(hours=settings.orphan_grace_hours)
-    keep_small = KeepSmall(
-        upkeep,
-        files,
-        build.folder,
-        max(1, settings.shard_rows // settings.compact_shards),
-        settings.compact_shards,
-        timedelta(days=settings.shard_retention_days),
-        settings.reclaim_objects,
-    )
-    letters = LetterStore(database)
-    erase_letters = EraseLetters(letters, files, build.folder)
+
+
+def _use_cases(
+    settings: IngestSettings, pipelines: _Pipelines, adapters: _Adapters
+) -> tuple[UseCases, Chores]:
+    """What callers ask for, and what is done besides."""
+    database, files, work = adapters.database, adapters.files, _work(settings)
+    settlements, versions = Settlements(database), Versions(database)
+    requests, letters, upkeep = Requests(database), LetterStore(database), Upkeep(database)
+    cut = _cut(settings, pipelines, adapters)
+    push = Push(pipelines, adapters.producer, requests, settings.max_record_bytes)
     dead_letters = DeadLetters(
         letters,
         files,
-        build.folder,
+        work,
         settings.max_record_bytes,
         lambda: settlements.backlog(settings.outbox_limit),
     )
+    chores = Chores(
+        CompactShards(
+            upkeep,
+            files,
+            work,
+            small_rows=max(1, settings.shard_rows // settings.compact_shards),
+            shards=settings.compact_shards,
+        ),
+        Reclaim(upkeep, files, settings.reclaim_objects),
+        SweepOrphans(upkeep, files),
+        requests,
+        dead_letters,
+    )
+    erase = EraseRecords(
+        versions=versions,
+        erasures=Erasures(database),
+        repositories=adapters.repositories,
+        cut=cut,
+        reclaim=chores.reclaim,
+        letters=EraseLetters(letters, files, work),
+        folder=work,
+    )
+    limits = StreamLimits(
+        settings.stream_max_bytes, settings.push_timeout_seconds, settings.stream_idle_seconds
+    )
+    use_cases = UseCases(
+        push,
+        RecordStream(push, limits),
+        cut,
+        ReleaseVersion(versions, Quarantine(database), adapters.repositories),
+        erase,
+        PipelineStats(settlements, adapters.ends),
+        dead_letters,
+    )
+    return use_cases, chores
+
+
+def _cut(settings: IngestSettings, pipelines: _Pipelines, adapters: _Adapters) -> CutVersion:
+    database = adapters.database
+    leases = Leases(database, "cut_leases")
+    return CutVersion(
+        pipelines,
+        cuts=Cuts(database, leases),
+        versions=Versions(database),
+        files=adapters.files,
+        repositories=adapters.repositories,
+        catch_up=CatchUp(Settlements(database), adapters.ends, adapters.writer),
+        turns=Turns(
+            pipelines,
+            leases,
+            holder=settings.instance,
+            lasts=timedelta(seconds=settings.cut_lease_seconds),
+            # Streams may hold half of the gRPC workers; with callers that wait for a version, a quarter stays free.
+            callers=max(1, settings.grpc_workers // 4),
+        ),
+        limits=BuildLimits(
+            _work(settings),
+            settings.cut_memory_bytes,
+            settings.cut_threads,
+            settings.part_rows,
+            settings.compact_parts,
+        ),
+    )
+
+
+def _grpc(
+    settings: IngestSettings, pipelines: _Pipelines, adapters: _Adapters, use_cases: UseCases
+) -> GrpcServer:
     servicer = IngestServicer(
         pipelines,
-        settlements,
-        versions,
-        push,
-        stream,
-        cut,
-        ReleaseVersion(versions, Quarantine(database), repositories),
-        EraseRecords(
-            versions, Erasures(database), repositories, cut, keep_small, erase_letters, build.folder
-        ),
-        dead_letters,
-        ends,
-        repositories,
-        settings.call_deadline_seconds,
+        use_cases,
+        versions=Versions(adapters.database),
+        repositories=adapters.repositories,
+        deadline_seconds=settings.call_deadline_seconds,
     )
-    grpc = GrpcServer(
+    return GrpcServer(
         settings,
         [SERVICE],
         [lambda server: ingest_pb2_grpc.add_IngestServiceServicer_to_server(servicer, server)],
     )
+
+
+def _components(
+    settings: IngestSettings,
+    pipelines: _Pipelines,
+    adapters: _Adapters,
+    cut: CutVersion,
+    chores: Chores,
+) -> list[Component]:
+    """What runs behind the door, in the order of start."""
+    database, bootstrap = adapters.database, settings.kafka_bootstrap
+    topics = {
+        topic: pipeline.partitions
+        for pipeline in pipelines.values()
+        for topic in (pipeline.record_topic, pipeline.dead_letter_topic)
+    }
     scheduler = Scheduler(
         pipelines,
-        cuts,
-        versions,
-        requests,
-        cut,
-        keep_small,
-        SweepOrphans(upkeep, files, grace),
-        dead_letters,
-        settings.schedule_seconds,
-        timedelta(days=settings.request_retention_days),
-        timedelta(days=settings.dead_letter_retention_days),
-        grace,
+        cuts=Cuts(database, Leases(database, "cut_leases")),
+        versions=Versions(database),
+        cut=cut,
+        chores=chores,
+        retention=Retention(
+            replaced=timedelta(days=settings.shard_retention_days),
+            orphans=timedelta(hours=settings.orphan_grace_hours),
+            requests=timedelta(days=settings.request_retention_days),
+            dead_letters=timedelta(days=settings.dead_letter_retention_days),
+        ),
+        seconds=settings.schedule_seconds,
     )
-    components: list[Component] = [
+    return [
         MetricsServer(settings.metrics_address),
-        _Topics(bootstrap, pipelines, sink),
+        Topics(bootstrap, topics),
+        adapters.producer,
         OutboxRelay(database, bootstrap),
-        writer,
+        adapters.writer,
         scheduler,
-        grpc,
     ]
-    status = run(components, on_ready=grpc.ready)
-    ends.close()
-    database.close()
-    return status
+
+
+def _work(settings: IngestSettings) -> Path:
+    """Folder for what only this process works on."""
+    return settings.data_dir / f"work-{quote(settings.instance, safe='')}"
 
 
 def clear_work(folder: Path) -> None:
@@ -232,43 +286,6 @@ def clear_work(folder: Path) -> None:
     for left in folder.glob("*"):
         if left.name != INDEX:
             shutil.rmtree(left)
-
-
-def check_record_sizes(pipelines: dict[str, Pipeline], most: int) -> None:
-    """Returns where no pipeline asks for larger records than the service takes.
-
-    Raises:
-        EverloopError: kind precondition, reason RECORD_LIMIT_TOO_LARGE.
-    """
-    for pipeline in pipelines.values():
-        wanted = pipeline.schema_.max_record_bytes or 0
-        if wanted > most:
-            raise EverloopError(
-                Kind.PRECONDITION,
-                "RECORD_LIMIT_TOO_LARGE",
-                f"{pipeline.name}: schema.max_record_bytes: {wanted} is more than this service takes, {most} "
-                "(EVERLOOP_MAX_RECORD_BYTES)",
-            )
-
-
-def check_versioning(pipelines: dict[str, Pipeline], versions: Versions) -> None:
-    """Returns where every pipeline's versions are to be kept as those that it has.
-
-    Raises:
-        EverloopError: kind precondition, reason VERSIONING_CHANGED.
-    """
-    for pipeline in pipelines.values():
-        newest = versions.newest_published(pipeline.name)
-        if newest is None or newest.file is None:
-            continue
-        kept = "git-lfs" if newest.file.uri.startswith("file://") else "dvc"
-        if kept != pipeline.versioning:
-            raise EverloopError(
-                Kind.PRECONDITION,
-                "VERSIONING_CHANGED",
-                f"{pipeline.name}: versioning: {pipeline.versioning}, but its versions are kept by {kept}; leave it at "
-                "that, or give the pipeline another name",
-            )
 
 
 def _repositories(

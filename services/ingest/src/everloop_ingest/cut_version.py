@@ -4,53 +4,34 @@ from __future__ import annotations
 
 import logging
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from everloop_contracts.pipeline import Pipeline
 from everloop_ingest import metrics
 from everloop_ingest.adapters.store.cuts import Change, Cuts
-from everloop_ingest.adapters.store.settlements import Settlements
 from everloop_ingest.adapters.store.versions import Versions
 from everloop_ingest.announce import announcement, check_announceable
 from everloop_ingest.build_parts import INDEX, Base, BuildLimits, Built, build_parts
+from everloop_ingest.catch_up import CatchUp
 from everloop_ingest.checks import violations
 from everloop_ingest.domain import Part, Rows, ShardsLost, State, Version
 from everloop_ingest.parts import PartFiles, labels_key
-from everloop_ingest.ports import RecordLog, Repositories, ShardFiles, Writer
+from everloop_ingest.ports import Repositories, ShardFiles
 from everloop_ingest.record_index import RecordIndex
+from everloop_ingest.turns import Turns
 from everloop_runtime.errors import EverloopError, Kind
-from everloop_runtime.leases import Lease, Leases
+from everloop_runtime.leases import Lease
 
-__all__ = ["CutVersion", "Turns"]
+__all__ = ["CutVersion"]
 
 log = logging.getLogger(__name__)
 
-_POLL_SECONDS = 0.05
-_LEASE_POLL_SECONDS = 0.25
 _KEYS_NAMED = 10
 """Lost shards that a version's error names; the log names all."""
-
-
-@dataclass(frozen=True, slots=True)
-class Turns:
-    """How the processes that share a database take turns at cutting a pipeline.
-
-    Attributes:
-        holder: name of this process among them, the same after a restart.
-        lease: how long the turn of a process that was killed lasts; a living one extends it in time.
-        callers: calls in progress at most in this process, each of which holds a thread of the door for as long as
-            its cut takes.
-    """
-
-    holder: str
-    lease: timedelta
-    callers: int
 
 
 class CutVersion:
@@ -68,34 +49,24 @@ class CutVersion:
     def __init__(
         self,
         pipelines: Mapping[str, Pipeline],
+        *,
         cuts: Cuts,
-        leases: Leases,
         versions: Versions,
-        settlements: Settlements,
         files: ShardFiles,
         repositories: Repositories,
-        record_log: RecordLog,
-        writer: Writer,
-        limits: BuildLimits,
+        catch_up: CatchUp,
         turns: Turns,
-        wait: Callable[[float], object] = time.sleep,
+        limits: BuildLimits,
     ) -> None:
-        """Takes the pipelines by name and what the steps need; `wait` pauses between two looks at the database."""
+        """Takes the pipelines by name and what the steps need."""
         self._pipelines = pipelines
         self._cuts = cuts
-        self._leases = leases
         self._versions = versions
-        self._settlements = settlements
         self._files = files
         self._repositories = repositories
-        self._log = record_log
-        self._writer = writer
-        self._limits = limits
+        self._catch_up = catch_up
         self._turns = turns
-        self._wait = wait
-        # The threads of this process wait for each other here, other processes for the lease.
-        self._locks = {name: threading.Lock() for name in pipelines}
-        self._callers = threading.BoundedSemaphore(turns.callers)
+        self._limits = limits
 
     def __call__(self, pipeline: Pipeline, request_id: str, seconds: float) -> Version:
         """Cuts from everything that was on the topic when this was called; waits for that at most `seconds`.
@@ -113,24 +84,16 @@ class CutVersion:
         """
         deadline = time.monotonic() + seconds
         known = self._versions.requested(pipeline.name, request_id)
-        if known is not None and known.state in (State.AVAILABLE, State.QUARANTINED):
+        if known is not None and known.done:
             return known
-        if not self._callers.acquire(blocking=False):
-            raise EverloopError(
-                Kind.EXHAUSTED,
-                "CUT_RUNNING",
-                "too many calls wait for a version; ask again later with the same request_id",
-            )
-        try:
+        with self._turns.caller():
             if known is None or known.state is State.FAILED:
-                self._catch_up(pipeline, deadline)
+                self._catch_up(pipeline, max(0.0, deadline - time.monotonic()))
             return self.cut(pipeline, request_id, max(0.0, deadline - time.monotonic()))
-        finally:
-            self._callers.release()
 
     def cut(self, pipeline: Pipeline, request_id: str, seconds: float) -> Version:
         """Cuts from what is stored already; see `__call__` for the rest."""
-        with self._alone(pipeline.name, seconds) as lease:
+        with self._turns.alone(pipeline.name, seconds) as lease:
             self._finish_all(lease)
             while True:  # a version that fails takes at least one shard out of the next
                 now = datetime.now(UTC)
@@ -150,30 +113,13 @@ class CutVersion:
         for name in self._pipelines:
             try:
                 if self._versions.cutting(name):
-                    with self._alone(name, 0.0) as lease:
+                    with self._turns.alone(name, 0.0) as lease:
                         self._finish_all(lease)
             except Exception as error:  # the others are not to wait for it
                 if isinstance(error, EverloopError) and error.reason == "CUT_RUNNING":
                     continue  # who is cutting there has finished it first
                 outage = isinstance(error, EverloopError)
                 log.warning("a version of %s waits: %s", name, error, exc_info=not outage)
-
-    def _catch_up(self, pipeline: Pipeline, deadline: float) -> None:
-        topic = pipeline.record_topic
-        ends = self._log.end_offsets(topic, max(0.0, deadline - time.monotonic()))
-        while behind := self._behind(topic, ends):
-            if time.monotonic() >= deadline:
-                raise EverloopError(
-                    Kind.DEADLINE,
-                    "WRITER_BEHIND",
-                    f"{behind} messages of {pipeline.name} are not stored yet; ask again with the same request_id",
-                )
-            self._writer.flush(topic)
-            self._wait(_POLL_SECONDS)
-
-    def _behind(self, topic: str, ends: dict[int, int]) -> int:
-        positions = self._settlements.positions(topic)
-        return sum(max(0, end - positions.get(number, 0)) for number, end in ends.items())
 
     def _finish_all(self, lease: Lease) -> None:
         for version in self._versions.cutting(lease.pipeline):
@@ -201,9 +147,7 @@ class CutVersion:
             check_announceable(version, repository, built.parts)
             labels = self._keep_states(version, base, built)
             files = {item.part.md5: item.rows for item in built.added}
-            file = repository.publish(
-                version, built.parts, files, lambda: self._leases.check(lease)
-            )
+            file = repository.publish(version, built.parts, files, lambda: self._turns.check(lease))
         rows = Rows.of(built.parts)
         announced, so_far = self._cuts.profiles(pipeline.name)
         new = so_far.plus(built.profile)
@@ -278,39 +222,6 @@ class CutVersion:
         metrics.LOST_SHARDS.labels(version.pipeline).inc(len(lost))
         log.error("%s/v%d failed, lost: %s", version.pipeline, version.number, ", ".join(lost))
         return failed
-
-    @contextmanager
-    def _alone(self, pipeline: str, seconds: float) -> Iterator[Lease]:
-        """Waits at most so long for the turn of this thread and of this process."""
-        deadline = time.monotonic() + seconds
-        if not self._locks[pipeline].acquire(timeout=seconds):
-            raise _running(pipeline)
-        try:
-            with self._leased(pipeline, deadline) as lease:
-                yield lease
-        finally:
-            self._locks[pipeline].release()
-
-    @contextmanager
-    def _leased(self, pipeline: str, deadline: float) -> Iterator[Lease]:
-        while (lease := self._take(pipeline)) is None:
-            if time.monotonic() >= deadline:
-                raise _running(pipeline)
-            self._wait(_LEASE_POLL_SECONDS)
-        with self._leases.kept(lease, self._turns.lease):
-            yield lease
-
-    def _take(self, pipeline: str) -> Lease | None:
-        now = datetime.now(UTC)
-        return self._leases.take(pipeline, self._turns.holder, now, now + self._turns.lease)
-
-
-def _running(pipeline: str) -> EverloopError:
-    return EverloopError(
-        Kind.DEADLINE,
-        "CUT_RUNNING",
-        f"another version of {pipeline} is being cut; ask again with the same request_id",
-    )
 
 
 def _new(folder: Path, name: str) -> Path:

@@ -16,15 +16,15 @@ from everloop_ingest.adapters.store.letters import LetterStore
 from everloop_ingest.domain import (
     DeadLetter,
     LetterFile,
-    OutboxMessage,
     Partition,
     Reason,
     Replay,
     Replayed,
     ShardsLost,
 )
-from everloop_ingest.letters import REPLAY_OF, SENT, decode
+from everloop_ingest.letters import REPLAY_OF, decode, name_of, replayed
 from everloop_ingest.ports import ShardFiles
+from everloop_ingest.request_ids import reused
 from everloop_runtime.errors import EverloopError, Kind
 
 __all__ = ["DeadLetters", "Kept", "Wanted"]
@@ -39,9 +39,6 @@ _REPLAY_BYTES = 8 * 1024 * 1024
 _EXPIRED_AT_ONCE = 100
 _TOKEN = re.compile(r"^(\d{1,18})-(\d{1,18})$", re.ASCII)
 _ID = re.compile(r"^(.{1,249})/(\d{1,9})/(\d{1,18})$", re.ASCII)
-# A message of these fits the outbox and the topic beside the largest record.
-_KEY_BYTES = 16 * 1024
-_HEADER_BYTES = 16 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +75,7 @@ class Kept:
     @property
     def id(self) -> str:
         """What names it."""
-        partition = self.file.partition
-        return f"{partition.topic}/{partition.number}/{self.letter.offset}"
+        return name_of(self.file.partition, self.letter)
 
     @property
     def replay_of(self) -> str:
@@ -159,19 +155,19 @@ class DeadLetters:
             found, following = self._chosen(pipeline, names, wanted, token, size)
             fit = [kept for kept in found if len(kept.letter.value) <= self._max_bytes]
             messages = [
-                (kept.file.partition, kept.letter.offset, _again(pipeline, kept)) for kept in fit
+                (
+                    kept.file.partition,
+                    kept.letter.offset,
+                    replayed(pipeline, kept.file.partition, kept.letter),
+                )
+                for kept in fit
             ]
             mine = Replayed(digest, len(fit), len(found) - len(fit), following)
             answer = self._store.replay(
                 pipeline.name, request_id, mine, messages, datetime.now(UTC)
             )
         if answer.digest != digest:
-            raise EverloopError(
-                Kind.CONFLICT,
-                "REQUEST_ID_REUSED",
-                "this request_id came with another request before; take a new one for each",
-                field="request_id",
-            )
+            raise reused()
         return answer
 
     def expire(self, before: datetime) -> int:
@@ -293,14 +289,3 @@ def _position(token: str) -> tuple[int | None, int | None]:
             Kind.INVALID, "INVALID_PAGE", "page_token is none of ours", field="page_token"
         )
     return int(match[1]), int(match[2])
-
-
-def _again(pipeline: Pipeline, kept: Kept) -> OutboxMessage:
-    """A dead letter as a message for the record topic."""
-    letter = kept.letter
-    key = letter.key if letter.key is not None and len(letter.key) <= _KEY_BYTES else None
-    own = [(name, value) for name, value in letter.headers if name not in (REPLAY_OF, SENT)]
-    if sum(len(name.encode()) + len(value) for name, value in own) > _HEADER_BYTES:
-        own = []
-    links = [(REPLAY_OF, kept.id.encode()), (SENT, str(letter.timestamp).encode())]
-    return pipeline.record_topic, key, letter.value, [*own, *links]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
 
 __all__ = [
+    "DONE",
+    "RECORD_OVERHEAD_BYTES",
     "Audit",
     "Batch",
     "Books",
@@ -31,8 +33,12 @@ __all__ = [
     "State",
     "Unversioned",
     "Version",
+    "lag",
     "part_name",
 ]
+
+RECORD_OVERHEAD_BYTES = 512
+"""What a record, and a message that holds records, takes in memory besides its bytes."""
 
 
 class Reason(StrEnum):
@@ -254,6 +260,15 @@ class Reclaimable:
         return len(self.shards) + len(self.states) + len(self.labels)
 
 
+def lag(positions: Mapping[int, int], ends: Mapping[int, int]) -> int:
+    """Messages between the writer's positions and the ends of a topic, both by partition.
+
+    >>> lag({0: 3}, {0: 5, 1: 1})
+    3
+    """
+    return sum(max(0, end - positions.get(number, 0)) for number, end in ends.items())
+
+
 class ShardsLost(Exception):
     """The object store is there, and objects that were stored on it are not."""
 
@@ -270,6 +285,10 @@ class State(StrEnum):
     AVAILABLE = "AVAILABLE"
     QUARANTINED = "QUARANTINED"
     FAILED = "FAILED"
+
+
+DONE = (State.AVAILABLE, State.QUARANTINED)
+"""States of a version that is tagged, and whose rows the next one starts from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -359,6 +378,11 @@ class Version:
     error: str = ""
 
     @property
+    def done(self) -> bool:
+        """Whether it is tagged: available or in quarantine."""
+        return self.state in DONE
+
+    @property
     def in_parts(self) -> bool:
         """Whether its rows are in parts rather than in the one file of earlier times."""
         return self.file is not None and self.file.md5.endswith(".dir")
@@ -398,7 +422,11 @@ class Unversioned:
 class Books:
     """What became of the messages of one pipeline."""
 
-    accepted: int = 0
-    rejected: int = 0
-    actuals: int = 0
-    rejected_by_reason: dict[str, int] = field(default_factory=dict)
+    accepted: int
+    actuals: int
+    rejected_by_reason: dict[str, int]
+
+    @property
+    def rejected(self) -> int:
+        """Messages that went to the dead-letter topic."""
+        return sum(self.rejected_by_reason.values())

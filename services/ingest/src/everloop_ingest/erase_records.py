@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 import time
 import uuid
@@ -10,16 +11,18 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import orjson
 import pyarrow.parquet as pq
 
 from everloop_contracts.pipeline import FieldType, Pipeline
 from everloop_ingest.adapters.store.erasures import Erasures
 from everloop_ingest.adapters.store.versions import Versions
 from everloop_ingest.cut_version import CutVersion
-from everloop_ingest.domain import Audit, State, Version
+from everloop_ingest.domain import Audit, Version
 from everloop_ingest.erase_letters import EraseLetters
-from everloop_ingest.keep_small import KeepSmall
 from everloop_ingest.ports import Repositories
+from everloop_ingest.reclaim import Reclaim
+from everloop_ingest.request_ids import reused
 from everloop_runtime.errors import EverloopError, Kind
 
 __all__ = ["Entity", "EraseRecords"]
@@ -33,17 +36,24 @@ class Entity:
     field: str = ""
     value: str = ""
 
+    @property
+    def digest(self) -> bytes:
+        """Names the entity, in whatever order and however often its ids were given."""
+        named = orjson.dumps([sorted({*self.record_ids}), self.field, self.value])
+        return hashlib.sha256(named).digest()
+
 
 class EraseRecords:
     """The use case. What it forgets is what had arrived when it was called; records that come later are new ones."""
 
     def __init__(
         self,
+        *,
         versions: Versions,
         erasures: Erasures,
         repositories: Repositories,
         cut: CutVersion,
-        keep_small: KeepSmall,
+        reclaim: Reclaim,
         letters: EraseLetters,
         folder: Path,
     ) -> None:
@@ -52,7 +62,7 @@ class EraseRecords:
         self._erasures = erasures
         self._repositories = repositories
         self._cut = cut
-        self._keep_small = keep_small
+        self._reclaim = reclaim
         self._letters = letters
         self._folder = folder
 
@@ -73,11 +83,14 @@ class EraseRecords:
 
         Raises:
             EverloopError: kind invalid, reason INVALID_ENTITY; kind conflict, reason REQUEST_ID_REUSED: the request id
-                belongs to another request; kind not_found, reason RECORDS_NOT_FOUND; and what CutVersion raises.
+                has erased another entity, or cut or released a version, and nothing is erased; kind not_found, reason
+                RECORDS_NOT_FOUND; and what CutVersion raises.
         """
         deadline = time.monotonic() + seconds
         _check(pipeline, entity)
-        if not self._erasures.asked(pipeline.name, request_id):
+        digest = entity.digest
+        asked = self._erasures.asked(pipeline.name, request_id)
+        if asked is None:
             self._check_new(pipeline.name, request_id)
             first = str(uuid.uuid5(uuid.NAMESPACE_URL, request_id))
             version = self._cut(pipeline, first, seconds)
@@ -91,24 +104,22 @@ class EraseRecords:
             # Before the request is noted: who finishes it after a crash knows the ids no more.
             self._letters(pipeline, ids, entity.field, entity.value)
             entry = Audit(pipeline.name, request_id, 0, "ERASED", actor, reason, datetime.now(UTC))
-            self._erasures.ask(entry, ids)
+            asked = self._erasures.ask(entry, ids, digest)
+        if asked != digest:
+            raise reused()
         left = max(0.0, deadline - time.monotonic())
         done = self._versions.requested(pipeline.name, request_id)
-        if done is None or done.state in (State.CUTTING, State.FAILED):
+        if done is None or not done.done:
             done = self._cut.cut(pipeline, request_id, left)
         # All shards so far are in versions: those that hold the records go with the others.
-        self._keep_small.drop(pipeline.name, datetime.now(UTC) + timedelta(days=1))
+        self._reclaim.everything(pipeline.name, datetime.now(UTC) + timedelta(days=1))
         return done
 
     def _check_new(self, pipeline: str, request_id: str) -> None:
         if self._erasures.audited(pipeline, request_id) or self._versions.requested(
             pipeline, request_id
         ):
-            raise EverloopError(
-                Kind.CONFLICT,
-                "REQUEST_ID_REUSED",
-                f"request {request_id!r} has cut or released a version: nothing was erased, take another id",
-            )
+            raise reused()
 
     def _resolve(self, pipeline: Pipeline, version: Version, entity: Entity) -> list[str]:
         """Ids of the version's records with the entity's value, part by part."""

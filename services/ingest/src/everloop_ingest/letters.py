@@ -1,4 +1,4 @@
-"""Dead letters as objects: the rejected messages of one batch, named by where they come from."""
+"""Dead letters as objects, the rejected messages of one batch, and as messages: for people, and for another try."""
 
 from __future__ import annotations
 
@@ -8,9 +8,20 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from everloop_ingest.domain import Batch, DeadLetter, Reason
+from everloop_contracts.pipeline import Pipeline
+from everloop_ingest.domain import Batch, DeadLetter, OutboxMessage, Partition, Reason
 
-__all__ = ["REPLAY_OF", "SENT", "decode", "encode", "object_key", "sent_at"]
+__all__ = [
+    "REPLAY_OF",
+    "SENT",
+    "decode",
+    "encode",
+    "name_of",
+    "object_key",
+    "rejected",
+    "replayed",
+    "sent_at",
+]
 
 # Headers of a replayed message.
 REPLAY_OF = "everloop-replay-of"
@@ -18,6 +29,9 @@ REPLAY_OF = "everloop-replay-of"
 SENT = "everloop-sent-ms"
 """Its Kafka timestamp, milliseconds since 1970-01-01 UTC: it keeps its place among the events of its record."""
 
+# With these a message fits the outbox and a broker's default limit (1 MiB), however long its own key and headers are.
+_KEY_BYTES = 16 * 1024
+_HEADER_BYTES = 16 * 1024
 _LONGEST_TIME = 19
 _HEADERS = pa.list_(pa.struct([("name", pa.string()), ("value", pa.binary())]))
 _SCHEMA = pa.schema(
@@ -77,6 +91,53 @@ def decode(path: Path, reason: str, below: int | None) -> Iterator[DeadLetter]:
         [letter] = table.slice(row, 1).to_pylist()
         headers = [(item["name"], item["value"]) for item in letter.pop("headers")]
         yield DeadLetter(**letter | {"headers": headers, "reason": Reason(letter["reason"])})
+
+
+def name_of(partition: Partition, letter: DeadLetter) -> str:
+    """What names a dead letter: where it came."""
+    return f"{partition.topic}/{partition.number}/{letter.offset}"
+
+
+def rejected(
+    pipeline: Pipeline, partition: Partition, letter: DeadLetter, max_bytes: int
+) -> OutboxMessage:
+    """A dead letter as a message that says why; cut where it is so large that no topic could carry it with the reason.
+
+    Args:
+        pipeline: whose dead-letter topic it goes to.
+        partition: where it came.
+        letter: the message and the reason.
+        max_bytes: of its body that are kept.
+    """
+    notes = {
+        "reason": str(letter.reason),
+        "field": letter.field,
+        "message": letter.message,
+        "origin": name_of(partition, letter),
+    }
+    if len(letter.value) > max_bytes:
+        notes["truncated-from-bytes"] = str(len(letter.value))
+    key = letter.key[:_KEY_BYTES] if letter.key is not None else None
+    told = [
+        (f"everloop-{name}", text.encode(errors="backslashreplace")) for name, text in notes.items()
+    ]
+    headers = [*_fitting(letter.headers), *told]
+    return pipeline.dead_letter_topic, key, letter.value[:max_bytes], headers
+
+
+def replayed(pipeline: Pipeline, partition: Partition, letter: DeadLetter) -> OutboxMessage:
+    """A dead letter as a message for the record topic, linked to where it came; without a key that is too long."""
+    key = letter.key if letter.key is not None and len(letter.key) <= _KEY_BYTES else None
+    own = [(name, value) for name, value in letter.headers if name not in (REPLAY_OF, SENT)]
+    origin = name_of(partition, letter).encode()
+    links = [(REPLAY_OF, origin), (SENT, str(letter.timestamp).encode())]
+    return pipeline.record_topic, key, letter.value, [*_fitting(own), *links]
+
+
+def _fitting(headers: Sequence[tuple[str, bytes]]) -> Sequence[tuple[str, bytes]]:
+    """The headers, none of them where together they are too long."""
+    size = sum(len(_text(name).encode()) + len(value) for name, value in headers)
+    return headers if size <= _HEADER_BYTES else ()
 
 
 def sent_at(timestamp: int, headers: Sequence[tuple[str, bytes | None]]) -> int:

@@ -15,8 +15,8 @@ from everloop_ingest import metrics
 from everloop_ingest.adapters.store.requests import Requests
 from everloop_ingest.domain import Pushed, Rejection
 from everloop_ingest.ports import Delivery, RecordSink
+from everloop_ingest.request_ids import reused
 from everloop_ingest.validate import Validator
-from everloop_runtime.errors import EverloopError, Kind
 
 __all__ = ["Pending", "Push"]
 
@@ -149,12 +149,7 @@ class Pending:
 def _same(answer: Pushed, digest: bytes) -> Pushed:
     """The answer, if it was given to the same records."""
     if answer.digest != digest:
-        raise EverloopError(
-            Kind.CONFLICT,
-            "REQUEST_ID_REUSED",
-            "this request_id came with other records before; take a new one for each request",
-            field="request_id",
-        )
+        raise reused()
     return answer
 
 

@@ -41,7 +41,8 @@ class ReleaseVersion:
 
         Raises:
             EverloopError: kind not_found; kind precondition, reason NOT_QUARANTINED, or SUPERSEDED where a later
-                version, which holds all that it holds, was announced already.
+                version, which holds all that it holds, was announced already; kind conflict, reason
+                REQUEST_ID_REUSED: the request has released another version or erased records, and releases nothing.
         """
         version = self._versions.get(pipeline, number) if number else None
         if version is None:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from everloop_contracts.pipeline import Pipeline
 from everloop_ingest.adapters.store.cuts import Cuts
 from everloop_ingest.adapters.store.requests import Requests
 from everloop_ingest.adapters.store.versions import Versions
+from everloop_ingest.compact_shards import CompactShards
 from everloop_ingest.cut_version import CutVersion
 from everloop_ingest.dead_letters import DeadLetters
 from everloop_ingest.domain import Unversioned
-from everloop_ingest.keep_small import KeepSmall
+from everloop_ingest.reclaim import Reclaim
 from everloop_ingest.sweep_orphans import SweepOrphans
 from everloop_runtime.errors import EverloopError
 from everloop_runtime.service import Component, Stopper
 
-__all__ = ["Scheduler", "due"]
+__all__ = ["Chores", "Retention", "Scheduler", "due"]
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +37,34 @@ def due(pipeline: Pipeline, unversioned: Unversioned, now: datetime) -> str | No
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class Chores:
+    """What is done beside cutting; each does a bounded part of what there is to do."""
+
+    compact: CompactShards
+    reclaim: Reclaim
+    sweep: SweepOrphans
+    requests: Requests
+    dead_letters: DeadLetters
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How long things stay.
+
+    Attributes:
+        replaced: objects that a version has replaced.
+        orphans: objects that no row names, and the time between two looks for them.
+        requests: requests and their answers.
+        dead_letters: what was rejected.
+    """
+
+    replaced: timedelta
+    orphans: timedelta
+    requests: timedelta
+    dead_letters: timedelta
+
+
 class Scheduler(Component):
     """Looks at every pipeline now and then."""
 
@@ -43,35 +73,22 @@ class Scheduler(Component):
     def __init__(
         self,
         pipelines: Mapping[str, Pipeline],
+        *,
         cuts: Cuts,
         versions: Versions,
-        requests: Requests,
         cut: CutVersion,
-        keep_small: KeepSmall,
-        sweep: SweepOrphans,
-        dead_letters: DeadLetters,
+        chores: Chores,
+        retention: Retention,
         seconds: float,
-        retention: timedelta,
-        letter_retention: timedelta,
-        sweep_every: timedelta,
     ) -> None:
-        """Takes the pipelines by name, the database and the use cases.
-
-        `seconds` is the time between two looks, `retention` how long requests are remembered, `letter_retention` how
-        long dead letters are kept, `sweep_every` the time between two looks for orphans.
-        """
+        """Takes the pipelines by name, the database, the use cases, and the `seconds` between two looks."""
         self._pipelines = pipelines
         self._cuts = cuts
         self._versions = versions
-        self._requests = requests
         self._cut = cut
-        self._keep_small = keep_small
-        self._seconds = seconds
-        self._letters = dead_letters
+        self._chores = chores
         self._retention = retention
-        self._letter_retention = letter_retention
-        self._sweep = sweep
-        self._sweep_every = sweep_every
+        self._seconds = seconds
         self._next_sweep = datetime.min.replace(tzinfo=UTC)
 
     def start(self, stopper: Stopper) -> None:
@@ -89,7 +106,7 @@ class Scheduler(Component):
             for pipeline in self._pipelines.values():
                 try:
                     self.look(pipeline, datetime.now(UTC))
-                    self._keep_small(pipeline.name, datetime.now(UTC))
+                    self.tidy(pipeline.name, datetime.now(UTC))
                 except Exception as error:
                     self._failed(pipeline.name, error)
             try:
@@ -116,18 +133,23 @@ class Scheduler(Component):
             if error.reason not in {"NO_RECORDS", "CUT_RUNNING"}:
                 raise
 
+    def tidy(self, pipeline: str, now: datetime) -> None:
+        """Keeps what the data bucket holds of a pipeline small."""
+        self._chores.compact(pipeline)
+        self._chores.reclaim(pipeline, now - self._retention.replaced)
+
     def sweep(self, now: datetime) -> None:
         """Looks for orphans of all pipelines, if it is time."""
         if now < self._next_sweep:
             return
         for name in self._pipelines:
-            self._sweep(name, now)
-        self._next_sweep = now + self._sweep_every
+            self._chores.sweep(name, now - self._retention.orphans)
+        self._next_sweep = now + self._retention.orphans
 
     def forget(self, now: datetime) -> None:
         """Forgets requests and dead letters that are past their time, as many as go at once."""
-        self._requests.forget(now - self._retention, _FORGOTTEN_AT_ONCE)
-        self._letters.expire(now - self._letter_retention)
+        self._chores.requests.forget(now - self._retention.requests, _FORGOTTEN_AT_ONCE)
+        self._chores.dead_letters.expire(now - self._retention.dead_letters)
 
     def _failed(self, what: str, error: Exception) -> None:
         """The next look tries again: a pipeline that fails must not stop the others."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import cast
 
 import grpc
@@ -14,7 +15,6 @@ from everloop_contracts.stubs.everloop.ingest.v1 import (
     ingest_pb2,
     ingest_pb2_grpc,
 )
-from everloop_ingest.adapters.store.settlements import Settlements
 from everloop_ingest.adapters.store.versions import Versions
 from everloop_ingest.convert import (
     dataset_version,
@@ -27,19 +27,34 @@ from everloop_ingest.cut_version import CutVersion
 from everloop_ingest.dead_letters import DeadLetters
 from everloop_ingest.domain import Version
 from everloop_ingest.erase_records import Entity, EraseRecords
-from everloop_ingest.ports import RecordLog, Repositories
+from everloop_ingest.pipeline_stats import PipelineStats
+from everloop_ingest.ports import Repositories
 from everloop_ingest.push import Push
 from everloop_ingest.release_version import ReleaseVersion
+from everloop_ingest.request_ids import checked
 from everloop_ingest.stream import Incoming, RecordStream
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.paging import page
 
-__all__ = ["IngestServicer"]
+__all__ = ["IngestServicer", "UseCases"]
 
 _MARGIN_SECONDS = 0.5
 """Kept of the caller's deadline, so that our answer arrives before it."""
 _REJECTED_TOLD = 1_000
 """Rejected records that the answer to an upload holds; the dead letters hold all."""
+
+
+@dataclass(frozen=True, slots=True)
+class UseCases:
+    """What the door calls."""
+
+    push: Push
+    stream: RecordStream
+    cut: CutVersion
+    release: ReleaseVersion
+    erase: EraseRecords
+    stats: PipelineStats
+    dead_letters: DeadLetters
 
 
 class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
@@ -48,29 +63,19 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
     def __init__(
         self,
         pipelines: Mapping[str, Pipeline],
-        settlements: Settlements,
+        use_cases: UseCases,
+        *,
         versions: Versions,
-        push: Push,
-        stream: RecordStream,
-        cut: CutVersion,
-        release: ReleaseVersion,
-        erase: EraseRecords,
-        dead_letters: DeadLetters,
-        record_log: RecordLog,
         repositories: Repositories,
         deadline_seconds: float,
     ) -> None:
-        """Takes the use cases; `deadline_seconds` bounds calls that come without a deadline."""
+        """Takes the pipelines by name, the use cases, and what is only read.
+
+        `deadline_seconds` bounds calls that come without a deadline.
+        """
         self._pipelines = pipelines
-        self._settlements = settlements
+        self._do = use_cases
         self._versions = versions
-        self._push = push
-        self._stream = stream
-        self._cut = cut
-        self._release = release
-        self._erase = erase
-        self._letters = dead_letters
-        self._log = record_log
         self._repositories = repositories
         self._deadline = deadline_seconds
 
@@ -79,8 +84,8 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
     ) -> ingest_pb2.PushRecordsResponse:
         """See the contract."""
         pipeline = self._pipeline(request.pipeline)
-        request_id = _checked(request.request_id) if request.request_id else ""
-        rejections = self._push(pipeline, request.records, request_id, self._seconds(context))
+        request_id = checked(request.request_id) if request.request_id else ""
+        rejections = self._do.push(pipeline, request.records, request_id, self._seconds(context))
         return ingest_pb2.PushRecordsResponse(
             results=record_results(len(request.records), rejections),
             accepted=len(request.records) - len(rejections),
@@ -92,7 +97,7 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
         context: grpc.ServicerContext,
     ) -> Iterator[ingest_pb2.StreamRecordsResponse]:
         """See the contract."""
-        for number, answer in enumerate(self._stream(self._incoming(request_iterator)), start=1):
+        for number, answer in enumerate(self._do.stream(self._incoming(request_iterator)), start=1):
             yield ingest_pb2.StreamRecordsResponse(
                 sequence=number,
                 results=record_results(answer.records, answer.rejections),
@@ -106,7 +111,7 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
     ) -> ingest_pb2.UploadRecordsResponse:
         """See the contract."""
         summary = ingest_pb2.UploadRecordsResponse()
-        for answer in self._stream(self._incoming(request_iterator)):
+        for answer in self._do.stream(self._incoming(request_iterator)):
             for item in answer.rejections:
                 summary.rejected_by_reason[item.reason] += 1
                 if len(summary.rejected) < _REJECTED_TOLD:
@@ -122,7 +127,7 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
     ) -> ingest_pb2.CutVersionResponse:
         """See the contract."""
         pipeline = self._pipeline(request.pipeline)
-        version = self._cut(pipeline, _checked(request.request_id), self._seconds(context))
+        version = self._do.cut(pipeline, checked(request.request_id), self._seconds(context))
         return ingest_pb2.CutVersionResponse(dataset=self._whole(version))
 
     def EraseRecords(
@@ -130,9 +135,9 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
     ) -> ingest_pb2.EraseRecordsResponse:
         """See the contract."""
         pipeline = self._pipeline(request.pipeline)
-        request_id = _checked(request.request_id)
+        request_id = checked(request.request_id)
         entity = Entity(request.record_ids, request.field, request.value)
-        version = self._erase(
+        version = self._do.erase(
             pipeline,
             entity,
             request_id,
@@ -147,8 +152,8 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
     ) -> ingest_pb2.ReleaseVersionResponse:
         """See the contract."""
         pipeline = self._pipeline(request.pipeline)
-        request_id = _checked(request.request_id)
-        version = self._release(
+        request_id = checked(request.request_id)
+        version = self._do.release(
             pipeline.name, request.version, request_id, request.actor or "unknown", request.reason
         )
         return ingest_pb2.ReleaseVersionResponse(dataset=self._whole(version))
@@ -184,18 +189,16 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
     ) -> ingest_pb2.GetPipelineStatsResponse:
         """See the contract."""
         pipeline = self._pipeline(request.pipeline)
-        # Positions before ends: a lag that is a little too large rather than messages that are in neither.
-        positions = self._settlements.positions(pipeline.record_topic)
-        ends = self._log.end_offsets(pipeline.record_topic, min(10.0, self._seconds(context)))
-        books = self._settlements.books(pipeline.name)
+        found = self._do.stats(pipeline, self._seconds(context))
+        books = found.books
         return ingest_pb2.GetPipelineStatsResponse(
             received=books.accepted + books.rejected,
             accepted=books.accepted,
             rejected=books.rejected,
             rejected_by_reason=books.rejected_by_reason,
-            lag=sum(max(0, end - positions.get(number, 0)) for number, end in ends.items()),
+            lag=found.lag,
             actuals=books.actuals,
-            lost=self._settlements.lost(pipeline.record_topic),
+            lost=found.lost,
         )
 
     def ListDeadLetters(
@@ -204,7 +207,7 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
         """See the contract."""
         pipeline = self._pipeline(request.pipeline)
         _, size = page("", request.page_size)
-        found, token = self._letters.page(
+        found, token = self._do.dead_letters.page(
             pipeline, wanted(request.filter), request.page_token, size
         )
         return dead_letter_pb2.ListDeadLettersResponse(
@@ -217,7 +220,7 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
     ) -> dead_letter_pb2.GetDeadLetterResponse:
         """See the contract."""
         pipeline = self._pipeline(request.pipeline)
-        kept = self._letters.get(pipeline, request.id)
+        kept = self._do.dead_letters.get(pipeline, request.id)
         return dead_letter_pb2.GetDeadLetterResponse(
             dead_letter=dead_letter(kept, pipeline, whole=True)
         )
@@ -228,9 +231,9 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
         """See the contract."""
         pipeline = self._pipeline(request.pipeline)
         _, size = page("", request.page_size)
-        answer = self._letters.replay(
+        answer = self._do.dead_letters.replay(
             pipeline,
-            _checked(request.request_id),
+            checked(request.request_id),
             request.ids,
             wanted(request.filter),
             request.page_token,
@@ -250,7 +253,7 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
         name = ""
         for request in requests:
             name = request.pipeline or name
-            request_id = _checked(request.request_id) if request.request_id else ""
+            request_id = checked(request.request_id) if request.request_id else ""
             yield Incoming(self._pipeline(name), request.records, request_id)
 
     def _whole(self, version: Version) -> dataset_pb2.DatasetVersion:
@@ -276,14 +279,3 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
         if remaining is None:
             return self._deadline
         return max(0.0, min(remaining - _MARGIN_SECONDS, self._deadline))
-
-
-def _checked(request_id: str) -> str:
-    if not 0 < len(request_id) <= 200:
-        raise EverloopError(
-            Kind.INVALID,
-            "INVALID_REQUEST_ID",
-            "request_id takes 1 to 200 characters",
-            field="request_id",
-        )
-    return request_id

@@ -52,7 +52,8 @@ class IngestSettings(ServiceSettings):
     """Bytes on their way to the broker, of all callers, beyond which PushRecords is refused and streams are held up;
     half a KiB counts for each record besides its body."""
     stream_max_bytes: int = Field(default=8 * _MIB, ge=1024)
-    """Bytes of one stream's records that are not acknowledged yet, beyond which the stream is not read."""
+    """Bytes of one stream's messages that are not answered yet (512 for each record and message besides its own),
+    beyond which the stream is not read."""
     stream_idle_seconds: float = Field(default=300.0, gt=0)
     """Time after which a stream on which nothing comes is ended, in seconds."""
     push_timeout_seconds: float = Field(default=10.0, gt=0)

@@ -20,7 +20,6 @@ from everloop_ingest.domain import (
     Batch,
     DeadLetter,
     Message,
-    OutboxMessage,
     Reason,
     Rejection,
     Shard,
@@ -37,10 +36,8 @@ log = logging.getLogger(__name__)
 
 SOURCE = INGEST
 _LABELS_PER_EVENT = 5_000
-# What we send fits a broker's default limit of a message (1 MiB), however long ids, keys and headers are.
 _BYTES_PER_EVENT = 512 * 1024
-_KEY_BYTES = 16 * 1024
-_HEADER_BYTES = 16 * 1024
+"""Fits a broker's default limit of a message (1 MiB), however long ids are."""
 
 
 class Settle:
@@ -143,7 +140,10 @@ class Settle:
             key = letters.object_key(batch)
             self._files.put(key, letters.encode(rejected))
         pipeline = self._pipelines[batch.pipeline]
-        outgoing = (_outgoing(pipeline, batch, letter, self._max_bytes) for letter in rejected)
+        outgoing = (
+            letters.rejected(pipeline, batch.partition, letter, self._max_bytes)
+            for letter in rejected
+        )
         return self._settlements.settle(batch, shard, outgoing, events, key)
 
 
@@ -225,28 +225,6 @@ def _bare_letter(message: Message, rejection: Rejection) -> DeadLetter:
         field=rejection.field,
         message=rejection.message,
     )
-
-
-def _outgoing(
-    pipeline: Pipeline, batch: Batch, letter: DeadLetter, max_bytes: int
-) -> OutboxMessage:
-    """The dead letter as a message; cut where it is so large that no topic could carry it with the reason."""
-    notes = {
-        "reason": str(letter.reason),
-        "field": letter.field,
-        "message": letter.message,
-        "origin": f"{batch.partition.topic}/{batch.partition.number}/{letter.offset}",
-    }
-    if len(letter.value) > max_bytes:
-        notes["truncated-from-bytes"] = str(len(letter.value))
-    key = letter.key[:_KEY_BYTES] if letter.key is not None else None
-    own = list(letter.headers)
-    if sum(len(name) + len(value) for name, value in own) > _HEADER_BYTES:
-        own = []
-    headers = [
-        (f"everloop-{name}", text.encode(errors="backslashreplace")) for name, text in notes.items()
-    ]
-    return pipeline.dead_letter_topic, key, letter.value[:max_bytes], [*own, *headers]
 
 
 def _labels(batch: Batch, pipeline: Pipeline, validated: Validated) -> Iterator[Event]:

@@ -9,14 +9,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from everloop_contracts.pipeline import Pipeline
-from everloop_ingest.domain import Rejection
+from everloop_ingest.domain import RECORD_OVERHEAD_BYTES, Rejection
 from everloop_ingest.push import Pending, Push
 from everloop_runtime.errors import EverloopError, Kind
 
 __all__ = ["Answer", "Incoming", "RecordStream", "StreamLimits"]
-
-_RECORD_BYTES = 512
-"""What a record takes in memory besides its body while it is under way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +43,7 @@ class StreamLimits:
     """What one stream may use.
 
     Attributes:
-        max_bytes: of records that were read and not answered; one message alone may have more.
+        max_bytes: of messages that were read and not answered, see `RECORD_OVERHEAD_BYTES`; one alone may have more.
         timeout_seconds: how long the broker may take to make room for a message, and then to acknowledge it.
         idle_seconds: how long nothing may come.
     """
@@ -93,7 +90,9 @@ class RecordStream:
         seconds = self._limits.timeout_seconds
         try:
             for message in messages:
-                size = sum(_RECORD_BYTES + len(record) for record in message.records)
+                # A message without records takes room as well, or any number of them would have it.
+                size = RECORD_OVERHEAD_BYTES * (1 + len(message.records))
+                size += sum(map(len, message.records))
                 if not line.room(size):
                     return
                 pending = self._push.begin(

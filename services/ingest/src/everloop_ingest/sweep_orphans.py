@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from datetime import datetime, timedelta
+from datetime import datetime
 from itertools import islice
 
 from everloop_ingest import metrics
@@ -22,21 +22,20 @@ _ASKED_AT_ONCE = 500
 class SweepOrphans:
     """The use case. A batch or a cut that comes again after a crash may store its rows under another path."""
 
-    def __init__(self, upkeep: Upkeep, files: ShardFiles, grace: timedelta) -> None:
-        """Takes the database, the data bucket, and the age below which an object may still be on its way to a row."""
+    def __init__(self, upkeep: Upkeep, files: ShardFiles) -> None:
+        """Takes the database and the data bucket."""
         self._upkeep = upkeep
         self._files = files
-        self._grace = grace
 
-    def __call__(self, pipeline: str, now: datetime) -> None:
-        """Deletes the orphans of a pipeline.
+    def __call__(self, pipeline: str, before: datetime) -> None:
+        """Deletes the orphans of a pipeline that were stored before a moment: later ones may be on their way to a row.
 
         Raises:
             EverloopError: kind unavailable.
         """
         for kind in _KINDS:
             # Listed first, looked up then: what gets its row meanwhile has it when it is looked up.
-            old = iter(self._files.stored_before(f"{pipeline}/{kind}", now - self._grace))
+            old = iter(self._files.stored_before(f"{pipeline}/{kind}", before))
             while keys := list(islice(old, _ASKED_AT_ONCE)):
                 orphans = self._upkeep.unnamed(pipeline, keys)
                 self._files.delete(orphans)

@@ -19,7 +19,7 @@ from dvc_data.hashfile.meta import Meta
 from dvc_data.hashfile.tree import Tree
 from pyarrow import fs
 
-from everloop_ingest.adapters.git import Git
+from everloop_ingest.adapters.git import Git, GitError
 from everloop_ingest.domain import ObjectFile, Part, Version, part_name
 from everloop_runtime.errors import EverloopError, Kind
 
@@ -111,7 +111,7 @@ class DvcRepository:
                     self._point_to(version.pipeline, tree.oid, size, len(parts))
                     commit = self._tag(version, tag)
                 repo.push(targets=[str(self._root / f"{path}.dvc")], remote=_REMOTE)
-            except (UploadError, BotoCoreError, ClientError, OSError) as error:
+            except (UploadError, BotoCoreError, ClientError, GitError, OSError) as error:
                 raise _unavailable(f"cannot push {tag}", error) from error
             finally:
                 repo.close()

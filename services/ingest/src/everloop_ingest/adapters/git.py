@@ -12,16 +12,22 @@ from fcntl import LOCK_EX, LOCK_UN, flock
 from pathlib import Path
 from typing import IO
 
-__all__ = ["Git"]
+__all__ = ["Git", "GitError"]
 
 _NAME = "Everloop"
 _EMAIL = "everloop@localhost"
+SECONDS = 60.0
+"""How long one command may take."""
+
+
+class GitError(Exception):
+    """What git did not do, and why."""
 
 
 class Git:
     """One repository that only this service writes to.
 
-    Every method raises `RuntimeError` with git's own words where git fails.
+    Every method raises `GitError` where git fails, with its own words, or does not end in time.
     """
 
     def __init__(self, root: Path) -> None:
@@ -125,7 +131,7 @@ class Git:
     ) -> str:
         done = self._git(arguments, environment, source)
         if done.returncode:
-            raise RuntimeError(f"git {arguments[0]}: {done.stderr.strip()}")
+            raise GitError(f"git {arguments[0]}: {done.stderr.strip()}")
         return done.stdout.strip()
 
     def _code(self, *arguments: str) -> int:
@@ -138,23 +144,26 @@ class Git:
         source: str | IO[bytes] | None = None,
     ) -> subprocess.CompletedProcess[str]:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-        return subprocess.run(
-            ["git", "-c", f"safe.directory={self._root}", *arguments],
-            cwd=self._root,
-            env=clean
-            | {
-                "GIT_CONFIG_GLOBAL": os.devnull,
-                "GIT_CONFIG_NOSYSTEM": "1",
-                "GIT_TERMINAL_PROMPT": "0",
-            }
-            | (environment or {}),
-            capture_output=True,
-            input=source if isinstance(source, str) else None,
-            stdin=None if isinstance(source, str) else source,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        try:
+            return subprocess.run(
+                ["git", "-c", f"safe.directory={self._root}", *arguments],
+                cwd=self._root,
+                env=clean
+                | {
+                    "GIT_CONFIG_GLOBAL": os.devnull,
+                    "GIT_CONFIG_NOSYSTEM": "1",
+                    "GIT_TERMINAL_PROMPT": "0",
+                }
+                | (environment or {}),
+                capture_output=True,
+                input=source if isinstance(source, str) else None,
+                stdin=None if isinstance(source, str) else source,
+                text=True,
+                timeout=SECONDS,
+                check=False,
+            )
+        except (subprocess.TimeoutExpired, OSError) as error:
+            raise GitError(f"git {arguments[0]}: {error}") from error
 
 
 def _data(text: str) -> str:

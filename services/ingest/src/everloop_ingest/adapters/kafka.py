@@ -11,19 +11,18 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError as ConsumerError
 
+from everloop_ingest.domain import RECORD_OVERHEAD_BYTES
 from everloop_ingest.ports import Delivery
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.kafka import wait_for_broker
 from everloop_runtime.librdkafka import fast_producer
-from everloop_runtime.service import Stopper
+from everloop_runtime.service import Component, Stopper
 from everloop_runtime.telemetry import trace_headers
 
 __all__ = ["TopicEnds", "TopicProducer"]
 
 log = logging.getLogger(__name__)
 
-_RECORD_BYTES = 512
-"""What a record takes in memory besides its body while it is under way."""
 _REPORT_SECONDS = 0.2
 """How long the client may have nothing to say before somebody looks whether the service stops."""
 
@@ -75,12 +74,17 @@ class TopicEnds:
             self._client.close()
 
 
-class TopicProducer:
+class TopicProducer(Component):
     """Puts records on topics, with a bound on the bytes under way."""
 
-    def __init__(self, bootstrap: str, max_bytes: int, timeout_seconds: float) -> None:
-        """Takes the bootstrap servers, the most bytes under way, and how long the broker may take."""
+    name = "record producer"
+
+    def __init__(
+        self, bootstrap: str, topics: Iterable[str], *, max_bytes: int, timeout_seconds: float
+    ) -> None:
+        """Takes the bootstrap servers, the topics, the most bytes under way, and how long the broker may take."""
         self._bootstrap = bootstrap
+        self._topics = list(topics)
         self._max_bytes = max_bytes
         self._timeout = timeout_seconds
         self._bytes = 0
@@ -89,16 +93,18 @@ class TopicProducer:
         self._broken = False
         self._closing = threading.Event()
 
-    def connect(self, topics: Iterable[str]) -> None:
+    def start(self, stopper: Stopper) -> None:
         """Connects and learns where the topics are, so that no call has to wait for that.
 
         Raises:
             EverloopError: kind unavailable.
         """
-        wait_for_broker(self._bootstrap, Stopper(), self._timeout)
+        wait_for_broker(self._bootstrap, stopper, self._timeout)
+        if stopper.stopping:
+            return
         client = self._make()
         try:
-            for topic in topics:
+            for topic in self._topics:
                 client.list_topics(topic, self._timeout)
         except KafkaException as error:
             raise _unavailable(f"the broker does not answer: {error}") from error
@@ -119,7 +125,7 @@ class TopicProducer:
         client = self._client
         if client is None:
             raise _unavailable("not connected to the broker yet")
-        size = sum(_RECORD_BYTES + len(value) for _, value in records)
+        size = sum(RECORD_OVERHEAD_BYTES + len(value) for _, value in records)
         self._take(size, patience)
         headers: list[tuple[str, str | bytes | None]] = list(trace_headers().items())
         delivery = _Delivery(len(records), self._timeout, partial(self._give_back, size))
@@ -141,7 +147,7 @@ class TopicProducer:
             delivery.leave(len(records) - sent)
         return delivery
 
-    def close(self) -> None:
+    def stop(self) -> None:
         """Sends what is under way, as far as the broker takes it, and closes the connections."""
         if self._client is not None:
             self._closing.set()

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from everloop_ingest.adapters.git import Git
+from everloop_ingest.adapters.git import Git, GitError
 from everloop_ingest.domain import ObjectFile, Part, Version, part_name
 from everloop_runtime.errors import EverloopError, Kind
 
@@ -72,21 +72,14 @@ class LfsRepository:
         tag = f"{version.pipeline}/v{version.number}"
         names = [f"{_FOLDER}/{part_name(number)}" for number in range(len(parts))]
         listing = "".join(f"{part.md5}  {name}\n" for part, name in zip(parts, names, strict=True))
+        pointers = dict(zip(names, map(_pointer, parts), strict=True))
         with self._git.writing():
             check()
-            self._keep(tag, [part for part in parts if part.md5 in new], new)
-            commit = self._git.tagged(tag)
-            if commit is None or not self._holds(commit, listing):
-                if not self._holds("main", listing):
-                    pointers = dict(zip(names, map(_pointer, parts), strict=True))
-                    self._git.commit_tree(
-                        f"Cut {tag}\n\nCause: {version.cause_id}\n",
-                        {".gitattributes": _ATTRIBUTES, _LISTING: listing} | pointers,
-                        version.create_time,
-                    )
-                self._git.tag(tag, "main")
-                commit = self._git.tagged(tag)
-        assert commit is not None
+            try:
+                self._keep(tag, [part for part in parts if part.md5 in new], new)
+                commit = self._tagged(tag, version, listing, pointers)
+            except (GitError, OSError) as error:
+                raise _unavailable(f"cannot store {tag}", error) from error
         md5 = hashlib.md5(listing.encode(), usedforsecurity=False).hexdigest()
         size = sum(part.size_bytes for part in parts)
         return ObjectFile(_FOLDER, self._root.as_uri(), f"{md5}.dir", size, tag, commit)
@@ -103,7 +96,25 @@ class LfsRepository:
                     "PART_LOST",
                     f"{self.uri(part)} is gone, and with it {part.rows} rows",
                 ) from error
+            except OSError as error:
+                raise _unavailable(f"cannot read {self.uri(part)}", error) from error
         return paths
+
+    def _tagged(self, tag: str, version: Version, listing: str, pointers: Mapping[str, str]) -> str:
+        """Commits and tags what an earlier attempt has not; returns the commit."""
+        commit = self._git.tagged(tag)
+        if commit is not None and self._holds(commit, listing):
+            return commit
+        if not self._holds("main", listing):
+            self._git.commit_tree(
+                f"Cut {tag}\n\nCause: {version.cause_id}\n",
+                {".gitattributes": _ATTRIBUTES, _LISTING: listing, **pointers},
+                version.create_time,
+            )
+        self._git.tag(tag, "main")
+        commit = self._git.tagged(tag)
+        assert commit is not None
+        return commit
 
     def _keep(self, tag: str, parts: Sequence[Part], files: Mapping[str, Path]) -> None:
         """Stores the content of parts."""
@@ -129,6 +140,10 @@ class LfsRepository:
 
     def _holds(self, commit: str, listing: str) -> bool:
         return self._git.show(commit, _LISTING) == listing.strip()
+
+
+def _unavailable(what: str, error: Exception) -> EverloopError:
+    return EverloopError(Kind.UNAVAILABLE, "DATA_REPOSITORY_UNAVAILABLE", f"{what}: {error}")
 
 
 def _pointer(part: Part) -> str:

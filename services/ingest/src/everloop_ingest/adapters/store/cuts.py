@@ -20,6 +20,7 @@ from everloop_ingest.adapters.store.quarantine import forget_profiles
 from everloop_ingest.adapters.store.shards import SHARDS, in_no_version, stored
 from everloop_ingest.adapters.store.versions import (
     CUT_REQUESTS,
+    IS_DONE,
     VERSIONS,
     columns_of,
     newest_of,
@@ -116,8 +117,7 @@ class Cuts:
 
     def base(self, pipeline: str) -> tuple[list[Part], str]:
         """What the next version starts from: the newest parts, in order, and the object of labels that wait or ''."""
-        done = VERSIONS.c.state.not_in([State.CUTTING, State.FAILED])
-        labels = sa.select(VERSIONS.c.labels).where(VERSIONS.c.pipeline == pipeline, done)
+        labels = sa.select(VERSIONS.c.labels).where(VERSIONS.c.pipeline == pipeline, IS_DONE)
         newest = PARTS.c.until_version.is_(None)
         with self._database.read() as connection:
             found = connection.execute(labels.order_by(VERSIONS.c.number.desc()).limit(1)).scalar()
@@ -132,9 +132,8 @@ class Cuts:
 
     def profiles(self, pipeline: str) -> tuple[Profile, Profile]:
         """Records up to the last version that was announced, and those that came after it."""
-        done = VERSIONS.c.state.in_([State.AVAILABLE, State.QUARANTINED])
         query = sa.select(VERSIONS.c.state, VERSIONS.c.profile)
-        query = query.where(VERSIONS.c.pipeline == pipeline, done)
+        query = query.where(VERSIONS.c.pipeline == pipeline, IS_DONE)
         after = Profile.decode("")
         with self._database.read() as connection:
             for row in connection.execute(query.order_by(VERSIONS.c.number.desc())):

@@ -17,8 +17,9 @@ __all__ = [
     "AUDIT",
     "ERASURES",
     "Erasures",
+    "asked_for",
+    "done_by",
     "erasures_of",
-    "is_audited",
     "note_erasures",
     "waiting_erasures",
 ]
@@ -33,6 +34,7 @@ ERASURES = sa.Table(
     sa.Column("actor", sa.Text),
     sa.Column("reason", sa.Text),
     sa.Column("create_time", Utc),
+    sa.Column("digest", sa.LargeBinary),
 )
 AUDIT = sa.Table(
     "audit",
@@ -54,8 +56,12 @@ class Erasures:
         """Takes the service's database."""
         self._database = database
 
-    def ask(self, entry: Audit, record_ids: Sequence[str]) -> None:
-        """Makes the next version forget records; a repeat of the request changes nothing."""
+    def ask(self, entry: Audit, record_ids: Sequence[str], digest: bytes) -> bytes:
+        """Makes the next version forget records; where the request is known already, it changes nothing.
+
+        Returns:
+            The digest of what the request asks for: another one where another call was quicker.
+        """
         row = {
             "pipeline": entry.pipeline,
             "request_id": entry.request_id,
@@ -63,28 +69,35 @@ class Erasures:
             "actor": entry.actor,
             "reason": entry.reason,
             "create_time": entry.create_time,
+            "digest": digest,
         }
         with self._database.unit_of_work() as work:
             work.insert_once(ERASURES, row)
+            return asked_for(work.connection, entry.pipeline, entry.request_id) or digest
 
-    def asked(self, pipeline: str, request_id: str) -> bool:
-        """Whether a request to erase records is known."""
-        known = (ERASURES.c.pipeline == pipeline) & (ERASURES.c.request_id == request_id)
+    def asked(self, pipeline: str, request_id: str) -> bytes | None:
+        """Digest of what a request asks to erase; empty where it is from before these were kept; None if unknown."""
         with self._database.read() as connection:
-            return (
-                connection.execute(sa.select(ERASURES.c.pipeline).where(known)).first() is not None
-            )
+            return asked_for(connection, pipeline, request_id)
 
     def audited(self, pipeline: str, request_id: str) -> bool:
         """Whether a request has its entry in the audit trail."""
         with self._database.read() as connection:
-            return is_audited(connection, pipeline, request_id)
+            return done_by(connection, pipeline, request_id) is not None
 
 
-def is_audited(connection: sa.Connection, pipeline: str, request_id: str) -> bool:
-    """Whether a request has its entry in the audit trail."""
+def asked_for(connection: sa.Connection, pipeline: str, request_id: str) -> bytes | None:
+    """See `Erasures.asked`."""
+    known = (ERASURES.c.pipeline == pipeline) & (ERASURES.c.request_id == request_id)
+    row = connection.execute(sa.select(ERASURES.c.digest).where(known)).first()
+    return None if row is None else row.digest or b""
+
+
+def done_by(connection: sa.Connection, pipeline: str, request_id: str) -> tuple[int, str] | None:
+    """Version and action of a request's entry in the audit trail."""
     known = (AUDIT.c.pipeline == pipeline) & (AUDIT.c.request_id == request_id)
-    return connection.execute(sa.select(AUDIT.c.version).where(known)).first() is not None
+    row = connection.execute(sa.select(AUDIT.c.version, AUDIT.c.action).where(known)).first()
+    return None if row is None else (row.version, row.action)
 
 
 def erasures_of(version: Version) -> sa.ColumnElement[bool]:

@@ -6,10 +6,11 @@ from dataclasses import asdict
 
 import sqlalchemy as sa
 
-from everloop_ingest.adapters.store.erasures import AUDIT, is_audited
-from everloop_ingest.adapters.store.versions import VERSIONS, newest_of
+from everloop_ingest.adapters.store.erasures import AUDIT, asked_for, done_by
+from everloop_ingest.adapters.store.versions import IS_DONE, VERSIONS, newest_of
 from everloop_ingest.checks import Profile
 from everloop_ingest.domain import Audit, State, Version
+from everloop_ingest.request_ids import reused
 from everloop_runtime.database import Database, UnitOfWork
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.events import Event
@@ -28,15 +29,20 @@ class Quarantine:
         """Takes a version out of quarantine, announces it and writes the audit entry; a repeat changes nothing.
 
         Raises:
-            EverloopError: kind precondition, reasons NOT_QUARANTINED and SUPERSEDED.
+            EverloopError: kind precondition, reasons NOT_QUARANTINED and SUPERSEDED; kind conflict, reason
+                REQUEST_ID_REUSED: the request has done something else, or asks to erase records.
         """
         row = (VERSIONS.c.pipeline == version.pipeline) & (VERSIONS.c.number == version.number)
         with self._database.unit_of_work() as work:
             # Whoever releases or announces beside us writes this row too, and is done before we look at anything.
             held = sa.select(VERSIONS.c.state).where(row).with_for_update()
             state = work.connection.execute(held).scalar()
-            if is_audited(work.connection, entry.pipeline, entry.request_id):
+            request = entry.pipeline, entry.request_id
+            done = done_by(work.connection, *request)
+            if done == (entry.version, entry.action):
                 return
+            if done is not None or asked_for(work.connection, *request) is not None:
+                raise reused()
             newest = newest_of(
                 work.connection, version.pipeline, VERSIONS.c.state == State.AVAILABLE
             )
@@ -69,8 +75,7 @@ def forget_profiles(work: UnitOfWork, version: Version) -> None:
 def _profile_of(work: UnitOfWork, pipeline: str, number: int) -> Profile:
     """Records up to the last version that was announced, and of those in quarantine behind it up to `number`."""
     query = sa.select(VERSIONS.c.number, VERSIONS.c.state, VERSIONS.c.profile).where(
-        VERSIONS.c.pipeline == pipeline,
-        VERSIONS.c.state.in_([State.AVAILABLE, State.QUARANTINED]),
+        VERSIONS.c.pipeline == pipeline, IS_DONE
     )
     total = Profile.decode("")
     for row in work.connection.execute(query.order_by(VERSIONS.c.number.desc())):

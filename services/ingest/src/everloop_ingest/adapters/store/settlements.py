@@ -114,16 +114,18 @@ class Settlements:
     def books(self, pipeline: str) -> Books:
         """What became of the messages of a pipeline."""
         sums = [
-            sa.func.coalesce(sa.func.sum(SHARDS.c[name]), 0)
-            for name in ("accepted", "rejected", "actuals")
+            sa.func.coalesce(sa.func.sum(SHARDS.c[name]), 0) for name in ("accepted", "actuals")
         ]
-        reasons = sa.select(REJECTIONS.c.reason, REJECTIONS.c["count"])
-        # One transaction: the sums and the reasons are of the same moment.
+        totals = sa.select(sa.literal(""), *sums).where(SHARDS.c.pipeline == pipeline)
+        reasons = sa.select(REJECTIONS.c.reason, REJECTIONS.c["count"], sa.literal(0))
+        # One statement: all of it is of the same moment.
+        query = totals.union_all(reasons.where(REJECTIONS.c.pipeline == pipeline))
         with self._database.read() as connection:
-            row = connection.execute(sa.select(*sums).where(SHARDS.c.pipeline == pipeline)).one()
-            by_reason = connection.execute(reasons.where(REJECTIONS.c.pipeline == pipeline))
-            accepted, rejected, actuals = map(int, row)
-            return Books(accepted, rejected, actuals, {item[0]: int(item[1]) for item in by_reason})
+            found = {
+                reason: (int(count), int(more)) for reason, count, more in connection.execute(query)
+            }
+        accepted, actuals = found.pop("")
+        return Books(accepted, actuals, {reason: count for reason, (count, _) in found.items()})
 
 
 def _is(partition: Partition) -> sa.ColumnElement[bool]:

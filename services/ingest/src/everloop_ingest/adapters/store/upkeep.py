@@ -10,8 +10,8 @@ import sqlalchemy as sa
 from everloop_ingest.adapters.store.letters import LETTER_FILES
 from everloop_ingest.adapters.store.parts import PARTS
 from everloop_ingest.adapters.store.shards import SHARDS, in_no_version, stored
-from everloop_ingest.adapters.store.versions import VERSIONS
-from everloop_ingest.domain import Reclaimable, State
+from everloop_ingest.adapters.store.versions import IS_DONE, VERSIONS
+from everloop_ingest.domain import Reclaimable
 from everloop_runtime.database import Database
 
 __all__ = ["Upkeep"]
@@ -73,8 +73,7 @@ class Upkeep:
         held = sa.select(PARTS.c.state).where(
             PARTS.c.pipeline == pipeline, PARTS.c.until_version.is_(None)
         )
-        done = VERSIONS.c.state.not_in([State.CUTTING, State.FAILED])
-        mine = (VERSIONS.c.pipeline == pipeline) & done
+        mine = (VERSIONS.c.pipeline == pipeline) & IS_DONE
         newest = sa.select(VERSIONS.c.labels).where(mine).order_by(VERSIONS.c.number.desc())
         queries = (
             sa.select(SHARDS.c.key)

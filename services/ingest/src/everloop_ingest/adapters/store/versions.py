@@ -9,10 +9,18 @@ import sqlalchemy as sa
 from everloop_ingest.adapters.store.erasures import AUDIT
 from everloop_ingest.adapters.store.parts import PARTS, parts_where
 from everloop_ingest.adapters.store.sql import METADATA, Utc
-from everloop_ingest.domain import Audit, ObjectFile, Part, Rows, State, Version
+from everloop_ingest.domain import DONE, Audit, ObjectFile, Part, Rows, State, Version
 from everloop_runtime.database import Database
 
-__all__ = ["CUT_REQUESTS", "VERSIONS", "Versions", "columns_of", "newest_of", "of_request"]
+__all__ = [
+    "CUT_REQUESTS",
+    "IS_DONE",
+    "VERSIONS",
+    "Versions",
+    "columns_of",
+    "newest_of",
+    "of_request",
+]
 
 VERSIONS = sa.Table(
     "versions",
@@ -37,6 +45,8 @@ VERSIONS = sa.Table(
     sa.Column("labels", sa.Text),
     sa.Column("profile", sa.Text),
 )
+IS_DONE = VERSIONS.c.state.in_(DONE)
+"""See `Version.done`."""
 CUT_REQUESTS = sa.Table(
     "cut_requests",
     METADATA,

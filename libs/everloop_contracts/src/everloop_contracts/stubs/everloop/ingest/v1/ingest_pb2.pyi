@@ -361,7 +361,9 @@ class ReleaseVersionRequest(_message.Message):
     version: _builtins.int
     """Version number."""
     request_id: _builtins.str
-    """Idempotency key; the cause of the announcement is what the version was cut for."""
+    """Idempotency key; ABORTED, reason REQUEST_ID_REUSED, where it did anything else. The cause of the announcement is what
+    the version was cut for.
+    """
     actor: _builtins.str
     """Who releases it, for the audit entry."""
     reason: _builtins.str

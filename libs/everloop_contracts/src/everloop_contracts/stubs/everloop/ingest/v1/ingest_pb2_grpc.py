@@ -156,7 +156,8 @@ class IngestServiceServicer:
     def EraseRecords(self, request, context):
         """Cuts a version without the records and labels of one entity, as far as they had arrived, deletes the shards and
         the kept dead letters that hold them and writes an audit entry. Later records of the same ids are new ones. Earlier versions still hold them:
-        see ingest's README. A repeated `request_id` returns the first answer.
+        see ingest's README. A repeated `request_id` returns the first answer; for another entity it erases nothing and is
+        ABORTED, reason REQUEST_ID_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -67,7 +67,8 @@ class IngestServiceStub:
     EraseRecords: _grpc.UnaryUnaryMultiCallable[_ingest_pb2.EraseRecordsRequest, _ingest_pb2.EraseRecordsResponse]
     """Cuts a version without the records and labels of one entity, as far as they had arrived, deletes the shards and
     the kept dead letters that hold them and writes an audit entry. Later records of the same ids are new ones. Earlier versions still hold them:
-    see ingest's README. A repeated `request_id` returns the first answer.
+    see ingest's README. A repeated `request_id` returns the first answer; for another entity it erases nothing and is
+    ABORTED, reason REQUEST_ID_REUSED.
     """
     GetDatasetVersion: _grpc.UnaryUnaryMultiCallable[_ingest_pb2.GetDatasetVersionRequest, _ingest_pb2.GetDatasetVersionResponse]
     """Returns one dataset version."""
@@ -122,7 +123,8 @@ class IngestServiceAsyncStub(IngestServiceStub):
     EraseRecords: _aio.UnaryUnaryMultiCallable[_ingest_pb2.EraseRecordsRequest, _ingest_pb2.EraseRecordsResponse]  # type: ignore[assignment]
     """Cuts a version without the records and labels of one entity, as far as they had arrived, deletes the shards and
     the kept dead letters that hold them and writes an audit entry. Later records of the same ids are new ones. Earlier versions still hold them:
-    see ingest's README. A repeated `request_id` returns the first answer.
+    see ingest's README. A repeated `request_id` returns the first answer; for another entity it erases nothing and is
+    ABORTED, reason REQUEST_ID_REUSED.
     """
     GetDatasetVersion: _aio.UnaryUnaryMultiCallable[_ingest_pb2.GetDatasetVersionRequest, _ingest_pb2.GetDatasetVersionResponse]  # type: ignore[assignment]
     """Returns one dataset version."""
@@ -210,7 +212,8 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_ingest_pb2.EraseRecordsResponse, _abc.Awaitable[_ingest_pb2.EraseRecordsResponse]]:
         """Cuts a version without the records and labels of one entity, as far as they had arrived, deletes the shards and
         the kept dead letters that hold them and writes an audit entry. Later records of the same ids are new ones. Earlier versions still hold them:
-        see ingest's README. A repeated `request_id` returns the first answer.
+        see ingest's README. A repeated `request_id` returns the first answer; for another entity it erases nothing and is
+        ABORTED, reason REQUEST_ID_REUSED.
         """
 
     @_abc_1.abstractmethod

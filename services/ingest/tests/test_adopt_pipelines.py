@@ -16,8 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from everloop_contracts.pipeline import Pipeline
-from everloop_ingest.app import check_record_sizes, clear_work
-from everloop_ingest.evolve import StoredSchema, adopt_schemas, misfits
+from everloop_ingest.adopt_pipelines import (
+    StoredSchema,
+    adopt_schemas,
+    check_record_sizes,
+    misfits,
+)
+from everloop_ingest.app import clear_work
 from everloop_ingest.validate import arrow_schema
 from everloop_runtime.errors import EverloopError, Kind
 
@@ -316,7 +321,7 @@ def test_small_shards_of_two_schemas_are_put_together(
     serve(world, pipeline(spec, 2))
     world.send(0, make_record("c", weight=0.5))
     world.settle_all()
-    world.keep_small("parcels", NOW)
+    world.compact("parcels")
     assert len(list((world.bucket / "parcels" / "shards" / "together").iterdir())) == 1
     version = world.cut(world.pipeline, "r1", 5.0)
     found = {row["parcel"]: row["weight"] for row in world.rows(version)}

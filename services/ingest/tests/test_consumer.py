@@ -14,8 +14,9 @@ from kafka import TopicPartition
 from kafka.errors import IllegalStateError, LogTruncationError, OffsetOutOfRangeError
 
 from everloop_contracts.pipeline import Pipeline
-from everloop_ingest.domain import Batch
-from everloop_ingest.writer import _MESSAGE_BYTES, DatasetWriter, Limits, _Assignment
+from everloop_ingest.buffers import Limits
+from everloop_ingest.consumer import DatasetWriter, _Assignment
+from everloop_ingest.domain import RECORD_OVERHEAD_BYTES, Batch
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.service import Stopper
 
@@ -306,7 +307,8 @@ def test_reading_stops_at_the_bytes_that_may_wait_and_goes_on(pipeline: Pipeline
     [(batch, running, _)] = writer._running.values()
     size = running + sum(buffer.size for buffer in writer._buffers.values())
     assert client.stopped
-    assert most <= size < most + 5 * (100_000 + _MESSAGE_BYTES)  # what one poll brings comes on top
+    # What one poll brings comes on top.
+    assert most <= size < most + 5 * (100_000 + RECORD_OVERHEAD_BYTES)
     held.set_result(log.settle(batch))
     finish(writer, client, log)
     assert log.settled == list(range(60))
@@ -320,7 +322,7 @@ def test_a_flood_is_settled_in_batches_of_bounded_bytes(
     log = Log(messages, 61)
     writer, client = make_writer(pipeline, log, lambda name: False)
     client.value = b"x" * 100_000
-    message = 100_000 + _MESSAGE_BYTES
+    message = 100_000 + RECORD_OVERHEAD_BYTES
     writer._limits = replace(
         LIMITS, buffer_rows=1000, shard_bytes=10**6, batch_bytes=int(fit * message)
     )
@@ -412,7 +414,7 @@ def test_a_database_that_is_away_does_not_end_the_writer(
 ) -> None:
     log = Log([0, 1], 2)
     writer, client = make_writer(pipeline, log, lambda name: False)
-    monkeypatch.setattr("everloop_ingest.writer._OUTAGE_SECONDS", 0.0)
+    monkeypatch.setattr("everloop_ingest.consumer._OUTAGE_SECONDS", 0.0)
     real = getattr(writer._settlements, question)
     outages = iter([True, True])
     workers: Any = Inline()

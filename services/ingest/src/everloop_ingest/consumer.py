@@ -1,4 +1,4 @@
-"""The dataset writer: reads the record topics and settles them batch by batch.
+"""Kafka in, the dataset writer: reads the record topics and settles them batch by batch.
 
 One thread owns the consumer and only buffers, so that it keeps polling whatever a batch takes; a few workers settle.
 The position in the database is the truth: on assignment the consumer seeks to it, and Kafka's own committed offsets
@@ -19,7 +19,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
 
 from kafka import ConsumerRebalanceListener, KafkaConsumer, OffsetAndMetadata, TopicPartition
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
@@ -34,51 +33,19 @@ from kafka.errors import (
 from everloop_contracts.pipeline import Pipeline
 from everloop_ingest import metrics
 from everloop_ingest.adapters.store.settlements import Settlements
+from everloop_ingest.buffers import Buffer, Limits, blocked
 from everloop_ingest.domain import Batch, Message, Partition
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.kafka import wait_for_broker
 from everloop_runtime.service import Component, Stopper
 
-__all__ = ["GROUP", "DatasetWriter", "Limits"]
+__all__ = ["GROUP", "DatasetWriter"]
 
 log = logging.getLogger(__name__)
 
 GROUP = "everloop.ingest"
 _POLL_MS = 200
 _OUTAGE_SECONDS = 1.0
-_MESSAGE_BYTES = 512
-"""What a message takes in memory besides its body."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """When a batch is closed, and how much may wait in memory."""
-
-    shard_rows: int
-    shard_bytes: int
-    shard_age_seconds: float
-    batch_bytes: int
-    """Bytes of messages that are settled at once; a message that alone has more goes alone."""
-    buffer_rows: int
-    buffer_bytes: int
-    backlog: int
-    """Messages in the outbox beyond which no batch is settled: dead letters leave slower than they may come in."""
-    workers: int
-
-
-@dataclass(slots=True)
-class _Buffer:
-    """All messages that a partition's log holds from `start` to `end`, waiting to be settled."""
-
-    assignment: int
-    """Number of the assignment that they were read under."""
-    start: int
-    end: int
-    messages: list[Message] = field(default_factory=list)
-    size: int = 0
-    opened: float = field(default_factory=time.monotonic)
-    adrift: bool = False
-    """The log has dropped what comes next: this is settled, then the position is put on the log again."""
 
 
 class DatasetWriter(Component):
@@ -109,7 +76,7 @@ class DatasetWriter(Component):
         self._assigned: dict[TopicPartition, int] = {}  # what is ours, and since which assignment
         self._assignments = itertools.count()
         # A partition of ours without one is still to be put at the database's position.
-        self._buffers: dict[TopicPartition, _Buffer] = {}
+        self._buffers: dict[TopicPartition, Buffer] = {}
         self._running: dict[TopicPartition, tuple[Batch, int, Future[bool | None]]] = {}
         self._lock = threading.Lock()
         self._blocked = False
@@ -203,7 +170,7 @@ class DatasetWriter(Component):
             for partition in partitions:
                 self._assigned.pop(partition, None)
 
-    def _current(self, partition: TopicPartition) -> _Buffer | None:
+    def _current(self, partition: TopicPartition) -> Buffer | None:
         """The partition's buffer, if it is still ours by the assignment that the buffer was read under."""
         buffer = self._buffers.get(partition)
         with self._lock:
@@ -217,10 +184,7 @@ class DatasetWriter(Component):
         if messages[0].offset < buffer.end:
             self._read_again([partition])
             return
-        buffer.opened = buffer.opened if buffer.messages else time.monotonic()
-        buffer.messages.extend(messages)
-        buffer.size += sum(map(_bytes_of, messages))
-        buffer.end = messages[-1].offset + 1
+        buffer.add(messages, time.monotonic())
 
     def _leave(self, consumer: KafkaConsumer, partitions: Iterable[TopicPartition]) -> None:
         """Stops reading where the log has nothing any more, which the client says again until it is sent elsewhere."""
@@ -265,7 +229,9 @@ class DatasetWriter(Component):
             position = self._position(partition, first[partition], end[partition])
             with suppress(ValueError, KeyError):  # it has gone
                 consumer.seek(partition, position)
-                self._buffers[partition] = _Buffer(assigned[partition], position, position)
+                self._buffers[partition] = Buffer(
+                    assigned[partition], position, position, time.monotonic()
+                )
                 log.info("%s/%d from offset %d", partition.topic, partition.partition, position)
 
     def _position(self, partition: TopicPartition, first: int, end: int) -> int:
@@ -309,24 +275,18 @@ class DatasetWriter(Component):
     def _hand_over_due(self, workers: ThreadPoolExecutor) -> None:
         with self._lock:
             wanted, self._wanted = self._wanted, set()
-        ready = self._buffers.keys() - self._running.keys()
-        due = [p for p in ready if p.topic in wanted or self._due(self._buffers[p])]
+        ready, now = self._buffers.keys() - self._running.keys(), time.monotonic()
+        due = [p for p in ready if p.topic in wanted or self._buffers[p].due(self._limits, now)]
         if due and self._settlements.backlog(self._limits.backlog):
             return  # the next turn looks again; who wanted a flush asks again
         for partition in due:
             self._hand_over(partition, workers)
 
-    def _due(self, buffer: _Buffer) -> bool:
-        limits = self._limits
-        old = time.monotonic() - buffer.opened >= limits.shard_age_seconds
-        full = len(buffer.messages) >= limits.shard_rows or buffer.size >= limits.shard_bytes
-        return full or buffer.adrift or (old and buffer.end > buffer.start)
-
     def _hand_over(self, partition: TopicPartition, workers: ThreadPoolExecutor) -> None:
         buffer = self._buffers[partition]
         if partition in self._running:
             return
-        rest = _split(buffer, self._limits.batch_bytes)
+        rest = buffer.split(self._limits.batch_bytes, time.monotonic())
         if buffer.adrift and not rest.messages:
             del self._buffers[partition]
         else:
@@ -388,8 +348,7 @@ class DatasetWriter(Component):
         rows = sum(len(b.messages) for b in self._buffers.values())
         rows += sum(len(batch.messages) for batch, _, _ in self._running.values())
         metrics.BUFFERED_BYTES.set(size)
-        share = max(size / self._limits.buffer_bytes, rows / self._limits.buffer_rows)
-        self._blocked = share > 0.5 if self._blocked else share >= 1
+        self._blocked = blocked(self._blocked, rows, size, self._limits)
         paused = consumer.paused()
         with suppress(KeyError):  # one has gone, the next turn sees to the others
             if self._blocked:
@@ -397,26 +356,6 @@ class DatasetWriter(Component):
             else:
                 on_log = {p for p, buffer in self._buffers.items() if not buffer.adrift}
                 consumer.resume(*(on_log & paused))
-
-
-def _bytes_of(message: Message) -> int:
-    return _MESSAGE_BYTES + len(message.value or b"")
-
-
-def _split(buffer: _Buffer, most: int) -> _Buffer:
-    """Leaves a buffer its first messages, of at most so many bytes but at least one; returns the others."""
-    rest = replace(buffer, start=buffer.end, messages=[], size=0, opened=time.monotonic())
-    if buffer.size <= most or len(buffer.messages) < 2:
-        return rest
-    sizes = itertools.accumulate(map(_bytes_of, buffer.messages))
-    count = max(1, sum(1 for _ in itertools.takewhile(lambda size: size <= most, sizes)))
-    first, others = buffer.messages[:count], buffer.messages[count:]
-    size = sum(map(_bytes_of, first))
-    # What the log holds between two messages, and is none, goes with the first.
-    border = others[0].offset
-    rest = replace(buffer, start=border, messages=others, size=buffer.size - size)
-    buffer.end, buffer.messages, buffer.size = border, first, size
-    return rest
 
 
 class _Assignment(ConsumerRebalanceListener):

@@ -1,4 +1,4 @@
-"""How a pipeline's schema may change: what is stored under it must stay readable by its name, number and types."""
+"""Whether pipelines can be served as they are declared: what is stored of each must stay readable and where it is."""
 
 from __future__ import annotations
 
@@ -9,9 +9,17 @@ from everloop_contracts.pipeline import FieldType, Pipeline
 from everloop_contracts.schema import FieldSpec, Schema
 from everloop_contracts.spec import Spec
 from everloop_ingest.adapters.store.schemas import Schemas
+from everloop_ingest.adapters.store.versions import Versions
 from everloop_runtime.errors import EverloopError, Kind
 
-__all__ = ["StoredSchema", "adopt_schemas", "misfits"]
+__all__ = [
+    "StoredSchema",
+    "adopt_pipelines",
+    "adopt_schemas",
+    "check_record_sizes",
+    "check_versioning",
+    "misfits",
+]
 
 _WIDENED = {(FieldType.INT, FieldType.FLOAT)}
 """Types that a field may go from and to: each value of the first is read as one of the second."""
@@ -22,6 +30,61 @@ class StoredSchema(Spec):
 
     schema_: Schema
     target: str
+
+
+def adopt_pipelines(
+    pipelines: Mapping[str, Pipeline],
+    schemas: Schemas,
+    versions: Versions,
+    max_record_bytes: int,
+    now: datetime,
+) -> None:
+    """Returns where every pipeline can be served with what is stored of it, and remembers their schemas.
+
+    Raises:
+        EverloopError: kind precondition, reasons RECORD_LIMIT_TOO_LARGE, VERSIONING_CHANGED and SCHEMA_CHANGED: what
+            does not fit; nothing is remembered then.
+    """
+    check_record_sizes(pipelines, max_record_bytes)
+    check_versioning(pipelines, versions)
+    adopt_schemas(pipelines, schemas, now)
+
+
+def check_record_sizes(pipelines: Mapping[str, Pipeline], most: int) -> None:
+    """Returns where no pipeline asks for larger records than the service takes.
+
+    Raises:
+        EverloopError: kind precondition, reason RECORD_LIMIT_TOO_LARGE.
+    """
+    for pipeline in pipelines.values():
+        wanted = pipeline.schema_.max_record_bytes or 0
+        if wanted > most:
+            raise EverloopError(
+                Kind.PRECONDITION,
+                "RECORD_LIMIT_TOO_LARGE",
+                f"{pipeline.name}: schema.max_record_bytes: {wanted} is more than this service takes, {most} "
+                "(EVERLOOP_MAX_RECORD_BYTES)",
+            )
+
+
+def check_versioning(pipelines: Mapping[str, Pipeline], versions: Versions) -> None:
+    """Returns where every pipeline's versions are to be kept as those that it has.
+
+    Raises:
+        EverloopError: kind precondition, reason VERSIONING_CHANGED.
+    """
+    for pipeline in pipelines.values():
+        newest = versions.newest_published(pipeline.name)
+        if newest is None or newest.file is None:
+            continue
+        kept = "git-lfs" if newest.file.uri.startswith("file://") else "dvc"
+        if kept != pipeline.versioning:
+            raise EverloopError(
+                Kind.PRECONDITION,
+                "VERSIONING_CHANGED",
+                f"{pipeline.name}: versioning: {pipeline.versioning}, but its versions are kept by {kept}; leave it at "
+                "that, or give the pipeline another name",
+            )
 
 
 def adopt_schemas(pipelines: Mapping[str, Pipeline], schemas: Schemas, now: datetime) -> None:

@@ -1,4 +1,4 @@
-"""What keeps the data bucket small changes no version."""
+"""What versions have replaced is deleted after its time, and no version is changed."""
 
 from __future__ import annotations
 
@@ -10,74 +10,12 @@ import pytest
 
 Make = Callable[..., bytes]
 NOW = datetime.now(UTC)
-LATER = NOW + timedelta(days=8)
+LATER = NOW + timedelta(days=1)
 
 
 def objects(world: Any, kind: str) -> list[str]:
     folder = world.bucket / "parcels" / kind
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.parquet"))
-
-
-def small_shards(world: Any, *values: bytes) -> None:
-    for value in values:
-        world.send(0, value)
-        world.settle_all()
-
-
-def test_small_shards_are_put_together(world: Any, make_record: Make) -> None:
-    small_shards(world, *(make_record(name) for name in "ab"))
-    world.keep_small("parcels", NOW)
-    assert len(objects(world, "shards")) == 2  # too few yet
-    small_shards(world, make_record("c"), make_record("d"), b'{"parcel": "a", "lost": true}')
-    world.keep_small("parcels", NOW)
-    world.keep_small("parcels", NOW)
-    [*rest, together] = objects(world, "shards")
-    assert (len(rest), together.split("/")[0]) == (2, "together")
-    books = world.settlements.books("parcels")
-    version = world.cut(world.pipeline, "r1", 5.0)
-    assert (version.shards, world.settlements.books("parcels")) == (5, books)
-    assert {row["parcel"]: row["lost"] for row in world.rows(version)} == {
-        "a": True,
-        **dict.fromkeys("bcd"),
-    }
-
-
-@pytest.mark.parametrize(
-    ("owner", "method", "when"),
-    [
-        ("files", "put", "after"),
-        ("upkeep", "put_together", "before"),
-        ("upkeep", "put_together", "after"),
-        ("files", "delete", "after"),
-    ],
-)
-def test_a_crash_while_shards_are_put_together_loses_nothing(
-    world: Any, make_record: Make, crash: Any, owner: str, method: str, when: str
-) -> None:
-    small_shards(world, *(make_record(name) for name in "abc"))
-    with pytest.raises(crash(getattr(world, owner), method, when)):
-        world.keep_small("parcels", NOW)
-    world.restart()
-    world.keep_small("parcels", NOW)
-    version = world.cut(world.pipeline, "r1", 5.0)
-    assert [row["parcel"] for row in world.rows(version)] == ["a", "b", "c"]
-
-
-def test_shards_that_a_version_has_taken_stay_as_they_are(
-    world: Any, make_record: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    small_shards(world, *(make_record(name) for name in "abc"))
-    real = world.files.put
-
-    def overtaken(*arguments: Any) -> None:
-        monkeypatch.setattr(world.files, "put", real)
-        real(*arguments)
-        world.begin("parcels", "r1", NOW)
-
-    monkeypatch.setattr(world.files, "put", overtaken)
-    world.keep_small("parcels", NOW)
-    version = world.cut(world.pipeline, "r1", 5.0)
-    assert [row["parcel"] for row in world.rows(version)] == ["a", "b", "c"]
 
 
 def test_what_versions_have_replaced_goes_after_its_time(world: Any, make_record: Make) -> None:
@@ -89,11 +27,12 @@ def test_what_versions_have_replaced_goes_after_its_time(world: Any, make_record
     world.send(1, make_record("not cut yet"))
     world.settle_all()
     assert [len(objects(world, kind)) for kind in ("shards", "parts", "labels")] == [3, 2, 2]
-    world.keep_small("parcels", NOW + timedelta(days=6))
+    scheduler = world.scheduler()  # it keeps them for seven days
+    scheduler.tidy("parcels", NOW + timedelta(days=6))
     assert [len(objects(world, kind)) for kind in ("shards", "parts", "labels")] == [3, 2, 2]
     books = world.settlements.books("parcels")
     for _ in range(2):
-        world.keep_small("parcels", LATER)
+        scheduler.tidy("parcels", NOW + timedelta(days=8))
         assert [len(objects(world, kind)) for kind in ("shards", "parts", "labels")] == [1, 1, 1]
     assert world.settlements.books("parcels") == books
     # The versions themselves are whole, and the next one knows what waits.
@@ -114,9 +53,9 @@ def test_a_crash_while_objects_are_deleted_is_made_good(
     world.send(0, make_record("a"))
     world.cut(world.pipeline, "r1", 5.0)
     with pytest.raises(crash(world.upkeep, "reclaimed", "before")):
-        world.keep_small("parcels", LATER)
+        world.reclaim("parcels", LATER)
     world.restart()
-    world.keep_small("parcels", LATER)
+    world.reclaim("parcels", LATER)
     assert objects(world, "shards") == []
     assert not world.upkeep.reclaimable("parcels", LATER, 100)
     world.send(0, make_record("b"))
@@ -139,7 +78,7 @@ def test_labels_that_wait_again_are_not_deleted_with_those_of_before(
         real(keys)
 
     monkeypatch.setattr(world.files, "delete", overtaken)
-    world.keep_small("parcels", LATER)
+    world.reclaim("parcels", LATER)
     world.send(0, make_record("late"))
     version = world.cut(world.pipeline, "r4", 5.0)
     assert {row["parcel"]: row["lost"] for row in world.rows(version)}["late"] is True

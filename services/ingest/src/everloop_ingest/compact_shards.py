@@ -1,38 +1,29 @@
-"""What keeps the data bucket small: small shards are put together, and what no version needs any more is deleted."""
+"""Putting small shards together, so that a version is not cut from many."""
 
 from __future__ import annotations
 
 import hashlib
 import tempfile
 from collections.abc import Sequence
-from datetime import datetime, timedelta
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from everloop_ingest import metrics
 from everloop_ingest.adapters.store.upkeep import Upkeep
 from everloop_ingest.domain import ShardsLost
 from everloop_ingest.ports import ShardFiles
 
-__all__ = ["KeepSmall"]
+__all__ = ["CompactShards"]
 
 
-class KeepSmall:
-    """The use case; a call does a bounded part of what there is to do, and may be repeated after a crash."""
+class CompactShards:
+    """The use case; may be repeated after a crash."""
 
     def __init__(
-        self,
-        upkeep: Upkeep,
-        files: ShardFiles,
-        folder: Path,
-        small_rows: int,
-        shards: int,
-        retention: timedelta,
-        objects: int,
+        self, upkeep: Upkeep, files: ShardFiles, folder: Path, *, small_rows: int, shards: int
     ) -> None:
-        """Takes the database, the data bucket and the limits.
+        """Takes the database, the data bucket and a folder for work.
 
         Args:
             upkeep: the database.
@@ -40,19 +31,15 @@ class KeepSmall:
             folder: for work.
             small_rows: rows up to which a shard is small.
             shards: small shards that make one object.
-            retention: how long objects stay when a version has replaced them.
-            objects: objects of each kind that a call deletes at most.
         """
         self._upkeep = upkeep
         self._files = files
         self._folder = folder
         self._small_rows = small_rows
         self._shards = shards
-        self._retention = retention
-        self._objects = objects
 
-    def __call__(self, pipeline: str, now: datetime) -> None:
-        """Puts the oldest small shards of a pipeline together, if they are enough, and deletes what is past its time.
+    def __call__(self, pipeline: str) -> None:
+        """Puts the oldest small shards of a pipeline together, if they are enough.
 
         Raises:
             EverloopError: kind unavailable.
@@ -60,20 +47,6 @@ class KeepSmall:
         small = self._upkeep.small_shards(pipeline, self._small_rows, self._shards)
         if len(small) == self._shards:
             self._put_together(pipeline, [key for key, _ in small])
-        self._drop_some(pipeline, now - self._retention)
-
-    def drop(self, pipeline: str, before: datetime) -> None:
-        """Deletes everything that versions from before a moment have replaced, whatever the retention is."""
-        while self._drop_some(pipeline, before):
-            pass
-
-    def _drop_some(self, pipeline: str, before: datetime) -> int:
-        gone = self._upkeep.reclaimable(pipeline, before, self._objects)
-        if gone:
-            self._files.delete([*gone.shards, *gone.states, *gone.labels])
-            self._upkeep.reclaimed(pipeline, gone)
-            metrics.RECLAIMED.labels(pipeline).inc(len(gone))
-        return len(gone)
 
     def _put_together(self, pipeline: str, keys: Sequence[str]) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
