@@ -17,6 +17,7 @@ from statistics import mean
 
 from matplotlib.figure import Figure
 
+from bench.drift.environment import evidently
 from bench.drift.methods import METHODS, Alarms
 from bench.drift.worlds import ONSET, SYNTHETIC, World, real, synthetic
 from bench.report import Result, load_before, write
@@ -85,6 +86,7 @@ def main() -> None:
     worlds = {name: [synthetic(name, seed) for seed in range(seeds)] for name in SYNTHETIC}
     lasting = list(real(chunks))
     every = [world for those in (*worlds.values(), lasting) for world in those]
+    evidently()
     # Evidently's processes take longest: they run beside, and each counts its own processor time.
     with ThreadPoolExecutor(options.beside) as pool:
         asked = [pool.submit(METHODS["Evidently"], world) for world in every]

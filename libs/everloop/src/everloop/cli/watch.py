@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["add_to"]
 
 PANEL = "What is watched"
+_DETAILED = 3
+"""Newest chunks of which every finding that alerts is shown."""
 
 
 def drift(
@@ -76,7 +78,7 @@ def drift(
         ),
         empty="no chunk yet: the monitor evaluates a chunk when enough predictions have come",
     )
-    for chunk in chunks:
+    for chunk in chunks[:_DETAILED]:
         for finding in chunk.findings:
             if finding.measurement.alert:
                 where = " in ".join(name for name in (finding.feature, finding.segment) if name)
