@@ -258,8 +258,9 @@ print(json.dumps([vpc, subnets]))
 """
 
 
+@pytest.mark.parametrize("runs_on", ["lambda", "ecs", "ec2"])
 def test_one_model_is_put_where_it_is_to_run_and_a_second_plan_is_empty(
-    moto: Path, tmp_path: Path
+    runs_on: str, moto: Path, tmp_path: Path
 ) -> None:
     with aws(moto, tmp_path) as environment:
         made = subprocess.run(
@@ -268,6 +269,7 @@ def test_one_model_is_put_where_it_is_to_run_and_a_second_plan_is_empty(
         vpc, subnets = json.loads(made.stdout)
         told = {
             "name": "flights",
+            "runs_on": runs_on,
             "image": "123456789012.dkr.ecr.eu-central-1.amazonaws.com/models/flights:3",
             "vpc_id": vpc,
             "subnet_ids": json.dumps(subnets),
@@ -275,18 +277,16 @@ def test_one_model_is_put_where_it_is_to_run_and_a_second_plan_is_empty(
         }
         environment |= {f"TF_VAR_{name}": value for name, value in told.items()}
         root = initialized("model", tmp_path, environment)
-        for runs_on in ("lambda", "ecs", "ec2"):
-            to = ("-input=false", "-no-color", f"-var=runs_on={runs_on}")
-            root("apply", "-auto-approve", *to)
-            root("plan", "-detailed-exitcode", *to, expect=0)
-            endpoint = json.loads(root("output", "-json", "endpoint"))
-            assert endpoint.startswith("https://" if runs_on == "lambda" else "http://")
-            pulled = {
-                resource
-                for policy in root.resources("aws_iam_role_policy")
-                for statement in _statements(policy["policy"])
-                if "ecr:BatchGetImage" in statement["Action"]
-                for resource in statement["Resource"]
-            }
-            models = "arn:aws:ecr:eu-central-1:123456789012:repository/models/flights"
-            assert pulled == (set() if runs_on == "lambda" else {models})
+        root("apply", "-auto-approve", "-input=false", "-no-color")
+        root("plan", "-detailed-exitcode", "-input=false", "-no-color", expect=0)
+        endpoint = json.loads(root("output", "-json", "endpoint"))
+        assert endpoint.startswith("https://" if runs_on == "lambda" else "http://")
+        pulled = {
+            resource
+            for policy in root.resources("aws_iam_role_policy")
+            for statement in _statements(policy["policy"])
+            if "ecr:BatchGetImage" in statement["Action"]
+            for resource in statement["Resource"]
+        }
+        models = "arn:aws:ecr:eu-central-1:123456789012:repository/models/flights"
+        assert pulled == (set() if runs_on == "lambda" else {models})

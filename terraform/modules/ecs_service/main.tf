@@ -7,7 +7,7 @@ locals {
 }
 
 resource "aws_cloudwatch_log_group" "this" {
-  name              = "/everloop/${var.name}"
+  name              = "/everloop/${var.name}/tasks"
   retention_in_days = var.log_retention_days
   kms_key_id        = var.kms_key_arn
 }
