@@ -25,7 +25,7 @@ from everloop.stack.home import Home
 from everloop_ingest.adapters.dvc import DvcRepository
 from everloop_ingest.domain import ObjectFile, Part, State, Version
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
