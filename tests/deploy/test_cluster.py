@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tests.deploy.chart import CHART, PIPELINE, PLACES, Helm, HelmError, Object, of_kind
+from tests.deploy.chart import CHART, PIPELINE, PLACES, ROOT, Helm, HelmError, Object, of_kind
 
 pytestmark = [pytest.mark.clusters, pytest.mark.timeout(600)]
 KINDS = "statefulset,deployment,job,pod,pvc,secret,configmap,service,pdb,networkpolicy,rayservice,raycluster"
@@ -224,3 +225,31 @@ def test_the_api_knows_every_field(helm: Helm, namespace: str, where: str) -> No
     text = yaml.safe_dump_all(item for item in made if item["kind"] in kinds)
     told = kubectl("apply", "--dry-run=server", "--validate=strict", "-f", "-", given=text)
     assert told.count("(server dry run)") == len([i for i in made if i["kind"] in kinds])
+
+
+def test_operations_are_run_as_they_are_written(helm: Helm, namespace: str, tmp_path: Path) -> None:
+    text = (ROOT / "docs/operations.md").read_text()
+    chapter = text.partition("## On Kubernetes, with Helm")[2].partition("\n## ")[0]
+    (block,) = re.findall(r"```bash\n(.*?)```", chapter, re.S)
+    assert [line.split()[1] for line in block.splitlines() if line.startswith("helm ")] == [
+        "install",
+        "upgrade",
+        "uninstall",
+    ]
+    # The reader's own file, and a namespace that is not taken.
+    values = yaml.safe_load((CHART / "values-local.yaml").read_text())
+    (tmp_path / "my-values.yaml").write_text(yaml.safe_dump(values))
+    written = block.replace("--namespace everloop", f"--namespace {namespace}").replace(
+        "--values my-values.yaml", f"--values {tmp_path}/my-values.yaml"
+    )
+    found = f"{Path(helm.program).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", written],
+        cwd=ROOT,
+        env={**os.environ, "PATH": found},
+        capture_output=True,
+        text=True,
+        timeout=540,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not objects(namespace, "sts,deployment,rayservice", "app.kubernetes.io/name=everloop")

@@ -97,6 +97,7 @@ resource "aws_vpc_security_group_egress_rule" "tls" {
 }
 
 resource "aws_instance" "this" {
+  #checkov:skip=CKV_AWS_126: metrics of every five minutes do for one cheap machine; the model server has its own
   ami                         = data.aws_ssm_parameter.image.value
   instance_type               = var.instance_type
   subnet_id                   = var.subnet_id
@@ -104,7 +105,6 @@ resource "aws_instance" "this" {
   iam_instance_profile        = aws_iam_instance_profile.this.name
   associate_public_ip_address = false
   ebs_optimized               = true
-  monitoring                  = true
   user_data_replace_on_change = true # another image is another machine
 
   user_data = templatefile("${path.module}/start.sh.tftpl", {
