@@ -463,7 +463,7 @@ def test_a_trial_waits_for_the_version_that_it_is_compared_with(
     until(lambda: version(replica) == 2 and on_trial(replica) == 3)
 
 
-def test_a_replica_is_ready_before_a_version_on_trial_has_come(
+def test_a_replica_is_ready_before_a_shadow_has_come(
     world: Any, monkeypatch: pytest.MonkeyPatch, until: Callable[..., None]
 ) -> None:
     coming, real = threading.Event(), world.artifacts.download
@@ -492,6 +492,7 @@ def test_shadow_rows_are_logged_as_such_and_the_books_hold_all(
     world.publish(1)
     world.begin(world.store(2), strategy=Strategy.SHADOW, percent=100)
     replica = world.replica()
+    until(lambda: on_trial(replica) == 2)
     connection = http.client.HTTPConnection(world.settings.http_address, timeout=10)
     for number in range(30):
         body = json.dumps({"rows": [{**ROW, "flight_id": f"f-{number}"}] * 2})

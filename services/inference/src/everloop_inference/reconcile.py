@@ -10,7 +10,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from everloop_inference.domain import EngineKind, Production, ServedModel, ServingPolicy, Wanted
+from everloop_inference.domain import (
+    EngineKind,
+    Production,
+    ServedModel,
+    ServingPolicy,
+    Strategy,
+    Wanted,
+)
 from everloop_inference.metrics import REGISTRY_UP, SERVED_VERSION, SLOW, SWAPS
 from everloop_inference.models.attempts import Attempts
 from everloop_inference.models.load import Loader
@@ -70,7 +77,7 @@ class Reconciler:
         self._due = threading.Event()
         self._attempts = Attempts(loader, policies, retry_max_seconds, downloads, self.wake)
         self._rollouts = Rollouts(registry, self._attempts, models, replica)
-        self._production: frozenset[Wanted] = frozenset()
+        self._answering: frozenset[Wanted] = frozenset()
         self._named: frozenset[Wanted] = frozenset()
         self._unnamed: frozenset[str] = frozenset()
         self._reachable = True
@@ -107,8 +114,9 @@ class Reconciler:
         self._reachable = True
         self._mention_unnamed(frozenset(wanted.model for wanted in production.versions))
         candidates = [trial.candidate for trial in production.trials]
-        self._production = frozenset(production.versions)
-        self._named = self._production.union(candidates)
+        answering = (on.candidate for on in production.trials if on.strategy is not Strategy.SHADOW)
+        self._answering = frozenset(production.versions).union(answering)
+        self._named = self._answering.union(candidates)
         self._attempts.forget(keep=self._named)
         before = self._models.serving
         for wanted in production.versions:
@@ -138,7 +146,8 @@ class Reconciler:
     def run(self, stopping: threading.Event, seconds: float, settled: threading.Event) -> None:
         """Calls `once` now, every so many seconds and when woken, until told to stop, of which it must be woken.
 
-        Says when no version in Production is on its way any more: those on trial may come later.
+        Says when no version that is to answer is on its way any more: a shadow may come later, but a candidate has the
+        callers whom it has on other replicas.
         """
         while True:
             self._due.clear()
@@ -146,7 +155,7 @@ class Reconciler:
                 self.once()
             except Exception:
                 log.exception("reconciling failed, what serves goes on")
-            if not self._attempts.downloading(self._production):
+            if not self._attempts.downloading(self._answering):
                 settled.set()
             if not stopping.is_set():
                 self._due.wait(seconds)
