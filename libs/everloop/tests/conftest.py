@@ -78,6 +78,7 @@ class FakeEverloop:
         self.promoted: list[registry_pb2.PromoteModelVersionRequest] = []
         self.ruled: list[Any] = []
         self.asked_datasets: list[int] = []
+        self.mlflow_away = False
         self.entries: list[registry_pb2.AuditEntry] = []
         self.verified = registry_pb2.VerifyAuditResponse(intact=True)
         self.noted_heads: list[str] = []
@@ -312,7 +313,7 @@ class Registry(registry_pb2_grpc.RegistryServiceServicer):
         if request.model not in ("", MODEL):
             return registry_pb2.ListModelVersionsResponse()
         return registry_pb2.ListModelVersionsResponse(
-            versions=[self.fake.model(2), self.fake.model(1)]
+            versions=[self.fake.model(2), self.fake.model(1)], mlflow_away=self.fake.mlflow_away
         )
 
     def GetModelVersion(self, request: Any, context: Any) -> Any:

@@ -237,7 +237,16 @@ def test_models_shows_stage_cause_and_gates(run):
 def test_models_that_learned_from_a_dataset_version(run, fake):
     done = run("models", MODEL, "--dataset", "7")
     assert done.exit_code == 0, done.output
-    assert fake.asked_datasets[0] == 7
+    assert fake.asked_datasets == [7]
+    assert "MLflow does not answer" not in done.output
+
+
+def test_models_say_that_mlflow_is_away(run, fake):
+    fake.mlflow_away = True
+    done = run("models")
+    assert done.exit_code == 0, done.output
+    assert "MLflow does not answer" in done.output
+    assert fake.asked_datasets == [0]
 
 
 def test_models_as_json_says_enums_and_numbers_plainly(run):

@@ -42,7 +42,7 @@ from everloop_contracts.stubs.everloop.registry.v1 import registry_pb2, registry
 from everloop_contracts.stubs.everloop.training.v1 import training_pb2, training_pb2_grpc
 from everloop_contracts.stubs.inference import grpc_service_pb2, grpc_service_pb2_grpc
 
-__all__ = ["Everloop", "Prediction", "Predictions", "Pushed", "Rejection", "Trace"]
+__all__ = ["Everloop", "ModelVersions", "Prediction", "Predictions", "Pushed", "Rejection", "Trace"]
 
 Item = TypeVar("Item")
 _PAGE = 500
@@ -72,6 +72,19 @@ class Predictions:
     model: str
     version: int
     predictions: tuple[Prediction, ...]
+
+
+class ModelVersions(list[registry_pb2.ModelVersion]):
+    """Versions, newest first.
+
+    Attributes:
+        mlflow_away: Whether MLflow does not answer: they are as the gateway knows them, and cannot be moved.
+    """
+
+    def __init__(self, versions: Iterable[registry_pb2.ModelVersion], mlflow_away: bool) -> None:
+        """Takes the versions, and whether MLflow does not answer."""
+        super().__init__(versions)
+        self.mlflow_away = mlflow_away
 
 
 @dataclass(frozen=True)
@@ -425,25 +438,22 @@ class Everloop:
 
     # Models
 
-    def models(
-        self, model: str = "", *, dataset: int = 0, limit: int = 50
-    ) -> list[registry_pb2.ModelVersion]:
+    def models(self, model: str = "", *, dataset: int = 0, limit: int = 50) -> ModelVersions:
         """Lists versions of a model, or of all, newest first; with `dataset`, those that learned from that version."""
         method = self._registry().ListModelVersions
+        away = False
 
         def page(size: int, token: str) -> tuple[Sequence[registry_pb2.ModelVersion], str]:
+            nonlocal away
             request = registry_pb2.ListModelVersionsRequest(
                 model=model, dataset_version=dataset, page_size=size, page_token=token
             )
             answer = call(method, request, self.timeout)
+            away = answer.mlflow_away
             return answer.versions, answer.next_page_token
 
-        return _pages(page, limit)
-
-    def mlflow_away(self) -> bool:
-        """Returns whether MLflow does not answer: versions are then told as the gateway knows them, and cannot move."""
-        request = registry_pb2.ListModelVersionsRequest(page_size=1)
-        return call(self._registry().ListModelVersions, request, self.timeout).mlflow_away
+        found = _pages(page, limit)
+        return ModelVersions(found, away)
 
     def model(self, model: str, version: int = 0) -> registry_pb2.ModelVersion:
         """Returns one version; 0 is the one in Production."""

@@ -58,7 +58,6 @@ def list_(
     with connected(ctx) as everloop:
         found = everloop.models(model, dataset=dataset or 0, limit=limit)
         trials = everloop.trials(model)
-        away = everloop.mlflow_away()
         if model and not found:
             require_known(everloop, model)
     if as_json:
@@ -96,7 +95,7 @@ def list_(
         if dataset
         else "no model yet: push data and cut a dataset version; training follows",
     )
-    if away:
+    if found.mlflow_away:
         console.print(
             "[yellow]MLflow does not answer[/]: this is what the registry gateway knows; nothing can be moved until it"
             " is back",
