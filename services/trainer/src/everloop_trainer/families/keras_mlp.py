@@ -17,16 +17,21 @@ import onnx
 from everloop_contracts.pipeline import Task
 from everloop_features import Encoding
 from everloop_trainer.families.family import (
-    Choice,
     Family,
     Floats,
     Params,
     Problem,
-    Range,
     Report,
     Space,
 )
-from everloop_trainer.families.layers import Layers, layers_to_onnx, outputs_of
+from everloop_trainer.families.layers import (
+    EPOCHS,
+    SPACE,
+    Layers,
+    in_units,
+    layers_to_onnx,
+    outputs_of,
+)
 from everloop_trainer.families.network import WARM_UP, probabilities_of, scale_of
 from everloop_trainer.threads import threads
 
@@ -39,20 +44,12 @@ if find_spec("tensorflow") is None:
         "pip install 'everloop-trainer[tensorflow]', or take 'mlp', which needs none"
     )
 
-EPOCHS: Final = 9
-
 
 class KerasFamily:
     """Learns dense layers with ReLU between them, by Keras' AdamW."""
 
     encoding: ClassVar[Encoding] = "dense"
-    space: ClassVar[Space] = {
-        "width": Choice((32, 64, 128), default=64),
-        "depth": Range(1, 2, default=2, whole=True),
-        "learning_rate": Range(1e-3, 2e-2, default=2e-3, log=True),
-        "weight_decay": Range(1e-5, 1.0, default=1e-1, log=True),
-        "batch": Choice((256, 512, 1024), default=512),
-    }
+    space: ClassVar[Space] = SPACE
 
     def fit(
         self,
@@ -144,9 +141,7 @@ def _layers(network: keras.Sequential, centre: float, spread: float) -> Layers:
     """Weights `[inputs, outputs]` and biases; the last layer answers in the target's own units."""
     arrays = [np.array(array, dtype=np.float32) for array in network.get_weights()]
     layers = list(zip(arrays[0::2], arrays[1::2], strict=True))
-    weight, bias = layers[-1]
-    layers[-1] = (weight * np.float32(spread), bias * np.float32(spread) + np.float32(centre))
-    return layers
+    return in_units(layers, centre, spread)
 
 
 FAMILY: Final[Family] = KerasFamily()

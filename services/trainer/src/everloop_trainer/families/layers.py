@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 import onnx
@@ -10,12 +11,29 @@ from onnx import TensorProto, helper, numpy_helper
 
 from everloop_contracts.pipeline import Task
 from everloop_features.graph import FEATURES, make_model
-from everloop_trainer.families.family import Floats, Problem
+from everloop_trainer.families.family import Choice, Floats, Problem, Range, Space
 
-__all__ = ["Layers", "layers_to_onnx", "outputs_of"]
+__all__ = ["EPOCHS", "SPACE", "Layers", "in_units", "layers_to_onnx", "outputs_of"]
 
 Layers = list[tuple[Floats, Floats]]
 """Weight `[inputs, outputs]` and bias `[outputs]` of each layer."""
+EPOCHS: Final = 9
+"""Passes over the rows in which a network of such layers is fitted."""
+SPACE: Final[Space] = {
+    "width": Choice((32, 64, 128), default=64),
+    "depth": Range(1, 2, default=2, whole=True),
+    "learning_rate": Range(1e-3, 2e-2, default=2e-3, log=True),
+    "weight_decay": Range(1e-5, 1.0, default=1e-1, log=True),
+    "batch": Choice((256, 512, 1024), default=512),
+}
+"""Parameters of a network of such layers, whatever library fits it."""
+
+
+def in_units(layers: Layers, centre: float, spread: float) -> Layers:
+    """Layers whose last one answers in the target's own units, of those that learned it centred and scaled."""
+    weight, bias = layers[-1]
+    last = (weight * np.float32(spread), bias * np.float32(spread) + np.float32(centre))
+    return [*layers[:-1], last]
 
 
 def outputs_of(layers: Layers, features: Floats) -> Floats:

@@ -6,42 +6,38 @@ from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-import numpy as np
 import numpy.typing as npt
 import onnx
 
 from everloop_features import Encoding
 from everloop_trainer.families.family import (
-    Choice,
     Family,
     Floats,
     Params,
     Problem,
-    Range,
     Report,
     Space,
 )
-from everloop_trainer.families.layers import Layers, layers_to_onnx, outputs_of
+from everloop_trainer.families.layers import (
+    EPOCHS,
+    SPACE,
+    Layers,
+    in_units,
+    layers_to_onnx,
+    outputs_of,
+)
 from everloop_trainer.families.network import Trainable, fit_network, probabilities_of
 
 if TYPE_CHECKING:
     # PyTorch takes seconds to import: only a process that fits a network pays for it.
     import torch
 
-EPOCHS: Final = 9
-
 
 class NetworkFamily:
     """Learns dense layers with ReLU between them, by AdamW."""
 
     encoding: ClassVar[Encoding] = "dense"
-    space: ClassVar[Space] = {
-        "width": Choice((32, 64, 128), default=64),
-        "depth": Range(1, 2, default=2, whole=True),
-        "learning_rate": Range(1e-3, 2e-2, default=2e-3, log=True),
-        "weight_decay": Range(1e-5, 1.0, default=1e-1, log=True),
-        "batch": Choice((256, 512, 1024), default=512),
-    }
+    space: ClassVar[Space] = SPACE
 
     def fit(
         self,
@@ -92,9 +88,7 @@ def _layers(network: torch.nn.Sequential, centre: float, spread: float) -> Layer
     """Weights `[inputs, outputs]` and biases; the last layer answers in the target's own units."""
     arrays = [parameter.detach().cpu().numpy().copy() for parameter in network.parameters()]
     layers = [(weight.T, bias) for weight, bias in zip(arrays[0::2], arrays[1::2], strict=True)]
-    weight, bias = layers[-1]
-    layers[-1] = (weight * np.float32(spread), bias * np.float32(spread) + np.float32(centre))
-    return layers
+    return in_units(layers, centre, spread)
 
 
 FAMILY: Final[Family] = NetworkFamily()
