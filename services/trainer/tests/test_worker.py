@@ -95,8 +95,7 @@ def make_worker(
 
 
 def leased(worker: Worker) -> Lease:
-    now = datetime.now(UTC)
-    lease = worker._leases.take("sales", worker._turns.holder, now, now + worker._turns.lease)
+    lease = worker._leases.take_now("sales", worker._turns.holder, worker._turns.lease)
     assert lease is not None
     return lease
 

@@ -74,6 +74,11 @@ class Leases:
             found = work.connection.execute(taken).scalar()
             return None if found is None else Lease(pipeline, found)
 
+    def take_now(self, pipeline: str, holder: str, lasts: timedelta) -> Lease | None:
+        """As `take`, from now on."""
+        now = datetime.now(UTC)
+        return self.take(pipeline, holder, now, now + lasts)
+
     def extend(self, lease: Lease, until: datetime) -> bool:
         """Lets a lease expire later; False where it is not the current one any more."""
         update = self._table.update().where(self._current(lease)).values(expire_time=_utc(until))

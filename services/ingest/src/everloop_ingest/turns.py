@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.leases import Lease, Leases
@@ -76,7 +76,7 @@ class Turns:
         if not self._locks[pipeline].acquire(timeout=seconds):
             raise _running(pipeline)
         try:
-            while (lease := self._take(pipeline)) is None:
+            while (lease := self._leases.take_now(pipeline, self._holder, self._lasts)) is None:
                 if time.monotonic() >= deadline:
                     raise _running(pipeline)
                 self._wait(_POLL_SECONDS)
@@ -88,10 +88,6 @@ class Turns:
     def check(self, lease: Lease) -> None:
         """Returns where a turn is not over; see `Leases.check`."""
         self._leases.check(lease)
-
-    def _take(self, pipeline: str) -> Lease | None:
-        now = datetime.now(UTC)
-        return self._leases.take(pipeline, self._holder, now, now + self._lasts)
 
 
 def _running(pipeline: str) -> EverloopError:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 from everloop_contracts.events import TRAINER
 from everloop_contracts.pipeline import Pipeline
@@ -124,10 +124,7 @@ class Worker(Component):
         training = next_to_run(waiting, resting)
         if training is None:
             return False
-        now_utc = datetime.now(UTC)
-        lease = self._leases.take(
-            training.pipeline, self._turns.holder, now_utc, now_utc + self._turns.lease
-        )
+        lease = self._leases.take_now(training.pipeline, self._turns.holder, self._turns.lease)
         if lease is None:
             self._elsewhere[training.pipeline] = now + ELSEWHERE_SECONDS
             return True

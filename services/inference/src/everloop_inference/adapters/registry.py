@@ -23,8 +23,6 @@ _STRATEGIES: Final = {
     registry_pb2.ROLLOUT_STRATEGY_SHADOW: Strategy.SHADOW,
     registry_pb2.ROLLOUT_STRATEGY_AB: Strategy.AB,
 }
-
-
 BUSY_SECONDS: Final = 0.4
 """Longest pause after which a gateway that hands out files to enough others is asked again."""
 WATCH_SECONDS: Final = 300.0
