@@ -8,11 +8,15 @@ from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import psutil
 import pytest
 
 from everloop.stack.processes import STACK_MARK, kill_all
+
+if TYPE_CHECKING:
+    from everloop_runtime.database import Database
 
 E2E_SECONDS = 1200
 
@@ -79,3 +83,56 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]
         return path
 
     return make
+
+
+Shape = dict[str, set[str]]
+
+
+@pytest.fixture(scope="session")
+def shape() -> Callable[[Database], Shape]:
+    """Tells a database's tables and their columns."""
+    return _shape
+
+
+@pytest.fixture(scope="session")
+def down_and_up() -> Callable[[Database, Path, int], None]:
+    """Takes every migration of a service back and makes them again: at least so many, and each changes something."""
+
+    def check(database: Database, migrations: Path, fewest: int) -> None:
+        from alembic import command
+        from alembic.script import ScriptDirectory
+
+        config = database.alembic(migrations)
+        newest = _whole(database)
+        revisions = list(ScriptDirectory.from_config(config).walk_revisions())
+        assert len(revisions) >= fewest
+        for _ in revisions:
+            below = _whole(database)
+            command.downgrade(config, "-1")
+            assert _whole(database) != below
+        assert set(_whole(database)) == {"alembic_version"}
+        for _ in revisions:
+            command.upgrade(config, "+1")
+        assert _whole(database) == newest
+
+    return check
+
+
+def _shape(database: Database) -> Shape:
+    return {
+        table: {name for name, _ in columns} for table, (columns, _) in _whole(database).items()
+    }
+
+
+def _whole(database: Database) -> dict[str, tuple[set[tuple[str, bool]], set[str | None]]]:
+    """By table: its columns, and whether each may be null; its indexes."""
+    import sqlalchemy as sa
+
+    inspector = sa.inspect(database.engine)
+    return {
+        table: (
+            {(column["name"], column["nullable"]) for column in inspector.get_columns(table)},
+            {index["name"] for index in inspector.get_indexes(table)},
+        )
+        for table in inspector.get_table_names()
+    }

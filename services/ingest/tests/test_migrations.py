@@ -8,8 +8,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.script import ScriptDirectory
 
 import everloop_ingest
 from everloop_ingest.adapters.store.cuts import Cuts
@@ -23,35 +21,19 @@ from everloop_runtime.leases import Leases
 MIGRATIONS = Path(everloop_ingest.__file__).parent / "migrations"
 
 
-def shape(database: Database) -> dict[str, set[str]]:
-    """Tables and their columns."""
-    inspector = sa.inspect(database.engine)
-    return {
-        table: {column["name"] for column in inspector.get_columns(table)}
-        for table in inspector.get_table_names()
-    }
-
-
 def test_every_migration_goes_down_and_up_again(
-    make_database: Callable[[Path], Database], tmp_path: Path
+    make_database: Callable[[Path], Database],
+    tmp_path: Path,
+    shape: Callable[[Database], dict[str, set[str]]],
+    down_and_up: Callable[..., None],
 ) -> None:
     database = make_database(tmp_path)
-    config = database.alembic(MIGRATIONS)
     newest = shape(database)
     made = {table: {*columns.columns.keys()} for table, columns in METADATA.tables.items()}
     assert {table: newest[table] for table in made} == made
     of_the_runtime = {"alembic_version", "inbox", "outbox", "cut_leases"}
     assert newest.keys() - made.keys() == of_the_runtime
-    revisions = list(ScriptDirectory.from_config(config).walk_revisions())
-    assert len(revisions) >= 12
-    for _ in revisions:
-        below = shape(database)
-        command.downgrade(config, "-1")
-        assert shape(database) != below
-    assert set(shape(database)) == {"alembic_version"}
-    for _ in revisions:
-        command.upgrade(config, "+1")
-    assert shape(database) == newest
+    down_and_up(database, MIGRATIONS, 12)
     database.close()
 
 

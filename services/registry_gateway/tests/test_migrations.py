@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 from alembic import command
-from alembic.script import ScriptDirectory
 
 import everloop_registry_gateway
 from everloop_registry_gateway.adapters.sql import METADATA
@@ -17,31 +16,11 @@ from everloop_registry_gateway.chain import GENESIS
 MIGRATIONS = Path(everloop_registry_gateway.__file__).parent / "migrations"
 
 
-def shape(database) -> dict[str, set[str]]:
-    """Tables and their columns."""
-    inspector = sa.inspect(database.engine)
-    return {
-        table: {column["name"] for column in inspector.get_columns(table)}
-        for table in inspector.get_table_names()
-    }
+def test_every_migration_goes_down_and_up_again(database, down_and_up):
+    down_and_up(database, MIGRATIONS, 4)
 
 
-def test_every_migration_goes_down_and_up_again(database):
-    config = database.alembic(MIGRATIONS)
-    newest = shape(database)
-    revisions = list(ScriptDirectory.from_config(config).walk_revisions())
-    assert len(revisions) >= 4
-    for _ in revisions:
-        below = shape(database)
-        command.downgrade(config, "-1")
-        assert shape(database) != below
-    assert set(shape(database)) == {"alembic_version"}
-    for _ in revisions:
-        command.upgrade(config, "+1")
-    assert shape(database) == newest
-
-
-def test_the_migrations_make_what_the_code_reads(database):
+def test_the_migrations_make_what_the_code_reads(database, shape):
     there = shape(database)
     for table in METADATA.tables.values():
         assert {column.name for column in table.columns} <= there[table.name]
