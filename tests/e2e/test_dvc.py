@@ -12,16 +12,13 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-import grpc
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from package_run import serving
 from pyarrow import fs
 
-from everloop import Addresses, Everloop
-from everloop.stack import ports
-from everloop.stack.home import Home
 from everloop_ingest.adapters.dvc import DvcRepository
 from everloop_ingest.domain import ObjectFile, Part, State, Version
 
@@ -109,32 +106,11 @@ def test_metrics_and_search_are_told(checkout: Checkout) -> None:
 
 
 def test_the_folder_is_what_a_model_server_serves(checkout: Checkout, tmp_path: Path) -> None:
-    home = Home.at(tmp_path)
-    home.create()
-    at = {name: f"127.0.0.1:{port}" for name, port in ports.choose(home).items()}
-    told = {
-        **os.environ,
-        "EVERLOOP_MODEL_DIR": str(checkout.model),
-        "EVERLOOP_DATA_DIR": str(tmp_path / "data"),
-        "EVERLOOP_HTTP_ADDRESS": at["inference_http"],
-        "EVERLOOP_PREDICT_GRPC_ADDRESS": at["inference_grpc"],
-    }
-    server = subprocess.Popen([sys.executable, "-m", "everloop_inference.packaged"], env=told)
-    try:
-        with grpc.insecure_channel(at["inference_grpc"]) as channel:
-            grpc.channel_ready_future(channel).result(60)
-        nobody = dict.fromkeys(("ingest", "trainer", "registry", "monitor"), "127.0.0.1:1")
-        url = f"http://{at['inference_http']}"
-        places = Addresses(**nobody, inference_http_url=url, inference_grpc=at["inference_grpc"])
-        golden = json.loads((checkout.model / "golden.json").read_bytes())
-        with Everloop.connect(addresses=places) as everloop:
-            answer = everloop.predict("flight-delays", golden["rows"])
-        for item, wanted in zip(answer.predictions, golden["probabilities"], strict=True):
-            assert item.score == pytest.approx(wanted[1], abs=1e-5)
-    finally:
-        server.terminate()
-        ports.release(home)
-    assert server.wait(30) == 0
+    golden = json.loads((checkout.model / "golden.json").read_bytes())
+    with serving(checkout.model, tmp_path) as everloop:
+        answer = everloop.predict("flight-delays", golden["rows"])
+    for item, wanted in zip(answer.predictions, golden["probabilities"], strict=True):
+        assert item.score == pytest.approx(wanted[1], abs=1e-5)
 
 
 def test_the_same_rows_as_a_dataset_version_of_the_platform_give_the_same_model(
