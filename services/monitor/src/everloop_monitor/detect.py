@@ -9,6 +9,7 @@ at most that share is expected to be like the sample.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from everloop_contracts.metrics import LOWER_IS_BETTER
 from everloop_contracts.pipeline import Monitoring, PerformanceRule
@@ -40,7 +41,7 @@ def benjamini_hochberg(probabilities: Sequence[float], rate: float) -> float:
     tests = len(probabilities)
     ordered = sorted(probabilities)
     passed = [rank for rank, p in enumerate(ordered, start=1) if p <= rank * rate / tests]
-    return (max(passed, default=1)) * rate / max(tests, 1)
+    return max(passed, default=1) * rate / max(tests, 1)
 
 
 def judge(rule: Monitoring, readings: Readings) -> Report:
@@ -94,12 +95,8 @@ def judge_realised(rule: Monitoring, readings: Readings, report: Report) -> Repo
     verdicts = _verdicts(readings, segments)
     if "segment_performance" in report.verdicts:
         verdicts["segment_performance"] = estimated or bool(verdicts.get("segment_performance"))
-    return Report(
-        features=report.features,
-        drift_share=report.drift_share,
-        drift_alert=report.drift_alert,
-        multivariate=report.multivariate,
-        estimated=report.estimated,
+    return replace(
+        report,
         realised=judge_performance(rule.performance, readings.of("realised_performance")),
         findings=(*report.findings, *_worth_keeping(segments)),
         verdicts={**report.verdicts, **verdicts},
