@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ import everloop_ingest
 from everloop import stack
 from everloop.stack import Endpoints
 from everloop_contracts.pipeline import Pipeline
+from everloop_ingest.adapters import git
 from everloop_runtime.database import Database
 
 # A busy machine is no failure.
@@ -32,6 +35,26 @@ MIGRATIONS = Path(everloop_ingest.__file__).parent / "migrations"
 
 class Crash(BaseException):
     """What kill -9 is to a test in one process: no handler of the code under test sees it."""
+
+
+@pytest.fixture
+def broken_git(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[[str], AbstractContextManager[None]]:
+    """Breaks git for the length of a block: it `fails`, or `hangs` for longer than it is waited for."""
+
+    @contextmanager
+    def broken(how: str) -> Iterator[None]:
+        command = tmp_path / "bin" / "git"
+        command.parent.mkdir()
+        command.write_text("#!/bin/sh\n" + ("exit 1" if how == "fails" else "exec sleep 20"))
+        command.chmod(0o755)
+        with monkeypatch.context() as changed:
+            changed.setenv("PATH", f"{command.parent}:{os.environ['PATH']}")
+            changed.setattr(git, "SECONDS", 0.1)
+            yield
+
+    return broken
 
 
 @pytest.fixture

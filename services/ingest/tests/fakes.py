@@ -8,10 +8,12 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 from typing import Any
 
 import orjson
+import pytest
 
 from everloop_ingest.domain import ObjectFile, Part, ShardsLost, Version
 from everloop_runtime.errors import EverloopError, Kind
@@ -153,3 +155,14 @@ class MemorySink:
     def wait(self, seconds: float) -> None:
         if not self.acknowledge.wait(seconds):
             raise EverloopError(Kind.UNAVAILABLE, "BROKER_UNAVAILABLE", "no acknowledgement")
+
+
+def lost_turn(lock_file: Path) -> Callable[[], None]:
+    """What asks whether a turn is over, of one that is; nobody else may write while it is asked."""
+
+    def check() -> None:
+        with lock_file.open("w") as lock, pytest.raises(BlockingIOError):
+            flock(lock, LOCK_EX | LOCK_NB)
+        raise EverloopError(Kind.UNAVAILABLE, "LEASE_LOST", "lost")
+
+    return check

@@ -7,14 +7,14 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
-from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 from typing import Any
 
 import pytest
+from services.ingest.tests.fakes import lost_turn
 
-from everloop_ingest.adapters import git
 from everloop_ingest.adapters.git import Git
 from everloop_ingest.adapters.lfs import LfsRepository
 from everloop_ingest.adopt_pipelines import check_versioning
@@ -168,17 +168,10 @@ def test_a_crash_at_any_step_ends_in_the_same_tag(
 @with_lfs
 @pytest.mark.parametrize("how", ["fails", "hangs"])
 def test_a_git_that_fails_is_an_outage_that_a_repeat_mends(
-    place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, how: str
+    place: Place, broken_git: Callable[[str], AbstractContextManager[None]], how: str
 ) -> None:
-    command = tmp_path / "bin" / "git"
-    command.parent.mkdir()
-    command.write_text("#!/bin/sh\n" + ("exit 1" if how == "fails" else "exec sleep 20"))
-    command.chmod(0o755)
-    with monkeypatch.context() as broken:
-        broken.setenv("PATH", f"{command.parent}:{os.environ['PATH']}")
-        broken.setattr(git, "SECONDS", 0.1)
-        with pytest.raises(EverloopError) as caught:
-            place.publish(1, b"one")
+    with broken_git(how), pytest.raises(EverloopError) as caught:
+        place.publish(1, b"one")
     assert (caught.value.kind, caught.value.reason) == (
         Kind.UNAVAILABLE,
         "DATA_REPOSITORY_UNAVAILABLE",
@@ -257,13 +250,7 @@ def test_who_lost_its_turn_publishes_nothing(place: Place) -> None:
     place.publish(1, b"one")
     before = place.run("git show-ref", place.root)
 
-    def lost() -> None:
-        file = place.root.with_name("parcels.git.lock")
-        # Nobody else writes while this is asked.
-        with file.open("w") as lock, pytest.raises(BlockingIOError):
-            flock(lock, LOCK_EX | LOCK_NB)
-        raise EverloopError(Kind.UNAVAILABLE, "LEASE_LOST", "lost")
-
+    lost = lost_turn(place.root.with_name("parcels.git.lock"))
     with pytest.raises(EverloopError):
         place.repository.publish(version(2), [part_of(b"one")], {}, lost)
     assert place.run("git show-ref", place.root) == before
