@@ -268,6 +268,25 @@ def test_reconstruction_is_nannymls(learned):
     assert reading.value == pytest.approx(expected, rel=1e-9)
 
 
+def test_components_read_a_part_of_the_sample_as_if_they_had_never_seen_it():
+    """Where nothing correlates, components fit the sample's own chance, and explain it better than what comes later."""
+    rng = np.random.default_rng(8)
+    names = [f"n{n}" for n in range(12)]
+
+    def rows(many, number=None):
+        columns = {name: rng.normal(size=many) for name in names}
+        nothing = np.zeros(many)
+        return Sample(columns, {}, nothing, nothing, nothing, {}, pd.Index([]), number)
+
+    sample = rows(2_000, np.arange(2_000))
+    read = load_detector("reconstruction").fit(declare(), sample)
+    assert read is not None
+    starts = range(0, 2_000, 100)
+    parts = [one.value for s in starts for one in read(sample.take(slice(s, s + 100)))]
+    later = [one.value for _ in starts for one in read(rows(100))]
+    assert np.mean(parts) == pytest.approx(np.mean(later), rel=0.015)
+
+
 @pytest.mark.parametrize("metric", ["roc_auc", "accuracy", "f1"])
 def test_performance_is_nannymls(learned, teach, metric):
     import nannyml as nml

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ def _fit(pipeline: Pipeline, sample: Sample) -> Read | None:
     """NannyML's measure: means for missing numbers, frequencies for texts, scaled, projected and back again."""
     from sklearn.decomposition import PCA
     from sklearn.impute import SimpleImputer
+    from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     numbers = [name for name, column in sample.numbers.items() if np.isfinite(column).any()]
@@ -38,14 +40,23 @@ def _fit(pipeline: Pipeline, sample: Sample) -> Read | None:
         columns += [frequencies[name][column] for name, column in rows.texts.items()]
         return np.column_stack(columns)
 
-    imputer, scaler = SimpleImputer(), StandardScaler()
-    components = PCA(n_components=_EXPLAINED, random_state=16)
-    components.fit(scaler.fit_transform(imputer.fit_transform(matrix(sample))))
+    def taught(rows: Sample) -> tuple[Any, Any]:
+        to_scale = make_pipeline(SimpleImputer(), StandardScaler())
+        return to_scale, PCA(n_components=_EXPLAINED, random_state=16).fit(
+            to_scale.fit_transform(matrix(rows))
+        )
+
+    of_sample = taught(sample)
+    components = of_sample[1]
     if components.n_components_ == components.n_features_in_:
         return None  # nothing is left out that could be missed
 
     def read(chunk: Sample) -> Iterable[Reading]:
-        scaled = scaler.transform(imputer.transform(matrix(chunk)))
+        to_scale, components = of_sample
+        if chunk.rows is not None and sample.rows is not None:
+            # Components explain rows that they were taught with better than any that come later.
+            to_scale, components = taught(sample.take(~np.isin(sample.rows, chunk.rows)))
+        scaled = to_scale.transform(matrix(chunk))
         back = components.inverse_transform(components.transform(scaled))
         error = float(np.linalg.norm(scaled - back, axis=1).mean())
         yield Reading("multivariate_drift", "reconstruction_error", error)
