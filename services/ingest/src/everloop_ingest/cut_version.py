@@ -25,6 +25,7 @@ from everloop_ingest.record_index import RecordIndex
 from everloop_ingest.turns import Turns
 from everloop_runtime.errors import EverloopError, Kind
 from everloop_runtime.leases import Lease
+from everloop_runtime.telemetry import span
 
 __all__ = ["CutVersion"]
 
@@ -126,9 +127,15 @@ class CutVersion:
             self._finish(version, lease)
 
     def _finish(self, version: Version, lease: Lease) -> Version:
-        """The version when it is done: available, in quarantine or failed."""
+        """The version when it is done: available, in quarantine or failed. It goes on with its last record's trace."""
         if version.state is not State.CUTTING:
             return version
+        trace = self._cuts.trace_of(version)
+        name = f"cut {version.pipeline}/v{version.number}"
+        with span(name, {"traceparent": trace} if trace else None):
+            return self._build(version, lease)
+
+    def _build(self, version: Version, lease: Lease) -> Version:
         began = time.monotonic()
         pipeline = self._pipelines[version.pipeline]
         repository = self._repositories[pipeline.name]

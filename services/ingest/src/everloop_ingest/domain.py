@@ -227,6 +227,7 @@ class Shard:
         size_bytes: size of the object.
         first_event_time: earliest event time among the rows; None where no row has one.
         last_event_time: latest event time.
+        trace: `traceparent` of the last message that came with one; empty where none did.
     """
 
     pipeline: str
@@ -240,6 +241,7 @@ class Shard:
     size_bytes: int
     first_event_time: datetime | None
     last_event_time: datetime | None
+    trace: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 import uuid
 from collections import Counter
@@ -38,6 +39,8 @@ SOURCE = INGEST
 _LABELS_PER_EVENT = 5_000
 _BYTES_PER_EVENT = 512 * 1024
 """Fits a broker's default limit of a message (1 MiB), however long ids are."""
+_TRACEPARENT = re.compile(rb"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+"""Of W3C Trace Context, version 00; anybody may send anything."""
 
 
 class Settle:
@@ -205,7 +208,17 @@ def _shard(
         size_bytes=size_bytes,
         first_event_time=times["min"],
         last_event_time=times["max"],
+        trace=_trace(batch.messages),
     )
+
+
+def _trace(messages: Sequence[Message]) -> str:
+    """`traceparent` of the last message that has one; a version goes on with the trace of its last record."""
+    for message in reversed(messages):
+        for name, value in message.headers:
+            if name == "traceparent" and value and _TRACEPARENT.fullmatch(value):
+                return value.decode()
+    return ""
 
 
 def _dead_letter(message: Message, rejection: Rejection) -> DeadLetter:

@@ -115,6 +115,13 @@ class Cuts:
             ).scalars()
             return list(dict.fromkeys(keys))  # shards that were put together share their object
 
+    def trace_of(self, version: Version) -> str:
+        """`traceparent` of the newest record of a version that came with one; empty where none did."""
+        traced = sa.select(SHARDS.c.trace).where(_unmerged(version), SHARDS.c.trace != "")
+        with self._database.read() as connection:
+            found = connection.execute(traced.order_by(SHARDS.c.id.desc()).limit(1))
+            return found.scalar() or ""
+
     def base(self, pipeline: str) -> tuple[list[Part], str]:
         """What the next version starts from: the newest parts, in order, and the object of labels that wait or ''."""
         labels = sa.select(VERSIONS.c.labels).where(VERSIONS.c.pipeline == pipeline, IS_DONE)

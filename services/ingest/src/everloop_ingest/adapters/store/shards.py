@@ -29,6 +29,7 @@ SHARDS = sa.Table(
     sa.Column("lost", sa.Boolean),
     sa.Column("merged", sa.Boolean),
     sa.Column("reclaimed", sa.Boolean),
+    sa.Column("trace", sa.String),
 )
 
 
