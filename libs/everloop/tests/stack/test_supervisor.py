@@ -54,6 +54,12 @@ def test_supervisord_reads_back_what_a_part_says(tmp_path: Path, home: Home) -> 
     assert program.stdout_logfile == str(home.log("kafka"))
 
 
+def test_a_part_that_can_wait_steps_back(tmp_path: Path, home: Home) -> None:
+    options = _read(tmp_path, render(home, [_part(niceness=10)], {}))
+    (program,) = options.process_group_configs[0].process_configs
+    assert program.command == "nice -n 10 java -cp 'a b.jar' 100%"
+
+
 @pytest.mark.parametrize("value", ['say "no"', "two\nlines", "it's 'so'"])
 def test_a_value_that_the_syntax_cannot_hold_is_refused(home: Home, value: str) -> None:
     with pytest.raises(StackError):

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["NotReady", "Part", "Progress", "with_needs"]
+__all__ = ["STEPS_BACK", "NotReady", "Part", "Progress", "with_needs"]
+
+STEPS_BACK = 10
+"""Niceness of what can wait on a machine that also answers callers, who cannot."""
 
 Progress = Callable[[str], None]
 """Takes one line for the person who waits; raises where the work is no longer wanted."""
@@ -33,6 +36,7 @@ class Part:
         prepare: Runs before the start, off the main thread: fetches, formats, writes configuration.
         deadline_seconds: How long it may take from the start until it is healthy.
         stop_seconds: How long it may take to stop before it is killed.
+        niceness: How far it steps back where others want the processor, as nice(1) counts.
     """
 
     name: str
@@ -44,6 +48,7 @@ class Part:
     prepare: Callable[[Progress], None] = _nothing
     deadline_seconds: float = 60
     stop_seconds: int = 10
+    niceness: int = 0
 
 
 def with_needs(parts: Iterable[Part], wanted: Iterable[str]) -> list[Part]:

@@ -62,10 +62,13 @@ def render(home: Home, parts: Iterable[Part], environment: Mapping[str, str]) ->
         *(["user=root"] if os.getuid() == 0 else []),
     ]
     for part in parts:
+        command = (
+            ("nice", "-n", str(part.niceness), *part.command) if part.niceness else part.command
+        )
         own = {**environment, **part.environment, PART_MARK: part.name}
         sections += [
             f"[program:{part.name}]",
-            f"command={_plain(shlex.join(part.command))}",
+            f"command={_plain(shlex.join(command))}",
             f"environment={','.join(f'{key}={_quoted(value)}' for key, value in own.items())}",
             "autostart=false",
             "autorestart=true",

@@ -6,7 +6,7 @@ import sys
 
 from everloop.stack.endpoints import Endpoints
 from everloop.stack.home import Home
-from everloop.stack.part import Part, Progress
+from everloop.stack.part import STEPS_BACK, Part, Progress
 from everloop.stack.probes import http_ok
 
 __all__ = ["part"]
@@ -44,4 +44,5 @@ def part(home: Home, endpoints: Endpoints) -> Part:
         prepare=prepare,
         # The first start makes the tables.
         deadline_seconds=180,
+        niceness=STEPS_BACK,
     )

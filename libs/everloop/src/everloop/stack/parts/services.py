@@ -7,7 +7,7 @@ import sys
 
 from everloop.stack.endpoints import Endpoints
 from everloop.stack.home import Home
-from everloop.stack.part import Part, Progress
+from everloop.stack.part import STEPS_BACK, Part, Progress
 from everloop.stack.probes import grpc_serving
 
 __all__ = ["parts"]
@@ -20,6 +20,9 @@ _SERVICES = (
     ("inference", "inference", ("kafka", "ray", "registry_gateway")),
     ("monitor", "monitor", ("kafka", "s3", "mlflow", "registry_gateway")),
 )
+
+# A promotion, a chunk's evaluation and a training have seconds; records and predictions have callers who wait.
+_STEP_BACK = {"registry_gateway", "trainer", "monitor"}
 
 
 def parts(home: Home, endpoints: Endpoints) -> list[Part]:
@@ -57,4 +60,5 @@ def _part(home: Home, endpoints: Endpoints, name: str, alias: str, needs: tuple[
         prepare=prepare,
         deadline_seconds=180,
         stop_seconds=20,
+        niceness=STEPS_BACK if name in _STEP_BACK else 0,
     )
