@@ -72,6 +72,7 @@ _SHOWN = 5
 # Makes ids that a replay makes again.
 _NAMESPACE = uuid.UUID("0b2c1f6e-6f0a-5d0e-9d0a-6d6f6e69746f")
 _PREDICTION_ID = re.compile(r"([0-9a-f]{16})-([0-9a-f]{1,15})")
+_PREDICTION_IDS = re.compile(f"^{_PREDICTION_ID.pattern}$", re.MULTILINE)
 
 
 def stable_id(*parts: object) -> str:
@@ -127,11 +128,18 @@ def spans_of(prediction_ids: list[str]) -> list[Span]:
     >>> spans_of(["00000000000000ff-1", "00000000000000ff-3"])
     [Span(epoch='00000000000000ff', first=1, last=3)]
     """
-    spans: dict[str, Span] = {}
-    for one in map(span_of, prediction_ids):
-        known = spans.get(one.epoch, one)
-        spans[one.epoch] = Span(one.epoch, min(known.first, one.first), max(known.last, one.last))
-    return list(spans.values())
+    lines = "\n".join(prediction_ids)
+    found = _PREDICTION_IDS.findall(
+        lines
+    )  # at once: an object for each id takes longer than all else
+    if len(found) != len(prediction_ids) or lines.count("\n") >= len(found) > 0:
+        odd = [item for item in prediction_ids if span_of(item) is ODD]
+        usual = [item for item in prediction_ids if span_of(item) is not ODD]
+        return [*spans_of(usual), *([ODD] if odd else [])]
+    counters: dict[str, list[int]] = {}
+    for epoch, counter in found:
+        counters.setdefault(epoch, []).append(int(counter, 16))
+    return [Span(epoch, min(some), max(some)) for epoch, some in counters.items()]
 
 
 @dataclass(frozen=True, slots=True)

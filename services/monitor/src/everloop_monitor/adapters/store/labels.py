@@ -7,11 +7,9 @@ from datetime import datetime
 
 import sqlalchemy as sa
 
-from everloop_monitor.adapters.store.sql import METADATA, upsert
+from everloop_monitor.adapters.store.sql import METADATA, among, upsert
 
 __all__ = ["add", "count", "drop_oldest", "events", "known", "pipelines"]
-
-_IDS_PER_STATEMENT = 1000
 
 _actuals = sa.Table(
     "actuals",
@@ -48,16 +46,9 @@ def add(connection: sa.Connection, pipeline: str, labels: Mapping[str, str], now
 def known(connection: sa.Connection, pipeline: str, record_ids: Collection[str]) -> dict[str, str]:
     """The labels of those of the records that have one."""
     wanted = sorted({record for record in record_ids if record})
-    found: dict[str, str] = {}
-    for start in range(0, len(wanted), _IDS_PER_STATEMENT):
-        some = wanted[start : start + _IDS_PER_STATEMENT]
-        rows = connection.execute(
-            sa.select(_actuals.c.record_id, _actuals.c.label).where(
-                _actuals.c.pipeline == pipeline, _actuals.c.record_id.in_(some)
-            )
-        )
-        found.update((row.record_id, row.label) for row in rows)
-    return found
+    mine = sa.select(_actuals.c.record_id, _actuals.c.label).where(_actuals.c.pipeline == pipeline)
+    rows = connection.execute(mine.where(among(connection, _actuals.c.record_id, wanted)))
+    return {record: label for record, label in rows}
 
 
 def events(connection: sa.Connection, pipeline: str) -> int:
