@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 import pytest
+from hypothesis import settings
 
 from everloop.stack.processes import STACK_MARK, kill_all
 
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from everloop_runtime.database import Database
 
 E2E_SECONDS = 1200
+
+# A machine that is busy with something else makes no test wrong.
+settings.register_profile("everloop", deadline=None)
+settings.load_profile("everloop")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -23,12 +23,12 @@ from everloop_features import inputs_of
 from everloop_inference.adapters.engines import LocalEngines
 from everloop_inference.domain import Call, ServingPolicy, Wanted
 from everloop_inference.fakes import Artifact, MemoryArtifacts
+from everloop_inference.log.prediction_log import PredictionLog
+from everloop_inference.log.spill import Spill
 from everloop_inference.models.load import Loader
 from everloop_inference.models.swap import Models
 from everloop_inference.ports import Message, Outcome
 from everloop_inference.predict import Predictor
-from everloop_inference.prediction_log import PredictionLog
-from everloop_inference.spill import Spill
 
 FAMILY = "hist_gradient_boosting"
 ROWS = (1, 64)

@@ -12,7 +12,7 @@ import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from bench.serving.models import MODEL, NotServed
-from everloop_inference.books import Counts
+from everloop_inference.log.books import Counts
 
 __all__ = ["Books", "Replica", "find", "memory"]
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from tools import dashboards
 
-from everloop_inference.books import Books
+from everloop_inference.log.books import Books
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "deploy/prometheus"

@@ -20,7 +20,7 @@ from bench.inference.peers import tensors
 from bench.inference.peers.flights import Flights
 from everloop_contracts.stubs.inference import grpc_service_pb2 as oip
 from everloop_contracts.stubs.inference import grpc_service_pb2_grpc as oip_grpc
-from everloop_inference.http_listener import HttpLimits, HttpServer
+from everloop_inference.http.listener import HttpLimits, HttpServer
 from everloop_inference.rpc import Limits, Methods, NativeServer
 
 FLIGHTS = Flights()

@@ -525,7 +525,7 @@ def documents(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(documents())
 def test_a_valid_pipeline_survives_being_written_and_loaded(tmp_path_factory, document):
     path = tmp_path_factory.mktemp("round") / "trip.yaml"
@@ -541,7 +541,7 @@ def test_a_valid_pipeline_survives_being_written_and_loaded(tmp_path_factory, do
     assert all(spec.type in FieldType for spec in first.inputs.values())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(documents(), st.data())
 def test_whatever_is_taken_out_the_complaint_names_a_line_of_the_file(
     tmp_path_factory, document, data

@@ -52,7 +52,7 @@ def run(fitted: FittedFeatures, encoding: Encoding, feeds: Feeds) -> npt.NDArray
     return matrix
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     task=st.sampled_from(["binary", "multiclass", "regression"]),
     taught=st.lists(ROWS, min_size=1, max_size=12),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from everloop_contracts.pipeline import Pipeline
@@ -133,7 +133,6 @@ ROWS = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None)
 @given(rows=st.lists(ROWS, min_size=1, max_size=6))
 def test_rows_and_tables_give_the_same_feeds(
     rows: list[dict[str, Any]], inputs: tuple[InputSpec, ...]

@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2 as native
 from everloop_contracts.stubs.inference import grpc_service_pb2 as oip
 from everloop_features.inputs import Block, Feeds
-from everloop_inference import cost, deadlines
+from everloop_inference import cost
 from everloop_inference.adapters.engines import LocalEngines
 from everloop_inference.batching import Capacity
 from everloop_inference.cost import Cost
@@ -41,14 +41,15 @@ from everloop_inference.fakes import (
     sample_artifact,
     told,
 )
-from everloop_inference.http_app import HttpApp
+from everloop_inference.http import deadlines
+from everloop_inference.http.app import HttpApp
 from everloop_inference.metrics import DROPPED
 from everloop_inference.models.load import Loader
 from everloop_inference.models.swap import Models
 from everloop_inference.predict import Predictor
+from everloop_inference.protocols.tensors import DTYPES, raw_values
 from everloop_inference.rpc import Abort
 from everloop_inference.servicer import NativeServicer, OipServicer
-from everloop_inference.tensors import DTYPES, raw_values
 from everloop_runtime.errors import EverloopError, Kind
 
 TASKS = {"flights": "binary", "kind": "multiclass", "delay": "regression"}
@@ -260,9 +261,7 @@ DOORS: list[Any] = [
 
 
 @pytest.mark.slow
-@settings(
-    max_examples=1, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=1, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 1 << 32))
 def test_thousands_of_concurrent_rows_each_get_their_own_answer(
     core: Callable[..., Core], seed: int
@@ -331,9 +330,7 @@ def test_what_comes_in_one_turn_runs_as_one_batch_and_a_lone_row_at_once(
 
 
 @given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=40), limit=st.integers(1, 64))
-@settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_requests_of_any_size_get_their_own_rows_back(
     core: Callable[..., Core], sizes: list[int], limit: int
 ) -> None:

@@ -153,9 +153,7 @@ ROWS = st.lists(
 
 
 @both_servers
-@settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=ROWS)
 def test_every_door_gives_the_model_s_own_answer(doors: Doors, rows: list[dict[str, Any]]) -> None:
     model = doors.replica.models.get("flights")

@@ -30,7 +30,7 @@ from everloop_inference.fakes import (
     request,
     sample_artifact,
 )
-from everloop_inference.http_app import HttpApp
+from everloop_inference.http.app import HttpApp
 from everloop_inference.models.load import Loader
 from everloop_inference.models.swap import Models
 from everloop_inference.predict import Predictor
@@ -77,7 +77,7 @@ def background(predictor: Predictor) -> list[dict[str, Any]]:
     return [ROW, {**ROW, "age": None, "carrier": "UA"}, {**ROW, "weekend": None, "stops": 4}]
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow])
 @given(
     carrier=st.sampled_from(["AA", "UA", "ZZ"]),
     distance=st.floats(0, 3000, width=32),

@@ -17,7 +17,7 @@ import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from everloop_inference.http_listener import HttpLimits, HttpServer
+from everloop_inference.http.listener import HttpLimits, HttpServer
 
 Dialogue = Callable[["Caller"], Awaitable[None]]
 
@@ -441,7 +441,7 @@ def test_stopping_answers_what_was_asked_and_closes_what_is_idle() -> None:
 
 
 @given(st.binary(max_size=200))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_whatever_comes_the_next_caller_is_answered(content: bytes) -> None:
     async def dialogue(caller: Caller) -> None:
         caller.send(content)

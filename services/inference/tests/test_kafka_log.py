@@ -21,12 +21,12 @@ from everloop_inference.adapters.engines import LocalEngines
 from everloop_inference.adapters.kafka import KafkaSink
 from everloop_inference.domain import ServingPolicy, Wanted
 from everloop_inference.fakes import ROW, MemoryArtifacts, ask, sample_artifact
+from everloop_inference.log.prediction_log import PredictionLog
+from everloop_inference.log.spill import Spill
 from everloop_inference.models.load import Loader
 from everloop_inference.models.swap import Models
 from everloop_inference.ports import Message, Outcome
 from everloop_inference.predict import Predictor
-from everloop_inference.prediction_log import PredictionLog
-from everloop_inference.spill import Spill
 from everloop_runtime.events import decode
 
 MESSAGE = Message("flights", 1, "everloop.predictions", b"flights", b"x", ())

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from everloop_inference.log_files import OLD_FILES, log_to_file
+from everloop_inference.placement.log_files import OLD_FILES, log_to_file
 
 
 @pytest.fixture

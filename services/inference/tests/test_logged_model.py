@@ -15,13 +15,13 @@ import pytest
 
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2 as native
 from everloop_features.inputs import feeds_from_rows
-from everloop_inference import native_json, native_proto, oip_json
 from everloop_inference.adapters.engines import LocalEngines
 from everloop_inference.adapters.pyfunc import PyfuncEngine, has_other_flavor
 from everloop_inference.domain import Call, EngineKind
 from everloop_inference.fakes import INPUTS, ROW, Artifact, ask, sample_artifact
 from everloop_inference.metrics import SLOW
 from everloop_inference.models.load import Loader
+from everloop_inference.protocols import native_json, native_proto, oip_json
 from everloop_runtime.errors import EverloopError
 
 pytestmark = [

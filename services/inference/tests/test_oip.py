@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 
 from everloop_contracts.stubs.inference import grpc_service_pb2 as oip
 from everloop_features.inputs import feeds_from_rows
-from everloop_inference import oip_json, oip_proto
 from everloop_inference.adapters.engines import LocalEngines
 from everloop_inference.domain import ServingPolicy, Wanted
 from everloop_inference.fakes import (
@@ -31,13 +30,14 @@ from everloop_inference.fakes import (
     sample_artifact,
     told,
 )
-from everloop_inference.http_app import HttpApp
+from everloop_inference.http.app import HttpApp
 from everloop_inference.models.load import Loader
 from everloop_inference.models.swap import Models
 from everloop_inference.predict import Predictor
+from everloop_inference.protocols import oip_json, oip_proto
+from everloop_inference.protocols.tensors import raw_values
 from everloop_inference.rpc import Abort
 from everloop_inference.servicer import OipServicer
-from everloop_inference.tensors import raw_values
 
 EXACT = {**ROW, "distance": 96.0, "stops": 2, "age": 4.0}
 TYPED = {
@@ -338,7 +338,7 @@ def single_rows(draw: st.DrawFn) -> list[dict[str, Any]]:
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(row=single_rows())
 def test_the_short_way_for_a_single_row_says_what_the_long_way_says(
     server: Server, row: list[dict[str, Any]]

@@ -28,7 +28,7 @@ from everloop_inference.domain import PoolPolicy, Production, Strategy, Wanted
 from everloop_inference.fakes import ROW, sample_artifact
 from everloop_inference.ongoing import Ongoing
 from everloop_inference.placement.autoscaling import ONGOING, policy, pool_policy
-from everloop_inference.pools import Pools
+from everloop_inference.pools.pools import Pools
 from everloop_inference.ports import HttpReply, HttpRequest, Lost, RpcReply, RpcRequest
 from everloop_inference.replica import Replica
 from everloop_inference.settings import InferenceSettings

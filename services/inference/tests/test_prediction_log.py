@@ -16,16 +16,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from everloop_contracts.stubs.everloop.inference.v1.events_pb2 import PredictionsLogged
-from everloop_inference import log_events
 from everloop_inference.adapters.engines import LocalEngines
 from everloop_inference.domain import ServedModel
 from everloop_inference.fakes import ROW, MemorySink, ask
+from everloop_inference.log import events as log_events
+from everloop_inference.log.prediction_log import PredictionLog
+from everloop_inference.log.spill import DAMAGED_FILES, Spill
 from everloop_inference.models.load import Loader
 from everloop_inference.models.swap import Models, Served
 from everloop_inference.ports import Message, Outcome
 from everloop_inference.predict import Predictor
-from everloop_inference.prediction_log import PredictionLog
-from everloop_inference.spill import DAMAGED_FILES, Spill
 from everloop_runtime.events import decode
 
 
@@ -475,9 +475,7 @@ def test_events_larger_than_a_broker_takes_are_split(
     it.log.close()
 
 
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     steps=st.lists(st.tuples(st.integers(1, 12), st.booleans()), min_size=1, max_size=15),
     spill_bytes=st.sampled_from([0, 2000, 1 << 30]),

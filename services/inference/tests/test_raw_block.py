@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from everloop_contracts.pipeline import FieldType
 from everloop_contracts.stubs.inference import grpc_service_pb2 as oip
 from everloop_features.inputs import Block, InputSpec, Layout
-from everloop_inference import oip_proto
-from everloop_inference.raw_block import raw_block
-from everloop_inference.tensors import block_from_plain, block_from_tensors, raw_values
+from everloop_inference.protocols import oip_proto
+from everloop_inference.protocols.raw_block import raw_block
+from everloop_inference.protocols.tensors import block_from_plain, block_from_tensors, raw_values
 
 LAYOUT = Layout(
     [
@@ -74,7 +74,6 @@ def same(one: tuple[Block, Sequence[str]] | None, other: tuple[Block, Sequence[s
     assert list(one[1]) == list(other[1])
 
 
-@settings(deadline=None)
 @given(rows)
 def test_raw_contents_are_the_block_that_they_are_tensor_by_tensor(
     given: list[dict[str, Any]],
@@ -84,7 +83,6 @@ def test_raw_contents_are_the_block_that_they_are_tensor_by_tensor(
     same(raw_block(request, LAYOUT, "id"), long)
 
 
-@settings(deadline=None)
 @given(rows)
 def test_plain_columns_are_the_block_of_their_rows(given: list[dict[str, Any]]) -> None:
     plain: dict[str, list[Any]] = {name: [row[name] for row in given] for name in DATATYPES}

@@ -50,16 +50,16 @@ from everloop_inference.fakes import (
     request,
     sample_artifact,
 )
-from everloop_inference.http_app import HttpApp
+from everloop_inference.http.app import HttpApp
 from everloop_inference.metrics import MIRRORS_DROPPED
 from everloop_inference.models import arms
 from everloop_inference.models.load import Loader
 from everloop_inference.models.swap import Models
 from everloop_inference.models.trial import OnTrial
 from everloop_inference.predict import Predictor
+from everloop_inference.protocols.tensors import DTYPES, block_from_plain, raw_values
 from everloop_inference.rollouts.metrics import TrialMetrics
 from everloop_inference.servicer import NativeServicer, OipServicer
-from everloop_inference.tensors import DTYPES, block_from_plain, raw_values
 from everloop_runtime.errors import EverloopError, Kind
 
 FIELDS = (*(spec.name for spec in INPUTS), "flight_id", "customer")
@@ -222,7 +222,7 @@ def core(tmp_path: Path) -> Callable[..., Core]:
 # Who gets a request.
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(percent=st.floats(0, 100), rollout=st.text(max_size=20), prefix=st.text(max_size=20))
 def test_the_candidate_gets_its_share(percent: float, rollout: str, prefix: str) -> None:
     on = on_trial(percent, rollout)
@@ -911,9 +911,7 @@ def test_the_end_of_a_trial_changes_one_reference(core: Callable[..., Core]) -> 
     assert it.models.trials == {}
 
 
-@settings(
-    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 1 << 32))
 def test_the_counts_are_exact_whatever_runs_at_once(core: Callable[..., Core], seed: int) -> None:
     it = core()

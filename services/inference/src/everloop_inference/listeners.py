@@ -16,11 +16,11 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2_grpc as native_grpc
 from everloop_contracts.stubs.inference import grpc_service_pb2_grpc as oip_grpc
 from everloop_inference.addresses import bound
-from everloop_inference.http_app import HttpApp
-from everloop_inference.http_listener import HttpLimits, HttpServer
+from everloop_inference.http.app import HttpApp
+from everloop_inference.http.listener import HttpLimits, HttpServer
 from everloop_inference.metrics import GRPC_CLOSED
-from everloop_inference.pass_on import pass_on
-from everloop_inference.pools import Pools
+from everloop_inference.pools.pass_on import pass_on
+from everloop_inference.pools.pools import Pools
 from everloop_inference.ports import HttpReply, HttpRequest, RpcReply, RpcRequest
 from everloop_inference.predict import Predictor
 from everloop_inference.receiver import Receiver

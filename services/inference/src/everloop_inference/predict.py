@@ -29,8 +29,8 @@ from everloop_inference.metrics import count_batch
 from everloop_inference.models.swap import Models, Served
 from everloop_inference.models.trial import OnTrial
 from everloop_inference.ports import Log
+from everloop_inference.protocols.tensors import Tensor
 from everloop_inference.rollouts.mirror import Copy, Mirror
-from everloop_inference.tensors import Tensor
 
 __all__ = ["Predictor"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 
-from everloop_inference.http_app import HttpApp
+from everloop_inference.http.app import HttpApp
 from everloop_inference.ports import HttpReply, HttpRequest, RpcReply, RpcRequest
 from everloop_inference.rpc import Abort, Methods
 from everloop_inference.rpc.metadata import Metadata

@@ -18,19 +18,19 @@ from everloop_inference.adapters.registry import GrpcRegistry
 from everloop_inference.batching import Capacity
 from everloop_inference.domain import Production, ServingPolicy
 from everloop_inference.listeners import Listeners
+from everloop_inference.log.prediction_log import PredictionLog
+from everloop_inference.log.spill import Spill
 from everloop_inference.metrics import LATENCY
 from everloop_inference.metrics_push import MetricsPush
 from everloop_inference.models.load import Loader
 from everloop_inference.models.swap import Models
 from everloop_inference.ongoing import Ongoing
-from everloop_inference.pools import Pools
+from everloop_inference.pools.pools import Pools
 from everloop_inference.ports import Artifacts, Elsewhere, LogSink, Registry
 from everloop_inference.predict import Predictor
-from everloop_inference.prediction_log import PredictionLog
 from everloop_inference.reconcile import Reconciler
 from everloop_inference.rollouts.metrics import TrialMetrics
 from everloop_inference.settings import InferenceSettings
-from everloop_inference.spill import Spill
 
 __all__ = ["Replica"]
 

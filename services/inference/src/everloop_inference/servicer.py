@@ -17,13 +17,14 @@ from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2 as nati
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2_grpc as native_grpc
 from everloop_contracts.stubs.inference import grpc_service_pb2 as oip
 from everloop_contracts.stubs.inference import grpc_service_pb2_grpc as oip_grpc
-from everloop_inference import native_proto, oip_json, oip_proto, stream
+from everloop_inference import stream
 from everloop_inference.domain import Answer, Call
 from everloop_inference.grpc_errors import aborted, failure
 from everloop_inference.metrics import Door
-from everloop_inference.pools import Pools
+from everloop_inference.pools.pools import Pools
 from everloop_inference.ports import RpcRequest
 from everloop_inference.predict import Predictor
+from everloop_inference.protocols import native_proto, oip_json, oip_proto
 from everloop_runtime.errors import INTERNAL, EverloopError
 from everloop_runtime.telemetry import span
 

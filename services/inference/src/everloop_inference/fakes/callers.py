@@ -10,7 +10,7 @@ from typing import Any
 from google.rpc import status_pb2
 
 from everloop_inference.domain import Answer, Call
-from everloop_inference.http_app import HttpApp
+from everloop_inference.http.app import HttpApp
 from everloop_inference.predict import Predictor
 from everloop_inference.rpc import Abort
 

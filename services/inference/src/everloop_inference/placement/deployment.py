@@ -14,9 +14,9 @@ from ray.serve.handle import DeploymentHandle
 from everloop_inference.adapters.serve_handle import ServeHandle
 from everloop_inference.domain import ServingPolicy
 from everloop_inference.listeners import STOP_SECONDS
-from everloop_inference.log_files import log_to_file
 from everloop_inference.placement import autoscaling
 from everloop_inference.placement.autoscaling import ONGOING
+from everloop_inference.placement.log_files import log_to_file
 from everloop_inference.ports import HttpReply, HttpRequest, RpcReply, RpcRequest
 from everloop_inference.replica import Replica
 from everloop_inference.settings import InferenceSettings

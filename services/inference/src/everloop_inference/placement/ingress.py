@@ -20,10 +20,11 @@ from starlette.responses import Response
 
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2 as native
 from everloop_contracts.stubs.inference import grpc_service_pb2 as oip
-from everloop_inference import native_proto, stream
+from everloop_inference import stream
 from everloop_inference.adapters.serve_handle import ServeHandle
 from everloop_inference.grpc_errors import failure, replied
 from everloop_inference.ports import Elsewhere, HttpRequest, Lost, RpcReply, RpcRequest
+from everloop_inference.protocols import native_proto
 from everloop_runtime.errors import CODES, INTERNAL, EverloopError, Kind
 
 __all__ = ["SERVICERS", "RayIngress", "application"]

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from everloop_features.inputs import Block
-from everloop_inference.books import Books
 from everloop_inference.domain import Answer
-from everloop_inference.log_events import Entry, messages
+from everloop_inference.log.books import Books
+from everloop_inference.log.events import Entry, messages
+from everloop_inference.log.spill import Damaged, Spill
 from everloop_inference.ports import LogSink, Message, Outcome
-from everloop_inference.spill import Damaged, Spill
 
 __all__ = ["PredictionLog"]
 

@@ -11,9 +11,9 @@ import numpy.typing as npt
 from everloop_contracts.stubs.inference import grpc_service_pb2 as oip
 from everloop_features.inputs import Block
 from everloop_inference.domain import Answer, ServedModel
-from everloop_inference.oip_json import PLATFORM
-from everloop_inference.raw_block import raw_block
-from everloop_inference.tensors import (
+from everloop_inference.protocols.oip_json import PLATFORM
+from everloop_inference.protocols.raw_block import raw_block
+from everloop_inference.protocols.tensors import (
     DTYPES,
     Tensor,
     block_from_plain,

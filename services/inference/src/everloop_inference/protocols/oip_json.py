@@ -16,7 +16,7 @@ import numpy as np
 
 from everloop_features.inputs import Block
 from everloop_inference.domain import Answer, ServedModel, Wanted
-from everloop_inference.tensors import (
+from everloop_inference.protocols.tensors import (
     DTYPES,
     Tensor,
     block_from_plain,

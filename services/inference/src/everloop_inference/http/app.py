@@ -20,13 +20,14 @@ import orjson
 import yaml
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from everloop_inference import deadlines, native_json, oip_json
 from everloop_inference.domain import Answer, Call, Wanted
+from everloop_inference.http import deadlines
+from everloop_inference.http.routes import Asked, Route, route
 from everloop_inference.metrics import Door
-from everloop_inference.pools import Pools
+from everloop_inference.pools.pools import Pools
 from everloop_inference.ports import HttpRequest
 from everloop_inference.predict import Predictor
-from everloop_inference.routes import Asked, Route, route
+from everloop_inference.protocols import native_json, oip_json
 from everloop_runtime.errors import HTTP_STATUS, INTERNAL, EverloopError, Kind, not_json
 from everloop_runtime.telemetry import span
 

@@ -15,7 +15,7 @@ import numpy as np
 from everloop_contracts.pipeline import FieldType
 from everloop_contracts.stubs.inference import grpc_service_pb2 as oip
 from everloop_features.inputs import Block, Layout
-from everloop_inference.tensors import texts_from_raw
+from everloop_inference.protocols.tensors import texts_from_raw
 
 __all__ = ["raw_block"]
 

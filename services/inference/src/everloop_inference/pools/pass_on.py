@@ -8,7 +8,7 @@ from typing import Any, Final
 import grpc
 
 from everloop_inference.grpc_errors import aborted
-from everloop_inference.pools import Pools
+from everloop_inference.pools.pools import Pools
 from everloop_inference.ports import RpcRequest
 from everloop_inference.rpc import Abort, Methods
 from everloop_inference.rpc.methods import Handler

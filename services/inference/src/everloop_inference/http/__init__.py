@@ -1,0 +1,1 @@
+"""HTTP: the listener, and the application behind it."""

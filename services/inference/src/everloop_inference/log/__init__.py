@@ -1,0 +1,1 @@
+"""The prediction log: from an answer to the broker, with books, over the disk while the broker is away."""

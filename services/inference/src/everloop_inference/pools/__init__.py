@@ -1,0 +1,1 @@
+"""Models in pools of their own, and the way of their requests there and back."""
