@@ -115,7 +115,7 @@ def modelled(chosen: Sequence[tuple[int, int, Event]]) -> list[tuple[int, str, b
     return sorted((second, name, labels.get(name)) for name, second in rows.items())
 
 
-@settings(max_examples=25)
+@settings(max_examples=10)
 @given(cuts)
 def test_any_sequence_of_cuts_gives_the_rows_of_one_build_from_scratch(
     pipeline: Pipeline, chosen: list[list[tuple[int, list[Event]]]]
