@@ -79,6 +79,7 @@ class FakeEverloop:
         self.ruled: list[Any] = []
         self.asked_datasets: list[int] = []
         self.mlflow_away = False
+        self.artifacts: list[tuple[str, bytes]] = []
         self.entries: list[registry_pb2.AuditEntry] = []
         self.verified = registry_pb2.VerifyAuditResponse(intact=True)
         self.noted_heads: list[str] = []
@@ -322,6 +323,10 @@ class Registry(registry_pb2_grpc.RegistryServiceServicer):
                 context, grpc.StatusCode.NOT_FOUND, "VERSION_NOT_FOUND", "flight-delays has no v9"
             )
         return registry_pb2.GetModelVersionResponse(version=self.fake.model(request.version or 2))
+
+    def GetArtifacts(self, request: Any, context: Any) -> Any:
+        for path, data in self.fake.artifacts:
+            yield registry_pb2.GetArtifactsResponse(path=path, data=data)
 
     def ListProduction(self, request: Any, context: Any) -> Any:
         running = [
@@ -618,7 +623,7 @@ def addresses(fake: FakeEverloop) -> Iterator[Addresses]:
     server = grpc.server(ThreadPoolExecutor(8))
     ingest_pb2_grpc.add_IngestServiceServicer_to_server(Ingest(fake), server)  # type: ignore[abstract]
     training_pb2_grpc.add_TrainingServiceServicer_to_server(Training(fake), server)
-    registry_pb2_grpc.add_RegistryServiceServicer_to_server(Registry(fake), server)  # type: ignore[abstract]
+    registry_pb2_grpc.add_RegistryServiceServicer_to_server(Registry(fake), server)
     monitoring_pb2_grpc.add_MonitoringServiceServicer_to_server(Monitoring(), server)  # type: ignore[abstract]
     inference_pb2_grpc.add_InferenceServiceServicer_to_server(Inference(fake), server)  # type: ignore[abstract]
     grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Tensors(fake), server)  # type: ignore[abstract]

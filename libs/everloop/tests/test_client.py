@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from everloop import Addresses, Everloop, EverloopError
+from everloop_contracts.artifacts import artifact_sha256, digests
 
 MODEL = "flight-delays"
 ROW = {"flight_id": "UA-1", "carrier": "UA", "wind_gust": None}
@@ -161,6 +162,27 @@ def test_trace_joins_prediction_lineage_and_dataset(everloop):
     assert found.prediction.record_id == "UA-1"
     assert found.lineage.version.version == found.prediction.model_version == 2
     assert found.dataset.git_tag == f"{MODEL}/v2"
+
+
+def test_files_are_written_if_they_are_those_that_were_registered(everloop, fake, tmp_path: Path):
+    fake.artifacts = [("model.onnx", b"gra"), ("model.onnx", b"ph"), ("model/MLmodel", b"")]
+    version = everloop.model(MODEL)
+    everloop.download(version, tmp_path)
+    assert (tmp_path / "model.onnx").read_bytes() == b"graph"
+    version.artifact_sha256 = artifact_sha256(digests(tmp_path))
+    everloop.download(version, tmp_path)
+    fake.artifacts[1] = ("model.onnx", b"PH")
+    with pytest.raises(EverloopError) as caught:
+        everloop.download(version, tmp_path)
+    assert caught.value.reason == "CHECKSUM_MISMATCH"
+
+
+@pytest.mark.parametrize("path", ["../model.onnx", "/model.onnx", ""])
+def test_no_file_is_written_beside_the_folder(everloop, fake, tmp_path: Path, path):
+    fake.artifacts = [(path, b"graph")]
+    with pytest.raises(ValueError, match="no path below a folder"):
+        everloop.download(everloop.model(MODEL), tmp_path / "here")
+    assert list(tmp_path.rglob("*.onnx")) == []
 
 
 def test_the_environment_says_where_a_stack_is_that_is_not_here(tmp_path: Path):

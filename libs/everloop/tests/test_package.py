@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,12 +14,33 @@ from everloop_contracts.stubs.everloop.registry.v1.registry_pb2 import ModelVers
 
 ROOT = Path(__file__).parents[3]
 PIPELINES = ROOT / "pipelines"
-NOWHERE = "http://127.0.0.1:1"
+FILES = {
+    "model.onnx": b"graph",
+    "manifest.json": b"{}",
+    "golden.json": b"[]",
+    "model/MLmodel": b"logged",
+}
+GRAPH = hashlib.sha256(FILES["model.onnx"]).hexdigest()
 
 
-def refused(version: ModelVersion, folder: Path, pipelines: Path = PIPELINES) -> str:
+def download(version: ModelVersion, folder: Path) -> None:
+    for path, data in FILES.items():
+        (folder / path).parent.mkdir(exist_ok=True)
+        (folder / path).write_bytes(data)
+
+
+def away(version: ModelVersion, folder: Path) -> None:
+    raise EverloopError("UNAVAILABLE", "the gateway is away")
+
+
+def refused(
+    version: ModelVersion,
+    folder: Path,
+    pipelines: Path = PIPELINES,
+    download: Callable[[ModelVersion, Path], None] = download,
+) -> str:
     with pytest.raises(EverloopError) as caught:
-        write_package(version, NOWHERE, pipelines, folder)
+        write_package(version, download, pipelines, folder)
     return caught.value.reason
 
 
@@ -30,13 +53,23 @@ def test_only_an_export_of_a_known_pipeline_is_packaged(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_nothing_is_left_where_mlflow_is_away(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_package_holds_what_the_image_reads_and_no_more(tmp_path: Path) -> None:
+    version = ModelVersion(model="flight-delays", version=2, run_id="run", onnx_sha256=GRAPH)
+    write_package(version, download, PIPELINES, tmp_path / "package")
+    model = tmp_path / "package" / "model"
+    assert {path.name for path in model.iterdir()} == {
+        *("model.onnx", "manifest.json", "golden.json"),
+        *("pipeline.yaml", "version.json"),
+    }
+    assert (model / "model.onnx").read_bytes() == FILES["model.onnx"]
+
+
+def test_nothing_is_left_of_what_cannot_be_had_or_is_not_what_was_registered(
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     version = ModelVersion(model="flight-delays", version=2, run_id="run", onnx_sha256="ab")
-    assert refused(version, tmp_path / "package") == "ARTIFACT_UNAVAILABLE"
+    assert refused(version, tmp_path / "package", download=away) == "UNAVAILABLE"
+    assert refused(version, tmp_path / "package") == "CHECKSUM_MISMATCH"
     assert list(tmp_path.iterdir()) == []
 
 

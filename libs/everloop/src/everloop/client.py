@@ -11,6 +11,7 @@ What the services answer is given back as their own Protobuf messages.
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from everloop.errors import EverloopError
 from everloop.push import Pushed, Rejection, batches
 from everloop.rows import Row, Unsendable, plain
 from everloop.wire import call, check_http, http_failure, stream
+from everloop_contracts.artifacts import artifact_sha256, digests, write_files
 from everloop_contracts.grpc_client import channel
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2, inference_pb2_grpc
 from everloop_contracts.stubs.everloop.ingest.v1 import (
@@ -459,6 +461,21 @@ class Everloop:
         """Returns one version; 0 is the one in Production."""
         request = registry_pb2.GetModelVersionRequest(model=model, version=version)
         return call(self._registry().GetModelVersion, request, self.timeout).version
+
+    def download(self, version: registry_pb2.ModelVersion, folder: Path) -> None:
+        """Writes the files of a version below a folder, and holds them against what the registry knows of them.
+
+        Raises:
+            EverloopError: The gateway cannot have them now; or reason CHECKSUM_MISMATCH.
+        """
+        request = registry_pb2.GetArtifactsRequest(model=version.model, version=version.version)
+        with contextlib.closing(stream(self._registry().GetArtifacts, request)) as parts:
+            write_files(parts, folder)
+        if version.artifact_sha256 not in ("", artifact_sha256(digests(folder))):
+            raise EverloopError(
+                "CHECKSUM_MISMATCH",
+                f"the files of {version.model} version {version.version} are not those that were registered",
+            )
 
     def production(self, model: str = "") -> list[registry_pb2.ModelVersion]:
         """Returns the Production version of a model, or of all."""

@@ -18,8 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from everloop.errors import EverloopError
+from everloop_contracts.artifacts import EXPORT
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from everloop_contracts.stubs.everloop.registry.v1.registry_pb2 import ModelVersion
 
 __all__ = ["Target", "dockerfile", "write_package"]
@@ -34,6 +37,8 @@ class Target(StrEnum):
     """AWS Lambda. The image asks for events."""
 
 
+_SERVED = (EXPORT, "manifest.json", "golden.json")
+"""What the image reads of a version's files: it has nothing that could load the logged model."""
 _DOCKERFILE = """\
 # {model} version {version}: docker build --tag {model}:{version} .
 ARG SERVER={server}:{everloop}
@@ -47,7 +52,7 @@ LABEL org.opencontainers.image.title="{model}" \\
 
 def write_package(
     version: ModelVersion,
-    mlflow_uri: str,
+    download: Callable[[ModelVersion, Path], None],
     pipelines: Path,
     folder: Path,
     target: Target = Target.CONTAINER,
@@ -56,14 +61,14 @@ def write_package(
 
     Args:
         version: From the registry.
-        mlflow_uri: Address of the MLflow server that holds its artifacts.
+        download: See `Everloop.download`.
         pipelines: Folder of pipeline specifications.
         folder: Must not exist.
         target: What is to run it.
 
     Raises:
-        EverloopError: reason EXPORT_MISSING, PIPELINE_NOT_FOUND, ARTIFACT_UNAVAILABLE, CHECKSUM_MISMATCH or
-            FOLDER_EXISTS.
+        EverloopError: reason EXPORT_MISSING, PIPELINE_NOT_FOUND, CHECKSUM_MISMATCH or FOLDER_EXISTS; or its files
+            cannot be had.
     """
     what = f"{version.model} version {version.version}"
     if not version.onnx_sha256:
@@ -76,8 +81,12 @@ def write_package(
         made = Path(scratch, "package")
         model = made / "model"
         model.mkdir(parents=True)
-        _fetch(version.run_id, mlflow_uri, model)
-        if hashlib.sha256((model / "model.onnx").read_bytes()).hexdigest() != version.onnx_sha256:
+        everything = Path(scratch, "files")
+        everything.mkdir()
+        download(version, everything)
+        for name in _SERVED:
+            shutil.move(everything / name, model)
+        if hashlib.sha256((model / EXPORT).read_bytes()).hexdigest() != version.onnx_sha256:
             raise EverloopError(
                 "CHECKSUM_MISMATCH", f"the graph of {what} is not the one that was registered"
             )
@@ -124,30 +133,6 @@ def _specification(model: str, pipelines: Path) -> Path:
         f"no pipeline of {pipelines} is called {model}",
         "set EVERLOOP_PIPELINES_DIR to the folder of its file",
     )
-
-
-def _fetch(run_id: str, mlflow_uri: str, folder: Path) -> None:
-    """Downloads the files of a version as a replica does."""
-    import mlflow
-    from mlflow.exceptions import MlflowException
-
-    # Not as an argument: MLflow looks a run's models up at the server of the process.
-    mlflow.set_tracking_uri(mlflow_uri)
-    with tempfile.TemporaryDirectory() as scratch:
-        try:
-            for name in ("model", "everloop/manifest.json", "everloop/golden.json"):
-                mlflow.artifacts.download_artifacts(f"runs:/{run_id}/{name}", dst_path=scratch)
-        except (MlflowException, OSError) as error:
-            raise EverloopError(
-                "ARTIFACT_UNAVAILABLE",
-                f"MLflow at {mlflow_uri} does not give run {run_id}: {error}",
-            ) from error
-        found = Path(scratch)
-        (graph,) = found.rglob("*.onnx")
-        shutil.move(graph, folder / "model.onnx")
-        for name in ("manifest.json", "golden.json"):
-            (path,) = found.rglob(name)
-            shutil.move(path, folder / name)
 
 
 def _task_definition(version: ModelVersion) -> dict[str, object]:

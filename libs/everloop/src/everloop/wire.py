@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any, TypeVar
 
 import grpc
@@ -60,7 +60,7 @@ def call(
         pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
 
-def stream(method: Callable[..., Any], request: Any, patience: float = 0.0) -> Iterator[Any]:
+def stream(method: Callable[..., Any], request: Any, patience: float = 0.0) -> Generator[Any]:
     """Reads a server stream to its end, however long that takes.
 
     Args:

@@ -3,15 +3,53 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from pathlib import Path
+import itertools
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
-__all__ = ["COMPILED", "EXPORT", "artifact_sha256", "digests"]
+if TYPE_CHECKING:
+    from everloop_contracts.stubs.everloop.registry.v1.registry_pb2 import GetArtifactsResponse
+
+__all__ = ["COMPILED", "EXPORT", "TooLarge", "artifact_sha256", "digests", "write_files"]
 
 EXPORT = "model.onnx"
 """The exported graph among them."""
 COMPILED = "__pycache__"
 """Folder of what Python has compiled: never among them."""
+
+
+class TooLarge(Exception):
+    """The files are more than they may be."""
+
+
+def write_files(
+    parts: Iterable[GetArtifactsResponse], folder: Path, most_bytes: int = 2 * 1024**3
+) -> None:
+    """Writes the files that a gateway hands out below a folder.
+
+    Raises:
+        TooLarge: they are more than `most_bytes`; what has come by then is there.
+        ValueError: the path of one leads out of the folder.
+        OSError: one cannot be written.
+    """
+    size = 0
+    for path, parts_of_file in itertools.groupby(parts, lambda part: part.path):
+        target = folder / _inside(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("wb") as file:
+            for part in parts_of_file:
+                size += len(part.data)
+                if size > most_bytes:
+                    raise TooLarge(f"more than {most_bytes} bytes")
+                file.write(part.data)
+
+
+def _inside(path: str) -> PurePosixPath:
+    found = PurePosixPath(path)
+    if found.is_absolute() or ".." in found.parts or not found.parts:
+        raise ValueError(f"{path!r} is no path below a folder")
+    return found
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -44,9 +44,9 @@ def package(
         raise EverloopError("INVALID_VERSION", f"'{number}' is no version", "say MODEL@NUMBER")
     with connected(ctx) as everloop:
         version = everloop.model(name, int(number or 0))
-        places = everloop.addresses
-    folder = to or Path(f"{version.model}-{version.version}")
-    write_package(version, places.mlflow_uri, Path(places.pipelines_dir), folder, target)
+        folder = to or Path(f"{version.model}-{version.version}")
+        pipelines = Path(everloop.addresses.pipelines_dir)
+        write_package(version, everloop.download, pipelines, folder, target)
     tag = f"{version.model}:{version.version}"
     command = ["docker", "build", "--tag", tag, str(folder)]
     say(f"{version.model} v{version.version} is in {folder}")

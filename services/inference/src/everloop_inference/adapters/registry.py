@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import random
 import time
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Final
 
+from everloop_contracts.artifacts import TooLarge, write_files
 from everloop_contracts.stubs.everloop.registry.v1 import registry_pb2, registry_pb2_grpc
 from everloop_inference.domain import ArmStats, Production, Strategy, Trial, Wanted
 from everloop_inference.ports import Report
@@ -100,35 +100,25 @@ class GrpcRegistry:
     def _receive(
         self, request: registry_pb2.GetArtifactsRequest, folder: Path, seconds: float
     ) -> None:
-        size = 0
         with contextlib.closing(stream(self._stub.GetArtifacts, request, timeout=seconds)) as parts:
-            for path, parts_of_file in itertools.groupby(parts, lambda part: part.path):
-                target = folder / _inside(path)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with target.open("wb") as file:
-                    for part in parts_of_file:
-                        size += len(part.data)
-                        if size > self._most_bytes:
-                            raise EverloopError(
-                                Kind.PRECONDITION,
-                                "ARTIFACT_TOO_LARGE",
-                                f"the files of {request.model} version {request.version} are more than "
-                                f"{self._most_bytes} bytes: raise EVERLOOP_ARTIFACT_CACHE_BYTES",
-                                model=request.model,
-                            )
-                        file.write(part.data)
+            try:
+                write_files(parts, folder, self._most_bytes)
+            except TooLarge as error:
+                raise EverloopError(
+                    Kind.PRECONDITION,
+                    "ARTIFACT_TOO_LARGE",
+                    f"the files of {request.model} version {request.version} are {error}: raise "
+                    "EVERLOOP_ARTIFACT_CACHE_BYTES",
+                    model=request.model,
+                ) from error
+            except ValueError as error:
+                raise EverloopError(
+                    Kind.INTERNAL, "BAD_PATH", f"the gateway names a file: {error}"
+                ) from error
 
     def close(self) -> None:
         """See `ports.Registry`."""
         self._channel.close()
-
-
-def _inside(path: str) -> PurePosixPath:
-    """A path that leads out of no folder."""
-    found = PurePosixPath(path)
-    if found.is_absolute() or ".." in found.parts or not found.parts:
-        raise EverloopError(Kind.INTERNAL, "BAD_PATH", f"the gateway names a file {path!r}")
-    return found
 
 
 def _wanted(item: registry_pb2.ModelVersion) -> Wanted:
