@@ -5,18 +5,18 @@ from __future__ import annotations
 import socket
 from datetime import UTC, datetime
 
+import grpc
 import pytest
 
 from everloop_contracts.stubs.everloop.monitoring.v1 import monitoring_pb2, monitoring_pb2_grpc
+from everloop_monitor.app import grpc_server
 from everloop_monitor.evaluate import Evaluator
 from everloop_monitor.fakes import FakeDetectors
 from everloop_monitor.record import log_predictions, record_actuals, watch_version
-from everloop_monitor.servicer import MonitoringServicer
 from everloop_monitor.settings import MonitorSettings
 from everloop_monitor.warn import Lookout
 from everloop_runtime.clients import call, channel
 from everloop_runtime.errors import EverloopError, Kind
-from everloop_runtime.grpc_server import GrpcServer
 from everloop_runtime.service import Stopper
 
 NOW = datetime(2013, 5, 1, tzinfo=UTC)
@@ -44,13 +44,10 @@ def service(database, pipeline, make_batch, tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    settings = MonitorSettings(data_dir=tmp_path, grpc_address=address, drain_seconds=0)
-    servicer = MonitoringServicer(database, ["trips"])
-    server = GrpcServer(
-        settings,
-        ["everloop.monitoring.v1.MonitoringService"],
-        [lambda s: monitoring_pb2_grpc.add_MonitoringServiceServicer_to_server(servicer, s)],
+    settings = MonitorSettings(
+        data_dir=tmp_path, grpc_address=address, drain_seconds=0, grpc_workers=2, watchers=3
     )
+    server = grpc_server(settings, database, {"trips": pipeline})
     server.start(Stopper())
     with channel(address) as client:
         yield monitoring_pb2_grpc.MonitoringServiceStub(client)
@@ -96,6 +93,19 @@ def test_decisions_and_warnings_are_watched_as_they_are_made(
     stream.cancel()
     listed = ask(service.ListEarlyWarnings, monitoring_pb2.ListEarlyWarningsRequest())
     assert [one.feature for one in listed.early_warnings] == ["x"]
+
+
+def test_who_watches_holds_up_nobody_and_more_than_may_are_refused(service):
+    request = monitoring_pb2.WatchRequest(pipeline="trips")
+    watching = [service.Watch(request, timeout=20) for _ in range(3)]
+    for stream in watching:
+        stream.initial_metadata()
+    with pytest.raises(grpc.RpcError) as refused:
+        next(service.Watch(request, timeout=20))
+    assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    ask(service.ListAlerts, monitoring_pb2.ListAlertsRequest(pipeline="trips"))
+    for stream in watching:
+        stream.cancel()
 
 
 def ask(method, request):

@@ -27,7 +27,7 @@ from everloop_runtime.kafka import EventConsumer, OutboxRelay, Topics
 from everloop_runtime.metrics import MetricsServer
 from everloop_runtime.service import run
 
-__all__ = ["MIGRATIONS", "main"]
+__all__ = ["MIGRATIONS", "grpc_server", "main"]
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
@@ -62,7 +62,7 @@ def main() -> int:
     database = Database(settings.database_url)
     database.upgrade(MIGRATIONS)
     worker = _worker(settings, database, pipelines)
-    grpc = _grpc_server(settings, database, pipelines)
+    grpc = grpc_server(settings, database, pipelines)
     components = [
         MetricsServer(settings.metrics_address),
         Topics(settings.kafka_bootstrap),
@@ -116,9 +116,10 @@ def _worker(
     return Worker(evaluator, detectors.prepare, chores)
 
 
-def _grpc_server(
+def grpc_server(
     settings: MonitorSettings, database: Database, pipelines: Mapping[str, Pipeline]
 ) -> GrpcServer:
+    """The monitor's server, not started."""
     servicer = MonitoringServicer(database, pipelines)
     return GrpcServer(
         settings,
@@ -128,4 +129,5 @@ def _grpc_server(
                 servicer, server
             )
         ],
+        watched={f"/{SERVICE}/Watch": settings.watchers},
     )

@@ -22,6 +22,8 @@ class MonitorSettings(ServiceSettings):
     """Where the gRPC server listens, `host:port`."""
     metrics_address: str = "127.0.0.1:9404"
     """Where `/metrics` listens, `host:port`."""
+    watchers: int = Field(default=64, ge=1)
+    """Callers that may watch at once, each with a thread that looks once a second; more are refused."""
     retained_rows: int = Field(default=2_000_000, ge=1)
     """Predictions that are kept per pipeline; the oldest go first, and chunks that lose rows are closed."""
     retained_labels: int = Field(default=5_000_000, ge=1)
