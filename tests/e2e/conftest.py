@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from demo_run import Run, run_small
 from kills import Killer
+from libs.everloop_runtime.tests.collector import collecting
 from live_prometheus import series
 from notebook_run import run_all
 from readme_run import Reader
@@ -24,8 +25,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Runs once per session: it takes minutes. Then README.md is followed on the stack that is up."""
     root = tmp_path_factory.mktemp("run")
     try:
-        with Killer() as killer:
-            summary = run_small(root, killer, keep=True)
+        with Killer() as killer, collecting() as (endpoint, spans):
+            summary = run_small(root, killer, keep=True, OTEL_EXPORTER_OTLP_ENDPOINT=endpoint)
         outcomes = Reader(root / "demo", tmp_path_factory.mktemp("readme")).read()
         package = make_package(root)
         with Everloop.connect(root / "demo") as everloop:
@@ -35,7 +36,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         notebooks = run_all(root / "demo")
     finally:
         stack.down(root / "demo")
-    return Run(root, killer.killed, summary, outcomes, received, seen, package, golden, notebooks)
+    return Run(
+        root, killer.killed, summary, spans, outcomes, received, seen, package, golden, notebooks
+    )
 
 
 def make_package(root: Path) -> Path:

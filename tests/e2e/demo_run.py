@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from libs.everloop_runtime.tests.collector import Sent
 from readme_run import Outcome, Shown
 
 DEADLINE_SECONDS = 720.0
@@ -26,6 +27,7 @@ class Run:
         root: its folder.
         killed: the parts that were killed in it, in this order.
         summary: its summary.
+        spans: what its services sent to a collector of traces while it ran.
         readme: what came of everything that README.md shows, tried on its stack before that was stopped.
         received: messages that ingest had settled after that.
         series: what the panels of the dashboards ask, to how many series it returned; empty without Prometheus.
@@ -37,6 +39,7 @@ class Run:
     root: Path
     killed: Sequence[str]
     summary: dict[str, Any]
+    spans: Sequence[Sent]
     readme: Mapping[Shown, Outcome]
     received: int
     series: Mapping[str, int]
@@ -51,6 +54,7 @@ def run_small(
     *,
     keep: bool = False,
     program: str = "everloop.demo",
+    **variables: str,
 ) -> dict[str, Any]:
     """Runs the small slice to its end and returns its summary.
 
@@ -59,6 +63,7 @@ def run_small(
         watch: called again and again with the home while the demo runs.
         keep: leave the stack up; whoever asks for it stops it.
         program: the module to run.
+        variables: more of its environment.
 
     Raises:
         AssertionError: the demo failed; the message holds the end of its output.
@@ -67,7 +72,7 @@ def run_small(
     with output.open("wb") as out:
         process = subprocess.Popen(
             [sys.executable, "-m", program, "--slice", "small", *["--keep"] * keep],
-            env={**os.environ, "EVERLOOP_HOME": str(root)},
+            env={**os.environ, "EVERLOOP_HOME": str(root), **variables},
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,

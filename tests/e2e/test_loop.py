@@ -51,6 +51,20 @@ def test_no_prediction_fails_over_any_door(run: Run) -> None:
     assert sum(door["sent"] for door in predictions["by_door"].values()) == predictions["sent"]
 
 
+def test_one_trace_leads_from_a_dataset_version_to_the_promoted_model(run: Run) -> None:
+    """What a service had not sent yet when it was killed is lost: of the versions, one is enough."""
+    traces: dict[bytes, set[tuple[str, str]]] = {}
+    for service, span in run.spans:
+        traces.setdefault(span.trace_id, set()).add((service, span.name.split("/")[0]))
+    steps = {
+        ("everloop-ingest", "cut flight-delays"),
+        ("everloop-trainer", "training flight-delays"),
+        ("everloop-registry-gateway", "handle everloop.training.v1.ModelTrained"),
+        ("everloop-monitor", "handle everloop.registry.v1.ModelPromoted"),
+    }
+    assert max((len(steps & seen) for seen in traces.values()), default=0) == len(steps)
+
+
 def test_drift_brings_the_second_version(run: Run) -> None:
     versions = {line["version"]: line for line in run.summary["versions"]}
     assert versions[1]["cause"] == "first_data"

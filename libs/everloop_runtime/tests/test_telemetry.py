@@ -5,16 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 import pytest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
-    ExportTraceServiceRequest,
-    ExportTraceServiceResponse,
-)
+from libs.everloop_runtime.tests.collector import Sent, collecting
 
 FIRST = """
 from everloop_contracts.stubs.everloop.training.v1.events_pb2 import TrainingFailed
@@ -36,33 +30,9 @@ with span("handle TrainingFailed", {"traceparent": sys.argv[1]}, attributes={"wh
 
 
 @pytest.fixture
-def collector() -> Iterator[tuple[str, list[Any]]]:
-    """An OTLP collector: its address, and the spans that came with the service that sent them."""
-    spans: list[Any] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            assert self.path == "/v1/traces"
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
-                named = {a.key: a.value.string_value for a in resource.resource.attributes}
-                for scope in resource.scope_spans:
-                    spans.extend((named["service.name"], span) for span in scope.spans)
-            answer = ExportTraceServiceResponse().SerializeToString()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(answer)))
-            self.end_headers()
-            self.wfile.write(answer)
-
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}", spans
-        server.shutdown()
-        thread.join()
+def collector() -> Iterator[tuple[str, list[Sent]]]:
+    with collecting() as found:
+        yield found
 
 
 def run(program: str, *arguments: str, endpoint: str = "") -> str:
