@@ -288,6 +288,10 @@ def erase(
     from everloop.cli.output import console, print_json
 
     field, _, value = where.partition("=")
+    if where and not (field and value):
+        raise EverloopError(
+            "INVALID_ARGUMENT", f"'{where}' is not FIELD=VALUE", "say customer=c-17"
+        )
     with connected(ctx) as everloop:
         done = everloop.erase(
             pipeline,
