@@ -621,3 +621,10 @@ def test_a_table_for_a_file_has_a_line_a_row(monkeypatch):
 )
 def test_sparkline(values, drawn):
     assert sparkline(values) == drawn
+
+
+def test_check_prints_what_a_pipeline_file_may_say(run):
+    done = run("check", "--schema")
+    assert done.exit_code == 0
+    assert json.loads(done.stdout)["properties"]["monitoring"]
+    assert "which files?" in run("check").stderr
