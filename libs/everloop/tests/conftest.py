@@ -85,6 +85,7 @@ class FakeEverloop:
         self.noted_heads: list[str] = []
         self.cuts: dict[str, int] = {}
         self.quarantined: set[int] = set()
+        self.cutting: set[int] = set()
         self.versioning = "dvc"
         self.erased: list[tuple[list[str], str, str]] = []
         self.released: list[tuple[int, str, str]] = []
@@ -132,6 +133,10 @@ class FakeEverloop:
             return not self.fail(len(self.asked))
 
     def dataset(self, version: int) -> dataset_pb2.DatasetVersion:
+        if version in self.cutting:
+            return dataset_pb2.DatasetVersion(
+                pipeline=MODEL, version=version, state=dataset_pb2.DatasetVersion.STATE_CUTTING
+            )
         return dataset_pb2.DatasetVersion(
             pipeline=MODEL,
             version=version,

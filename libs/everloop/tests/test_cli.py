@@ -489,6 +489,14 @@ def test_records_are_erased_by_id_or_by_value(run, fake):
     assert fake.erased == [(["a", "b"], "", ""), ([], "customer", "c=1")]
 
 
+@pytest.mark.parametrize("where", ["customer", "=c-17", "customer="])
+def test_an_erasure_by_half_a_condition_is_refused_before_anything_is_asked(run, fake, where):
+    done = run("erase", MODEL, "--where", where, "--reason", "18")
+    assert done.exit_code == 1
+    assert "is not FIELD=VALUE" in done.stderr
+    assert not fake.erased
+
+
 def test_the_version_is_told(run):
     assert run("--version").stdout == "everloop 0.1.0\n"
 
@@ -499,6 +507,7 @@ def test_status_tells_where_each_pipeline_stands(run):
         {
             "pipeline": MODEL,
             "dataset": 5,
+            "dataset_state": "available",
             "rows": 5000,
             "production": 2,
             "serving": 1,
@@ -508,6 +517,14 @@ def test_status_tells_where_each_pipeline_stands(run):
             "decided": "",
         }
     ]
+
+
+def test_status_says_of_a_version_without_rows_yet_that_it_is_being_cut(run, fake):
+    fake.cutting = {5}
+    shown = run("status").output
+    assert "v5 (cutting)" in shown and "0 rows" not in shown
+    fake.cutting = set()
+    assert "v5 (5,000 rows)" in run("status").output
 
 
 @pytest.fixture
@@ -604,3 +621,10 @@ def test_a_table_for_a_file_has_a_line_a_row(monkeypatch):
 )
 def test_sparkline(values, drawn):
     assert sparkline(values) == drawn
+
+
+def test_check_prints_what_a_pipeline_file_may_say(run):
+    done = run("check", "--schema")
+    assert done.exit_code == 0
+    assert json.loads(done.stdout)["properties"]["monitoring"]
+    assert "which files?" in run("check").stderr

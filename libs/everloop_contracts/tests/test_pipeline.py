@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +20,7 @@ from everloop_contracts.pipeline import (
     load_pipeline,
     load_pipelines,
 )
+from everloop_contracts.spec import AsWritten
 
 EXAMPLES = Path(__file__).parents[3] / "pipelines"
 
@@ -561,3 +563,15 @@ def test_whatever_is_taken_out_the_complaint_names_a_line_of_the_file(
 
 def test_indentation_is_no_matter_of_the_loader(load):
     assert load(textwrap.indent(GOOD, "  ")) == load(GOOD)
+
+
+def test_the_json_schema_explains_every_key_as_a_file_writes_it():
+    schema = Pipeline.model_json_schema(schema_generator=AsWritten)
+    triggers = schema["$defs"]["Triggers"]["properties"]
+    assert triggers["new_rows"]["description"].startswith("Labelled rows since the last training")
+    age = schema["$defs"]["Cut"]["properties"]["age"]
+    assert age["default"] == "1d" and re.search(age["pattern"], "90s")
+    assert not re.search(age["pattern"], "P1D")
+    assert schema["$defs"]["Search"]["properties"]["time_budget"]["default"] == "10m"
+    window = schema["$defs"]["Training"]["properties"]["window"]
+    assert re.search(window["pattern"], "all") and re.search(window["pattern"], "30d")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, WithJsonSchema
+from pydantic.json_schema import GenerateJsonSchema
 
-__all__ = ["Duration", "KeyPath", "Misfit", "Misfits", "Spec", "Window"]
+__all__ = ["AsWritten", "Duration", "KeyPath", "Misfit", "Misfits", "Spec", "Window"]
 
 KeyPath = tuple[str | int, ...]
 Misfit = tuple[KeyPath, str]
@@ -22,7 +23,9 @@ UNIT_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 class Spec(BaseModel):
     """A section: unknown keys are refused, and it does not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, populate_by_name=True, use_attribute_docstrings=True
+    )
 
 
 class Misfits(ValueError):
@@ -63,10 +66,28 @@ def _written(value: Literal["all"] | timedelta) -> str:
 
 
 Duration = Annotated[
-    timedelta, BeforeValidator(_duration), PlainSerializer(_written, when_used="json")
+    timedelta,
+    BeforeValidator(_duration),
+    PlainSerializer(_written, when_used="json"),
+    WithJsonSchema({"type": "string", "pattern": DURATION.pattern}),
 ]
 Window = Annotated[
     Literal["all"] | timedelta,
     BeforeValidator(_window),
     PlainSerializer(_written, when_used="json"),
+    WithJsonSchema({"type": "string", "pattern": rf"^all$|{DURATION.pattern}"}),
 ]
+
+
+class AsWritten(GenerateJsonSchema):
+    """JSON Schema whose defaults stand as a person writes them: `1d`, where pydantic says `P1D`."""
+
+    def encode_default(self, dft: Any) -> Any:
+        """Encodes one default."""
+        if not isinstance(dft, timedelta):
+            return super().encode_default(dft)
+        amounts = [(dft / timedelta(seconds=size), unit) for unit, size in UNIT_SECONDS.items()]
+        # The largest unit that holds it without a fraction; milliseconds come first.
+        return next(
+            (f"{n:.0f}{unit}" for n, unit in reversed(amounts) if n >= 1 and n % 1 == 0), "0s"
+        )

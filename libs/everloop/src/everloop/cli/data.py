@@ -288,6 +288,10 @@ def erase(
     from everloop.cli.output import console, print_json
 
     field, _, value = where.partition("=")
+    if where and not (field and value):
+        raise EverloopError(
+            "INVALID_ARGUMENT", f"'{where}' is not FIELD=VALUE", "say customer=c-17"
+        )
     with connected(ctx) as everloop:
         done = everloop.erase(
             pipeline,
@@ -304,17 +308,30 @@ def erase(
 
 
 def check(
-    files: Annotated[list[Path], typer.Argument(help="Pipeline YAML files.")],
+    files: Annotated[list[Path] | None, typer.Argument(help="Pipeline YAML files.")] = None,
+    schema: Annotated[
+        bool,
+        typer.Option(
+            "--schema", help="Print what a file may say, as JSON Schema: every key and default."
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Check pipeline files: each problem with its file, line and field.
 
     \b
     everloop check pipelines/*.yaml
+    everloop check --schema > pipeline.schema.json    for an editor with YAML support, or to read
     """  # noqa: D301 - the backspace keeps the lines apart
     from everloop.cli.output import console, print_json
-    from everloop_contracts.pipeline import PipelineError, load_pipeline
+    from everloop_contracts.pipeline import Pipeline, PipelineError, load_pipeline
+    from everloop_contracts.spec import AsWritten
 
+    if schema:
+        print_json(Pipeline.model_json_schema(schema_generator=AsWritten))
+        return
+    if not files:
+        raise EverloopError("INVALID_ARGUMENT", "which files?", "everloop check pipelines/*.yaml")
     problems: dict[str, list[str]] = {}
     for file in files:
         try:

@@ -130,7 +130,7 @@ def status(ctx: typer.Context, as_json: JsonOption = False) -> None:
         (
             (
                 line["pipeline"],
-                f"v{line['dataset']} ({line['rows']:,} rows)" if line["dataset"] else "none yet",
+                _dataset(line),
                 f"v{line['production']}" if line["production"] else "none yet",
                 f"v{line['serving']}" if line["serving"] else "nothing yet",
                 f"{line['lag']:,}",
@@ -175,7 +175,7 @@ def _parts(addresses: Addresses) -> list[dict[str, Any]]:
 
 def _pipeline(everloop: Everloop, name: str) -> dict[str, Any]:
     """Describes one pipeline in one line; `error` is what kept a service from answering."""
-    from everloop.cli.output import when
+    from everloop.cli.output import enum_name, when
 
     line: dict[str, Any] = {"pipeline": name}
     try:
@@ -188,12 +188,29 @@ def _pipeline(everloop: Everloop, name: str) -> dict[str, Any]:
         return line | {"error": error.message, "error_reason": error.reason}
     return line | {
         "dataset": datasets[0].version if datasets else None,
+        "dataset_state": enum_name(
+            datasets[0].DESCRIPTOR.fields_by_name["state"], datasets[0].state
+        )
+        if datasets
+        else "",
         "rows": datasets[0].rows if datasets else 0,
         "production": production[0].version if production else None,
         "decision": decisions[0].action if decisions else "",
         "reason": decisions[0].reason if decisions else "",
         "decided": when(decisions[0].time) if decisions else "",
     }
+
+
+def _dataset(line: dict[str, Any]) -> str:
+    """Tells of the newest dataset version its rows, or its state where it is of no use: it has none yet, or not all."""
+    if not line["dataset"]:
+        return "none yet"
+    usable = line["dataset_state"] == "available"
+    return (
+        f"v{line['dataset']} ({line['rows']:,} rows)"
+        if usable
+        else f"v{line['dataset']} ({line['dataset_state']})"
+    )
 
 
 def demo(

@@ -38,10 +38,19 @@ def main() -> int:
     from ray._private.node import Node
     from ray._private.parameter import RayParams
 
-    services.get_node = _patient(services.get_node)
+    begun: list[Node] = []
+    services.get_node = patient(
+        services.get_node,
+        lambda: [str(name) for node in begun for name, _ in node.dead_processes()],
+    )
 
     class Head(Node):
         """A head without the dashboard's process, which Ray starts even where there is no dashboard."""
+
+        def start_ray_processes(self) -> None:
+            """Start Ray's own, and let them be watched before the head stands."""
+            super().start_ray_processes()
+            begun.append(self)
 
         def start_api_server(self, **_: object) -> None:
             """Start none."""
@@ -90,8 +99,14 @@ def main() -> int:
     return 1
 
 
-def _patient(ask: Callable[..., Any]) -> Callable[..., Any]:
-    """Asks for the node until it has registered: Ray gives it 30 s, which a busy machine takes to start it."""
+def patient(ask: Callable[..., Any], died: Callable[[], list[str]]) -> Callable[..., Any]:
+    """Asks for the node until it has registered: Ray gives it 30 s, which a busy machine takes to start it.
+
+    Args:
+        ask: Returns the node, or raises RuntimeError where it has not registered.
+        died: Names the head's servers that have ended. A node whose raylet is dead never registers: the asking ends
+            with a ChildProcessError, and the supervisor starts the head anew while the stack still waits for it.
+    """
 
     def asked(*arguments: Any) -> Any:
         ends = time.monotonic() + START_SECONDS
@@ -99,6 +114,8 @@ def _patient(ask: Callable[..., Any]) -> Callable[..., Any]:
             try:
                 return ask(*arguments)
             except RuntimeError:
+                if dead := died():
+                    raise ChildProcessError(f"died while starting: {', '.join(dead)}") from None
                 if time.monotonic() > ends:
                     raise
                 time.sleep(0.2)
