@@ -15,14 +15,14 @@ import tempfile
 from enum import StrEnum
 from importlib.metadata import version as installed
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from everloop.errors import EverloopError
 
 if TYPE_CHECKING:
     from everloop_contracts.stubs.everloop.registry.v1.registry_pb2 import ModelVersion
 
-__all__ = ["Target", "dockerfile", "write_package"]
+__all__ = ["Target", "dockerfile", "task_definition", "write_package"]
 
 
 class Target(StrEnum):
@@ -93,7 +93,7 @@ def write_package(
         name, description = (
             ("function.json", _function(version))
             if target is Target.LAMBDA
-            else ("task-definition.json", _task_definition(version))
+            else ("task-definition.json", task_definition(version))
         )
         (made / name).write_text(json.dumps(description, indent=2) + "\n")
         made.rename(folder)
@@ -150,7 +150,7 @@ def _fetch(run_id: str, mlflow_uri: str, folder: Path) -> None:
             shutil.move(path, folder / name)
 
 
-def _task_definition(version: ModelVersion) -> dict[str, object]:
+def task_definition(version: ModelVersion) -> dict[str, Any]:
     """For `aws ecs register-task-definition --cli-input-json`; the registry goes in front of the image's name."""
     return {
         "family": version.model,
