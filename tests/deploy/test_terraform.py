@@ -1,9 +1,10 @@
-"""terraform/ applied to a stand-in of the AWS API: what it makes, and what the chart makes of that."""
+"""terraform/ applied to a stand-in of the AWS API as its README says: what it makes, and what the chart makes of it."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -16,18 +17,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from tests.deploy.chart import ROOT, Helm
 
 pytestmark = [pytest.mark.terraform, pytest.mark.slow, pytest.mark.timeout(1500)]
 
 MOTO = "moto[server]==5.2.1"
-ADMIN = "arn:aws:iam::123456789012:role/admin"
+# The guide's commands, as they are written there, by what they make.
+STATE, ENVIRONMENT, INSTALL, MODEL, AWAY = re.findall(
+    r"```bash\n(.*?)```", (ROOT / "terraform/README.md").read_text(), re.S
+)
 WRITE = {"s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"}
 
 
 @dataclass(frozen=True)
 class Root:
-    """One root of terraform/ in a folder of its own, with the state on its disk."""
+    """One root of terraform/ in a folder of its own, with its state in the account."""
 
     name: str
     folder: Path
@@ -99,37 +104,44 @@ def aws(moto: Path, folder: Path) -> Iterator[dict[str, str]]:
             "AWS_SECRET_ACCESS_KEY": "test",
             "AWS_DEFAULT_REGION": "eu-central-1",
             "AWS_EC2_METADATA_DISABLED": "true",
-            "TF_VAR_region": "eu-central-1",
+            "CHECKPOINT_DISABLE": "1",
+            "TF_INPUT": "0",
+            "TF_CLI_ARGS_apply": "-auto-approve -no-color",
         }
     finally:
         process.kill()
         process.wait()
 
 
-def initialized(name: str, folder: Path, environment: dict[str, str]) -> Root:
-    """A copy of a root, ready to be applied."""
-    ignore = shutil.ignore_patterns(".terraform*")
-    shutil.copytree(ROOT / "terraform", folder / "terraform", ignore=ignore)
-    root = Root(name, folder / "terraform" / name, environment)
-    (root.folder / "local_override.tf").write_text('terraform {\n  backend "local" {}\n}\n')
-    root("init", "-input=false", "-no-color")
-    return root
+def follow(folder: Path, environment: dict[str, str], commands: str) -> dict[str, str]:
+    """Runs commands of the guide where a copy of terraform/ lies; returns the environment that they leave."""
+    if not (folder / "terraform").exists():
+        ignore = shutil.ignore_patterns(".terraform*")
+        shutil.copytree(ROOT / "terraform", folder / "terraform", ignore=ignore)
+        (folder / "deploy").symlink_to(ROOT / "deploy")
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", f"{commands}\nenv -0 > left"],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=1200,
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-6000:]
+    left = (folder / "left").read_text().rstrip("\0")
+    return dict(variable.split("=", 1) for variable in left.split("\0"))
 
 
 @pytest.fixture(scope="module", params=["dev", "prod"])
 def applied(
     request: pytest.FixtureRequest, moto: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Root]:
-    """A root after `terraform apply`."""
-    folder = tmp_path_factory.mktemp(request.param)
+    """An environment as the guide makes it."""
+    name, folder = request.param, tmp_path_factory.mktemp(request.param)
     with aws(moto, folder) as environment:
-        told = {
-            "TF_VAR_admin_principal_arns": json.dumps([ADMIN]),
-            "TF_VAR_alarm_emails": '["operator@example.com"]',
-        }
-        root = initialized(request.param, folder, environment | told)
-        root("apply", "-auto-approve", "-input=false", "-no-color")
-        yield root
+        told = environment | {"TF_VAR_alarm_emails": '["operator@example.com"]'}
+        commands = (STATE + ENVIRONMENT).replace("terraform/dev", f"terraform/{name}")
+        yield Root(name, folder / "terraform" / name, follow(folder, told, commands))
 
 
 def _wait(port: int) -> None:
@@ -220,9 +232,13 @@ def test_a_service_reaches_its_own_objects_only(applied: Root) -> None:
 def test_the_chart_takes_the_values_and_its_pods_the_roles(
     applied: Root, helm: Helm, tmp_path: Path
 ) -> None:
-    values = tmp_path / "account.json"
-    values.write_text(json.dumps(applied.helm_values()))
-    objects = helm.render("eks", "--values", str(values))
+    rendered = tmp_path / "objects.yaml"
+    account, written = INSTALL.split("\n", 1)
+    assert account.startswith("aws eks update-kubeconfig --name everloop-dev")
+    written = written.replace("terraform/dev", f"terraform/{applied.name}")
+    written = written.replace("helm install", f"'{helm.program}' template").rstrip()
+    follow(applied.folder.parents[1], applied.environment, f"{written} > {rendered}")
+    objects = [item for item in yaml.safe_load_all(rendered.read_text()) if item]
 
     roles = {role["arn"]: role for role in applied.resources("aws_iam_role")}
     accounts = {
@@ -242,8 +258,8 @@ def test_the_chart_takes_the_values_and_its_pods_the_roles(
         }
     assert "111122223333" not in json.dumps(applied.helm_values())
     # Every example of an account in the chart's own values is replaced.
-    rendered = json.dumps([item for item in objects if item["kind"] != "Ingress"])
-    assert "111122223333" not in rendered and "everloop.example" not in rendered
+    shown = json.dumps([item for item in objects if item["kind"] != "Ingress"])
+    assert "111122223333" not in shown and "everloop.example" not in shown
 
 
 NETWORK = """
@@ -265,19 +281,13 @@ def test_one_model_is_put_where_it_is_to_run(runs_on: str, moto: Path, tmp_path:
             [moto, "-c", NETWORK], env=environment, capture_output=True, text=True, check=True
         )
         vpc, subnets = json.loads(made.stdout)
-        told = {
-            "name": "flights",
-            "runs_on": runs_on,
-            "image": "123456789012.dkr.ecr.eu-central-1.amazonaws.com/models/flights:3",
-            "vpc_id": vpc,
-            "subnet_ids": json.dumps(subnets),
-            "caller_cidrs": '["10.0.0.0/16"]',
-        }
-        environment |= {f"TF_VAR_{name}": value for name, value in told.items()}
-        root = initialized("model", tmp_path, environment)
-        root("apply", "-auto-approve", "-input=false", "-no-color")
-        if runs_on != "ec2":  # moto gives every machine a public address, whatever it is told
-            root("plan", "-detailed-exitcode", "-input=false", "-no-color", expect=0)
+        commands = STATE + MODEL.replace("runs_on=ecs", f"runs_on={runs_on}")
+        commands = commands.replace("vpc-0123", vpc)
+        for example, subnet in zip(("subnet-01", "subnet-02"), subnets, strict=True):
+            commands = commands.replace(example, subnet)
+        told = follow(tmp_path, environment, commands)
+        root = Root("model", tmp_path / "terraform/model", told)
+        root("plan", "-detailed-exitcode", "-input=false", "-no-color", expect=0)
         endpoint = json.loads(root("output", "-json", "endpoint"))
         assert endpoint.startswith("https://" if runs_on == "lambda" else "http://")
         pulled = {
@@ -287,5 +297,5 @@ def test_one_model_is_put_where_it_is_to_run(runs_on: str, moto: Path, tmp_path:
             if "ecr:BatchGetImage" in statement["Action"]
             for resource in statement["Resource"]
         }
-        models = "arn:aws:ecr:eu-central-1:123456789012:repository/models/flights"
+        models = "arn:aws:ecr:eu-central-1:123456789012:repository/everloop-dev/flight-delays"
         assert pulled == (set() if runs_on == "lambda" else {models})

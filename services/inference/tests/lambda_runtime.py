@@ -30,7 +30,7 @@ class LambdaRuntime:
     def invoke(self, event: dict[str, Any]) -> Any:
         """What the function answers."""
         self.events.put(event)
-        kind, answer = self.said.get(timeout=30)
+        kind, answer = self.said.get(timeout=120)
         assert kind == "response", answer
         return answer
 

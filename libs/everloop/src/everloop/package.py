@@ -15,7 +15,7 @@ import tempfile
 from enum import StrEnum
 from importlib.metadata import version as installed
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from everloop.errors import EverloopError
 from everloop_contracts.artifacts import EXPORT
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from everloop_contracts.stubs.everloop.registry.v1.registry_pb2 import ModelVersion
 
-__all__ = ["Target", "dockerfile", "write_package"]
+__all__ = ["Target", "dockerfile", "task_definition", "write_package"]
 
 
 class Target(StrEnum):
@@ -102,7 +102,7 @@ def write_package(
         name, description = (
             ("function.json", _function(version))
             if target is Target.LAMBDA
-            else ("task-definition.json", _task_definition(version))
+            else ("task-definition.json", task_definition(version))
         )
         (made / name).write_text(json.dumps(description, indent=2) + "\n")
         made.rename(folder)
@@ -135,7 +135,7 @@ def _specification(model: str, pipelines: Path) -> Path:
     )
 
 
-def _task_definition(version: ModelVersion) -> dict[str, object]:
+def task_definition(version: ModelVersion) -> dict[str, Any]:
     """For `aws ecs register-task-definition --cli-input-json`; the registry goes in front of the image's name."""
     return {
         "family": version.model,
