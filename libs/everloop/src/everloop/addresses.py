@@ -29,6 +29,7 @@ class Addresses:
     Attributes:
         pipelines_dir: Folder of the pipeline files; empty where this machine does not have them.
         home: Home of the embedded stack; None where the addresses are the environment's.
+        mlflow_uri: Address of the MLflow server; empty where it is not known.
     """
 
     ingest: str
@@ -39,9 +40,12 @@ class Addresses:
     inference_grpc: str
     pipelines_dir: str = ""
     home: Path | None = None
+    mlflow_uri: str = ""
 
     @classmethod
-    def _of(cls, found: Mapping[str, str], pipelines_dir: str, home: Path | None) -> Addresses:
+    def _of(
+        cls, found: Mapping[str, str], pipelines_dir: str, home: Path | None, mlflow_uri: str
+    ) -> Addresses:
         return cls(
             ingest=found["ingest"],
             trainer=found["trainer"],
@@ -51,6 +55,7 @@ class Addresses:
             inference_grpc=found["inference_grpc"],
             pipelines_dir=pipelines_dir,
             home=home,
+            mlflow_uri=mlflow_uri,
         )
 
     @classmethod
@@ -69,14 +74,14 @@ class Addresses:
         if home is None and all(environment.get(name) for name in _VARIABLES.values()):
             found = {key: environment[name] for key, name in _VARIABLES.items()}
             folder = environment.get("EVERLOOP_PIPELINES_DIR", "")
-            return cls._of(found, folder, None)
+            return cls._of(found, folder, None, environment.get("EVERLOOP_MLFLOW_URI", ""))
         place = home or find_home(environment)
         file = place / "stack.json"
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
             found = {key: str(content[key]) for key in _VARIABLES}
             folder = str(content.get("pipelines_dir", ""))
-            return cls._of(found, folder, place)
+            return cls._of(found, folder, place, str(content.get("mlflow_uri", "")))
         except FileNotFoundError:
             missing = [name for name in _VARIABLES.values() if not environment.get(name)]
             elsewhere = f"for one elsewhere set {', '.join(missing)}"
