@@ -58,6 +58,7 @@ class MlflowTracking:
         # MLflow reads these itself, at every call. Its own patience is minutes, in which no other training could run.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # among answers
         mlflow.set_tracking_uri(uri)
         self._client = mlflow.MlflowClient(uri)
         # Inferring requirements loads the model in a process of its own, which takes most of the logging.
