@@ -30,6 +30,7 @@ SERVICES = {
 # What the chart itself says: addresses, credentials, folders, and what follows from the size of the Ray cluster.
 OWNED = {
     "application",
+    "callers_file",
     "data_bucket",
     "data_dir",
     "database_url",
@@ -55,6 +56,7 @@ OWNED = {
     "s3_endpoint",
     "s3_region",
     "s3_secret_key",
+    "token",
     "webhook_secret",
 }
 # Of the process that KubeRay replaces, which nothing reads there.

@@ -92,6 +92,29 @@ def test_the_secret_of_webhooks_goes_to_the_gateway_and_may_be_missing(helm: Hel
     assert found == [("EVERLOOP_WEBHOOK_SECRET", True)]
 
 
+def test_services_ask_who_calls_where_the_chart_is_given_a_secret_of_callers(helm: Helm) -> None:
+    assert "EVERLOOP_CALLERS_FILE" not in str(helm.render("local"))
+    objects = helm.render("local", "--set", "callers.secret=who")
+    services = runs(objects)
+    assert set(services) == set(SERVICES)
+    for service, variables in services.items():
+        assert variables["EVERLOOP_CALLERS_FILE"] == "/etc/everloop/callers/callers.yaml"
+        # Those who call others, and nobody else, have a token.
+        assert ("EVERLOOP_TOKEN" in variables) == (service in ("trainer", "inference"))
+    for name, pod in pods(objects):
+        for container in containers(pod):
+            if "EVERLOOP_CALLERS_FILE" not in environment(container):
+                continue
+            mounted = {item["mountPath"]: item["name"] for item in container["volumeMounts"]}
+            (volume,) = (
+                item["secret"]
+                for item in pod["spec"]["volumes"]
+                if item["name"] == mounted["/etc/everloop/callers"]
+            )
+            assert volume["secretName"] == "who", name
+            assert [item["key"] for item in volume["items"]] == ["callers.yaml"]
+
+
 def test_own_settings_go_before_common_ones(helm: Helm, monkeypatch: pytest.MonkeyPatch) -> None:
     objects = helm.render(
         "local",

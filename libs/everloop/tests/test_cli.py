@@ -7,6 +7,7 @@ import getpass
 import io
 import json
 import math
+import re
 import shutil
 import socket
 import subprocess
@@ -86,6 +87,15 @@ def test_push_of_good_records_exits_with_0(run, fake, tmp_path: Path):
     assert json.loads(fake.records[0]) == {"flight_id": "UA-1", "distance": 1400.0, "late": True}
 
 
+def test_push_shows_on_a_terminal_how_far_it_is(run, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(f'{{"flight_id": "{n}"}}\n' for n in range(1234)))
+    drawn = Text.from_ansi(run("push", str(file), "-p", MODEL).stderr).plain
+    assert "rows.jsonl" in drawn
+    assert re.search(r"\b1234/1234\b", drawn)
+
+
 def test_push_as_json_holds_every_rejection(run, tmp_path: Path):
     file = tmp_path / "rows.jsonl"
     file.write_text("{")
@@ -157,7 +167,9 @@ def commands_of(group: Any, path: str = "") -> Iterator[str]:
 
 
 COMMANDS = list(commands_of(typer.main.get_command(app)))
-NEEDS_NO_STACK = {"up", "down", "demo", "check", "rollout", "dead-letters", "features", "audit"}
+NEEDS_NO_STACK = {
+    "up", "down", "demo", "check", "token", "rollout", "dead-letters", "features", "audit"
+}  # fmt: skip
 ARGUMENTS = {
     "erase": [MODEL, "--record-id", "a", "--reason", "asked"],
     "push": [str(PIPELINES / "rows.jsonl"), "-p", MODEL],

@@ -58,9 +58,10 @@ def test_an_error_survives_pickling():
     assert str(copy) == "no such model"
 
 
-def test_waiting_mends_what_is_away_busy_or_behind_and_nothing_else():
+def test_waiting_mends_what_is_away_busy_or_behind_or_does_not_know_us():
     mended = {kind for kind in Kind if waiting_mends(EverloopError(kind, "WHY", "text"))}
-    assert mended == {Kind.UNAVAILABLE, Kind.EXHAUSTED, Kind.DEADLINE}
+    mends = {Kind.UNAVAILABLE, Kind.EXHAUSTED, Kind.DEADLINE, Kind.UNAUTHENTICATED, Kind.DENIED}
+    assert mended == mends
     assert not waiting_mends(TimeoutError())
 
 

@@ -87,6 +87,12 @@ resources:
 - {name: EVERLOOP_DATABASE_URL, value: {{ include "everloop.databaseUrl" (dict "root" $.root "part" $.part "scheme" "postgresql+psycopg") | quote }}}
 {{ include "everloop.credential" (dict "root" $.root "variable" "PGPASSWORD" "key" "database_password") }}
 {{- end }}
+{{- with $values.callers.secret }}
+- {name: EVERLOOP_CALLERS_FILE, value: /etc/everloop/callers/callers.yaml}
+{{- if has $.part (list "trainer" "inference") }}
+{{ include "everloop.credential" (dict "root" $.root "variable" "EVERLOOP_TOKEN" "secret" . "key" "token") }}
+{{- end }}
+{{- end }}
 {{- range $name, $value := merge (dict) (get $values.services .part).settings $values.settings }}
 - {name: EVERLOOP_{{ $name | upper }}, value: {{ toString $value | quote }}}
 {{- end }}
@@ -104,11 +110,17 @@ resources:
 - {name: tmp, mountPath: /tmp}
 - {name: data, mountPath: /var/lib/everloop}
 - {name: pipelines, mountPath: /etc/everloop/pipelines, readOnly: true}
+{{- if .root.Values.callers.secret }}
+- {name: callers, mountPath: /etc/everloop/callers, readOnly: true}
+{{- end }}
 {{- end }}
 
 {{- define "everloop.volumes" -}}
 - {name: tmp, emptyDir: {sizeLimit: 5Gi}}
 - {name: pipelines, configMap: {name: {{ include "everloop.part" (dict "root" .root "part" "pipelines") | quote }}}}
+{{- with .root.Values.callers.secret }}
+- {name: callers, secret: {secretName: {{ . | quote }}, items: [{key: callers.yaml, path: callers.yaml}]}}
+{{- end }}
 {{- end }}
 
 {{/* Pods start anew when the pipelines change: services read them once. */}}

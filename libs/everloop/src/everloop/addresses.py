@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from everloop.errors import EverloopError
@@ -30,6 +30,7 @@ class Addresses:
         pipelines_dir: Folder of the pipeline files; empty where this machine does not have them.
         home: Home of the embedded stack; None where the addresses are the environment's.
         mlflow_uri: Address of the MLflow server; empty where it is not known.
+        token: What every call shows; empty where the services ask nobody who calls.
     """
 
     ingest: str
@@ -41,10 +42,21 @@ class Addresses:
     pipelines_dir: str = ""
     home: Path | None = None
     mlflow_uri: str = ""
+    token: str = field(default="", repr=False)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What a request over HTTP says of who calls."""
+        return {"authorization": f"Bearer {self.token}"} if self.token else {}
 
     @classmethod
     def _of(
-        cls, found: Mapping[str, str], pipelines_dir: str, home: Path | None, mlflow_uri: str
+        cls,
+        found: Mapping[str, str],
+        pipelines_dir: str,
+        home: Path | None,
+        mlflow_uri: str,
+        token: str,
     ) -> Addresses:
         return cls(
             ingest=found["ingest"],
@@ -56,6 +68,7 @@ class Addresses:
             pipelines_dir=pipelines_dir,
             home=home,
             mlflow_uri=mlflow_uri,
+            token=token,
         )
 
     @classmethod
@@ -64,6 +77,8 @@ class Addresses:
     ) -> Addresses:
         """Finds the stack: the environment's addresses where all are set, else `stack.json` of the home.
 
+        The token is what `EVERLOOP_TOKEN` says.
+
         Args:
             home: Home of an embedded stack; given, it wins over the environment.
             environment: For tests.
@@ -71,17 +86,19 @@ class Addresses:
         Raises:
             EverloopError: reason STACK_NOT_FOUND: there is no stack, or what describes it cannot be read.
         """
+        token = environment.get("EVERLOOP_TOKEN", "")
         if home is None and all(environment.get(name) for name in _VARIABLES.values()):
             found = {key: environment[name] for key, name in _VARIABLES.items()}
             folder = environment.get("EVERLOOP_PIPELINES_DIR", "")
-            return cls._of(found, folder, None, environment.get("EVERLOOP_MLFLOW_URI", ""))
+            mlflow_uri = environment.get("EVERLOOP_MLFLOW_URI", "")
+            return cls._of(found, folder, None, mlflow_uri, token)
         place = home or find_home(environment)
         file = place / "stack.json"
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
             found = {key: str(content[key]) for key in _VARIABLES}
             folder = str(content.get("pipelines_dir", ""))
-            return cls._of(found, folder, place, str(content.get("mlflow_uri", "")))
+            return cls._of(found, folder, place, str(content.get("mlflow_uri", "")), token)
         except FileNotFoundError:
             missing = [name for name in _VARIABLES.values() if not environment.get(name)]
             elsewhere = f"for one elsewhere set {', '.join(missing)}"

@@ -118,7 +118,10 @@ class Everloop:
         self._channels: dict[str, grpc.Channel] = {}
         try:
             self._http = httpx.Client(
-                base_url=addresses.inference_http_url, timeout=timeout, trust_env=False
+                base_url=addresses.inference_http_url,
+                headers=addresses.headers,
+                timeout=timeout,
+                trust_env=False,
             )
         except httpx.InvalidURL as error:
             raise EverloopError(
@@ -741,7 +744,9 @@ class Everloop:
 
     def _channel(self, address: str) -> grpc.Channel:
         # Two threads may both make one; setdefault keeps the first and a channel without calls costs nothing.
-        return self._channels.get(address) or self._channels.setdefault(address, channel(address))
+        return self._channels.get(address) or self._channels.setdefault(
+            address, channel(address, self.addresses.token)
+        )
 
     def _ingest(self) -> ingest_pb2_grpc.IngestServiceStub:
         return ingest_pb2_grpc.IngestServiceStub(self._channel(self.addresses.ingest))

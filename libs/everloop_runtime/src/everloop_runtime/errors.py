@@ -32,6 +32,8 @@ class Kind(StrEnum):
     NOT_FOUND = "not_found"
     CONFLICT = "conflict"
     PRECONDITION = "precondition"
+    UNAUTHENTICATED = "unauthenticated"
+    DENIED = "denied"
     EXHAUSTED = "exhausted"
     UNAVAILABLE = "unavailable"
     DEADLINE = "deadline"
@@ -44,6 +46,8 @@ GRPC_CODES = {
     Kind.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
     Kind.CONFLICT: grpc.StatusCode.ABORTED,
     Kind.PRECONDITION: grpc.StatusCode.FAILED_PRECONDITION,
+    Kind.UNAUTHENTICATED: grpc.StatusCode.UNAUTHENTICATED,
+    Kind.DENIED: grpc.StatusCode.PERMISSION_DENIED,
     Kind.EXHAUSTED: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Kind.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
     Kind.DEADLINE: grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -61,6 +65,8 @@ HTTP_STATUS = {
     Kind.NOT_FOUND: 404,
     Kind.CONFLICT: 409,
     Kind.PRECONDITION: 412,
+    Kind.UNAUTHENTICATED: 401,
+    Kind.DENIED: 403,
     Kind.EXHAUSTED: 429,
     Kind.UNAVAILABLE: 503,
     Kind.DEADLINE: 504,
@@ -111,11 +117,13 @@ def _rebuild(
     return EverloopError(kind, reason, message, **metadata).after(retry_after)
 
 
-_PASSING = frozenset({Kind.UNAVAILABLE, Kind.EXHAUSTED, Kind.DEADLINE})
+_PASSING = frozenset(
+    {Kind.UNAVAILABLE, Kind.EXHAUSTED, Kind.DEADLINE, Kind.UNAUTHENTICATED, Kind.DENIED}
+)
 
 
 def waiting_mends(error: BaseException) -> bool:
-    """True for a dependency that is away, busy or behind: asking again later is right, giving up is not.
+    """True for a dependency that is away, busy or behind, or does not know us: asking again later is right.
 
     Whoever works off a queue decides by this what to wait for and what to count as a failed attempt.
     """

@@ -1,4 +1,4 @@
-"""The gRPC server of a service: health, reflection, and one interceptor chain for traces, metrics and errors."""
+"""The gRPC server of a service: health, reflection, and one interceptor for callers, traces, metrics and errors."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from grpc_status import rpc_status
 from opentelemetry.trace import SpanKind
 from prometheus_client import Counter, Histogram
 
+from everloop_runtime.callers import HEADER, Callers
 from everloop_runtime.errors import GRPC_CODES, INTERNAL, EverloopError, Kind, rich_status
 from everloop_runtime.reflection import Descriptors
 from everloop_runtime.service import Component, Stopper
@@ -40,13 +41,14 @@ SECONDS = Histogram(
 
 
 class _Interceptor(grpc.ServerInterceptor):
-    """Continues the caller's trace, counts and times the call, and turns errors into statuses."""
+    """Asks who calls, continues the caller's trace, counts and times the call, and turns errors into statuses."""
 
-    def __init__(self, streams: int, watched: Mapping[str, int]) -> None:
-        """Takes how many streams may run at once: each holds a worker for as long as it lasts.
+    def __init__(self, callers: Callers | None, streams: int, watched: Mapping[str, int]) -> None:
+        """Takes who may call, and how many streams may run at once: each holds a worker for as long as it lasts.
 
         Those of the methods in `watched` have workers of their own, as many as it says.
         """
+        self._callers = callers
         self._streams = threading.BoundedSemaphore(streams)
         self._watched = {
             method: (
@@ -64,7 +66,8 @@ class _Interceptor(grpc.ServerInterceptor):
     ) -> Handler | None:
         handler = continuation(details)
         method = str(details.method)
-        # Health and reflection bring their own ways: a health watch must not hold a worker.
+        # Health and reflection bring their own ways: a health watch must not hold a worker. They tell nothing that a
+        # caller without a token may not know.
         if handler is None or method.startswith("/grpc."):
             return handler
         headers = {
@@ -79,6 +82,7 @@ class _Interceptor(grpc.ServerInterceptor):
 
             def stream(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
                 with _observed(method, headers, context), _held(limit):
+                    self._admit(headers)
                     yield from answer_all(request, context)
 
             if pool:
@@ -96,6 +100,7 @@ class _Interceptor(grpc.ServerInterceptor):
 
             def collected(requests: Any, context: grpc.ServicerContext) -> Any:
                 with _observed(method, headers, context), _held(self._streams):
+                    self._admit(headers)
                     return collect(requests, context)
 
             collecting: Handler = grpc.stream_unary_rpc_method_handler(collected, **coding)
@@ -105,10 +110,25 @@ class _Interceptor(grpc.ServerInterceptor):
 
         def unary(request: Any, context: grpc.ServicerContext) -> Any:
             with _observed(method, headers, context):
+                _acts(request, self._admit(headers))
                 return answer(request, context)
 
         single: Handler = grpc.unary_unary_rpc_method_handler(unary, **coding)
         return single
+
+    def _admit(self, headers: Mapping[str, str]) -> str:
+        """Returns who calls; empty where nobody asks.
+
+        Raises:
+            EverloopError: as `Callers.admit`.
+        """
+        return self._callers.admit(headers.get(HEADER)) if self._callers else ""
+
+
+def _acts(request: Any, caller: str) -> None:
+    """Lets the audit trails say who called: a caller may act for somebody, and cannot pass for somebody."""
+    if caller and "actor" in request.DESCRIPTOR.fields_by_name and request.actor != caller:
+        request.actor = f"{caller} for {request.actor}" if request.actor else caller
 
 
 @contextmanager
@@ -203,7 +223,9 @@ class GrpcServer(Component):
         self._server = grpc.server(
             ThreadPoolExecutor(settings.grpc_workers, thread_name_prefix="grpc"),
             # Half of the workers stay free for calls, the health check among them.
-            interceptors=[_Interceptor(max(1, settings.grpc_workers // 2), watched)],
+            interceptors=[
+                _Interceptor(settings.callers(), max(1, settings.grpc_workers // 2), watched)
+            ],
             maximum_concurrent_rpcs=settings.grpc_max_concurrent_calls + sum(watched.values()),
             options=[
                 ("grpc.max_receive_message_length", limit),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from everloop_runtime.callers import Callers, Service
 
 __all__ = ["PREFIX", "ServiceSettings", "host_and_port"]
 
@@ -31,6 +33,9 @@ class ServiceSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
 
+    service: ClassVar[Service]
+    """Its name among those that a caller may call."""
+
     kafka_bootstrap: str = "127.0.0.1:9092"
     """Kafka bootstrap servers, `host:port[,host:port…]`."""
     pipelines_dir: Path = Path("pipelines")
@@ -43,6 +48,10 @@ class ServiceSettings(BaseSettings):
     """Where the gRPC server listens, `host:port` or `unix:<path>`."""
     metrics_address: str
     """Where `/metrics` listens, `host:port`."""
+    callers_file: Path | None = None
+    """File of those who may call (`everloop_runtime.callers`); where it is empty, whoever reaches an address may."""
+    token: SecretStr = SecretStr("")
+    """What this service shows to the others, where they ask who calls."""
     log_level: str = "INFO"
     """Lowest level that is logged."""
     grpc_workers: int = Field(default=8, ge=1)
@@ -77,12 +86,28 @@ class ServiceSettings(BaseSettings):
         socket = field.field_name == "grpc_address" and value.startswith("unix:")
         return value if socket else host_and_port(value)
 
+    @field_validator("callers_file", mode="before")
+    @classmethod
+    def _file_or_none(cls, value: object) -> object:
+        return value or None
+
+    @field_validator("callers_file")
+    @classmethod
+    def _callers(cls, value: Path | None) -> Path | None:
+        if value:
+            Callers(value, cls.service)
+        return value
+
     @field_validator("kafka_bootstrap")
     @classmethod
     def _addresses(cls, value: str) -> str:
         for server in value.split(","):
             host_and_port(server)
         return value
+
+    def callers(self) -> Callers | None:
+        """Opens the file of those who may call; None where whoever reaches an address may."""
+        return Callers(self.callers_file, self.service) if self.callers_file else None
 
     @classmethod
     def load(cls) -> Self:

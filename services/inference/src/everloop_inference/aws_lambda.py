@@ -12,6 +12,7 @@ from typing import Any
 
 from mangum import Mangum
 
+from everloop_inference.callers import guarded_app
 from everloop_inference.packaged import assemble
 from everloop_inference.ports import HttpRequest
 from everloop_inference.replica import Replica
@@ -46,7 +47,9 @@ def make_handler() -> Handler:
     telemetry.configure("inference", settings.log_level)
     replica, server = assemble(settings, listens=False)
     server.start(Stopper())
-    handler: Handler = Mangum(_application(replica), lifespan="off")
+    handler: Handler = Mangum(
+        guarded_app(_application(replica), settings.callers()), lifespan="off"
+    )
     return handler
 
 

@@ -16,6 +16,7 @@ from everloop_contracts.latency import BUCKETS
 from everloop_contracts.pipeline import Pipeline, Task
 from everloop_features.inputs import Block, Feeds, InputSpec, Layout
 from everloop_inference.cost import Cost
+from everloop_runtime.errors import EverloopError, Kind
 
 __all__ = [
     "Answer",
@@ -30,7 +31,14 @@ __all__ = [
     "Strategy",
     "Trial",
     "Wanted",
+    "no_model",
 ]
+
+
+def no_model(name: str) -> EverloopError:
+    """What a caller is told who asks for a model that serves nowhere here."""
+    message = f"no model '{name}' is served here"
+    return EverloopError(Kind.NOT_FOUND, "MODEL_NOT_FOUND", message, model=name)
 
 
 @dataclass(frozen=True, slots=True)

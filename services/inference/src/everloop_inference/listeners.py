@@ -16,6 +16,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2_grpc as native_grpc
 from everloop_contracts.stubs.inference import grpc_service_pb2_grpc as oip_grpc
 from everloop_inference.addresses import bound
+from everloop_inference.callers import guarded_app, guarded_methods
 from everloop_inference.http.app import HttpApp
 from everloop_inference.http.listener import HttpLimits, HttpServer
 from everloop_inference.metrics import GRPC_CLOSED
@@ -126,7 +127,8 @@ class Listeners:
             self._loop.close()
 
     async def _serve(self) -> None:
-        http = HttpServer(self._app, _http_limits(self._settings))
+        callers = self._settings.callers()
+        http = HttpServer(guarded_app(self._app, callers), _http_limits(self._settings))
         methods, health_servicer = await _methods(
             self._predictor, lambda: not self._app.draining, self._pools
         )
@@ -135,7 +137,7 @@ class Listeners:
             self._started.set()
             await self._stop.wait()
             return
-        rpc = _grpc_server(self._settings, methods)
+        rpc = _grpc_server(self._settings, guarded_methods(methods, callers))
         await rpc.start(self._settings.predict_grpc_address)
         with bound(self._settings.http_address) as listening:
             await http.start(listening)

@@ -91,6 +91,7 @@ class Replica:
                 settings.registry_timeout_seconds,
                 settings.download_timeout_seconds,
                 settings.artifact_cache_bytes,
+                settings.token.get_secret_value(),
             )
             registry, artifacts = registry or gateway, artifacts or gateway
         self._registry = registry

@@ -19,6 +19,8 @@ class InferenceSettings(ServiceSettings):
     Ray places it.
     """
 
+    service = "inference"
+
     database_url: str = ""
     """Not used: what a replica must remember is a file in `data_dir`."""
     grpc_address: str = "127.0.0.1:15055"

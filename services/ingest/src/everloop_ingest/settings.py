@@ -16,6 +16,8 @@ _MIB = 1024 * 1024
 class IngestSettings(ServiceSettings):
     """Read from `EVERLOOP_*`, immutable."""
 
+    service = "ingest"
+
     data_bucket: str = "everloop-data"
     """Bucket of the shards."""
     dvc_bucket: str = "everloop-dvc"

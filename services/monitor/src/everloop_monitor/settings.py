@@ -14,6 +14,8 @@ __all__ = ["MonitorSettings"]
 class MonitorSettings(ServiceSettings):
     """What the monitor needs to know, on top of what every service does."""
 
+    service = "monitor"
+
     data_dir: Path = Path(".everloop/data/monitor")
     """Folder that this service may write to."""
     database_url: str = "sqlite:///.everloop/data/monitor/monitor.db"

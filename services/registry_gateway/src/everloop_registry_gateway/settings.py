@@ -15,6 +15,8 @@ __all__ = ["RegistrySettings"]
 class RegistrySettings(ServiceSettings):
     """What the registry gateway needs to know; read from `EVERLOOP_*`."""
 
+    service = "registry_gateway"
+
     data_dir: Path = Path(".everloop/data/registry_gateway")
     database_url: str = "sqlite:///.everloop/data/registry_gateway/registry_gateway.db"
     grpc_address: str = "127.0.0.1:15053"

@@ -79,9 +79,12 @@ def main() -> int:
     database = Database(settings.database_url)
     database.upgrade(Path(__file__).parent / "migrations")
     tracking = MlflowTracking(settings.mlflow_uri)
+    token = settings.token.get_secret_value()
     train = Train(
         S3Datasets(settings),
-        RegistryProduction(settings.registry_address, settings.patience_seconds, tracking.load),
+        RegistryProduction(
+            settings.registry_address, settings.patience_seconds, tracking.load, token
+        ),
         tracking,
         Cluster(settings.data_dir / "searches", settings.trial_cpus, settings.trial_gpus),
         lambda: joined(settings.ray_address),
@@ -95,7 +98,7 @@ def main() -> int:
         attempts=settings.training_attempts,
         retry_seconds=settings.retry_seconds,
     )
-    cutter = IngestCutter(settings.ingest_address, settings.patience_seconds)
+    cutter = IngestCutter(settings.ingest_address, settings.patience_seconds, token)
     keep = timedelta(days=settings.inbox_retention_days)
     requests = Requests(database, pipelines, cutter, worker.wake, keep)
     servicer = TrainingServicer(database, requests)

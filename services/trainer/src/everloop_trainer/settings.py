@@ -15,6 +15,8 @@ __all__ = ["TrainerSettings"]
 class TrainerSettings(ServiceSettings):
     """What the trainer needs to know, on top of what every service does."""
 
+    service = "trainer"
+
     data_dir: Path = Path(".everloop/data/trainer")
     """Folder that this service may write to."""
     database_url: str = "sqlite:///.everloop/data/trainer/trainer.db"

@@ -19,6 +19,7 @@ from everloop.cli import (
     reproduce,
     rollouts,
     stack,
+    token,
     trainings,
     watch,
 )
@@ -96,6 +97,7 @@ for room in (
     package,
     rollouts,
     audit,
+    token,
     watch,
 ):
     room.add_to(app)

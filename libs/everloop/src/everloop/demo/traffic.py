@@ -191,9 +191,10 @@ class Traffic:
         address = self._addresses.inference_grpc
         try:
             with (
-                channel(address) as connection,
+                channel(address, self._addresses.token) as connection,
                 httpx.Client(
                     base_url=self._addresses.inference_http_url,
+                    headers=self._addresses.headers,
                     timeout=DEADLINE_SECONDS,
                     trust_env=False,
                 ) as http,

@@ -184,11 +184,25 @@ def _plan(place: Home, pipelines: Path | None) -> Endpoints:
 def _common_environment(place: Home, there: Endpoints) -> dict[str, str]:
     return {
         **there.environment(),
+        **_callers(),
         processes.STACK_MARK: str(place.root),
         # The parts share the machine; thread pools as wide as it, one a process, would only fight.
         "OMP_NUM_THREADS": "1",
         "MALLOC_ARENA_MAX": "2",
     }
+
+
+def _callers() -> dict[str, str]:
+    """Who may call, and what the services show each other, as the user's environment says."""
+    file, token = os.environ.get("EVERLOOP_CALLERS_FILE"), os.environ.get("EVERLOOP_TOKEN")
+    if not file:
+        return {}
+    if not token:
+        raise StackError(
+            "EVERLOOP_CALLERS_FILE wants EVERLOOP_TOKEN: the services call each other too; "
+            "`everloop token` makes one"
+        )
+    return {"EVERLOOP_CALLERS_FILE": str(Path(file).resolve()), "EVERLOOP_TOKEN": token}
 
 
 def _selected(known: list[Part], only: Iterable[str] | None) -> list[Part]:

@@ -39,12 +39,16 @@ class GrpcRegistry:
         timeout_seconds: float,
         download_seconds: float = 120.0,
         most_bytes: int = 2 * 1024**3,
+        token: str = "",
     ) -> None:
-        """Takes `host:port`, the time that an answer and a download may take, and the bytes that a version may have."""
+        """Takes `host:port`, the time that an answer and a download may take, and the bytes that a version may have.
+
+        Every call shows the token, where there is one.
+        """
         self._timeout = timeout_seconds
         self._download_seconds = download_seconds
         self._most_bytes = most_bytes
-        self._channel = channel(address)
+        self._channel = channel(address, token)
         self._stub = registry_pb2_grpc.RegistryServiceStub(self._channel)
 
     def production(self) -> Production:

@@ -31,7 +31,7 @@ from everloop_inference.protocols import native_json, oip_json
 from everloop_runtime.errors import HTTP_STATUS, INTERNAL, EverloopError, Kind, not_json
 from everloop_runtime.telemetry import span
 
-__all__ = ["HttpApp"]
+__all__ = ["HttpApp", "refuse"]
 
 log = logging.getLogger(__name__)
 
@@ -137,12 +137,8 @@ class HttpApp:
                     reply = await self._reply(scope, headers, receive)
         except _Disconnected:
             return
-        sent = [*reply.headers, (b"content-length", b"%d" % len(reply.body))]
         # What is left of a body that was too large would be read as the next request.
-        if self.draining or reply.status == 413:
-            sent.append(_CLOSE)
-        await send({"type": "http.response.start", "status": reply.status, "headers": sent})
-        await send({"type": "http.response.body", "body": reply.body})
+        await _answer(reply, send, close=self.draining or reply.status == 413)
 
     async def _reply(
         self, scope: Scope, headers: Mapping[bytes, bytes], receive: Receive
@@ -334,6 +330,19 @@ class HttpApp:
         return self._pools.known if self._pools is not None else {}
 
 
+async def refuse(error: EverloopError, send: Send) -> None:
+    """Answers a request whose body nobody reads, so that the connection must close."""
+    await _answer(_refused(HTTP_STATUS[error.kind], error), send, close=True)
+
+
+async def _answer(reply: _Reply, send: Send, *, close: bool) -> None:
+    headers = [*reply.headers, (b"content-length", b"%d" % len(reply.body))]
+    if close:
+        headers.append(_CLOSE)
+    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+    await send({"type": "http.response.body", "body": reply.body})
+
+
 async def _watched(request: _Request, answer: asyncio.Future[T]) -> T:
     """Waits for an answer, which is cancelled when the caller is gone.
 
@@ -386,6 +395,8 @@ def _not_allowed(method: str, allowed: str) -> _Reply:
 
 def _refused(status: int, error: EverloopError) -> _Reply:
     body = orjson.dumps({"error": error.message, "reason": error.reason, **error.metadata})
+    if status == 401:
+        return _Reply(status, body, (_JSON, (b"www-authenticate", b"Bearer")))
     if not error.retry_after:
         return _Reply(status, body)
     # The header knows whole seconds only.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from types import MappingProxyType
 
-from everloop_inference.domain import ServedModel, Strategy, Trial
+from everloop_inference.domain import ServedModel, Strategy, Trial, no_model
 from everloop_inference.models.trial import OnTrial
 from everloop_runtime.errors import EverloopError, Kind
 
@@ -104,9 +104,7 @@ class Models:
                 raise EverloopError(Kind.UNAVAILABLE, "MODEL_NOT_LOADED", text, model=name).after(
                     1.0
                 )
-            raise EverloopError(
-                Kind.NOT_FOUND, "MODEL_NOT_FOUND", f"no model '{name}' is served here", model=name
-            )
+            raise no_model(name)
         return served
 
     def get(self, name: str, version: str = "") -> ServedModel:

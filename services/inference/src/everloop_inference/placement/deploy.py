@@ -80,7 +80,9 @@ def _route_ray(settings: InferenceSettings, wanted: str, mark: str) -> None:
                 return
     behind = serve.get_app_handle(wanted)
     serve.run(
-        ingress.application(behind, mark, settings.stream_requests), name=name, route_prefix="/"
+        ingress.application(behind, mark, settings.stream_requests, settings.callers_file),
+        name=name,
+        route_prefix="/",
     )
 
 

@@ -49,7 +49,7 @@ def fingerprint(settings: InferenceSettings, policies: Mapping[str, ServingPolic
     The version of the code is its text: an editable installation changes without changing its number.
     """
     plain = settings.model_dump(mode="json", exclude=set(SERVICE_ONLY)) | {
-        "s3_secret_key": settings.s3_secret_key.get_secret_value()
+        name: getattr(settings, name).get_secret_value() for name in ("s3_secret_key", "token")
     }
     rules = {name: asdict(policy) for name, policy in policies.items()}
     digest = hashlib.sha256(json.dumps([plain, rules], sort_keys=True).encode())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from google.protobuf.message import Message
@@ -16,16 +17,18 @@ from ray import serve
 from ray.serve.grpc_util import RayServegRPCContext
 from ray.serve.handle import DeploymentHandle
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2 as native
 from everloop_contracts.stubs.inference import grpc_service_pb2 as oip
 from everloop_inference import stream
 from everloop_inference.adapters.serve_handle import ServeHandle
+from everloop_inference.callers import check_http, check_rpc
 from everloop_inference.grpc_errors import failure, replied
 from everloop_inference.ports import Elsewhere, HttpRequest, Lost, RpcReply, RpcRequest
 from everloop_inference.protocols import native_proto
-from everloop_runtime.errors import CODES, INTERNAL, EverloopError, Kind
+from everloop_runtime.callers import Callers
+from everloop_runtime.errors import CODES, HTTP_STATUS, INTERNAL, EverloopError, Kind
 
 __all__ = ["SERVICERS", "RayIngress", "application"]
 
@@ -84,8 +87,22 @@ class RayIngress:
     RepositoryIndex = _rpc(_OIP, "RepositoryIndex", oip.RepositoryIndexResponse)
     ModelInfer = _rpc(_OIP, "ModelInfer", oip.ModelInferResponse)
 
-    def __init__(self, replicas: DeploymentHandle[Any], mark: str, stream_requests: int) -> None:
-        """Takes the handle of the replicas, their fingerprint, and how many requests of a stream they get at once."""
+    def __init__(
+        self,
+        replicas: DeploymentHandle[Any],
+        mark: str,
+        stream_requests: int,
+        callers_file: Path | None,
+    ) -> None:
+        """Takes what it leads to, and who may come.
+
+        Args:
+            replicas: the handle of the replicas.
+            mark: their fingerprint.
+            stream_requests: how many requests of a stream they get at once.
+            callers_file: who may come through Ray's proxies; whoever has a handle is in the cluster already.
+        """
+        self._callers = Callers(callers_file, "inference") if callers_file else None
         self.replicas: Elsewhere = ServeHandle(replicas)
         self._mark = mark
         self._stream_requests = stream_requests
@@ -129,6 +146,11 @@ class RayIngress:
     ) -> RpcReply:
         """Lets a replica answer a unary call."""
         metadata = tuple(grpc_context.invocation_metadata()) if grpc_context else ()
+        if self._callers and grpc_context:
+            try:
+                check_rpc(self._callers, path, metadata)
+            except EverloopError as error:
+                return replied(error)
         try:
             return await self.replicas.rpc(RpcRequest(path, request.SerializeToString(), metadata))
         except Lost:
@@ -140,6 +162,12 @@ class RayIngress:
 
     async def __call__(self, request: Request) -> Response:
         """Answers a request over HTTP."""
+        if self._callers:
+            try:
+                check_http(self._callers, request.scope["path"], request.headers.raw)
+            except EverloopError as error:
+                status = HTTP_STATUS[error.kind]
+                return JSONResponse({"error": error.message, "reason": error.reason}, status)
         passed = HttpRequest(
             request.method, request.scope["path"], tuple(request.headers.raw), await request.body()
         )
@@ -152,13 +180,13 @@ class RayIngress:
 
 
 def application(
-    replicas: DeploymentHandle[Any], mark: str, stream_requests: int
+    replicas: DeploymentHandle[Any], mark: str, stream_requests: int, callers_file: Path | None
 ) -> serve.Application:
     """Describes the deployment to Ray Serve; takes what `RayIngress` does."""
     deployment = serve.deployment(
         name="ingress", ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1024
     )(RayIngress)
-    return deployment.bind(replicas, mark, stream_requests)
+    return deployment.bind(replicas, mark, stream_requests, callers_file)
 
 
 async def _each(

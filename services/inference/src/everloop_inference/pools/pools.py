@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TypeVar
 
-from everloop_inference.domain import Production, Strategy, Trial, Wanted
+from everloop_inference.domain import Production, Strategy, Trial, Wanted, no_model
 from everloop_inference.metrics import PASSED, PASSED_SECONDS, POOL_VERSION
 from everloop_inference.ports import Elsewhere, HttpReply, HttpRequest, Lost, RpcReply, RpcRequest
 from everloop_runtime.errors import EverloopError, Kind
@@ -98,7 +98,7 @@ class Pools:
         """
         wanted = self._known.get(name)
         if wanted is None:
-            raise _not_found(name)
+            raise no_model(name)
         for answering in self._versions(name):
             if version in ("", str(answering.version)):
                 return answering
@@ -143,7 +143,7 @@ class Pools:
         self, model: str, size: int, seconds: float | None, send: Callable[[], Awaitable[T]]
     ) -> T:
         if model not in self._known:
-            raise _not_found(model)
+            raise no_model(model)
         held = self._held[model]
         if held[0] and (held[0] >= self._limit or held[1] + size > self._limit_bytes):
             PASSED.labels(model, "refused").inc()
@@ -208,12 +208,6 @@ class Pools:
             log.error("%s cannot be read, it is made anew: %s", self._state, error)
             return {}
         return {wanted.model: wanted for wanted in found if wanted.model in self}
-
-
-def _not_found(model: str) -> EverloopError:
-    return EverloopError(
-        Kind.NOT_FOUND, "MODEL_NOT_FOUND", f"no model '{model}' is served here", model=model
-    )
 
 
 def _away(model: str, text: str) -> EverloopError:

@@ -29,9 +29,9 @@ Answer = TypeVar("Answer")
 class IngestCutter:
     """Implements `Cutter`."""
 
-    def __init__(self, address: str, retry_seconds: float) -> None:
-        """Takes `host:port` of ingest, and how long an ingest that is away is waited for."""
-        self._stub = ingest_pb2_grpc.IngestServiceStub(channel(address))
+    def __init__(self, address: str, retry_seconds: float, token: str = "") -> None:
+        """Takes `host:port` of ingest, how long an ingest that is away is waited for, and what it is shown."""
+        self._stub = ingest_pb2_grpc.IngestServiceStub(channel(address, token))
         self._retry_seconds = retry_seconds
 
     def cut(self, pipeline: str, request_id: str) -> Dataset:
@@ -58,9 +58,10 @@ class RegistryProduction:
         address: str,
         retry_seconds: float,
         load: Callable[[str, int], Incumbent],
+        token: str = "",
     ) -> None:
-        """Takes `host:port` of the registry gateway, its patience, and what loads a run's model, given its version."""
-        self._stub = registry_pb2_grpc.RegistryServiceStub(channel(address))
+        """Takes `host:port` of the registry gateway, its patience, what loads a run's model, and what it is shown."""
+        self._stub = registry_pb2_grpc.RegistryServiceStub(channel(address, token))
         self._retry_seconds = retry_seconds
         self._load = load
 
