@@ -33,7 +33,7 @@ from everloop_runtime.events import PREDICTIONS
 from everloop_runtime.kafka import EventConsumer
 from everloop_runtime.service import Stopper
 
-LOOK_SECONDS = 0.1
+LOOK_SECONDS = 0.25
 BOUNDS = Bounds(
     retained_rows=200_000,
     retained_labels=200_000,
@@ -62,8 +62,11 @@ def _monitor(known: World, home: Path, bootstrap: str, count: int) -> None:
     detectors = NannymlDetectors(FakeReferences({"run": reference_file(known)}), keep=1)
     detectors.fitted(pipelines["world"], 1, "run")
     evaluator = Evaluator(database, pipelines, detectors, retry_seconds=1)
-    chore = Chore(lambda: keep_within_bounds(database, BOUNDS, datetime.now(UTC)), 5.0)
-    worker = Worker(evaluator, detectors.prepare, [chore])
+    chores = (
+        Chore(evaluator.show_lag, 1.0),
+        Chore(lambda: keep_within_bounds(database, BOUNDS, datetime.now(UTC)), 5.0),
+    )
+    worker = Worker(evaluator, detectors.prepare, chores)
     consumer = EventConsumer(
         bootstrap, GROUP, (PREDICTIONS,), handler(database, pipelines, worker.wake), attempts=3
     )

@@ -66,6 +66,20 @@ def test_an_empty_batch_is_settled(database, pipeline):
         assert predictions.stream(connection, "trips", 1) == Stream()
 
 
+def test_the_worker_is_woken_by_a_chunk_that_is_full_and_not_by_each_event(
+    database, make_pipeline, make_batch
+):
+    """A turn of the worker costs as much as storing an event."""
+    woken = []
+    handle = handler(database, {"trips": make_pipeline()}, lambda: woken.append(1))
+    handle(new_event("test", "trips", make_batch(0, 60)))
+    assert not woken
+    handle(again := new_event("test", "trips", make_batch(60, 60)))
+    assert len(woken) == 1
+    handle(again)
+    assert len(woken) == 1
+
+
 def test_the_worker_evaluates_what_the_consumer_brings_and_counts_it(
     database, make_pipeline, make_batch
 ):

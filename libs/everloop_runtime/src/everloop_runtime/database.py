@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import TypeAlias
 
@@ -62,6 +63,16 @@ def runtime_tables(metadata: sa.MetaData) -> tuple[sa.Table, sa.Table]:
 _INBOX, _OUTBOX = runtime_tables(sa.MetaData())
 
 
+def _insert(table: sa.Table, dialect: str) -> sqlite.Insert | postgresql.Insert:
+    return postgresql.insert(table) if dialect == "postgresql" else sqlite.insert(table)
+
+
+@cache
+def _insert_once(table: sa.Table, dialect: str) -> sa.Insert:
+    # Made once: it takes as long to make as to run, and every event runs one.
+    return _insert(table, dialect).on_conflict_do_nothing().returning(*table.primary_key)
+
+
 class UnitOfWork:
     """One transaction: state changes, the inbox id and outgoing messages commit together or not at all."""
 
@@ -72,15 +83,13 @@ class UnitOfWork:
 
     def insert(self, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
         """An insert that may say what happens on a conflict, in the words of the database that there is."""
-        if self.connection.dialect.name == "postgresql":
-            return postgresql.insert(table)
-        return sqlite.insert(table)
+        return _insert(table, self.connection.dialect.name)
 
     def insert_once(self, table: sa.Table, row: Mapping[str, object]) -> bool:
         """Inserts a row; False, and nothing changed, if there is one with its key already."""
-        insert = self.insert(table).values(row).on_conflict_do_nothing()
+        insert = _insert_once(table, self.connection.dialect.name)
         # Not by its row count: that of an insert is not kept with every driver (-1 with psycopg).
-        return self.connection.execute(insert.returning(*table.primary_key)).first() is not None
+        return self.connection.execute(insert, row).first() is not None
 
     def first_time(self, event_id: str) -> bool:
         """Notes an event id in the inbox; False if it is there already, and then the caller does nothing."""

@@ -33,6 +33,8 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 
 SERVICE = "everloop.monitoring.v1.MonitoringService"
 
+_LAG_SECONDS = 1.0
+
 
 def main() -> int:
     """Runs the service; returns the exit status."""
@@ -107,6 +109,7 @@ def _worker(
     )
     lookout = Lookout(database, pipelines, detectors)
     chores = (
+        Chore(evaluator.show_lag, _LAG_SECONDS),
         Chore(
             lambda: keep_within_bounds(database, bounds, datetime.now(UTC)),
             settings.maintenance_seconds,

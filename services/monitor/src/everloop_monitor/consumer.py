@@ -44,7 +44,8 @@ def handler(
         match event.data:
             case PredictionsLogged() as logged:
                 rows = _known(pipelines, logged.pipeline).monitoring.chunk_rows
-                log_predictions(database, event.id, logged, rows, now)
+                if not log_predictions(database, event.id, logged, rows, now):
+                    return
             case ActualsRecorded() as actuals:
                 _known(pipelines, actuals.pipeline)
                 record_actuals(

@@ -93,14 +93,15 @@ class Evaluator:
                 metrics.show_realised(realised)
         self.show_lag()
 
-    def show_lag(self) -> None:
-        """Sets the gauges of what waits."""
+    def show_lag(self) -> bool:
+        """Sets the gauges of what waits; returns False: it is for its next time to show more."""
         for name in self._pipelines:
             with self._database.read() as connection:
                 waiting, since = chunks.backlog(connection, name)
             metrics.WAITING.labels(name).set(waiting)
             late = (self._now() - since).total_seconds() if since else 0.0
             metrics.LAG_SECONDS.labels(name).set(max(late, 0.0))
+        return False
 
     # What fails
 
@@ -176,6 +177,8 @@ class Evaluator:
         """Counts labels of waiting chunks; realises the first that has all it will get. False if none was due."""
         with self._database.read() as connection:
             events = labels.events(connection, pipeline)
+            if not events:
+                return False
             waiting = chunks.waiting_for_labels(connection, pipeline, events, skip)
         counted: dict[int, int] = {}
         closed: set[int] = set()

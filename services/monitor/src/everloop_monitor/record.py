@@ -26,8 +26,11 @@ __all__ = [
 
 def log_predictions(
     database: Database, event_id: str, message: PredictionsLogged, chunk_rows: int, now: datetime
-) -> None:
+) -> int:
     """Stores a batch of predictions once, and notes the chunks that it fills, in one transaction.
+
+    Returns:
+        How many it fills.
 
     Raises:
         EverloopError: kind invalid: the batch is malformed.
@@ -37,7 +40,7 @@ def log_predictions(
     spans = spans_of(list(message.prediction_ids))
     with database.unit_of_work() as work:
         if not work.first_time(event_id) or not rows:
-            return
+            return 0
         pipeline, version = message.pipeline, message.model_version
         before = predictions.stream(work.connection, pipeline, version)
         after, starts = cut(before, rows, chunk_rows)
@@ -57,6 +60,7 @@ def log_predictions(
             )
         predictions.set_stream(work.connection, pipeline, version, after)
     metrics.PREDICTIONS.labels(pipeline).inc(rows)
+    return len(starts)
 
 
 def record_actuals(

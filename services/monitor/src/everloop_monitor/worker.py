@@ -85,7 +85,6 @@ class Worker(Component):
     def _turn(self) -> bool:
         """Evaluates one chunk and does a little of each chore, as far as they are due; False if nothing was."""
         busy = self._evaluator.step()
-        self._evaluator.show_lag()
         for chore, due in self._chores.items():
             if time.monotonic() < due:
                 continue

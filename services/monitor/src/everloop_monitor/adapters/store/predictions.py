@@ -57,12 +57,20 @@ _spans = sa.Table(
 )
 
 
+# What each event runs is made once: a statement takes as long to make as to run.
+_STREAM = sa.select(_streams.c.rows, _streams.c.chunks, _streams.c.chunk_start).where(
+    _streams.c.pipeline == sa.bindparam("of_pipeline"),
+    _streams.c.version == sa.bindparam("of_version"),
+)
+_STREAM_LOCKED = _STREAM.with_for_update()
+_ADD = _batches.insert().returning(_batches.c.id)
+_ADD_SPANS = _spans.insert()
+
+
 def stream(connection: sa.Connection, pipeline: str, version: int, *, lock: bool = True) -> Stream:
     """How far a model version is counted; locked until the transaction ends, unless it is only looked at."""
-    query = sa.select(_streams.c.rows, _streams.c.chunks, _streams.c.chunk_start).where(
-        _streams.c.pipeline == pipeline, _streams.c.version == version
-    )
-    row = connection.execute(query.with_for_update() if lock else query).first()
+    of = {"of_pipeline": pipeline, "of_version": version}
+    row = connection.execute(_STREAM_LOCKED if lock else _STREAM, of).first()
     return Stream(row.rows, row.chunks, row.chunk_start) if row else Stream()
 
 
@@ -90,9 +98,9 @@ def add(
         "size": batch.size,
         "data": batch.data,
     }
-    batch_id = connection.scalars(_batches.insert().values(**values).returning(_batches.c.id)).one()
+    batch_id = connection.scalars(_ADD, values).one()
     connection.execute(
-        _spans.insert(),
+        _ADD_SPANS,
         [{"epoch": s.epoch, "first": s.first, "last": s.last, "batch_id": batch_id} for s in spans],
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -31,13 +32,17 @@ def upsert(
     connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, object]]
 ) -> None:
     """Inserts rows, or replaces those with the same primary key."""
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    insert = dialect.insert(table)
+    connection.execute(_upsert(table, connection.dialect.name), [dict(row) for row in rows])
+
+
+@cache
+def _upsert(table: sa.Table, dialect: str) -> sa.Insert:
+    # Made once: it takes as long to make as to run.
+    insert = (postgresql if dialect == "postgresql" else sqlite).insert(table)
     keys = [column.name for column in table.primary_key]
     others = {c.name: insert.excluded[c.name] for c in table.columns if c.name not in keys}
-    connection.execute(
-        insert.on_conflict_do_update(index_elements=keys, set_=others), [dict(row) for row in rows]
-    )
+    upsert: sa.Insert = insert.on_conflict_do_update(index_elements=keys, set_=others)
+    return upsert
 
 
 def delete_beyond(
