@@ -14,13 +14,15 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, NamedTuple
 
 import mlflow  # noqa: F401 - Tune asks for it, and the trainer has it
 import numpy as np
 import pyarrow as pa
 import ray
 from joblib import Parallel, delayed, parallel_config  # type: ignore[import-untyped]
+from joblib.externals.loky import get_reusable_executor  # type: ignore[import-untyped]
 from matplotlib.figure import Figure
 from ray._private.internal_api import node_stats
 
@@ -38,6 +40,7 @@ from everloop_trainer.trial import NICENESS
 ROWS = 20_000
 """Of which three quarters teach: a whole trial takes one to two seconds on a core that has nothing else to do."""
 TRIALS = 32
+ROUNDS = 3
 MIB = 2**20
 FAMILY = "hist_gradient_boosting"
 STORED = (5_000, 10_000, 20_000)
@@ -45,6 +48,15 @@ STORED = (5_000, 10_000, 20_000)
 STORED_TRIALS = 4
 LIMIT = 1.15
 """Wall time that the search may take, as a multiple of the bare loop's."""
+
+
+class Run(NamedTuple):
+    """One search, or one loop: wall seconds, the best ROC AUC, trials stopped early, seconds of a trial in a loop."""
+
+    seconds: float
+    metric: float
+    stopped: int
+    one: float
 
 
 class Notes:
@@ -138,6 +150,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench-trainer", description=__doc__)
     parser.add_argument("--trials", type=int, default=TRIALS)
     parser.add_argument("--rows", type=int, default=ROWS)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument(
         "--stored",
@@ -171,16 +184,31 @@ def main() -> None:
         }
         return Pipeline.model_validate(declared)
 
-    pipeline = pipeline_of(False)
-    ray_seconds, ray_metric, notes = searched(pipeline, rows, options.processes)
-    bare_seconds, bare_metric, one = bare(notes.trials, pipeline, rows, options.processes)
-    warm_seconds, warm_metric, _ = bare(notes.trials, pipeline, rows, options.processes)
-    asha_seconds, asha_metric, stopped = searched(pipeline_of(True), rows, options.processes)
+    whole, stopping = pipeline_of(False), pipeline_of(True)
+    runs: dict[str, list[Run]] = {}
+    for number in range(options.rounds):
+        seconds, metric, notes = searched(whole, rows, options.processes)
+        runs.setdefault("search, no trial stopped", []).append(
+            Run(seconds, metric, notes.stopped, 0.0)
+        )
+        # Processes of an earlier round would be there already.
+        get_reusable_executor().shutdown(wait=True)
+        for what in ("joblib, its trials", "joblib, its processes there"):
+            seconds, metric, one = bare(notes.trials, whole, rows, options.processes)
+            runs.setdefault(what, []).append(Run(seconds, metric, 0, one))
+        seconds, metric, notes = searched(stopping, rows, options.processes)
+        runs.setdefault("search with ASHA", []).append(Run(seconds, metric, notes.stopped, 0.0))
+        done = {what: round(found[-1].seconds, 1) for what, found in runs.items()}
+        print(f"\nround {number + 1} of {options.rounds}: {done}", file=sys.stderr)
     figures = [
-        _row("search, no trial stopped", ray_seconds, ray_metric, options.trials, notes.stopped),
-        _row("joblib, its trials", bare_seconds, bare_metric, options.trials, 0),
-        _row("joblib, its processes there", warm_seconds, warm_metric, options.trials, 0),
-        _row("search with ASHA", asha_seconds, asha_metric, options.trials, stopped.stopped),
+        {
+            "what": what,
+            "trials": options.trials,
+            "stopped early": round(median(run.stopped for run in found)),
+            "seconds": round(median(run.seconds for run in found), 2),
+            "best ROC AUC": round(median(run.metric for run in found), 5),
+        }
+        for what, found in runs.items()
     ]
     stored = []
     for count in options.stored:
@@ -193,17 +221,23 @@ def main() -> None:
                 "bytes a row": round(left.stored / count),
             }
         )
+    of = [runs[what] for what in runs]
+    rounds = list(zip(*of, strict=True))
     ratios = {
-        "search_vs_bare": round(ray_seconds / bare_seconds, 3),
-        "search_vs_bare_with_processes_there": round(ray_seconds / warm_seconds, 3),
-        "none_stopped_vs_asha": round(ray_seconds / asha_seconds, 3),
-        "metric_of_asha_less_none_stopped": round(asha_metric - ray_metric, 5),
+        "search_vs_bare": median(s.seconds / b.seconds for s, b, _, _ in rounds),
+        "search_vs_bare_with_processes_there": median(
+            s.seconds / w.seconds for s, _, w, _ in rounds
+        ),
+        "none_stopped_vs_asha": median(s.seconds / a.seconds for s, _, _, a in rounds),
+        "metric_of_asha_less_none_stopped": median(a.metric - s.metric for s, _, _, a in rounds),
     }
+    ratios = {name: round(value, 5) for name, value in ratios.items()}
+    one = median(run.one for run in runs["joblib, its trials"])
     note = (
-        f"{options.rows:,} flights, {FAMILY}, {options.processes} processes of one thread; a whole trial "
-        f"takes {one:.2f} s (median, in joblib). The search's time is from the call to its answer, on a Ray "
-        "head that is there; it starts its processes, which import what trials need, and so does the first loop. Both "
-        "make the matrices. "
+        f"{options.rows:,} flights, {FAMILY}, {options.processes} processes of one thread; a whole trial takes "
+        f"{one:.2f} s (median, in joblib). {options.rounds} rounds, medians; a ratio is within a round. The search's "
+        "time is from the call to its answer, on a Ray head that is there; it starts its processes, which import what "
+        "trials need, and so does the first loop. Both make the matrices. "
         f"`search_vs_bare` is to stay below {LIMIT}. Object store: most bytes that it held when one of "
         f"{STORED_TRIALS} trials ended; the matrices go in once for all of them."
     )
@@ -221,18 +255,6 @@ def main() -> None:
         _plot(figures),
         publish=not options.no_publish,
     )
-
-
-def _row(
-    what: str, seconds: float, metric: float, trials: int, stopped: int
-) -> dict[str, float | str]:
-    return {
-        "what": what,
-        "trials": trials,
-        "stopped early": stopped,
-        "seconds": round(seconds, 2),
-        "best ROC AUC": round(metric, 5),
-    }
 
 
 def _plot(figures: Sequence[Mapping[str, float | str]]) -> Figure:
