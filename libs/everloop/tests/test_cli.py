@@ -22,11 +22,12 @@ from rich.console import Console
 from rich.text import Text
 from typer.testing import CliRunner
 
+from everloop.addresses import repository_root
 from everloop.cli import app, output
 from everloop.cli.output import sparkline
 from everloop.stack import endpoints
 from everloop.stack.credentials import Credentials
-from everloop.stack.home import Home, repository_root
+from everloop.stack.home import Home
 from everloop.stack.ports import DEFAULTS
 from everloop_contracts.stubs.everloop.registry.v1 import registry_pb2
 from everloop_contracts.stubs.everloop.training.v1 import training_pb2

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from everloop import Addresses, Everloop, EverloopError
+from everloop.addresses import find_home
+from everloop.stack.home import default_home
 from everloop_contracts.artifacts import artifact_sha256, digests
 
 MODEL = "flight-delays"
@@ -218,6 +220,13 @@ def test_a_home_is_found_from_a_folder_below_it(tmp_path: Path, monkeypatch):
     found = Addresses.discover(environment={})
     assert (found.trainer, found.pipelines_dir) == ("h:2", "/pipelines")
     assert found.home == tmp_path / ".everloop"
+
+
+def test_elsewhere_it_is_where_up_starts_one(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("EVERLOOP_HOME", raising=False)
+    assert find_home({}) == default_home()
+    assert find_home({"EVERLOOP_HOME": "/there"}) == Path("/there")
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", "{}"])

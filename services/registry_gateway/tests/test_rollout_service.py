@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from everloop import stack
-from everloop.stack.home import repository_root
+from everloop.addresses import repository_root
 from everloop_contracts.stubs.everloop.monitoring.v1 import events_pb2, monitoring_pb2
 from everloop_contracts.stubs.everloop.registry.v1 import registry_pb2 as pb
 from everloop_contracts.stubs.everloop.registry.v1 import registry_pb2_grpc

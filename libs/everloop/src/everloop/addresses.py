@@ -10,7 +10,7 @@ from pathlib import Path
 
 from everloop.errors import EverloopError
 
-__all__ = ["Addresses", "find_home"]
+__all__ = ["Addresses", "find_home", "repository_root"]
 
 _VARIABLES = {
     "ingest": "EVERLOOP_INGEST_ADDRESS",
@@ -116,11 +116,19 @@ class Addresses:
 
 
 def find_home(environment: Mapping[str, str] = os.environ) -> Path:
-    """Returns `EVERLOOP_HOME`, else the nearest `.everloop` from the working directory upwards, else `.everloop`."""
+    """Returns `EVERLOOP_HOME`, else the nearest `.everloop` from the working directory upwards, else the checkout's."""
     if configured := environment.get("EVERLOOP_HOME"):
         return Path(configured).expanduser()
     here = Path.cwd()
     for folder in (here, *here.parents):
         if (folder / ".everloop" / "stack.json").exists():
             return folder / ".everloop"
-    return here / ".everloop"
+    return repository_root() / ".everloop"
+
+
+def repository_root() -> Path:
+    """Returns the checkout this package runs from, or the working directory where it is installed."""
+    for folder in Path(__file__).resolve().parents:
+        if (folder / "buf.yaml").exists() or (folder / "requirements.lock").exists():
+            return folder
+    return Path.cwd()

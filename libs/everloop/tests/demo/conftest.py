@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from everloop.addresses import repository_root
 from everloop.demo import flights, tensors
 from everloop.demo.flights import Flights
 from everloop.demo.tensors import Columns
-from everloop.stack.home import repository_root
 from everloop_contracts.pipeline import Pipeline, load_pipeline
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from everloop.addresses import repository_root
 from everloop.demo.slices import SLICES, write_pipeline
-from everloop.stack.home import repository_root
 from everloop_contracts.pipeline import PipelineError
 
 SOURCE = repository_root() / "pipelines"

@@ -16,6 +16,7 @@ import typer
 from rich.markup import escape
 
 from everloop import stack
+from everloop.addresses import repository_root
 from everloop.demo.flights import MissingData
 from everloop.demo.results import RESULTS
 from everloop.demo.run import Run, StepFailed
@@ -24,7 +25,6 @@ from everloop.demo.slices import SLICES, Slice
 from everloop.demo.steps import STEPS, Step, log_of
 from everloop.errors import EverloopError
 from everloop.stack.errors import last_lines
-from everloop.stack.home import repository_root
 from everloop_contracts.pipeline import PipelineError
 
 SliceName = StrEnum("SliceName", list(SLICES))  # type: ignore[misc]

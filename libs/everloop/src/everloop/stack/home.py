@@ -12,17 +12,10 @@ from dataclasses import dataclass
 from fcntl import LOCK_EX, flock
 from pathlib import Path
 
+from everloop.addresses import repository_root
 from everloop.stack.errors import StackError
 
-__all__ = ["Home", "default_home", "locked", "repository_root"]
-
-
-def repository_root() -> Path:
-    """Return the checkout this package runs from, or the working directory where it is installed."""
-    for folder in Path(__file__).resolve().parents:
-        if (folder / "buf.yaml").exists() or (folder / "requirements.lock").exists():
-            return folder
-    return Path.cwd()
+__all__ = ["Home", "default_home", "locked"]
 
 
 def default_home() -> Path:

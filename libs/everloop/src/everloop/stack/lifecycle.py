@@ -15,10 +15,11 @@ from pathlib import Path
 
 import psutil
 
+from everloop.addresses import repository_root
 from everloop.stack import credentials, endpoints, ports, processes
 from everloop.stack.endpoints import Endpoints
 from everloop.stack.errors import PartFailed, StackError, StackInterrupted
-from everloop.stack.home import Home, default_home, locked, repository_root
+from everloop.stack.home import Home, default_home, locked
 from everloop.stack.part import NotReady, Part, with_needs
 from everloop.stack.parts import SERVICES, Catalog, build
 from everloop.stack.supervisor import Supervisor, render

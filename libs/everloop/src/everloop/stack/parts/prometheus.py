@@ -9,8 +9,9 @@ import json
 import os
 import shutil
 
+from everloop.addresses import repository_root
 from everloop.stack.endpoints import Endpoints
-from everloop.stack.home import Home, repository_root
+from everloop.stack.home import Home
 from everloop.stack.part import Part, Progress
 from everloop.stack.probes import http_ok
 
