@@ -64,7 +64,7 @@ class Gateway:
         self.stopper = Stopper()
         self.server.start(self.stopper)
         self.watch.start(self.stopper)
-        self.client = GrpcRegistry(address, 10, 20)
+        self.client = GrpcRegistry(address, 10, "", 20)
 
     def register(self, artifact: Artifact, more: Files | None = None) -> Wanted:
         """Puts a version into Production; returns it as a replica is told of it."""
@@ -220,7 +220,7 @@ def test_a_damaged_copy_is_made_anew(gateway: Gateway, loader: Loader, tmp_path:
 
 def test_a_replica_does_not_take_more_than_it_may_keep(gateway: Gateway, tmp_path: Path) -> None:
     wanted = gateway.register(sample_artifact(), {"model/weights": BIG})
-    small = GrpcRegistry(f"unix:{gateway.folder / 'gateway.sock'}", 10, 20, most_bytes=len(BIG))
+    small = GrpcRegistry(f"unix:{gateway.folder / 'gateway.sock'}", 10, "", 20, most_bytes=len(BIG))
     with pytest.raises(EverloopError) as caught:
         Loader(small, LocalEngines(), tmp_path / "replica" / "a").load(wanted, ServingPolicy())
     small.close()
@@ -259,7 +259,7 @@ def broken() -> Iterator[Callable[..., GrpcRegistry]]:
         registry_pb2_grpc.add_RegistryServiceServicer_to_server(servicer, server)
         port = server.add_insecure_port("127.0.0.1:0")
         server.start()
-        client = GrpcRegistry(f"127.0.0.1:{port}", 5, seconds)
+        client = GrpcRegistry(f"127.0.0.1:{port}", 5, "", seconds)
         started.append((server, client))
         return client
 

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from everloop.addresses import Addresses
 from everloop.cli import app
+from everloop_contracts.services import Service
 from everloop_runtime.callers import Callers
 from everloop_runtime.errors import EverloopError
 
@@ -24,10 +25,10 @@ def test_who_has_the_token_may_call_what_was_said_and_its_file_has_no_token(tmp_
     everything = run("me", "--file", str(file))
     shop = run("shop", "--for", "inference", "--for", "ingest", "--file", str(file))
     assert everything not in file.read_text() and shop not in file.read_text()
-    assert Callers(file, "monitor").admit(f"Bearer {everything}") == "me"
-    assert Callers(file, "ingest").admit(f"Bearer {shop}") == "shop"
+    assert Callers(file, Service.MONITOR).admit(f"Bearer {everything}") == "me"
+    assert Callers(file, Service.INGEST).admit(f"Bearer {shop}") == "shop"
     with pytest.raises(EverloopError, match="may call inference, ingest"):
-        Callers(file, "trainer").admit(f"Bearer {shop}")
+        Callers(file, Service.TRAINER).admit(f"Bearer {shop}")
 
 
 @pytest.mark.parametrize("text", ["callers: {}\n", "[1, 2]\n", "a: [\n"])
@@ -39,8 +40,9 @@ def test_a_file_that_is_something_else_stays_as_it_is(tmp_path: Path, text: str)
     assert file.read_text() == text
 
 
-def test_a_name_has_no_spaces(tmp_path: Path) -> None:
-    done = CliRunner().invoke(app, ["token", "the shop", "--file", str(tmp_path / "c.yaml")])
+@pytest.mark.parametrize("name", ["the shop", "", "s" * 101, "trainer"])
+def test_what_is_no_name_is_refused_before_it_is_written(tmp_path: Path, name: str) -> None:
+    done = CliRunner().invoke(app, ["token", name, "--file", str(tmp_path / "c.yaml")])
     assert done.exit_code == 1 and "INVALID_NAME" in done.output
 
 

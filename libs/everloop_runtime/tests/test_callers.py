@@ -6,13 +6,14 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from everloop_contracts.grpc_client import error_info
+from everloop_contracts.services import Service
 from everloop_contracts.stubs.everloop.training.v1 import training_pb2 as pb
 from everloop_contracts.stubs.everloop.training.v1 import training_pb2_grpc
 from everloop_contracts.yaml_file import PipelineError
@@ -44,7 +45,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_a_token_says_who_calls(file):
-    callers = Callers(file, "trainer")
+    callers = Callers(file, Service.TRAINER)
     assert callers.admit("Bearer ann's") == callers.admit("bearer  ann's ") == "ann"
 
 
@@ -53,7 +54,7 @@ def test_a_token_says_who_calls(file):
     [
         (None, Kind.UNAUTHENTICATED, "TOKEN_MISSING"),
         ("Basic ann's", Kind.UNAUTHENTICATED, "TOKEN_MISSING"),
-        ("Bearer ", Kind.UNAUTHENTICATED, "TOKEN_UNKNOWN"),
+        ("Bearer ", Kind.UNAUTHENTICATED, "TOKEN_MISSING"),
         ("Bearer ann", Kind.UNAUTHENTICATED, "TOKEN_UNKNOWN"),
         ("Bearer " + hashlib.sha256(b"ann's").hexdigest(), Kind.UNAUTHENTICATED, "TOKEN_UNKNOWN"),
         ("Bearer ü", Kind.UNAUTHENTICATED, "TOKEN_UNKNOWN"),
@@ -62,7 +63,7 @@ def test_a_token_says_who_calls(file):
 )
 def test_nobody_else_gets_in(file, sent, kind, reason):
     with pytest.raises(EverloopError) as caught:
-        Callers(file, "trainer").admit(sent)
+        Callers(file, Service.TRAINER).admit(sent)
     assert (caught.value.kind, caught.value.reason) == (kind, reason)
 
 
@@ -70,7 +71,7 @@ def test_a_file_that_changes_is_read_again_and_a_broken_one_changes_nothing(
     file, monkeypatch, caplog
 ):
     monkeypatch.setattr(module, "_LOOK_SECONDS", 0.0)
-    callers = Callers(file, "trainer")
+    callers = Callers(file, Service.TRAINER)
     file.write_text("callers:\n" + entry("bob", "bob's", "trainer"))
     assert callers.admit("Bearer bob's") == "bob"
     with pytest.raises(EverloopError, match="nobody"):
@@ -95,17 +96,19 @@ def test_a_file_that_changes_is_read_again_and_a_broken_one_changes_nothing(
         ("callers:\n" + entry("ann", "a", "trainers"), "callers.yaml:2: .*services"),
         ("callers:\n" + entry("a", "a", "trainer") + entry("b", "a", "trainer"), "the same token"),
         ("callers:\n  - {name: ann, services: [], sha256: 0}\n", "services"),
+        ("callers:\n" + entry("registry_gateway", "a", "trainer"), "is a service"),
+        ("callers:\n" + entry("ann", "", "trainer"), "no token at all"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_told_line_by_line(tmp_path, text, told):
     path = tmp_path / "callers.yaml"
     path.write_text(text)
     with pytest.raises(PipelineError, match=told):
-        Callers(path, "trainer")
+        Callers(path, Service.TRAINER)
 
 
 class Settings(ServiceSettings):
-    service: ClassVar[Any] = "trainer"
+    service = Service.TRAINER
 
 
 def test_a_service_does_not_start_with_such_a_file(tmp_path, monkeypatch, capsys):
@@ -125,11 +128,14 @@ class Servicer(training_pb2_grpc.TrainingServiceServicer):
     """Answers, and remembers who cancelled."""
 
     actor = ""
+    between = staticmethod(lambda: None)
 
     def GetTraining(self, request, context):
         return pb.GetTrainingResponse()
 
     def WatchTraining(self, request, context):
+        yield pb.WatchTrainingResponse()
+        self.between()
         yield pb.WatchTrainingResponse()
 
     def ListTrainings(self, request, context):
@@ -169,7 +175,7 @@ def test_a_server_answers_those_with_a_token(served):
     with channel(address, "ann's") as connection:
         stub = training_pb2_grpc.TrainingServiceStub(connection)
         call(stub.GetTraining, pb.GetTrainingRequest(), timeout=5)
-        assert len(list(stub.WatchTraining(pb.WatchTrainingRequest(), timeout=5))) == 1
+        assert len(list(stub.WatchTraining(pb.WatchTrainingRequest(), timeout=5))) == 2
 
 
 @pytest.mark.parametrize(
@@ -198,6 +204,29 @@ def test_a_server_refuses_the_others_and_tells_everybody_its_health(served, toke
         health: Any = health_pb2_grpc.HealthStub(connection)
         answer = health.Check(health_pb2.HealthCheckRequest(service=NAME), timeout=5)
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_a_stream_ends_when_its_callers_token_is_taken_back(served, file, monkeypatch):
+    monkeypatch.setattr(module, "_LOOK_SECONDS", 0.0)
+    address, servicer = served
+    servicer.between = lambda: file.write_text("callers: []\n")
+    with channel(address, "ann's") as connection:
+        stub = training_pb2_grpc.TrainingServiceStub(connection)
+        answers = stub.WatchTraining(pb.WatchTrainingRequest(), timeout=5)
+        next(answers)
+        with pytest.raises(grpc.RpcError) as caught:
+            next(answers)
+    refused: Any = caught.value
+    assert error_info(refused)[0] == "TOKEN_UNKNOWN"
+
+
+def test_a_service_that_another_does_not_let_in_takes_it_for_an_outage(served):
+    """Whoever asked it must not be told that its own token is wrong, and what waits must not be given up."""
+    with channel(served[0], "bob's") as connection:
+        stub = training_pb2_grpc.TrainingServiceStub(connection)
+        with pytest.raises(EverloopError, match="TOKEN_UNKNOWN") as caught:
+            call(stub.GetTraining, pb.GetTrainingRequest(), timeout=5)
+    assert (caught.value.kind, caught.value.reason) == (Kind.UNAVAILABLE, "SERVICE_REFUSED")
 
 
 @pytest.mark.parametrize(

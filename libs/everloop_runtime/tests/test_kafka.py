@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType
+from kafka.errors import KafkaTimeoutError
 from prometheus_client import REGISTRY
 
 from everloop import stack
@@ -28,6 +29,7 @@ from everloop_runtime.kafka import (
     LONGEST_PAUSE,
     EventConsumer,
     OutboxRelay,
+    _DeadLetters,
     ensure_topics,
     producer,
     wait_for_broker,
@@ -253,6 +255,25 @@ def test_what_the_dead_letters_refuse_too_leaves_its_content_behind(bootstrap, t
 
 
 @pytest.mark.e2e
+def test_a_database_that_is_away_is_waited_for(bootstrap, topic, database, monkeypatch):
+    """The relay looks at it once a second: an outage would end the service, and every other service with it."""
+    away = [EverloopError(Kind.UNAVAILABLE, "DATABASE_UNAVAILABLE", "away")] * 2
+    pending = database.pending
+
+    def flaky(limit: int) -> Any:
+        if away:
+            raise away.pop()
+        return pending(limit)
+
+    monkeypatch.setattr(database, "pending", flaky)
+    with database.unit_of_work() as work:
+        work.send(topic, *encode(event(7)))
+    with running(OutboxRelay(database, bootstrap)) as stopper:
+        eventually(lambda: not pending(1))
+        assert not (away or stopper.stopping)
+
+
+@pytest.mark.e2e
 def test_stopping_sends_what_is_left(bootstrap, topic, database):
     relay = OutboxRelay(database, bootstrap)
     with running(relay):
@@ -313,6 +334,31 @@ def test_a_poison_message_is_buried_and_the_next_is_handled(bootstrap, topic):
     assert notes["reason"] == "ValueError"
     assert notes["message"] == "cannot digest this"
     assert notes["group"] == f"test.{topic}"
+
+
+@pytest.mark.e2e
+def test_a_dead_letter_waits_for_its_topic(bootstrap, topic, monkeypatch):
+    refused = [KafkaTimeoutError("away")] * 2
+    send_letter = _DeadLetters._send
+
+    def flaky(self, *message: Any) -> None:
+        if refused:
+            raise refused.pop()
+        send_letter(self, *message)
+
+    monkeypatch.setattr(_DeadLetters, "_send", flaky)
+    handled: list[int] = []
+
+    def handler(item: Event) -> None:
+        if number_of(item) == 0:
+            raise ValueError("cannot digest this")
+        handled.append(number_of(item))
+
+    send(bootstrap, topic, [event(0), event(1)])
+    with running(consumer(bootstrap, topic, handler)) as stopper:
+        eventually(lambda: handled == [1])
+        assert not stopper.stopping
+    assert len(dead_letters(bootstrap, topic)) == 1
 
 
 @pytest.mark.e2e

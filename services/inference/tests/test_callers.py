@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import http.client
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,19 @@ from everloop_contracts.stubs.inference import grpc_service_pb2 as oip
 from everloop_contracts.stubs.inference import grpc_service_pb2_grpc as oip_grpc
 from everloop_inference.fakes import ROW
 from everloop_inference.grpc_errors import failure
+from everloop_inference.http import routes
+from everloop_inference.metrics import ERRORS
 from everloop_inference.placement import ingress as module
 from everloop_inference.placement.ingress import RayIngress
 from everloop_inference.ports import HttpReply, RpcReply
+from everloop_runtime import callers
 
 both_servers = pytest.mark.parametrize("world", ["native", "grpcio"], indirect=True)
 PREDICT = "/v1/models/flights:predict"
 REFUSED = [
     ("", 401, "TOKEN_MISSING"),
     ("nobody's", 401, "TOKEN_UNKNOWN"),
-    ("trainer's", 403, "CALLER_DENIED"),
+    ("ann's", 403, "CALLER_DENIED"),
 ]
 
 
@@ -43,7 +47,7 @@ def entry(name: str, service: str) -> str:
 @pytest.fixture
 def guarded(world: Any, tmp_path: Path) -> Any:
     file = tmp_path / "callers.yaml"
-    file.write_text("callers:\n" + entry("shop", "inference") + entry("trainer", "trainer"))
+    file.write_text("callers:\n" + entry("shop", "inference") + entry("ann", "trainer"))
     world.settings = world.settings.model_copy(update={"callers_file": file})
     world.publish(1)
     world.replica()
@@ -104,6 +108,48 @@ def test_over_grpc_a_token_opens(guarded):
         assert {answer.id for answer in answers if answer.HasField("response")} == {"0", "1", "2"}
         tensors = oip_grpc.GRPCInferenceServiceStub(connection)
         assert tensors.ModelReady(oip.ModelReadyRequest(name="flights"), timeout=10).ready
+
+
+@both_servers
+def test_a_stream_ends_when_its_callers_token_is_taken_back(guarded, monkeypatch):
+    monkeypatch.setattr(callers, "_LOOK_SECONDS", 0.0)
+    taken = threading.Event()
+
+    def requests():
+        yield native.PredictStreamRequest(id="1", request=rows())
+        assert taken.wait(10)
+        yield native.PredictStreamRequest(id="2", request=rows())
+
+    with channel(guarded.settings.predict_grpc_address, "shop's") as connection:
+        answers = native_grpc.InferenceServiceStub(connection).PredictStream(requests(), timeout=10)
+        assert next(answers).id == "1"
+        guarded.settings.callers_file.write_text("callers: []\n")
+        taken.set()
+        with pytest.raises(grpc.RpcError) as caught:
+            next(answers)
+    refused: Any = caught.value
+    assert error_info(refused)[0] == "TOKEN_UNKNOWN"
+
+
+def test_refusals_are_counted(guarded):
+    def counted(door: str) -> float:
+        return float(ERRORS.labels(door, "TOKEN_MISSING")._value.get())
+
+    before = {door: counted(door) for door in ("http", "http-oip", "grpc")}
+    ask(guarded, "POST", PREDICT, "", b"{}")
+    ask(guarded, "POST", "/v2/models/flights/infer", "", b"{}")
+    with channel(guarded.settings.predict_grpc_address) as connection, pytest.raises(grpc.RpcError):
+        native_grpc.InferenceServiceStub(connection).Predict(rows(), timeout=10)
+    assert {door: counted(door) - value for door, value in before.items()} == dict.fromkeys(
+        before, 1.0
+    )
+
+
+def test_long_paths_are_not_remembered():
+    """Anybody may ask for anything, and each path would be kept."""
+    kept = routes._remembered.cache_info().currsize
+    assert routes.route("/v1/models/" + "x" * routes.LONGEST).model == "x" * routes.LONGEST
+    assert routes._remembered.cache_info().currsize == kept
 
 
 @both_servers

@@ -554,7 +554,7 @@ def gateway() -> Iterator[tuple[Gateway, GrpcRegistry]]:
     registry_pb2_grpc.add_RegistryServiceServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    client = GrpcRegistry(f"127.0.0.1:{port}", 5.0)
+    client = GrpcRegistry(f"127.0.0.1:{port}", 5.0, "")
     yield servicer, client
     client.close()
     server.stop(None)

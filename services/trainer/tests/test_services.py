@@ -14,7 +14,7 @@ from everloop_trainer.ports import QUARANTINED
 
 
 def cutter(dataset: dataset_pb2.DatasetVersion) -> IngestCutter:
-    found: Any = IngestCutter("127.0.0.1:9", 0.0)
+    found: Any = IngestCutter("127.0.0.1:9", 0.0, "")
     answer = ingest_pb2.CutVersionResponse(dataset=dataset)
     found._stub = SimpleNamespace(CutVersion=lambda *arguments, **keywords: answer)
     return found  # type: ignore[no-any-return]

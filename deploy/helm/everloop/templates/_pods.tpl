@@ -90,7 +90,7 @@ resources:
 {{- with $values.callers.secret }}
 - {name: EVERLOOP_CALLERS_FILE, value: /etc/everloop/callers/callers.yaml}
 {{- if has $.part (list "trainer" "inference") }}
-{{ include "everloop.credential" (dict "root" $.root "variable" "EVERLOOP_TOKEN" "secret" . "key" "token") }}
+{{ include "everloop.credential" (dict "root" $.root "variable" "EVERLOOP_TOKEN" "secret" . "key" (printf "token_%s" $.part)) }}
 {{- end }}
 {{- end }}
 {{- range $name, $value := merge (dict) (get $values.services .part).settings $values.settings }}

@@ -25,6 +25,7 @@ _ADVICE = {
     "INTERNAL": "the part's log in <home>/logs has the details",
     "TOKEN_MISSING": "the services ask who calls: set EVERLOOP_TOKEN to your token",
     "TOKEN_UNKNOWN": "check EVERLOOP_TOKEN; whoever keeps the file of callers can add you: `everloop token --help`",
+    "SERVICE_REFUSED": "its EVERLOOP_TOKEN, or its entry in the file of callers, is to be mended",
     "CALLER_DENIED": "whoever keeps the file of callers can add the service to your entry",
     "MODEL_NOT_FOUND": "`everloop models` lists what is served",
     "PREDICTION_NOT_FOUND": "the log arrives a moment after the answer: try again",

@@ -16,18 +16,17 @@ import logging
 import threading
 import time
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeAlias
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from everloop_contracts.services import Service
 from everloop_contracts.yaml_file import PipelineError, load
 from everloop_runtime.errors import EverloopError, Kind
 
-__all__ = ["HEADER", "Caller", "Callers", "CallersFile", "Service"]
+__all__ = ["HEADER", "Caller", "Callers", "CallersFile"]
 
 log = logging.getLogger(__name__)
-
-Service: TypeAlias = Literal["ingest", "trainer", "registry_gateway", "inference", "monitor"]
 
 HEADER = "authorization"
 _SCHEME = "bearer "
@@ -42,11 +41,25 @@ class Caller(_Strict):
     """Somebody who may call."""
 
     name: Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\s]+$")]
-    """Whom the audit trails name."""
-    services: Annotated[list[Service], Field(min_length=1)]
+    """Whom the audit trails name; no service's, which sign what they do by themselves."""
+    services: Annotated[list[Annotated[Service, Field(strict=False)]], Field(min_length=1)]
     """What it may call."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     """SHA-256 of its token, in hexadecimal digits."""
+
+    @field_validator("name")
+    @classmethod
+    def _no_service(cls, value: str) -> str:
+        if value in set(Service):
+            raise ValueError(f"{value} is a service, give another name")
+        return value
+
+    @field_validator("sha256")
+    @classmethod
+    def _of_something(cls, value: str) -> str:
+        if value == hashlib.sha256(b"").hexdigest():
+            raise ValueError("is the digest of no token at all")
+        return value
 
 
 class CallersFile(_Strict):
@@ -85,11 +98,11 @@ class Callers:
             EverloopError: kind unauthenticated: there is no token, or nobody has it; kind denied: its owner may not
                 call this service.
         """
-        if authorization is None or authorization[: len(_SCHEME)].lower() != _SCHEME:
+        scheme, token = (authorization or "")[: len(_SCHEME)], (authorization or "")[len(_SCHEME) :]
+        if scheme.lower() != _SCHEME or not (token := token.strip()):
             raise EverloopError(
                 Kind.UNAUTHENTICATED, "TOKEN_MISSING", f"send '{HEADER}: Bearer <token>'"
             )
-        token = authorization[len(_SCHEME) :].strip()
         self._look()
         # The digest is looked up: how long that takes tells nothing of any token.
         caller = self._by_digest.get(hashlib.sha256(token.encode()).hexdigest())

@@ -17,6 +17,7 @@ _KINDS = KINDS | {
     grpc.StatusCode.CANCELLED: Kind.UNAVAILABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED: Kind.UNAVAILABLE,
 }
+_REFUSED = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
 Answer = TypeVar("Answer")
 
 
@@ -55,6 +56,10 @@ def _failure(error: grpc.RpcError) -> EverloopError:
     answer = cast(grpc.Call, error)  # every RpcError of a call is one
     code = answer.code()
     reason, metadata = error_info(answer)
+    if code in _REFUSED:
+        # It is our token that is wrong, not that of whoever asked us; and somebody will mend it.
+        text = f"another service does not let this one in: {answer.details()} [{reason}]"
+        return EverloopError(Kind.UNAVAILABLE, "SERVICE_REFUSED", text)
     return EverloopError(
         _KINDS.get(code, Kind.INTERNAL), reason, answer.details() or code.name, **metadata
     )

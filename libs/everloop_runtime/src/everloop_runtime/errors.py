@@ -117,13 +117,11 @@ def _rebuild(
     return EverloopError(kind, reason, message, **metadata).after(retry_after)
 
 
-_PASSING = frozenset(
-    {Kind.UNAVAILABLE, Kind.EXHAUSTED, Kind.DEADLINE, Kind.UNAUTHENTICATED, Kind.DENIED}
-)
+_PASSING = frozenset({Kind.UNAVAILABLE, Kind.EXHAUSTED, Kind.DEADLINE})
 
 
 def waiting_mends(error: BaseException) -> bool:
-    """True for a dependency that is away, busy or behind, or does not know us: asking again later is right.
+    """True for a dependency that is away, busy or behind: asking again later is right, giving up is not.
 
     Whoever works off a queue decides by this what to wait for and what to count as a failed attempt.
     """

@@ -15,6 +15,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
+from opentelemetry import trace
 from opentelemetry.trace import SpanKind
 from prometheus_client import Counter, Histogram
 
@@ -83,7 +84,10 @@ class _Interceptor(grpc.ServerInterceptor):
             def stream(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
                 with _observed(method, headers, context), _held(limit):
                     self._admit(headers)
-                    yield from answer_all(request, context)
+                    for answer in answer_all(request, context):
+                        # A token may be taken back while a stream lasts.
+                        self._admit(headers)
+                        yield answer
 
             if pool:
                 # What grpcio asks the function of a method for.
@@ -101,7 +105,7 @@ class _Interceptor(grpc.ServerInterceptor):
             def collected(requests: Any, context: grpc.ServicerContext) -> Any:
                 with _observed(method, headers, context), _held(self._streams):
                     self._admit(headers)
-                    return collect(requests, context)
+                    return collect(self._admitted(requests, headers), context)
 
             collecting: Handler = grpc.stream_unary_rpc_method_handler(collected, **coding)
             return collecting
@@ -122,7 +126,17 @@ class _Interceptor(grpc.ServerInterceptor):
         Raises:
             EverloopError: as `Callers.admit`.
         """
-        return self._callers.admit(headers.get(HEADER)) if self._callers else ""
+        if self._callers is None:
+            return ""
+        caller = self._callers.admit(headers.get(HEADER))
+        trace.get_current_span().set_attribute("enduser.id", caller)
+        return caller
+
+    def _admitted(self, requests: Iterator[Any], headers: Mapping[str, str]) -> Iterator[Any]:
+        """The messages of a stream, for as long as its caller may send any."""
+        for request in requests:
+            self._admit(headers)
+            yield request
 
 
 def _acts(request: Any, caller: str) -> None:

@@ -234,6 +234,11 @@ class OutboxRelay(Component):
                 # again from its oldest message.
                 log.warning("outbox waits for the broker: %r", error)
                 self._stopper.wait(1.0)
+            except EverloopError as error:
+                if not waiting_mends(error):
+                    raise
+                log.warning("outbox waits for the database: %s", error)
+                self._stopper.wait(1.0)
 
     def _connect_and_relay(self) -> None:
         client = producer(self._bootstrap)
@@ -412,17 +417,27 @@ class EventConsumer(Component):
                 # What is invalid stays so: trying again would only hold the partition.
                 invalid = isinstance(error, EverloopError) and error.kind is Kind.INVALID
                 if invalid or (attempt >= self._attempts and not passing):
-                    self._bury(record, error)
-                    HANDLED.labels(kind, "dead_lettered").inc()
-                    return True
+                    return self._bury(record, kind, error)
                 log.warning("%s failed, attempt %d: %s", kind, attempt, error, exc_info=not passing)
                 self._stopper.wait(backoff(attempt, self._first_pause, LONGEST_PAUSE))
         return False
 
-    def _bury(self, record: Any, error: Exception) -> None:
+    def _bury(self, record: Any, kind: str, error: Exception) -> bool:
+        """Puts a record that cannot be handled aside; False if the service stops before the broker has it."""
         log.error("event goes to %s: %s", DEAD_LETTERS, error, exc_info=error)
         reason = error.reason if isinstance(error, EverloopError) else type(error).__name__
         origin = f"{record.topic}/{record.partition}/{record.offset}"
         message = str(error)[:NOTE_CHARACTERS]
         notes = {"reason": reason, "message": message, "group": self._group, "origin": origin}
-        self._dead_letters.add(record.key, record.value, record.headers, notes)
+        attempt = 0
+        while not self._stopper.stopping:
+            attempt += 1
+            try:
+                self._dead_letters.add(record.key, record.value, record.headers, notes)
+            except KafkaError as away:
+                log.warning("%s is not in %s yet: %r", origin, DEAD_LETTERS, away)
+                self._stopper.wait(backoff(attempt, self._first_pause, LONGEST_PAUSE))
+            else:
+                HANDLED.labels(kind, "dead_lettered").inc()
+                return True
+        return False

@@ -9,7 +9,8 @@ from typing import ClassVar, Self
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from everloop_runtime.callers import Callers, Service
+from everloop_contracts.services import Service
+from everloop_runtime.callers import Callers
 
 __all__ = ["PREFIX", "ServiceSettings", "host_and_port"]
 

@@ -12,7 +12,6 @@ from typing import Any
 
 from mangum import Mangum
 
-from everloop_inference.callers import guarded_app
 from everloop_inference.packaged import assemble
 from everloop_inference.ports import HttpRequest
 from everloop_inference.replica import Replica
@@ -41,15 +40,16 @@ def make_handler() -> Handler:
 
     Raises:
         OSError, ValueError, TypeError: the folder holds no package.
-        RuntimeError: the model cannot serve, as the log says.
+        RuntimeError: the model cannot serve, as the log says; or a file of callers is named: IAM says who may call a
+            function, by the header that a token would have to be in.
     """
     settings = PackagedSettings.load().model_copy(update={"kafka_bootstrap": ""})
+    if settings.callers_file:
+        raise RuntimeError("EVERLOOP_CALLERS_FILE: IAM says who may call a function")
     telemetry.configure("inference", settings.log_level)
     replica, server = assemble(settings, listens=False)
     server.start(Stopper())
-    handler: Handler = Mangum(
-        guarded_app(_application(replica), settings.callers()), lifespan="off"
-    )
+    handler: Handler = Mangum(_application(replica), lifespan="off")
     return handler
 
 

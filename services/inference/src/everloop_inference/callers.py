@@ -1,4 +1,4 @@
-"""Who may ask for predictions: the check that stands in front of both listeners, of Ray's proxies and of Lambda.
+"""Who may ask for predictions: the check that stands in front of both listeners and of Ray's proxies.
 
 What is open to everybody says whether the server is there and how it is asked, and nothing of its models. What one
 replica passes on to another was asked at the first.
@@ -14,6 +14,7 @@ import grpc
 from everloop_inference.grpc_errors import aborted
 from everloop_inference.http.app import refuse
 from everloop_inference.http.routes import Asked, route
+from everloop_inference.metrics import Door
 from everloop_inference.rpc import Abort, Methods
 from everloop_inference.rpc.metadata import Metadata
 from everloop_inference.rpc.methods import Handler
@@ -75,7 +76,7 @@ def guarded_app(app: Asgi, callers: Callers | None) -> Asgi:
         try:
             check_http(callers, scope["path"], scope["headers"])
         except EverloopError as error:
-            await refuse(error, send)
+            await refuse(scope, error, send)
         else:
             await app(scope, receive, send)
 
@@ -99,6 +100,7 @@ def _checked(path: str, handler: Handler, callers: Callers) -> Handler:
     if _open(path):
         return handler
     coding = (handler.request_deserializer, handler.response_serializer)
+    door = Door("grpc-oip" if path.startswith("/inference.") else "grpc")
     # One of the two: no method here streams one way only.
     answer: Any = handler.unary_unary
     answers: Any = handler.stream_stream
@@ -107,6 +109,7 @@ def _checked(path: str, handler: Handler, callers: Callers) -> Handler:
         try:
             check_rpc(callers, path, tuple(context.invocation_metadata() or ()))
         except EverloopError as error:
+            door.refused(error.reason)
             raise aborted(error) from error
 
     def unary(request: Any, context: Any) -> Any:
@@ -116,10 +119,12 @@ def _checked(path: str, handler: Handler, callers: Callers) -> Handler:
     async def stream(requests: Any, context: Any) -> Any:
         try:
             check(context)
+            async for response in answers(requests, context):
+                # A token may be taken back while a stream lasts.
+                check(context)
+                yield response
         except Abort as error:
             await context.abort(error.code, error.details, error.trailing_metadata)
-        async for response in answers(requests, context):
-            yield response
 
     checked: Handler = (
         grpc.unary_unary_rpc_method_handler(unary, *coding)

@@ -89,9 +89,9 @@ class Replica:
             gateway = GrpcRegistry(
                 settings.registry_address,
                 settings.registry_timeout_seconds,
+                settings.token.get_secret_value(),
                 settings.download_timeout_seconds,
                 settings.artifact_cache_bytes,
-                settings.token.get_secret_value(),
             )
             registry, artifacts = registry or gateway, artifacts or gateway
         self._registry = registry

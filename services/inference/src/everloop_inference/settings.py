@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from everloop_contracts.services import Service
 from everloop_runtime.settings import ServiceSettings, host_and_port
 
 __all__ = ["InferenceSettings", "PackagedSettings"]
@@ -19,7 +20,7 @@ class InferenceSettings(ServiceSettings):
     Ray places it.
     """
 
-    service = "inference"
+    service = Service.INFERENCE
 
     database_url: str = ""
     """Not used: what a replica must remember is a file in `data_dir`."""

@@ -6,6 +6,7 @@ import socket
 
 from pydantic import Field
 
+from everloop_contracts.services import Service
 from everloop_runtime.settings import ServiceSettings
 
 __all__ = ["IngestSettings"]
@@ -16,7 +17,7 @@ _MIB = 1024 * 1024
 class IngestSettings(ServiceSettings):
     """Read from `EVERLOOP_*`, immutable."""
 
-    service = "ingest"
+    service = Service.INGEST
 
     data_bucket: str = "everloop-data"
     """Bucket of the shards."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from everloop_contracts.services import Service
 from everloop_runtime.settings import ServiceSettings
 
 __all__ = ["MonitorSettings"]
@@ -14,7 +15,7 @@ __all__ = ["MonitorSettings"]
 class MonitorSettings(ServiceSettings):
     """What the monitor needs to know, on top of what every service does."""
 
-    service = "monitor"
+    service = Service.MONITOR
 
     data_dir: Path = Path(".everloop/data/monitor")
     """Folder that this service may write to."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import Field, SecretStr, field_validator
 
+from everloop_contracts.services import Service
 from everloop_runtime.settings import ServiceSettings
 
 __all__ = ["RegistrySettings"]
@@ -15,7 +16,7 @@ __all__ = ["RegistrySettings"]
 class RegistrySettings(ServiceSettings):
     """What the registry gateway needs to know; read from `EVERLOOP_*`."""
 
-    service = "registry_gateway"
+    service = Service.REGISTRY_GATEWAY
 
     data_dir: Path = Path(".everloop/data/registry_gateway")
     database_url: str = "sqlite:///.everloop/data/registry_gateway/registry_gateway.db"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from everloop_contracts.services import Service
 from everloop_runtime.settings import ServiceSettings
 
 __all__ = ["TrainerSettings"]
@@ -15,7 +16,7 @@ __all__ = ["TrainerSettings"]
 class TrainerSettings(ServiceSettings):
     """What the trainer needs to know, on top of what every service does."""
 
-    service = "trainer"
+    service = Service.TRAINER
 
     data_dir: Path = Path(".everloop/data/trainer")
     """Folder that this service may write to."""

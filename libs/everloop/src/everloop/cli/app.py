@@ -71,7 +71,7 @@ def _options(
         Path | None,
         typer.Option(
             "--home",
-            help="Home of the stack; default EVERLOOP_HOME, else the nearest .everloop upwards from here, else the checkout's.",
+            help="Home of the stack; default EVERLOOP_HOME, else the nearest .everloop upwards, else the checkout's.",
             show_default=False,
         ),
     ] = None,

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import secrets
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from everloop.errors import EverloopError
+from everloop_contracts.services import Service
 
 __all__ = ["add_to"]
 
-
-class Service(StrEnum):
-    """What a caller may be let into."""
-
-    INGEST = "ingest"
-    TRAINER = "trainer"
-    REGISTRY_GATEWAY = "registry_gateway"
-    INFERENCE = "inference"
-    MONITOR = "monitor"
+_LONGEST_NAME = 100
 
 
 def token(
@@ -48,8 +41,13 @@ def token(
     export EVERLOOP_TOKEN=$(everloop token "$USER")      everything, for this shell
     curl -H "authorization: Bearer $TOKEN" …             over HTTP; the same header over gRPC
     """
-    if not name or any(map(str.isspace, name)):
-        raise EverloopError("INVALID_NAME", f"'{name}' is no name: give one without spaces")
+    if not name or len(name) > _LONGEST_NAME or any(map(str.isspace, name)):
+        text = (
+            f"'{name}' is no name: give one without spaces, of at most {_LONGEST_NAME} characters"
+        )
+        raise EverloopError("INVALID_NAME", text)
+    if name in set(Service):
+        raise EverloopError("INVALID_NAME", f"'{name}' is a service's name: give another")
     made = secrets.token_urlsafe(32)
     entry = {
         "name": name,
@@ -70,7 +68,9 @@ def _add(file: Path, entry: dict[str, Any]) -> None:
         content = yaml.safe_load(after)
         if not isinstance(content, dict) or entry not in (content.get("callers") or ()):
             raise ValueError("it does not end with a list of 'callers'")
-        file.write_text(after, encoding="utf-8")
+        draft = file.with_name(f".{file.name}.{os.getpid()}")
+        draft.write_text(after, encoding="utf-8")
+        draft.replace(file)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise EverloopError("FILE_UNUSABLE", f"{file} is left as it is: {error}") from error
 

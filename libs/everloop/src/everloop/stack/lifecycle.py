@@ -115,6 +115,7 @@ def up(
             parts = _selected(known, only)
             _check_pipelines(parts, Path(there.pipelines_dir))
             if fresh:
+                _check_callers()
                 supervisor.launch(render(place, known, _common_environment(place, there)))
             _each_in_order(
                 parts, lambda part, stop: _bring_up(place, supervisor, part, report, stop)
@@ -185,7 +186,6 @@ def _plan(place: Home, pipelines: Path | None) -> Endpoints:
 def _common_environment(place: Home, there: Endpoints) -> dict[str, str]:
     return {
         **there.environment(),
-        **_callers(),
         processes.STACK_MARK: str(place.root),
         # The parts share the machine; thread pools as wide as it, one a process, would only fight.
         "OMP_NUM_THREADS": "1",
@@ -193,17 +193,13 @@ def _common_environment(place: Home, there: Endpoints) -> dict[str, str]:
     }
 
 
-def _callers() -> dict[str, str]:
-    """Who may call, and what the services show each other, as the user's environment says."""
-    file, token = os.environ.get("EVERLOOP_CALLERS_FILE"), os.environ.get("EVERLOOP_TOKEN")
-    if not file:
-        return {}
-    if not token:
+def _check_callers() -> None:
+    """Says now what would keep the services from each other."""
+    if os.environ.get("EVERLOOP_CALLERS_FILE") and not os.environ.get("EVERLOOP_TOKEN"):
         raise StackError(
             "EVERLOOP_CALLERS_FILE wants EVERLOOP_TOKEN: the services call each other too; "
             "`everloop token` makes one"
         )
-    return {"EVERLOOP_CALLERS_FILE": str(Path(file).resolve()), "EVERLOOP_TOKEN": token}
 
 
 def _selected(known: list[Part], only: Iterable[str] | None) -> list[Part]:

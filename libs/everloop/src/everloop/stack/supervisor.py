@@ -69,7 +69,7 @@ def render(home: Home, parts: Iterable[Part], environment: Mapping[str, str]) ->
         sections += [
             f"[program:{part.name}]",
             f"command={_plain(shlex.join(command))}",
-            f"environment={','.join(f'{key}={_quoted(value)}' for key, value in own.items())}",
+            f"environment={','.join(f'{key}={_quoted(key, value)}' for key, value in own.items())}",
             "autostart=false",
             "autorestart=true",
             "startsecs=1",
@@ -94,10 +94,11 @@ def _plain(value: object) -> str:
     return text.replace("%", "%%")
 
 
-def _quoted(value: str) -> str:
+def _quoted(key: str, value: str) -> str:
     # supervisord has no escapes, and takes quotes off both ends of a value however many there are.
     if '"' in value or "\n" in value or value != value.strip("'"):
-        raise StackError(f"cannot be an environment value under supervisord: {value!r}")
+        # Without its value, which may be a secret.
+        raise StackError(f"{key} holds what cannot be an environment value under supervisord")
     return f'"{_plain(value)}"'
 
 

@@ -37,9 +37,9 @@ class GrpcRegistry:
         self,
         address: str,
         timeout_seconds: float,
+        token: str,
         download_seconds: float = 120.0,
         most_bytes: int = 2 * 1024**3,
-        token: str = "",
     ) -> None:
         """Takes `host:port`, the time that an answer and a download may take, and the bytes that a version may have.
 

@@ -330,8 +330,9 @@ class HttpApp:
         return self._pools.known if self._pools is not None else {}
 
 
-async def refuse(error: EverloopError, send: Send) -> None:
+async def refuse(scope: Scope, error: EverloopError, send: Send) -> None:
     """Answers a request whose body nobody reads, so that the connection must close."""
+    _door(scope["path"]).refused(error.reason)
     await _answer(_refused(HTTP_STATUS[error.kind], error), send, close=True)
 
 

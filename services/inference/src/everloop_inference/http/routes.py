@@ -10,6 +10,8 @@ __all__ = ["Asked", "Route", "route"]
 
 REMEMBERED: Final = 4096
 """Paths whose meaning is remembered: that of a prediction is asked for again and again."""
+LONGEST: Final = 512
+"""Characters of a path beyond which it is not: anybody may ask for anything."""
 
 
 class Asked(Enum):
@@ -59,9 +61,12 @@ class Route(NamedTuple):
         return bool(self.model) and self.asked is not Asked.MODEL_READY
 
 
-@lru_cache(REMEMBERED)
 def route(path: str) -> Route:
     """Returns what a path, without host and query, means."""
+    return _remembered(path) if len(path) <= LONGEST else _read(path)
+
+
+def _read(path: str) -> Route:
     match path.strip("/").split("/"):
         case ["v1", "models", target] if target.endswith(":predict"):
             return Route(Asked.PREDICT, target.removesuffix(":predict"))
@@ -99,3 +104,6 @@ def route(path: str) -> Route:
             return Route(Asked.METRICS)
         case _:
             return Route(Asked.NOTHING)
+
+
+_remembered = lru_cache(REMEMBERED)(_read)

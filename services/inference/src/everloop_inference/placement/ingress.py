@@ -19,6 +19,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from everloop_contracts.services import Service
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2 as native
 from everloop_contracts.stubs.inference import grpc_service_pb2 as oip
 from everloop_inference import stream
@@ -102,7 +103,7 @@ class RayIngress:
             stream_requests: how many requests of a stream they get at once.
             callers_file: who may come through Ray's proxies; whoever has a handle is in the cluster already.
         """
-        self._callers = Callers(callers_file, "inference") if callers_file else None
+        self._callers = Callers(callers_file, Service.INFERENCE) if callers_file else None
         self.replicas: Elsewhere = ServeHandle(replicas)
         self._mark = mark
         self._stream_requests = stream_requests

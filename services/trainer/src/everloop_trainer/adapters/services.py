@@ -29,7 +29,7 @@ Answer = TypeVar("Answer")
 class IngestCutter:
     """Implements `Cutter`."""
 
-    def __init__(self, address: str, retry_seconds: float, token: str = "") -> None:
+    def __init__(self, address: str, retry_seconds: float, token: str) -> None:
         """Takes `host:port` of ingest, how long an ingest that is away is waited for, and what it is shown."""
         self._stub = ingest_pb2_grpc.IngestServiceStub(channel(address, token))
         self._retry_seconds = retry_seconds
@@ -58,7 +58,7 @@ class RegistryProduction:
         address: str,
         retry_seconds: float,
         load: Callable[[str, int], Incumbent],
-        token: str = "",
+        token: str,
     ) -> None:
         """Takes `host:port` of the registry gateway, its patience, what loads a run's model, and what it is shown."""
         self._stub = registry_pb2_grpc.RegistryServiceStub(channel(address, token))

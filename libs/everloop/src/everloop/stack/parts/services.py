@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
+from pathlib import Path
 
 from everloop.stack.endpoints import Endpoints
 from everloop.stack.home import Home
@@ -21,6 +23,8 @@ _SERVICES = (
     ("monitor", "monitor", ("kafka", "s3", "mlflow", "registry_gateway")),
 )
 
+# Those that call others, and show them a token where they are asked for one.
+_CALLING = {"trainer", "inference"}
 # A promotion, a chunk's evaluation and a training have seconds; records and predictions have callers who wait.
 _STEP_BACK = {"registry_gateway", "trainer", "monitor"}
 
@@ -43,6 +47,10 @@ def _part(home: Home, endpoints: Endpoints, name: str, alias: str, needs: tuple[
         "MLFLOW_TRACKING_URI": endpoints.mlflow_uri,
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
+    if callers := os.environ.get("EVERLOOP_CALLERS_FILE"):
+        environment["EVERLOOP_CALLERS_FILE"] = str(Path(callers).resolve())
+        if name in _CALLING:
+            environment["EVERLOOP_TOKEN"] = os.environ.get("EVERLOOP_TOKEN", "")
     if name == "inference":
         environment["EVERLOOP_HTTP_ADDRESS"] = f"127.0.0.1:{endpoints.ports['inference_http']}"
         environment["EVERLOOP_PREDICT_GRPC_ADDRESS"] = endpoints.inference_grpc
