@@ -12,17 +12,7 @@ from pathlib import Path
 import pytest
 
 PACKAGES = sorted(Path(__file__).parents[1].glob("services/*/src/everloop_*"))
-OUTSIDE = {
-    "boto3",
-    "botocore",
-    "confluent_kafka",
-    "dvc",
-    "kafka",
-    "mlflow",
-    "nannyml",
-    "ray",
-    "river",
-}
+OUTSIDE = {"boto3", "botocore", "confluent_kafka", "dvc", "kafka", "mlflow", "ray"}
 MEETING = {"adapters", "placement"}
 ABOUT_NOTHING_ELSE = {("search", "ray"), ("trial", "ray"), ("consumer", "kafka")}
 """Rooms outside of those, and the system that each of them is about."""
