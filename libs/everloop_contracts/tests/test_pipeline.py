@@ -397,8 +397,8 @@ def test_a_bound_fits_the_direction_of_its_metric(load, gate):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "1: pipeline: must be keys with values"),
-        ("- a\n- b\n", "1: pipeline: must be keys with values"),
+        ("", "1: the file: must be keys with values"),
+        ("- a\n- b\n", "1: the file: must be keys with values"),
         ("a: [1,\nb: 2", "2: not YAML: "),
         ("a: 1\n\tb: 2", "2: not YAML: "),
         ("a: \x07", "1: not YAML: "),

@@ -125,7 +125,7 @@ def _locate(node: yaml.Node | None, path: KeyPath) -> tuple[int, str]:
             line, node = found
         if found or number == len(path):
             names.append(str(part))
-    return line, ".".join(names) or "pipeline"
+    return line, ".".join(names) or "the file"
 
 
 def _child(node: yaml.Node | None, part: str | int) -> tuple[int, yaml.Node] | None:
