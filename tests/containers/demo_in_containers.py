@@ -6,7 +6,7 @@ import os
 import runpy
 from dataclasses import replace
 
-from tests.containers.run import GRACE_SECONDS, USER, command, environment, image
+from tests.containers.run import GRACE_SECONDS, HEALTHY_SECONDS, USER, command, environment, image
 
 from everloop.stack import lifecycle
 from everloop.stack.endpoints import Endpoints
@@ -44,6 +44,8 @@ def _contained(part: Part, home: Home, endpoints: Endpoints) -> Part:
         command=tuple(run),
         environment={},
         prepare=prepare,
+        # Two Ray heads that start at once: on a busy machine one may time out, and starts anew.
+        deadline_seconds=HEALTHY_SECONDS * 2,
         stop_seconds=GRACE_SECONDS + 10,
     )
 

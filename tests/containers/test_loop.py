@@ -9,7 +9,7 @@ import docker
 import pytest
 from demo_run import run_small
 
-pytestmark = [pytest.mark.containers, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.containers, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture
@@ -25,7 +25,8 @@ def root(
 
 
 def test_the_loop_closes_in_containers(root: Path) -> None:
-    summary = run_small(root, program="tests.containers.demo_in_containers")
+    program = "tests.containers.demo_in_containers"
+    summary = run_small(root, program=program, within_seconds=1500)
     records, predictions = summary["records"], summary["predictions"]
     assert records["sent"] == records["accepted"] + records["rejected"]
     assert predictions["sent"] > 0 == predictions["failed"]

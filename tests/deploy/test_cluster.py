@@ -227,6 +227,24 @@ def test_the_api_knows_every_field(helm: Helm, namespace: str, where: str) -> No
     assert told.count("(server dry run)") == len([i for i in made if i["kind"] in kinds])
 
 
+@pytest.mark.parametrize("name", ["everloop-inference", "everloop-training"])
+def test_a_head_is_admitted_with_the_autoscaler_beside_it(
+    helm: Helm, namespace: str, name: str
+) -> None:
+    made = of_kind(helm.render("eks"), "RayService", "RayCluster")[name]["spec"]
+    cluster = made.get("rayClusterConfig", made)
+    pod = cluster["headGroupSpec"]["template"]
+    (head,) = pod["spec"]["containers"]
+    # As KubeRay composes it: the head's image, and what the options say.
+    scaler = {"name": "autoscaler", "image": head["image"], **cluster["autoscalerOptions"]}
+    scaler.pop("idleTimeoutSeconds", None)
+    pod["spec"]["containers"].append(scaler)
+    pod |= {"apiVersion": "v1", "kind": "Pod"}
+    pod["metadata"] |= {"name": "head", "namespace": namespace}
+    told = kubectl("apply", "--dry-run=server", "-f", "-", given=json.dumps(pod))
+    assert told == "pod/head created (server dry run)\n"
+
+
 def test_operations_are_run_as_they_are_written(helm: Helm, namespace: str, tmp_path: Path) -> None:
     text = (ROOT / "docs/operations.md").read_text()
     chapter = text.partition("## On Kubernetes, with Helm")[2].partition("\n## ")[0]

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from pathlib import Path
 
 import pytest
+from ray.autoscaler._private.kuberay.node_provider import (
+    IN_CLUSTER_CA_CERT_PATH,
+    IN_CLUSTER_TOKEN_PATH,
+)
 from tests.deploy.chart import (
     PLACES,
     ROOT,
@@ -75,6 +80,53 @@ def test_nobody_may_ask_the_api(objects: list[Object]) -> None:
     assert not of_kind(objects, "Role", "ClusterRole", "RoleBinding", "ClusterRoleBinding")
     for name, account in of_kind(objects, "ServiceAccount").items():
         assert account["automountServiceAccountToken"] is False, name
+
+
+def heads(objects: list[Object]) -> dict[str, tuple[Object, Object]]:
+    """Each Ray cluster's specification and the pod template of its head."""
+    clusters = {
+        name: item["spec"].get("rayClusterConfig", item["spec"])
+        for name, item in of_kind(objects, "RayCluster", "RayService").items()
+    }
+    return {name: (spec, spec["headGroupSpec"]["template"]) for name, spec in clusters.items()}
+
+
+def test_rays_autoscaler_has_the_token_of_the_api_and_nobody_beside_it(helm: Helm) -> None:
+    for name, (spec, head) in heads(helm.render("eks")).items():
+        assert spec["enableInTreeAutoscaling"], name
+        mounts = {
+            mount["mountPath"]: mount["name"] for mount in spec["autoscalerOptions"]["volumeMounts"]
+        }
+        token, authority = Path(IN_CLUSTER_TOKEN_PATH), Path(IN_CLUSTER_CA_CERT_PATH)
+        (volume,) = (
+            volume["projected"]["sources"]
+            for volume in head["spec"]["volumes"]
+            if volume["name"] == mounts[str(token.parent)]
+        )
+        assert volume == [
+            {"serviceAccountToken": {"path": token.name}},
+            {
+                "configMap": {
+                    "name": "kube-root-ca.crt",
+                    "items": [{"key": "ca.crt", "path": authority.name}],
+                }
+            },
+        ]
+        for container in containers(head):
+            held = {mount["name"] for mount in container["volumeMounts"]}
+            assert mounts[str(token.parent)] not in held, name
+    # Where the number of workers is fixed there is no autoscaler, and no token.
+    _, fixed = heads(helm.render("local"))["everloop-inference"]
+    assert not [volume for volume in fixed["spec"]["volumes"] if "projected" in volume]
+
+
+def test_where_ray_scales_it_reaches_the_api(objects: list[Object]) -> None:
+    for name in heads(objects):
+        egress = of_kind(objects, "NetworkPolicy")[name]["spec"]["egress"]
+        (rule,) = [
+            rule for rule in egress if {"port": 6443, "protocol": "TCP"} in rule.get("ports", ())
+        ]
+        assert rule["to"] and all("ipBlock" in peer for peer in rule["to"]), name
 
 
 def test_labels_are_text_whatever_the_release_is_called(helm: Helm) -> None:

@@ -54,6 +54,7 @@ def run_small(
     *,
     keep: bool = False,
     program: str = "everloop.demo",
+    within_seconds: float = DEADLINE_SECONDS,
     **variables: str,
 ) -> dict[str, Any]:
     """Runs the small slice to its end and returns its summary.
@@ -63,6 +64,7 @@ def run_small(
         watch: called again and again with the home while the demo runs.
         keep: leave the stack up; whoever asks for it stops it.
         program: the module to run.
+        within_seconds: when it is interrupted.
         variables: more of its environment.
 
     Raises:
@@ -78,7 +80,7 @@ def run_small(
             stderr=subprocess.STDOUT,
         )
         try:
-            deadline = time.monotonic() + DEADLINE_SECONDS
+            deadline = time.monotonic() + within_seconds
             while process.poll() is None and time.monotonic() < deadline:
                 watch(root / "demo")
                 time.sleep(0.2)

@@ -23,6 +23,10 @@ resource "aws_eks_cluster" "this" {
     public_access_cidrs     = length(var.public_access_cidrs) > 0 ? var.public_access_cidrs : null
   }
 
+  kubernetes_network_config {
+    service_ipv4_cidr = var.service_cidr
+  }
+
   encryption_config {
     resources = ["secrets"]
 

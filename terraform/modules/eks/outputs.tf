@@ -8,6 +8,11 @@ output "cluster_security_group_id" {
   value       = aws_eks_cluster.this.vpc_config[0].cluster_security_group_id
 }
 
+output "service_cidr" {
+  description = "Addresses of Kubernetes' Services, the API's among them."
+  value       = var.service_cidr
+}
+
 output "oidc_provider_arn" {
   description = "IAM's OIDC provider of the cluster."
   value       = aws_iam_openid_connect_provider.this.arn

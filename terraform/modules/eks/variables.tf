@@ -29,6 +29,17 @@ variable "subnet_ids" {
   }
 }
 
+variable "service_cidr" {
+  description = "Addresses of Kubernetes' Services; must not overlap the VPC's. It cannot be changed later."
+  type        = string
+  default     = "172.20.0.0/16"
+
+  validation {
+    condition     = can(regex("/(1[2-9]|2[0-4])$", var.service_cidr)) && can(cidrhost(var.service_cidr, 0))
+    error_message = "An IPv4 range between /12 and /24, as EKS wants it."
+  }
+}
+
 variable "public_access_cidrs" {
   description = "Ranges that may reach the Kubernetes API from outside; empty for the VPC alone."
   type        = set(string)

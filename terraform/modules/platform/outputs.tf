@@ -45,7 +45,13 @@ output "helm_values" {
     mlflow      = local.assume.mlflow
     services    = { for service, values in local.assume : service => values if service != "mlflow" }
     storage     = { className = module.eks.storage_class }
-    # Kafka, the database and the endpoints of S3 and STS have addresses in the VPC.
-    network = { kafka = local.vpc, database = local.vpc, objectStore = local.vpc, callers = local.vpc }
+    # Kafka, the database, the endpoints of S3 and STS and the control plane have addresses in the VPC.
+    network = {
+      kafka       = local.vpc
+      database    = local.vpc
+      objectStore = local.vpc
+      callers     = local.vpc
+      kubernetes  = concat(local.vpc, [{ ipBlock = { cidr = module.eks.service_cidr } }])
+    }
   }
 }

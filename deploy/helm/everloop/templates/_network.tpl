@@ -30,6 +30,8 @@ Neighbours are what `network` names; ports of the outside are Kafka's, PostgreSQ
 - [migrations, database]
 - [producers, ingest, 15051]
 - [callers, inference, 8080, 8081]
+- [inference, kubernetes, 443, 6443, 8443]
+- [training, kubernetes, 443, 6443, 8443]
 - [kuberay, inference, 8265, 8080]
 - [kuberay, training, 8265]
 - [prometheus, ingest, 9401]

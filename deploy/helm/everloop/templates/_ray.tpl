@@ -19,6 +19,13 @@ mode: token
 secretName: {{ .Values.credentials.existingSecret | default (include "everloop.part" (dict "root" . "part" "credentials")) | quote }}
 {{- end }}
 
+{{/* Whether the workers of a part come and go: those of training always, those of inference where their bounds differ. */}}
+{{- define "everloop.rayAutoscales" -}}
+{{- $workers := .root.Values.ray.serving.workers -}}
+{{ or (eq .part "training") (gt (int $workers.max) (int $workers.min)) }}
+{{- end }}
+
+{{/* KubeRay puts it beside the head, with a service account that may see and change that cluster; only it holds the token. */}}
 {{- define "everloop.rayAutoscaler" -}}
 securityContext:
   allowPrivilegeEscalation: false
@@ -27,7 +34,9 @@ securityContext:
 resources:
   requests: {cpu: 100m, memory: 512Mi}
   limits: {memory: 512Mi}
-volumeMounts: [{name: tmp, mountPath: /tmp}]
+volumeMounts:
+  - {name: tmp, mountPath: /tmp}
+  - {name: kubernetes-api, mountPath: /var/run/secrets/kubernetes.io/serviceaccount, readOnly: true}
 {{- end }}
 
 {{/* The head: it keeps the books and runs nothing else. */}}
@@ -59,6 +68,13 @@ template:
     volumes:
       {{- include "everloop.volumes" . | nindent 6 }}
       - {name: data, emptyDir: {sizeLimit: 1Gi}}
+      {{- if eq (include "everloop.rayAutoscales" .) "true" }}
+      - name: kubernetes-api
+        projected:
+          sources:
+            - serviceAccountToken: {path: token}
+            - configMap: {name: kube-root-ca.crt, items: [{key: ca.crt, path: ca.crt}]}
+      {{- end }}
 {{- end }}
 
 {{- define "everloop.rayContainerEnvironment" -}}

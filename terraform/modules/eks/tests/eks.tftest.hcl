@@ -62,3 +62,12 @@ run "add_ons_need_a_node_without_taints" {
 
   expect_failures = [var.node_groups]
 }
+
+run "services_have_addresses_that_are_known" {
+  command = plan
+
+  assert {
+    condition     = aws_eks_cluster.this.kubernetes_network_config[0].service_ipv4_cidr == output.service_cidr
+    error_message = "network policies name this range"
+  }
+}
