@@ -153,6 +153,11 @@ class FakeEverloop:
             cause_id="the-cause",
             objects=[dataset_pb2.DatasetObject(path="rows/part-00000.parquet", md5="d41d8")],
             data=dataset_pb2.DatasetObject(path="rows", md5="e52ca.dir", size_bytes=7),
+            audit=[
+                dataset_pb2.DatasetAuditEntry(action="RELEASED", reason=reason, actor=actor)
+                for number, reason, actor in self.released
+                if number == version
+            ],
         )
 
     def training(

@@ -493,6 +493,10 @@ def test_a_version_in_quarantine_is_shown_and_released(run, fake):
     done = run("datasets", MODEL, "--release", "1", "--reason", "moved")
     assert "v1 is announced" in done.output
     assert fake.released == [(1, "moved", getpass.getuser())]
+    told = run("datasets", MODEL, "--audit").output
+    assert ["v1", "released", getpass.getuser(), "moved"] in [
+        line.split()[:4] for line in told.splitlines()
+    ]
 
 
 def test_records_are_erased_by_id_or_by_value(run, fake):

@@ -19,6 +19,7 @@ from services.inference.tests.conftest import free_ports
 
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2 as native
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2_grpc as native_grpc
+from everloop_inference.addresses import bound
 from everloop_inference.domain import Wanted
 from everloop_inference.fakes import sample_artifact
 from everloop_inference.packaged import VERSION, Package
@@ -59,12 +60,13 @@ def package(tmp_path: Path) -> Package:
 
 
 @pytest.fixture
-def serve(package: Package, tmp_path: Path) -> Iterator[Callable[[], Any]]:
+def serve(package: Package, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """Starts the process and returns it with the addresses of its doors."""
     started: list[subprocess.Popen[str]] = []
 
-    def start() -> tuple[subprocess.Popen[str], str, str]:
-        http, rpc = (f"127.0.0.1:{port}" for port in free_ports(2))
+    def start(http: str = "", rpc: str = "") -> tuple[subprocess.Popen[str], str, str]:
+        if not http:
+            http, rpc = (f"127.0.0.1:{port}" for port in free_ports(2))
         told = {name: value for name, value in os.environ.items() if "EVERLOOP" not in name}
         told |= {
             "EVERLOOP_MODEL_DIR": str(package.folder),
@@ -115,6 +117,17 @@ def test_what_is_damaged_does_not_start(package: Package, serve: Callable[[], An
     _, said = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "CHECKSUM_MISMATCH" in said and "flights version 3 cannot serve" in said
+
+
+@pytest.mark.parametrize("taken", [0, 1])
+def test_it_takes_no_requests_of_another_process(serve: Callable[..., Any], taken: int) -> None:
+    doors = [f"127.0.0.1:{port}" for port in free_ports(2)]
+    with bound(doors[taken]) as other:
+        other.listen()
+        process, *_ = serve(*doors)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert f"{doors[taken]} is taken by another process" in said
 
 
 @pytest.mark.parametrize("module", ["packaged", "aws_lambda"])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 
-__all__ = ["accepted", "bound"]
+__all__ = ["accepted", "bound", "must_be_free"]
 
 
 def bound(address: str) -> socket.socket:
@@ -24,6 +25,23 @@ def bound(address: str) -> socket.socket:
         listening.close()
         raise
     return listening
+
+
+def must_be_free(address: str) -> None:
+    """For one that shares its address with nobody: a socket that is `bound` would take requests of others unseen.
+
+    Raises:
+        RuntimeError: another process listens at `host:port`, or it cannot be bound.
+    """
+    host, _, port = address.rpartition(":")
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as alone:
+        alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what has closed may linger
+        try:
+            alone.bind((host.strip("[]"), int(port)))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise RuntimeError(f"{address} cannot be bound: {error}") from error
+            raise RuntimeError(f"{address} is taken by another process") from error
 
 
 def accepted(listening: socket.socket) -> list[socket.socket]:

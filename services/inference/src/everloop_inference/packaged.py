@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from everloop_inference.addresses import must_be_free
 from everloop_inference.domain import Production, Wanted
 from everloop_inference.policies import load_policies
 from everloop_inference.ports import Report
@@ -71,17 +72,20 @@ class Server(Component):
 
     name = "model"
 
-    def __init__(self, replica: Replica, wanted: Wanted) -> None:
-        """Takes the replica and what it must serve."""
+    def __init__(self, replica: Replica, wanted: Wanted, addresses: Sequence[str] = ()) -> None:
+        """Takes the replica, what it must serve, and the addresses that are to be its own."""
         self._replica = replica
         self._wanted = wanted
+        self._addresses = addresses
 
     def start(self, stopper: Stopper) -> None:
         """Returns when predictions are answered.
 
         Raises:
-            RuntimeError: the model cannot serve, as the log says, or an address cannot be bound.
+            RuntimeError: the model cannot serve, as the log says, or an address is taken or cannot be bound.
         """
+        for address in self._addresses:
+            must_be_free(address)
         self._replica.start()
         serving = self._replica.models.serving.get(self._wanted.model)
         if serving is None or serving.wanted != self._wanted:
@@ -110,7 +114,8 @@ def assemble(settings: PackagedSettings, *, listens: bool = True) -> tuple[Repli
         policy = replace(policy, log_sample=0.0)
     only = "" if listens else model
     replica = Replica(settings, {model: policy}, only=only, registry=package, artifacts=package)
-    return replica, Server(replica, package.wanted)
+    addresses = (settings.http_address, settings.predict_grpc_address) if listens else ()
+    return replica, Server(replica, package.wanted, addresses)
 
 
 def main() -> int:

@@ -218,6 +218,10 @@ def datasets(
     reason: Annotated[
         str, typer.Option(help="Why it is released; for the audit trail, with --release.")
     ] = "",
+    audit: Annotated[
+        bool,
+        typer.Option("--audit", help="Who released or erased what of these versions, and why."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """List dataset versions, newest first, with why one failed or is in quarantine; release one.
@@ -225,6 +229,7 @@ def datasets(
     \b
     everloop datasets flight-delays --limit 5
     everloop datasets flight-delays --release 7 --reason "the station was moved"
+    everloop datasets flight-delays --audit
     """  # noqa: D301 - the backspace keeps the lines apart
     from rich.markup import escape
 
@@ -241,8 +246,28 @@ def datasets(
                 console.print(f"[green]{pipeline} v{done.version} is announced[/]")
             return
         found = everloop.datasets(pipeline, limit=limit)
+        if audit:
+            found = [everloop.dataset(pipeline, item.version) for item in found]
     if as_json:
         print_json(found)
+        return
+    if audit:
+        table(
+            ("version", "action", "by", "why", "request", "time"),
+            (
+                (
+                    f"v{item.version}",
+                    entry.action.lower(),
+                    entry.actor,
+                    entry.reason,
+                    entry.request_id,
+                    when(entry.time),
+                )
+                for item in found
+                for entry in item.audit
+            ),
+            empty="nobody has released or erased anything of them",
+        )
         return
     table(
         ("version", "state", "rows#", "labelled#", "from", "to", "cut", "git tag", "cause"),

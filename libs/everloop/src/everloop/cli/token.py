@@ -30,7 +30,7 @@ def token(
         Path, typer.Option("--file", help="File of callers, made where there is none.")
     ] = Path("callers.yaml"),
 ) -> None:
-    r"""Make a token, and add who has it to the file of those who may call.
+    """Make a token, and add who has it to the file of those who may call.
 
     The token is printed once and kept nowhere; the file has its SHA-256. A service that is started with
     EVERLOOP_CALLERS_FILE=<file> answers nobody else, and sees within seconds that the file has changed. To take a token
@@ -40,7 +40,7 @@ def token(
     everloop token shop --for inference
     export EVERLOOP_TOKEN=$(everloop token "$USER")      everything, for this shell
     curl -H "authorization: Bearer $TOKEN" …             over HTTP; the same header over gRPC
-    """
+    """  # noqa: D301 - the backspace keeps the lines apart
     if not name or len(name) > _LONGEST_NAME or any(map(str.isspace, name)):
         text = (
             f"'{name}' is no name: give one without spaces, of at most {_LONGEST_NAME} characters"

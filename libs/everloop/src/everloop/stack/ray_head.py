@@ -41,7 +41,11 @@ def main() -> int:
     begun: list[Node] = []
     services.get_node = patient(
         services.get_node,
-        lambda: [str(name) for node in begun for name, _ in node.dead_processes()],
+        lambda: [
+            last_words(Path(node.get_logs_dir_path()), str(name))
+            for node in begun
+            for name, _ in node.dead_processes()
+        ],
     )
 
     class Head(Node):
@@ -104,8 +108,9 @@ def patient(ask: Callable[..., Any], died: Callable[[], list[str]]) -> Callable[
 
     Args:
         ask: Returns the node, or raises RuntimeError where it has not registered.
-        died: Names the head's servers that have ended. A node whose raylet is dead never registers: the asking ends
-            with a ChildProcessError, and the supervisor starts the head anew while the stack still waits for it.
+        died: Names the head's servers that have ended, and says why. A node whose raylet is dead never
+            registers: the asking ends with a ChildProcessError, and the supervisor starts the head anew while the
+            stack still waits for it.
     """
 
     def asked(*arguments: Any) -> Any:
@@ -121,6 +126,15 @@ def patient(ask: Callable[..., Any], died: Callable[[], list[str]]) -> Callable[
                 time.sleep(0.2)
 
     return asked
+
+
+def last_words(logs: Path, server: str) -> str:
+    """Name a server of the head and quote the end of what it wrote: its session's logs go when the stack stops."""
+    said = [server]
+    for log in sorted(logs.glob(f"{server}.*")):
+        lines = log.read_text(errors="replace").split("\n")
+        said += [f"  {log.name}: {line}" for line in [line for line in lines if line][-3:]]
+    return "\n".join(said)
 
 
 def _arguments() -> argparse.Namespace:
