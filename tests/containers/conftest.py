@@ -12,7 +12,7 @@ from tests.containers.run import Running, wait_healthy
 
 from everloop import stack
 
-Run = Callable[[str], Running]
+Run = Callable[..., Running]
 
 
 @pytest.fixture(scope="session")
@@ -44,8 +44,8 @@ def run(engine: docker.DockerClient, platform: stack.Endpoints) -> Iterator[Run]
     """Starts a service in its container and returns when it is healthy; all of them are removed afterwards."""
     started: list[Running] = []
 
-    def start(service: str) -> Running:
-        running = Running.start(service, platform)
+    def start(service: str, callers: Path | None = None) -> Running:
+        running = Running.start(service, platform, callers)
         started.append(running)
         wait_healthy(running.container)
         return running

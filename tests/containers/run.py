@@ -59,7 +59,8 @@ class Running:
     volume: Volume
 
     @classmethod
-    def start(cls, service: str, platform: Endpoints) -> Running:
+    def start(cls, service: str, platform: Endpoints, callers: Path | None = None) -> Running:
+        """Starts it; where there is a file of callers, alone in its folder, as the chart mounts it."""
         described = DockerContainer(image(service)).with_command(command(service))
         volume = described.get_docker_client().client.volumes.create()
         home = Home.at(Path(platform.home))
@@ -70,6 +71,9 @@ class Running:
         described.with_env("EVERLOOP_DATABASE_URL", f"sqlite:////var/lib/everloop/{service}.db")
         described.with_volume_mapping(platform.pipelines_dir, "/etc/everloop/pipelines")
         described.with_volume_mapping(volume.name, "/var/lib/everloop", "rw")
+        if callers:
+            described.with_volume_mapping(str(callers.parent), "/etc/everloop/callers")
+            described.with_env("EVERLOOP_CALLERS_FILE", f"/etc/everloop/callers/{callers.name}")
         described.with_tmpfs_mount("/tmp")
         described.with_kwargs(
             network_mode="host",

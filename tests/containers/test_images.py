@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import subprocess
+import sys
 import tarfile
 import threading
 import time
@@ -33,6 +35,30 @@ def test_a_service_lives_in_its_container(
     assert running.run("touch", "/opt/everloop/x")[0] == 1
     assert "tini" in running.run("cat", "/proc/1/cmdline")[1]
     assert running.stop() == 0, running.container.logs()
+
+
+def test_a_service_that_is_told_who_may_call_refuses_a_stranger(
+    run: Callable[..., Running],
+    platform: stack.Endpoints,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    callers = tmp_path / "callers.yaml"
+    made = [sys.executable, "-m", "everloop.cli", "token", "ann", "--file", str(callers)]
+    token = subprocess.run(made, capture_output=True, text=True, check=True).stdout.split()[-1]
+    tmp_path.chmod(0o755)
+    callers.chmod(0o644)
+    run("registry_gateway", callers)
+    for known in (False, True):
+        if known:
+            monkeypatch.setenv("EVERLOOP_TOKEN", token)
+        with Everloop.connect(Path(platform.home)) as everloop:
+            if known:
+                everloop.models()
+            else:
+                with pytest.raises(EverloopError) as refused:
+                    everloop.models()
+                assert refused.value.reason == "TOKEN_MISSING"
 
 
 @pytest.mark.parametrize("service", SERVICES)
