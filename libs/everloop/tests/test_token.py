@@ -31,6 +31,14 @@ def test_who_has_the_token_may_call_what_was_said_and_its_file_has_no_token(tmp_
         Callers(file, Service.TRAINER).admit(f"Bearer {shop}")
 
 
+@pytest.mark.parametrize("text", ["", "callers: []\n", "# nobody\ncallers:\n"])
+def test_the_first_caller_of_a_file_that_lets_nobody_in(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "callers.yaml"
+    file.write_text(text)
+    made = run("me", "--file", str(file))
+    assert Callers(file, Service.INGEST).admit(f"Bearer {made}") == "me"
+
+
 @pytest.mark.parametrize("text", ["callers: {}\n", "[1, 2]\n", "a: [\n"])
 def test_a_file_that_is_something_else_stays_as_it_is(tmp_path: Path, text: str) -> None:
     file = tmp_path / "callers.yaml"

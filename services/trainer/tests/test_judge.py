@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
+from ray.tune.search.searcher import Searcher
 
 from everloop_contracts.pipeline import Task
+from everloop_trainer import search
 from everloop_trainer.families import Problem, load_family, params_of
 from everloop_trainer.families.classes import spread
 from everloop_trainer.folds import folds_of
@@ -88,6 +91,25 @@ def test_what_won_before_is_tried_first_where_it_still_can_be() -> None:
         ("random_forest", {}),  # not of this pipeline any more
     ):
         assert first_points(families, other) == defaults
+
+
+def test_the_time_in_which_nobody_searched_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search that is taken up again after a night has what was left of its budget."""
+    clock = [1000.0]
+    monkeypatch.setattr("everloop_trainer.search.time.monotonic", lambda: clock[0])
+    families = ("logistic_regression",)
+    bounded = search._BoundedSearch(
+        partial(search._space, families), metric="roc_auc", mode="max", seconds=60.0
+    )
+    assert bounded.suggest("1") != Searcher.FINISHED
+    clock[0] += 50
+    assert bounded.suggest("2") != Searcher.FINISHED
+    # As another process finds it, whose clock is another.
+    monkeypatch.setattr(search, "_PROCESS", "another")
+    clock[0] = 90_000.0
+    assert bounded.suggest("3") != Searcher.FINISHED
+    clock[0] += 11
+    assert bounded.suggest("4") == Searcher.FINISHED
 
 
 def test_parameters_survive_being_text() -> None:

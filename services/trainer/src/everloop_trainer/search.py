@@ -11,6 +11,7 @@ import os
 import shutil
 import socket
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,6 +54,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
+_PROCESS: Final = uuid.uuid4().hex
 ANSWER_SECONDS: Final = 5.0
 """Time that the Ray head gets to accept a connection."""
 
@@ -168,16 +170,23 @@ def search(
 
 
 class _BoundedSearch(OptunaSearch):
-    """Optuna that suggests nothing new when the time is over; what runs then comes to its end."""
+    """Optuna that suggests nothing new when the time is over; what runs then comes to its end.
+
+    Time in which no process searched does not count: it is kept with the state of the search.
+    """
 
     def __init__(self, *args: Any, seconds: float, **options: Any) -> None:
         super().__init__(*args, **options)
         self._seconds = seconds
-        self._began: float | None = None
+        self._spent = 0.0
+        self._asked = ("", 0.0)
 
     def suggest(self, trial_id: str) -> Any:
-        self._began = self._began or time.time()
-        if time.time() - self._began > self._seconds:
+        process, last = self._asked
+        self._asked = (_PROCESS, time.monotonic())
+        if process == _PROCESS:
+            self._spent += self._asked[1] - last
+        if self._spent > self._seconds:
             return Searcher.FINISHED
         return super().suggest(trial_id)
 

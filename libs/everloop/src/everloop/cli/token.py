@@ -63,7 +63,9 @@ def _add(file: Path, entry: dict[str, Any]) -> None:
 
     line = yaml.safe_dump([entry], default_flow_style=None, sort_keys=False, width=1000)
     try:
-        before = file.read_text(encoding="utf-8") if file.exists() else "callers:\n"
+        before = file.read_text(encoding="utf-8") if file.exists() else ""
+        if yaml.safe_load(before) in (None, {"callers": None}, {"callers": []}):
+            before = "callers:\n"
         after = f"{before.rstrip()}\n{line}"
         content = yaml.safe_load(after)
         if not isinstance(content, dict) or entry not in (content.get("callers") or ()):
