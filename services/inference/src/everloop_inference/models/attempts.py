@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from everloop_inference.domain import ServedModel, ServingPolicy, Wanted
@@ -22,8 +20,6 @@ log = logging.getLogger(__name__)
 FIRST_RETRY_SECONDS = 1.0
 REFUSALS = 2
 """Attempts that must show that a version cannot be loaded before that is told to others."""
-_TURN_SECONDS = 0.0005
-"""Of Python's threads, while a version is loaded; a tenth of what is usual."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +87,7 @@ class Attempts:
         try:
             if is_fresh and not self._downloads.take(wanted):
                 return None
-            with _short_turns():
-                model = self._loader.load(wanted, self._policies.get(wanted.model, ServingPolicy()))
+            model = self._loader.load(wanted, self._policies.get(wanted.model, ServingPolicy()))
         except Exception as error:
             if not is_fresh and isinstance(error, EverloopError):
                 what = (wanted.model, wanted.version)
@@ -150,17 +145,6 @@ class Attempts:
         """Forgets what failed, but for the versions of `keep`."""
         self._failed = {wanted: item for wanted, item in self._failed.items() if wanted in keep}
         self._downloads.forget(keep)
-
-
-@contextmanager
-def _short_turns() -> Iterator[None]:
-    """Lets the thread that answers callers wait less for this one, which reads, checks and warms for 0.1 s and more."""
-    usual = sys.getswitchinterval()
-    sys.setswitchinterval(_TURN_SECONDS)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(usual)
 
 
 def _is_lasting(error: Exception) -> bool:
