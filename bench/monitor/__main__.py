@@ -44,7 +44,7 @@ learned before; processor time is the process's, events are made elsewhere. Nann
 PCA of the numbers (texts fail there on pandas 3) and CBPE, fitted, one call of each a chunk, from frames in memory.
 Evidently: its preset for data drift, from frames in memory. Medians of {rounds} interleaved rounds. Delay: from the
 acknowledgement of the chunk's last event to the verdict. Ratio: ours to theirs, rows per second of processor time; goal
-0.8. The machine was shared with other work; everything here runs in one thread for each process."""
+0.8. Everything here runs in one thread for each process."""
 
 
 @dataclass
