@@ -497,6 +497,8 @@ def test_a_version_in_quarantine_is_shown_and_released(run, fake):
     assert ["v1", "released", getpass.getuser(), "moved"] in [
         line.split()[:4] for line in told.splitlines()
     ]
+    run("datasets", MODEL, "--release", "1", "--reason", "[all] of them")
+    assert "[all] of them" in run("datasets", MODEL, "--audit").output
 
 
 def test_records_are_erased_by_id_or_by_value(run, fake):

@@ -258,9 +258,9 @@ def datasets(
                 (
                     f"v{item.version}",
                     entry.action.lower(),
-                    entry.actor,
-                    entry.reason,
-                    entry.request_id,
+                    escape(entry.actor),
+                    escape(entry.reason),
+                    escape(entry.request_id),
                     when(entry.time),
                 )
                 for item in found
