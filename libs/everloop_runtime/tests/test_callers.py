@@ -11,8 +11,8 @@ from typing import Any
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from libs.everloop_runtime.tests.who_may_call import entry, refusal
 
-from everloop_contracts.grpc_client import error_info
 from everloop_contracts.services import Service
 from everloop_contracts.stubs.everloop.training.v1 import training_pb2 as pb
 from everloop_contracts.stubs.everloop.training.v1 import training_pb2_grpc
@@ -26,11 +26,6 @@ from everloop_runtime.service import Stopper
 from everloop_runtime.settings import ServiceSettings
 
 NAME = "everloop.training.v1.TrainingService"
-
-
-def entry(name: str, token: str, *services: str) -> str:
-    digest = hashlib.sha256(token.encode()).hexdigest()
-    return f"  - {{name: {name}, services: [{', '.join(services)}], sha256: {digest}}}\n"
 
 
 @pytest.fixture
@@ -195,11 +190,7 @@ def test_a_server_refuses_the_others_and_tells_everybody_its_health(served, toke
             lambda: list(stub.WatchTraining(pb.WatchTrainingRequest(), timeout=5)),
             lambda: stub.CancelTraining(pb.CancelTrainingRequest(actor="ann"), timeout=5),
         ):
-            with pytest.raises(grpc.RpcError) as caught:
-                ask()
-            refused: Any = caught.value
-            assert refused.code() is code
-            assert error_info(refused)[0] == reason
+            assert refusal(ask) == (code, reason)
         assert servicer.actor == ""
         health: Any = health_pb2_grpc.HealthStub(connection)
         answer = health.Check(health_pb2.HealthCheckRequest(service=NAME), timeout=5)
@@ -214,10 +205,10 @@ def test_a_stream_ends_when_its_callers_token_is_taken_back(served, file, monkey
         stub = training_pb2_grpc.TrainingServiceStub(connection)
         answers = stub.WatchTraining(pb.WatchTrainingRequest(), timeout=5)
         next(answers)
-        with pytest.raises(grpc.RpcError) as caught:
-            next(answers)
-    refused: Any = caught.value
-    assert error_info(refused)[0] == "TOKEN_UNKNOWN"
+        assert refusal(lambda: next(answers)) == (
+            grpc.StatusCode.UNAUTHENTICATED,
+            "TOKEN_UNKNOWN",
+        )
 
 
 def test_a_service_that_another_does_not_let_in_takes_it_for_an_outage(served):

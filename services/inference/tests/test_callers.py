@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import http.client
 import json
 import threading
@@ -14,9 +13,10 @@ import grpc
 import pytest
 from google.protobuf.struct_pb2 import Struct
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from libs.everloop_runtime.tests.who_may_call import entry, refusal
 from starlette.requests import Request
 
-from everloop_contracts.grpc_client import channel, error_info
+from everloop_contracts.grpc_client import channel
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2 as native
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2_grpc as native_grpc
 from everloop_contracts.stubs.inference import grpc_service_pb2 as oip
@@ -39,15 +39,12 @@ REFUSED = [
 ]
 
 
-def entry(name: str, service: str) -> str:
-    digest = hashlib.sha256(f"{name}'s".encode()).hexdigest()
-    return f"  - {{name: {name}, services: [{service}], sha256: {digest}}}\n"
-
-
 @pytest.fixture
 def guarded(world: Any, tmp_path: Path) -> Any:
     file = tmp_path / "callers.yaml"
-    file.write_text("callers:\n" + entry("shop", "inference") + entry("ann", "trainer"))
+    file.write_text(
+        "callers:\n" + entry("shop", "shop's", "inference") + entry("ann", "ann's", "trainer")
+    )
     world.settings = world.settings.model_copy(update={"callers_file": file})
     world.publish(1)
     world.replica()
@@ -125,10 +122,10 @@ def test_a_stream_ends_when_its_callers_token_is_taken_back(guarded, monkeypatch
         assert next(answers).id == "1"
         guarded.settings.callers_file.write_text("callers: []\n")
         taken.set()
-        with pytest.raises(grpc.RpcError) as caught:
-            next(answers)
-    refused: Any = caught.value
-    assert error_info(refused)[0] == "TOKEN_UNKNOWN"
+        assert refusal(lambda: next(answers)) == (
+            grpc.StatusCode.UNAUTHENTICATED,
+            "TOKEN_UNKNOWN",
+        )
 
 
 def test_refusals_are_counted(guarded):
@@ -167,11 +164,7 @@ def test_over_grpc_nothing_is_answered_without_one(guarded, token, status, reaso
             lambda: tensors.ModelInfer(oip.ModelInferRequest(model_name="flights"), timeout=10),
             lambda: tensors.ModelReady(oip.ModelReadyRequest(name="flights"), timeout=10),
         ):
-            with pytest.raises(grpc.RpcError) as caught:
-                call()
-            refused: Any = caught.value
-            assert refused.code() is code
-            assert error_info(refused)[0] == reason
+            assert refusal(call) == (code, reason)
         assert tensors.ServerLive(oip.ServerLiveRequest(), timeout=10).live
         health: Any = health_pb2_grpc.HealthStub(connection)
         assert health.Check(health_pb2.HealthCheckRequest(), timeout=10).status

@@ -25,13 +25,13 @@ from everloop_inference.http import deadlines
 from everloop_inference.http.routes import Asked, Route, route
 from everloop_inference.metrics import Door
 from everloop_inference.pools.pools import Pools
-from everloop_inference.ports import HttpRequest
+from everloop_inference.ports import HttpReply, HttpRequest
 from everloop_inference.predict import Predictor
 from everloop_inference.protocols import native_json, oip_json
 from everloop_runtime.errors import HTTP_STATUS, INTERNAL, EverloopError, Kind, not_json
 from everloop_runtime.telemetry import span
 
-__all__ = ["HttpApp", "refuse"]
+__all__ = ["HttpApp", "refusal", "refuse"]
 
 log = logging.getLogger(__name__)
 
@@ -328,6 +328,12 @@ class HttpApp:
     @property
     def _pooled(self) -> Mapping[str, Wanted]:
         return self._pools.known if self._pools is not None else {}
+
+
+def refusal(error: EverloopError) -> HttpReply:
+    """The error as the answer to a request."""
+    reply = _refused(HTTP_STATUS[error.kind], error)
+    return HttpReply(reply.status, reply.headers, reply.body)
 
 
 async def refuse(scope: Scope, error: EverloopError, send: Send) -> None:

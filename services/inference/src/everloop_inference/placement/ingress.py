@@ -17,7 +17,7 @@ from ray import serve
 from ray.serve.grpc_util import RayServegRPCContext
 from ray.serve.handle import DeploymentHandle
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from everloop_contracts.services import Service
 from everloop_contracts.stubs.everloop.inference.v1 import inference_pb2 as native
@@ -26,10 +26,11 @@ from everloop_inference import stream
 from everloop_inference.adapters.serve_handle import ServeHandle
 from everloop_inference.callers import check_http, check_rpc
 from everloop_inference.grpc_errors import failure, replied
-from everloop_inference.ports import Elsewhere, HttpRequest, Lost, RpcReply, RpcRequest
+from everloop_inference.http.app import refusal
+from everloop_inference.ports import Elsewhere, HttpReply, HttpRequest, Lost, RpcReply, RpcRequest
 from everloop_inference.protocols import native_proto
 from everloop_runtime.callers import Callers
-from everloop_runtime.errors import CODES, HTTP_STATUS, INTERNAL, EverloopError, Kind
+from everloop_runtime.errors import CODES, INTERNAL, EverloopError, Kind
 
 __all__ = ["SERVICERS", "RayIngress", "application"]
 
@@ -167,8 +168,7 @@ class RayIngress:
             try:
                 check_http(self._callers, request.scope["path"], request.headers.raw)
             except EverloopError as error:
-                status = HTTP_STATUS[error.kind]
-                return JSONResponse({"error": error.message, "reason": error.reason}, status)
+                return _response(refusal(error))
         passed = HttpRequest(
             request.method, request.scope["path"], tuple(request.headers.raw), await request.body()
         )
@@ -176,8 +176,7 @@ class RayIngress:
             reply = await self.replicas.http(passed)
         except Lost:
             return Response(_LOST.message, 503, {"retry-after": "1"})
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in reply.headers}
-        return Response(reply.body, reply.status, headers)
+        return _response(reply)
 
 
 def application(
@@ -188,6 +187,11 @@ def application(
         name="ingress", ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1024
     )(RayIngress)
     return deployment.bind(replicas, mark, stream_requests, callers_file)
+
+
+def _response(reply: HttpReply) -> Response:
+    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in reply.headers}
+    return Response(reply.body, reply.status, headers)
 
 
 async def _each(
