@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -141,7 +142,8 @@ def delays(bootstrap: str, home: Path) -> list[float]:
     with monitor(bootstrap, home, DELAYED, DELAYS + 1) as running:
         for number, chunk in enumerate(known.chunks):
             sent = running.send(known, chunk)
-            found.append(running.until(number + 1)["at"] - sent)
+            verdict = datetime.fromisoformat(running.until(number + 1)["at"]).replace(tzinfo=UTC)
+            found.append(verdict.timestamp() - sent)
     return found[1:]
 
 

@@ -46,6 +46,8 @@ SEND_SECONDS = 30.0
 # answers with errors for that long is usually being mended.
 FIRST_PAUSE = 0.4
 LONGEST_PAUSE = 10.0
+# A commit takes as long as handling a small event: one for those of a poll, unless they take longer than this.
+COMMIT_SECONDS = 1.0
 # Of an error's text in a dead letter: a message that grows beyond the broker's limit could not be buried.
 NOTE_CHARACTERS = 2_000
 TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
@@ -317,7 +319,7 @@ def _headers(row: Pending) -> list[tuple[str, bytes]]:
 
 
 class EventConsumer(Component):
-    """Hands events to one handler, in order per partition, at least once; commits after success.
+    """Hands events to one handler, in order per partition, at least once; commits after success, some at a time.
 
     A handler is idempotent (see `UnitOfWork.first_time`). It fails by raising: what waiting mends
     (`errors.waiting_mends`) is tried again for as long as it lasts; what is invalid goes to the dead-letter topic at
@@ -381,14 +383,24 @@ class EventConsumer(Component):
     def _settle(
         self, consumer: KafkaConsumer, partition: TopicPartition, records: list[Any]
     ) -> None:
+        """Handles the records of one poll, and commits what it has settled: at the end, and while that takes long."""
+        settled, committed = None, time.monotonic()
         for record in records:
             if not self._handle(record):
-                return  # stopping: the rest is not committed and comes again
-            try:
-                consumer.commit({partition: OffsetAndMetadata(record.offset + 1, "", -1)})
-            except KafkaError as error:
-                # Another member may repeat the event; the next commit covers it otherwise.
-                log.warning("offset %d of %s is not committed: %r", record.offset, partition, error)
+                break  # stopping: the rest is not committed and comes again
+            settled = record.offset + 1
+            if time.monotonic() - committed > COMMIT_SECONDS:
+                self._commit(consumer, partition, settled)
+                settled, committed = None, time.monotonic()
+        if settled is not None:
+            self._commit(consumer, partition, settled)
+
+    def _commit(self, consumer: KafkaConsumer, partition: TopicPartition, offset: int) -> None:
+        try:
+            consumer.commit({partition: OffsetAndMetadata(offset, "", -1)})
+        except KafkaError as error:
+            # Another member may repeat the events; the next commit covers them otherwise.
+            log.warning("offset %d of %s is not committed: %r", offset, partition, error)
 
     def _handle(self, record: Any) -> bool:
         """Handles one record; False if the service stops before it is settled."""

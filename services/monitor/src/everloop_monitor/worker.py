@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 import time
@@ -67,6 +68,9 @@ class Worker(Component):
     def _run(self) -> None:
         self._patiently(self._evaluator.show)
         self._prepare()
+        # What is there now stays: looking through it takes as long as evaluating a chunk.
+        gc.collect()
+        gc.freeze()
         while not self._stopper.stopping:
             self._wake.clear()
             if not self._patiently(self._turn):

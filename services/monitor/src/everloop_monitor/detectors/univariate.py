@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from everloop_contracts.monitoring import DriftMethods
 from everloop_contracts.pipeline import Pipeline
 from everloop_monitor.detectors.detector import Detector, Read
-from everloop_monitor.detectors.sample import NULL, Sample
+from everloop_monitor.detectors.sample import Sample
 from everloop_monitor.domain import Reading
 
 __all__ = ["DETECTOR", "Distance"]
@@ -51,8 +51,7 @@ class Distance:
 
     def to(self, column: NDArray[Any]) -> float:
         """The distance to another column."""
-        lost = (column == NULL) if self._text else np.isnan(column)
-        if not self._text and lost.all():
+        if not self._text and np.isnan(column).all():
             return self._farthest
         with np.errstate(invalid="ignore"):
             value = float(self._method.calculate(pd.Series(column)))
