@@ -416,6 +416,27 @@ def test_handled_events_do_not_come_again_and_unhandled_ones_do(bootstrap, topic
     assert (first, second) == ([0, 1], [2, 3])
 
 
+@pytest.mark.e2e
+@pytest.mark.parametrize(("seconds", "expected"), [(0.0, [None, 1, 2]), (60.0, [None] * 3)])
+def test_offsets_are_committed_once_a_poll_unless_it_takes_long(
+    bootstrap, topic, monkeypatch, seconds, expected
+):
+    monkeypatch.setattr("everloop_runtime.kafka.COMMIT_SECONDS", seconds)
+    group = f"{topic}.offsets"
+    looker = KafkaConsumer(bootstrap_servers=bootstrap, group_id=group, enable_auto_commit=False)
+    seen: list[int | None] = []
+
+    def committed() -> int | None:
+        known = [looker.committed(TopicPartition(topic, number)) for number in range(2)]
+        return next((offset for offset in known if offset is not None), None)
+
+    send(bootstrap, topic, [event(number) for number in range(3)])
+    with running(consumer(bootstrap, topic, lambda e: seen.append(committed()), group=group)):
+        eventually(lambda: len(seen) == 3 and committed() == 3)
+    looker.close()
+    assert seen == expected
+
+
 @pytest.mark.faults
 @pytest.mark.slow
 def test_a_broker_that_is_killed_costs_time_and_nothing_else(home, bootstrap, topic, database):
