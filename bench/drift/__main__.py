@@ -2,7 +2,8 @@
 
 Synthetic shifts of known onset and size, some seeds of each; and real data, where nobody knows when what began: the
 flights of 2013, and what NannyML ships. Each method as it comes, with its own limits; an alert of any feature is an
-alarm of the chunk. `make bench-drift` takes some ten minutes; `ARGS=--quick` is one seed and few chunks, unpublished.
+alarm of the chunk. `make bench-drift` takes half an hour, most of it Evidently's; `ARGS=--quick` is one seed and
+few chunks, unpublished.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from bench.drift.methods import METHODS, Alarms
 from bench.drift.worlds import ONSET, SYNTHETIC, World, real, synthetic
 from bench.report import Result, load_before, write
 
-SEEDS = 3
-REAL_CHUNKS = 40
+SEEDS = 2
+REAL_CHUNKS = 20
 
 NOTE = """\
 Synthetic: 7 numbers and 3 texts, 10,000 rows of reference, 30 chunks of 1,000; the shift begins with chunk 15. The
