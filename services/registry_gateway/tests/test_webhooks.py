@@ -161,6 +161,12 @@ def test_without_a_hook_nothing_waits(world):
     assert waiting(world) == {}
 
 
+def test_where_nothing_waits_no_client_is_made(world, receiver, monkeypatch):
+    """It reads the certificates of all authorities: once a second that is a twentieth of a core."""
+    monkeypatch.setattr("httpx.Client", None)
+    sender(world, url=receiver.url).deliver()
+
+
 @pytest.mark.parametrize("status", [500, 503, 429, 404, 302])
 def test_a_refusal_is_tried_again_later_under_the_same_id(world, receiver, status):
     world.register(1, metrics={"roc_auc": 0.1})
