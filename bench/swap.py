@@ -32,6 +32,7 @@ from bench.serving.ending import complain, finish
 from bench.serving.load import Requests, loading
 from bench.serving.logged import Logged, Row
 from bench.serving.models import MODEL, NotServed, Version, register
+from bench.serving.processors import Span, looking
 from bench.serving.replicas import Books, Replica
 from bench.serving.rows import sample_row
 from everloop import Everloop
@@ -96,6 +97,7 @@ class Seen:
         memory: bytes of the replicas before the first and after the last change.
         artifacts: versions whose files the replicas' machine still keeps.
         load_cpu: cores that h2load took, and those that the callers who read did, with all that looked on.
+        processors: what the stack's parts took of the processors, moment by moment.
     """
 
     versions: Sequence[Version]
@@ -108,6 +110,7 @@ class Seen:
     memory: tuple[int, int]
     artifacts: int
     load_cpu: tuple[float, float]
+    processors: Sequence[Span]
 
 
 def main() -> int:
@@ -169,6 +172,7 @@ def run(plan: Plan, home: Path) -> Seen:
         with (
             loading(there, pipeline, row, CALLERS, plan.rate) as requests,
             calling(address, there.inference_grpc, row, READERS) as answers,
+            looking(home) as processors,
         ):
             time.sleep(plan.pause)
             memory = replicas.memory(address)
@@ -195,6 +199,7 @@ def run(plan: Plan, home: Path) -> Seen:
             (memory, memory_after),
             artifacts,
             (h2load, own),
+            processors,
         )
 
 
@@ -398,6 +403,7 @@ def judge(plan: Plan, seen: Seen, load: float) -> Result:
             "Latency:": figures,
             "Ratios:": [{"ratio": f"`{key}`", "value": value} for key, value in ratios.items()],
             "Changes (medians):": swaps,
+            "Cores:": _cores(seen),
             "Checks:": checks,
         },
         more={
@@ -414,6 +420,28 @@ def judge(plan: Plan, seen: Seen, load: float) -> Result:
 
 def _digits(value: float) -> float:
     return float(f"{value:.3g}")
+
+
+def _cores(seen: Seen) -> list[dict[str, float | str]]:
+    """Cores that each part took while nothing changed and during swaps, those that took most first."""
+    spent: dict[str, dict[bool, float]] = {}
+    seconds = {False: 0.0, True: 0.0}
+    for span in seen.processors:
+        swapping = any(
+            span.ended >= change.called and span.began <= change.served + AFTER_SECONDS
+            for change in seen.changes
+        )
+        seconds[swapping] += span.ended - span.began
+        for part, took in {**span.spent, "all": sum(span.spent.values())}.items():
+            spent.setdefault(part, dict.fromkeys(seconds, 0.0))[swapping] += took
+    return [
+        {
+            "part": part,
+            "steady": _digits(took[False] / seconds[False]),
+            "swapping": _digits(took[True] / seconds[True]),
+        }
+        for part, took in sorted(spent.items(), key=lambda item: -sum(item[1].values()))
+    ]
 
 
 def _inside(requests: Requests, changes: Sequence[Change]) -> npt.NDArray[np.bool_]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from bench.serving.callers import Answer
 from bench.serving.load import Requests
 from bench.serving.logged import Logged, Row
 from bench.serving.models import Version
+from bench.serving.processors import Span
 from bench.serving.replicas import Books
 
 
@@ -33,6 +35,7 @@ def seen(rows: dict[str, Row]) -> swap.Seen:
         memory=(0, 0),
         artifacts=1,
         load_cpu=(0.0, 0.0),
+        processors=[],
     )
 
 
@@ -43,6 +46,21 @@ def test_rows_from_before_the_load_do_not_stand_in_for_those_that_are_missing() 
     before = {"r-0": Row(1, 99.0, 99.001)}
     del during["r-2"]
     assert swap._wrong(seen(before | during))[name] == 1
+
+
+def test_cores_are_told_apart_by_whether_a_version_changed_meanwhile() -> None:
+    change = swap.Change(2, "promotion", called=100.0, answered=100.4, served=100.5)
+    spans = [
+        Span(99.0, 100.0 - 1e-9, {"replica": 0.5, "mlflow": 0.0}),
+        Span(100.0, 101.0, {"replica": 0.4, "mlflow": 0.8}),
+        Span(101.1, 102.1, {"replica": 0.7, "mlflow": 0.0}),
+    ]
+    cores = swap._cores(replace(seen({}), changes=[change], processors=spans))
+    assert cores == [
+        {"part": "all", "steady": 0.6, "swapping": 1.2},
+        {"part": "replica", "steady": 0.6, "swapping": 0.4},
+        {"part": "mlflow", "steady": 0.0, "swapping": 0.8},
+    ]
 
 
 @pytest.mark.parametrize(
