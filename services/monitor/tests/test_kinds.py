@@ -12,6 +12,7 @@ from everloop_contracts.pipeline import Pipeline
 from everloop_monitor.adapters.nannyml import NannymlDetectors
 from everloop_monitor.detect import judge, judge_realised
 from everloop_monitor.detectors import Sample, known_detectors, load_detector
+from everloop_monitor.detectors.sample import UNSEEN
 from everloop_monitor.detectors.univariate import Distance
 from everloop_monitor.domain import Rows
 from everloop_monitor.fakes import FakeReferences
@@ -242,6 +243,28 @@ def test_distances_are_nannymls(learned, number, text):
         tolerance = 0.02 if method in ("kolmogorov_smirnov", "wasserstein") else 1e-9
         expected = data[name, method, "value"].iloc[0]
         assert distance.to(here[name]) == pytest.approx(expected, rel=tolerance)
+
+
+def test_what_the_sample_never_had_is_as_far_as_nannyml_says(learned):
+    """Nulls are left out, numbers beyond its range and texts that it lacks are not."""
+    import nannyml as nml
+
+    part = frame(np.random.default_rng(14), ROWS, shift=0.3)
+    part.loc[:50, "a"], part.loc[60:90, "a"] = np.nan, 1e6
+    part.loc[:70, "city"] = "Mars"
+    calculator = nml.UnivariateDriftCalculator(
+        column_names=["a", "city"], chunker=nml.CountBasedChunker(chunk_number=1)
+    ).fit(learned[["a", "city"]].astype({"city": object}))
+    data = calculator.calculate(part[["a", "city"]].astype({"city": object}))
+    data = data.filter(period="analysis").data
+    codes = {name: code for code, name in enumerate("XYZ", start=1)}
+    number = Distance("jensen_shannon", learned.a.to_numpy(), text=False)
+    text = Distance("jensen_shannon", learned.city.map(codes).to_numpy(), text=True)
+    city = part.city.map(codes).fillna(UNSEEN).to_numpy(np.int64)
+    assert number.to(part.a.to_numpy()) == pytest.approx(
+        data["a", "jensen_shannon", "value"].iloc[0], rel=1e-9
+    )
+    assert text.to(city) == pytest.approx(data["city", "jensen_shannon", "value"].iloc[0], rel=1e-9)
 
 
 def test_reconstruction_is_nannymls(learned):

@@ -71,7 +71,7 @@ def check(message: PredictionsLogged) -> None:
     }
     lengths += [(name, len(values)) for name, values in optional.items() if values]
     for column in message.columns:
-        found = [len(values) for values in (column.numbers, column.texts) if values] or [0]
+        found = {len(column.numbers), len(column.texts)} - {0} or {0}
         lengths += [(column.name, length) for length in found]
     for name, length in lengths:
         if length != rows:

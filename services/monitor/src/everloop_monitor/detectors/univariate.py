@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from everloop_contracts.monitoring import DriftMethods
 from everloop_contracts.pipeline import Pipeline
 from everloop_monitor.detectors.detector import Detector, Read
-from everloop_monitor.detectors.sample import Sample
+from everloop_monitor.detectors.sample import UNSEEN, Sample
 from everloop_monitor.domain import Reading
 
 __all__ = ["DETECTOR", "Distance"]
@@ -22,7 +22,7 @@ __all__ = ["DETECTOR", "Distance"]
 class Distance:
     """The distance of one column to that of the reference sample.
 
-    It asks NannyML's method itself, not its calculator, which would put every number into a frame of its own.
+    It has NannyML's method itself, not its calculator, which would put every number into a frame of its own.
     """
 
     def __init__(self, method: str, column: NDArray[Any], *, text: bool) -> None:
@@ -34,7 +34,7 @@ class Distance:
         kind = FeatureType.CATEGORICAL if text else FeatureType.CONTINUOUS
         # By bins, whatever the sample's size: of small ones SciPy would also work out an exact p-value.
         options = {"computation_params": {method: {}, "calculation_method": "estimated"}}
-        self._method = MethodFactory.create(
+        fitted = MethodFactory.create(
             method,
             kind,
             chunker=CountBasedChunker(chunk_number=1),
@@ -47,15 +47,46 @@ class Distance:
         self._farthest = float(np.ptp(present)) if method == "wasserstein" else 1.0
         # SciPy takes the root of a rounding error below 0 where distributions are equal.
         with np.errstate(invalid="ignore"):
-            self._method.fit(pd.Series(column, name="column"))
+            fitted.fit(pd.Series(column, name="column"))
+        counted = method == "jensen_shannon"
+        self._measure = _counted(fitted, text=text) if counted else _asked(fitted)
 
     def to(self, column: NDArray[Any]) -> float:
-        """The distance to another column."""
-        if not self._text and np.isnan(column).all():
-            return self._farthest
+        """The distance to another column; NaN in it is away."""
+        if not self._text:
+            column = column[~np.isnan(column)]
+            if not len(column):
+                return self._farthest
         with np.errstate(invalid="ignore"):
-            value = float(self._method.calculate(pd.Series(column)))
+            value = self._measure(column)
         return value if math.isfinite(value) else 0.0
+
+
+def _asked(method: Any) -> Callable[[NDArray[Any]], float]:
+    return lambda column: float(method.calculate(pd.Series(column)))
+
+
+def _counted(method: Any, *, text: bool) -> Callable[[NDArray[Any]], float]:
+    """The Jensen-Shannon distance over the bins of a fitted method, in a third of the time that asking it takes.
+
+    The default for every feature of every chunk: NannyML copies a Series three times to look for nulls first.
+    """
+    from scipy.spatial.distance import jensenshannon
+
+    bins = method._bins
+    shares = np.append(method._reference_proba_in_bins, 0.0)
+
+    def distance(column: NDArray[Any]) -> float:
+        if text:
+            most = int(bins.max()) - UNSEEN
+            counts = np.bincount(column - UNSEEN, minlength=most + 1)[bins - UNSEEN]
+        else:
+            counts, _ = np.histogram(column, bins)
+        # What lies in no bin of the sample is as far from it as can be.
+        found = np.append(counts, len(column) - counts.sum()) / len(column)
+        return float(jensenshannon(shares, found, base=2))
+
+    return distance
 
 
 def distances(methods: DriftMethods, sample: Sample) -> dict[str, Distance]:
