@@ -200,8 +200,9 @@ def test_unknown_frames_settings_and_flags_are_ignored(served: Served) -> None:
         )
         assert client.until(DATA)[3] == message(b"hello")
         client.send(frame(PING, 0, 0, b"12345678"))
-        kind, flags, _, payload = client.until(PING)
-        assert (kind, flags & ACK, payload) == (PING, ACK, b"12345678")
+        while not (answer := client.until(PING))[1] & ACK:
+            pass  # grpcio's own, with which it measures the way
+        assert answer[3] == b"12345678"
 
 
 def test_a_request_may_come_byte_by_byte(served: Served) -> None:
