@@ -67,7 +67,7 @@ def _asked(method: Any) -> Callable[[NDArray[Any]], float]:
 
 
 def _counted(method: Any, *, text: bool) -> Callable[[NDArray[Any]], float]:
-    """The Jensen-Shannon distance over the bins of a fitted method, in a third of the time that asking it takes.
+    """The Jensen-Shannon distance over the bins of a fitted method, in a fifth of the time that asking it takes.
 
     The default for every feature of every chunk: NannyML copies a Series three times to look for nulls first.
     """
