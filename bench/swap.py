@@ -172,7 +172,7 @@ def run(plan: Plan, home: Path) -> Seen:
         with (
             loading(there, pipeline, row, CALLERS, plan.rate) as requests,
             calling(address, there.inference_grpc, row, READERS) as answers,
-            looking(home) as processors,
+            looking(home, address) as processors,
         ):
             time.sleep(plan.pause)
             memory = replicas.memory(address)

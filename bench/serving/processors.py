@@ -11,7 +11,8 @@ from pathlib import Path
 
 import psutil
 
-from everloop.stack.processes import PART_MARK, marked
+from bench.serving import replicas
+from everloop.stack.processes import marked, part_of
 
 __all__ = ["Span", "looking"]
 
@@ -28,9 +29,15 @@ class Span:
 
 
 @contextmanager
-def looking(home: Path) -> Iterator[Sequence[Span]]:
-    """Looks at the processes that are there now, while the block runs; yields spans, filled as time goes by."""
-    names = {process: _name(process) for process in marked(home)}
+def looking(home: Path, address: str) -> Iterator[Sequence[Span]]:
+    """Looks at the processes that are there now, while the block runs; yields spans, filled as time goes by.
+
+    Args:
+        home: of the stack.
+        address: where its replicas listen.
+    """
+    names = {process: part_of(process) for process in marked(home)}
+    names |= dict.fromkeys(replicas.processes(address), "replica")
     spans: list[Span] = []
     stop = threading.Event()
 
@@ -49,12 +56,6 @@ def looking(home: Path) -> Iterator[Sequence[Span]]:
     finally:
         stop.set()
         thread.join()
-
-
-def _name(process: psutil.Process) -> str:
-    if "ServeReplica" in " ".join(process.cmdline()):
-        return "replica"
-    return str(process.environ().get(PART_MARK, "supervisord"))
 
 
 def _spent(names: dict[psutil.Process, str]) -> dict[str, float]:

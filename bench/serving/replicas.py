@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from bench.serving.models import MODEL, NotServed
 from everloop_inference.log.books import Counts
 
-__all__ = ["Books", "Replica", "find", "memory"]
+__all__ = ["Books", "Replica", "find", "memory", "processes"]
 
 FIND_SECONDS = 180
 
@@ -123,10 +123,14 @@ def find(address: str, body: bytes, count: int) -> list[Replica]:
 
 def memory(address: str) -> int:
     """Returns the memory that belongs to the replicas at an address alone, in bytes (unique set size)."""
+    return sum(int(process.memory_full_info().uss) for process in processes(address))
+
+
+def processes(address: str) -> set[psutil.Process]:
+    """Returns the processes of the replicas at an address: those that listen there."""
     port = int(address.rpartition(":")[2])
-    owners = {
-        one.pid
+    return {
+        psutil.Process(one.pid)
         for one in psutil.net_connections("tcp4")
         if one.status == psutil.CONN_LISTEN and one.laddr and one.laddr.port == port and one.pid
     }
-    return sum(int(psutil.Process(pid).memory_full_info().uss) for pid in owners)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["PART_MARK", "STACK_MARK", "kill_all", "marked", "memory_by_part"]
+__all__ = ["PART_MARK", "STACK_MARK", "kill_all", "marked", "memory_by_part", "part_of"]
 
 STACK_MARK = "EVERLOOP_STACK"
 """Set by the stack alone, to its home; a user may well have EVERLOOP_HOME in a shell that must survive."""
@@ -52,11 +52,16 @@ def memory_by_part(home: str | Path) -> dict[str, int]:
     """
     total: dict[str, int] = {}
     for process in marked(home):
-        part = _environment(process).get(PART_MARK, "supervisord")
+        part = part_of(process)
         with contextlib.suppress(psutil.Error):
             memory = process.memory_full_info()
             total[part] = total.get(part, 0) + getattr(memory, "pss", memory.uss)
     return total
+
+
+def part_of(process: psutil.Process) -> str:
+    """Return the part that a process of a stack belongs to."""
+    return _environment(process).get(PART_MARK, "supervisord")
 
 
 def _environment(process: psutil.Process) -> dict[str, str]:

@@ -75,11 +75,12 @@ def _counted(method: Any, *, text: bool) -> Callable[[NDArray[Any]], float]:
 
     bins = method._bins
     shares = np.append(method._reference_proba_in_bins, 0.0)
+    # Of texts, bins are codes: the lowest is counted at position 0.
+    places = bins - UNSEEN
 
     def distance(column: NDArray[Any]) -> float:
         if text:
-            most = int(bins.max()) - UNSEEN
-            counts = np.bincount(column - UNSEEN, minlength=most + 1)[bins - UNSEEN]
+            counts = np.bincount(column - UNSEEN, minlength=places[-1] + 1)[places]
         else:
             counts, _ = np.histogram(column, bins)
         # What lies in no bin of the sample is as far from it as can be.
