@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from everloop_contracts.pipeline import Pipeline
+from everloop_contracts.pipeline import FieldType, Pipeline
 from everloop_features import (
     NULL_TIME,
     InputError,
@@ -161,6 +161,37 @@ def test_rows_and_tables_give_the_same_feeds(
             assert from_table[name].tolist() == from_rows[name].tolist()
         else:
             np.testing.assert_array_equal(from_table[name], from_rows[name])
+
+
+OFFSETS = st.integers(-14 * 60, 14 * 60).map(lambda minutes: timezone(timedelta(minutes=minutes)))
+STAMPS = st.datetimes(datetime(1900, 1, 2), datetime(2100, 1, 1), timezones=OFFSETS).map(
+    lambda moment: moment.replace(microsecond=0).isoformat()
+)
+# Of the shape of one, but not always a day or an hour that there is.
+SHAPED = st.from_regex(
+    r"[0-9]{3}[0-9]-[012][0-9]-[0-3][0-9][Tt ][0-2][0-9]:[0-6][0-9]:[0-6][0-9](Z|z|[+-][0-3][0-9]:[0-9]{2})",
+    fullmatch=True,
+)
+
+
+@given(stamps=st.lists(STAMPS, min_size=20, max_size=30), odd=st.none() | STAMPS | SHAPED)
+@pytest.mark.parametrize("zone", ["America/New_York", "Australia/Lord_Howe", "UTC"])
+def test_many_timestamps_are_read_as_each_by_itself(
+    zone: str, stamps: list[str], odd: str | None
+) -> None:
+    inputs = [InputSpec("at", FieldType.TIMESTAMP, timezone=zone)]
+    texts = stamps if odd is None else [*stamps, odd]
+
+    def told(rows: list[dict[str, Any]]) -> list[int] | str:
+        try:
+            return [int(value) for value in feeds_from_rows(rows, inputs)["at"].ravel()]
+        except InputError as error:
+            return f"{error.reason} {error.args[0].partition(', ')[2]}"
+
+    each = [told([{"at": text}]) for text in texts]
+    refusals = [found for found in each if isinstance(found, str)]
+    expected = refusals[0] if refusals else [found[0] for found in each]
+    assert told([{"at": text} for text in texts]) == expected
 
 
 def test_a_table_without_an_input_is_refused(inputs: tuple[InputSpec, ...]) -> None:

@@ -10,7 +10,7 @@ from array import array
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import lru_cache
 from itertools import chain
 from math import isnan, nan
@@ -47,6 +47,11 @@ _NUMBERS: Final = frozenset({float, int})
 _STRINGS: Final = frozenset({str})
 _INTEGERS: Final = {int}
 _NONE: Final = {type(None)}
+_MANY: Final = 16
+"""Timestamps from which on Arrow is quicker than one after the other: 20 µs and 0.1 for each, not 1 for each."""
+_LENGTHS: Final = frozenset({len("2013-01-01T06:27:00Z"), len("2013-01-01T06:27:00-05:00")})
+_END_OF_TABLES: Final = int(datetime(2038, 1, 1, tzinfo=UTC).timestamp())
+"""Zone files spell no change out from there on, and Arrow reads no rules."""
 _EPOCH_DAY: Final = datetime(1970, 1, 1).toordinal()
 _KIND_NAMES: Final = {
     FieldType.STRING: "a string",
@@ -349,7 +354,9 @@ class Layout:
             if kinds != _NONE or None in texts[: required * len(rows)]:
                 raise _Doubtful
             texts = ["" if value is None else value for value in texts]
-        times = [_time(rows, row, spec, zone) for spec, zone in self._times for row in rows]
+        times: list[int] = []
+        for spec, zone in self._times:
+            times += _times(rows, spec, zone)
         return self._filled(len(rows), floats, texts, times)
 
     def _columns(self, rows: Sequence[Mapping[str, object]]) -> Sequence[Sequence[object]]:
@@ -366,7 +373,7 @@ class Layout:
             if spec.type is FieldType.STRING:
                 values[spec.name] = [_text(rows, row, spec) for row in rows]
             elif spec.type is FieldType.TIMESTAMP:
-                values[spec.name] = [_time(rows, row, spec, zones[spec.name]) for row in rows]
+                values[spec.name] = _times(rows, spec, zones[spec.name])
             else:
                 values[spec.name] = [_number(rows, row, spec) for row in rows]
         ordered: dict[str, list[Any]] = {"numbers": [], "texts": [], "times": []}
@@ -441,10 +448,38 @@ def _moments(values: Sequence[Any], spec: InputSpec, zone: ZoneInfo) -> Sequence
     if set(map(type, values)) == _INTEGERS:
         return values
     rows = [{spec.name: value} for value in values]
+    if _INTEGERS.isdisjoint(map(type, values)):
+        return _times(rows, spec, zone)
     return [
         value if type(value) is int else _time(rows, row, spec, zone)
         for value, row in zip(values, rows, strict=True)
     ]
+
+
+def _times(rows: Sequence[Mapping[str, object]], spec: InputSpec, zone: ZoneInfo) -> Sequence[int]:
+    """The timestamps of some rows.
+
+    Raises:
+        InputError: the first that is none.
+    """
+    if len(rows) >= _MANY:
+        with suppress(KeyError, TypeError, pa.ArrowInvalid):
+            if seconds := _times_by_arrow([row[spec.name] for row in rows], zone):
+                return seconds
+    return [_time(rows, row, spec, zone) for row in rows]
+
+
+def _times_by_arrow(texts: Sequence[Any], zone: ZoneInfo) -> list[int] | None:
+    """Timestamps of the common form; None where Arrow and `_time` may differ.
+
+    Raises:
+        TypeError, pyarrow.ArrowInvalid: one is no text, or none of whole seconds that says its offset.
+    """
+    if not _LENGTHS.issuperset(map(len, texts)):
+        return None
+    instants = pa.array(texts, pa.string()).cast(pa.timestamp("s", zone.key))
+    wall = pc.local_timestamp(instants).to_numpy().view(np.int64)
+    return wall.tolist() if wall.min() >= 0 and wall.max() < _END_OF_TABLES else None
 
 
 def _time(
