@@ -110,6 +110,20 @@ def test_what_does_not_fit_is_named(
     assert f"row 1, field '{error.field}'" in str(error)
 
 
+@pytest.mark.parametrize("count", [1, 3, 40])
+def test_a_number_that_is_none_is_no_number(count: int) -> None:
+    rows: list[dict[str, Any]] = [{"a": 1.0, "b": 2.0}] * (count - 1)
+    inputs = [
+        InputSpec("a", FieldType.FLOAT),
+        InputSpec("b", FieldType.FLOAT, nullable=True),
+    ]
+    feeds = feeds_from_rows([*rows, {"a": 1.0, "b": math.nan}], inputs)
+    assert math.isnan(feeds["b"][-1, 0])
+    with pytest.raises(InputError) as caught:
+        feeds_from_rows([*rows, {"a": math.nan, "b": 2.0}], inputs)
+    assert (caught.value.row, caught.value.reason) == (count - 1, "NOT_NULLABLE")
+
+
 def test_a_missing_field_is_named(inputs: tuple[InputSpec, ...]) -> None:
     row = {name: value for name, value in GOOD.items() if name != "city"}
     with pytest.raises(InputError) as caught:
@@ -164,8 +178,27 @@ def test_rows_and_tables_give_the_same_feeds(
 
 
 OFFSETS = st.integers(-14 * 60, 14 * 60).map(lambda minutes: timezone(timedelta(minutes=minutes)))
-STAMPS = st.datetimes(datetime(1900, 1, 2), datetime(2100, 1, 1), timezones=OFFSETS).map(
-    lambda moment: moment.replace(microsecond=0).isoformat()
+
+
+def stamps(first: datetime, last: datetime) -> st.SearchStrategy[str]:
+    return st.datetimes(first, last, timezones=OFFSETS).map(
+        lambda moment: moment.replace(microsecond=0).isoformat()
+    )
+
+
+NEAR = stamps(datetime(1970, 1, 3), datetime(2037, 12, 29))
+ANY = stamps(datetime(1900, 1, 2), datetime(2100, 1, 1))
+# Where clocks change: New York's days, and those of an island where they change by half an hour.
+CHANGES = [
+    datetime(2013, 3, 10, 7, tzinfo=UTC),
+    datetime(2013, 11, 3, 6, tzinfo=UTC),
+    datetime(2013, 4, 6, 15, tzinfo=UTC),
+    datetime(2013, 10, 5, 15, 30, tzinfo=UTC),
+]
+EDGES = st.builds(
+    lambda change, seconds: (change + timedelta(seconds=seconds)).isoformat(),
+    st.sampled_from(CHANGES),
+    st.integers(-7200, 7200),
 )
 # Of the shape of one, but not always a day or an hour that there is.
 SHAPED = st.from_regex(
@@ -174,13 +207,13 @@ SHAPED = st.from_regex(
 )
 
 
-@given(stamps=st.lists(STAMPS, min_size=20, max_size=30), odd=st.none() | STAMPS | SHAPED)
+@given(common=st.lists(NEAR | EDGES, min_size=20, max_size=30), odd=st.none() | ANY | SHAPED)
 @pytest.mark.parametrize("zone", ["America/New_York", "Australia/Lord_Howe", "UTC"])
 def test_many_timestamps_are_read_as_each_by_itself(
-    zone: str, stamps: list[str], odd: str | None
+    zone: str, common: list[str], odd: str | None
 ) -> None:
     inputs = [InputSpec("at", FieldType.TIMESTAMP, timezone=zone)]
-    texts = stamps if odd is None else [*stamps, odd]
+    texts = common if odd is None else [*common, odd]
 
     def told(rows: list[dict[str, Any]]) -> list[int] | str:
         try:

@@ -51,7 +51,7 @@ _MANY: Final = 16
 """Timestamps from which on Arrow is quicker than one after the other: 20 µs and 0.1 for each, not 1 for each."""
 _LENGTHS: Final = frozenset({len("2013-01-01T06:27:00Z"), len("2013-01-01T06:27:00-05:00")})
 _END_OF_TABLES: Final = int(datetime(2038, 1, 1, tzinfo=UTC).timestamp())
-"""Zone files spell no change out from there on, and Arrow reads no rules."""
+"""From there on zone files hold a rule, which Arrow does not read, and no changes."""
 _EPOCH_DAY: Final = datetime(1970, 1, 1).toordinal()
 _KIND_NAMES: Final = {
     FieldType.STRING: "a string",
@@ -345,6 +345,8 @@ class Layout:
             if kinds != _NONE or None in floats[: required * len(rows)]:
                 raise _Doubtful
             floats = [nan if value is None else value for value in floats]
+        if isnan(sum(floats[: required * len(rows)])):
+            raise _Doubtful
         for spec in self._rest:
             floats.extend([_number(rows, row, spec) for row in rows])
         begin = len(names) + len(self._rest)
@@ -435,6 +437,8 @@ def _number(
     elif isinstance(value, float) and (
         spec.type is FieldType.FLOAT or (spec.type is FieldType.INT and value.is_integer())
     ):
+        if isnan(value) and not spec.nullable:
+            raise _refusal(rows, row, spec, None)
         return value
     raise _refusal(rows, row, spec, value)
 
@@ -462,7 +466,7 @@ def _times(rows: Sequence[Mapping[str, object]], spec: InputSpec, zone: ZoneInfo
     Raises:
         InputError: the first that is none.
     """
-    if len(rows) >= _MANY:
+    if len(rows) >= _MANY and _arrow_knows(zone):
         with suppress(KeyError, TypeError, pa.ArrowInvalid):
             if seconds := _times_by_arrow([row[spec.name] for row in rows], zone):
                 return seconds
@@ -477,9 +481,23 @@ def _times_by_arrow(texts: Sequence[Any], zone: ZoneInfo) -> list[int] | None:
     """
     if not _LENGTHS.issuperset(map(len, texts)):
         return None
-    instants = pa.array(texts, pa.string()).cast(pa.timestamp("s", zone.key))
-    wall = pc.local_timestamp(instants).to_numpy().view(np.int64)
+    wall = _walls(texts, zone)
     return wall.tolist() if wall.min() >= 0 and wall.max() < _END_OF_TABLES else None
+
+
+def _walls(texts: Sequence[str], zone: ZoneInfo) -> npt.NDArray[np.int64]:
+    instants = pa.array(texts, pa.string()).cast(pa.timestamp("s", zone.key))
+    return np.asarray(pc.local_timestamp(instants).to_numpy().view(np.int64))
+
+
+@lru_cache(maxsize=64)
+def _arrow_knows(zone: ZoneInfo) -> bool:
+    """Whether Arrow reads a zone as Python does: it needs zone files of the system, with all changes spelled out."""
+    months = [datetime(2037, month, 1, tzinfo=UTC) for month in range(1, 13)]
+    walls = [moment.astimezone(zone).replace(tzinfo=UTC).timestamp() for moment in months]
+    with suppress(pa.ArrowInvalid):
+        return bool(np.array_equal(_walls([each.isoformat() for each in months], zone), walls))
+    return False
 
 
 def _time(
