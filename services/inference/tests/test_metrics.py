@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry, Counter, PlatformCollector
 from prometheus_client.parser import text_string_to_metric_families
 from services.inference.tests.conftest import free_port
 
@@ -91,6 +91,20 @@ def pushing(scraped: Scraped, seconds: float = 60.0, **labels: str) -> tuple[Cou
     registry = CollectorRegistry()
     counter = Counter("answers", "Answers.", ["model"], registry=registry)
     return counter, MetricsPush(scraped.address, seconds, labels, registry)
+
+
+def test_a_scrape_leaves_nothing_for_the_next_one(
+    scraped: Scraped, until: Callable[..., None]
+) -> None:
+    PlatformCollector(registry=scraped.own)  # hands out the same families with every scrape
+    registry = CollectorRegistry()
+    PlatformCollector(registry=registry)
+    push = MetricsPush(scraped.address, 60.0, {"replica": "one"}, registry)
+    push.start()
+    until(lambda: scraped.values("everloop_inference_replicas") == {(): 1})
+    lines = [scraped.ask("GET", "/metrics")[1].count("python_info{") for _ in range(3)]
+    assert lines == [2, 2, 2]
+    push.stop()
 
 
 def test_one_scrape_shows_every_replica(scraped: Scraped, until: Callable[..., None]) -> None:

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from copy import copy
 from typing import Any, Final, NamedTuple
 
 from prometheus_client import REGISTRY, CollectorRegistry, make_wsgi_app
@@ -101,7 +102,7 @@ class MetricsGateway(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Gives everything, each family once."""
-        families = {family.name: family for family in self._own.collect()}
+        families = {family.name: _copied(family) for family in self._own.collect()}
         with self._lock:
             self._forget_old()
             pushed = dict(self._pushed)
@@ -118,6 +119,13 @@ class MetricsGateway(Collector):
     def _forget_old(self) -> None:
         oldest = self._clock() - self._keep
         self._pushed = {name: one for name, one in self._pushed.items() if one.at >= oldest}
+
+
+def _copied(family: Metric) -> Metric:
+    """A family that may grow: some collectors hand the same one out with every scrape."""
+    copied = copy(family)
+    copied.samples = list(family.samples)
+    return copied
 
 
 def _labels(path: str) -> Labels | None:
