@@ -355,9 +355,30 @@ def test_timestamps_may_be_texts_and_a_record_id_may_come_along(doors: Doors) ->
     assert status == 200, answer
     assert (answer["id"], answer["model_version"]) == ("x", "1")
     assert [item["name"] for item in answer["outputs"]] == ["label"]
-    request["outputs"] = [{"name": "nonsense"}]
+
+
+def test_a_request_for_an_output_that_there_is_not_does_not_run(doors: Doors) -> None:
+    request: dict[str, Any] = {"inputs": tensors([ROW]), "outputs": [{"name": "nonsense"}]}
     status, answer = doors.http("POST", "/v2/models/flights/infer", request)
     assert (status, answer["reason"]) == (422, "UNKNOWN_OUTPUT")
+    by_grpc = infer_request([ROW], raw=True)
+    by_grpc.outputs.add(name="nonsense")
+    with pytest.raises(grpc.RpcError) as caught:
+        doors.oip.ModelInfer(by_grpc)
+    assert error_info(caught.value).reason == "UNKNOWN_OUTPUT"
+    request["outputs"] = [{"name": []}]
+    status, answer = doors.http("POST", "/v2/models/flights/infer", request)
+    assert (status, answer["reason"]) == (422, "MALFORMED_REQUEST")
+    assert doors.replica.log.books.counts("flights").served == 0
+
+
+def test_a_record_id_that_is_no_text_is_refused_and_null_is_none(doors: Doors) -> None:
+    path = "/v1/models/flights:predict"
+    for given_id in (0, False, [], 1):
+        rows = [{**ROW, "flight_id": given_id}]
+        status, answer = doors.http("POST", path, {"rows": rows})
+        assert (status, answer["reason"], answer["field"]) == (422, "WRONG_TYPE", "flight_id")
+    assert doors.http("POST", path, {"rows": [{**ROW, "flight_id": None}]})[0] == 200
 
 
 @both_servers

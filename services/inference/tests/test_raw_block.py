@@ -15,7 +15,7 @@ from everloop_contracts.pipeline import FieldType
 from everloop_contracts.stubs.inference import grpc_service_pb2 as oip
 from everloop_features.inputs import Block, InputSpec, Layout
 from everloop_inference.protocols import oip_proto
-from everloop_inference.protocols.raw_block import raw_block
+from everloop_inference.protocols.raw_block import MAX_SAID_BYTES, _plan, raw_block
 from everloop_inference.protocols.tensors import block_from_plain, block_from_tensors, raw_values
 
 LAYOUT = Layout(
@@ -89,6 +89,14 @@ def test_plain_columns_are_the_block_of_their_rows(given: list[dict[str, Any]]) 
     plain["age"] = [None if math.isnan(value) else value for value in plain["age"]]
     long = block_from_tensors(oip_proto.tensors(asked(given)), LAYOUT, "id")
     same(block_from_plain(plain, LAYOUT, "id"), long)
+
+
+def test_what_tensors_say_is_not_remembered_where_it_is_large() -> None:
+    request = asked([ROW, ROW])
+    request.inputs[0].contents.bytes_contents.append(bytes(MAX_SAID_BYTES))
+    before = _plan.cache_info()
+    assert raw_block(request, LAYOUT, "id") is None
+    assert _plan.cache_info() == before
 
 
 ROW = {"age": 1.0, "carrier": "UA", "distance": 2.0, "departs": 3, "origin": "EWR", "id": "x"}

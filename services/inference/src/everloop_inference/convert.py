@@ -208,7 +208,7 @@ def check_count(model: ServedModel, count: int, most: int) -> None:
 
 def _record_ids(model: ServedModel, rows: Sequence[Mapping[str, Any]]) -> Sequence[str]:
     field = model.policy.id_field
-    ids = [row.get(field) or "" for row in rows]
+    ids = ["" if (value := row.get(field)) is None else value for row in rows]
     for row, value in enumerate(ids):
         if type(value) is not str:
             error = InputError(row, field, "WRONG_TYPE", f"must be a string, not {value!r:.80}")

@@ -22,6 +22,7 @@ from everloop_inference.protocols.tensors import (
     block_from_plain,
     check_length,
     check_parameters,
+    check_wanted,
     input_signature,
     invalid,
     output_signature,
@@ -116,6 +117,8 @@ def request(document: Mapping[str, Any], binary: memoryview) -> Request:
         for item in document.get("outputs") or ():
             name, options = item["name"], item.get("parameters") or {}
             check_parameters(name, options)
+            if type(name) is not str:
+                raise TypeError(name)
             wanted.append(name)
             if "binary_data" in options:
                 binaries[name] = options["binary_data"] is True
@@ -134,8 +137,8 @@ def request(document: Mapping[str, Any], binary: memoryview) -> Request:
         raise EverloopError(Kind.INVALID, "MALFORMED_REQUEST", message) from error
     except (TypeError, AttributeError) as error:
         message = (
-            "not a request of the Open Inference Protocol: 'inputs' and 'outputs' are lists of objects, "
-            "'parameters' is an object"
+            "not a request of the Open Inference Protocol: 'inputs' and 'outputs' are lists of objects "
+            "with names, 'parameters' is an object"
         )
         raise EverloopError(Kind.INVALID, "MALFORMED_REQUEST", message) from error
     if given is not None and type(given) is not str:
@@ -173,7 +176,12 @@ def plain(asked: Request) -> dict[str, list[Any]] | None:
 
 
 def quick(asked: Request, model: ServedModel) -> tuple[Block, Sequence[str]] | None:
-    """The rows and their record ids (none if not given); None where they need a closer look."""
+    """The rows and their record ids (none if not given); None where they need a closer look.
+
+    Raises:
+        EverloopError: kind invalid: the model has no such output as the request names.
+    """
+    check_wanted(model, asked.outputs)
     columns = plain(asked)
     if columns is None:
         return None

@@ -19,6 +19,7 @@ from everloop_inference.protocols.tensors import (
     block_from_plain,
     check_length,
     check_parameters,
+    check_wanted,
     input_signature,
     invalid,
     output_signature,
@@ -87,7 +88,13 @@ def plain(request: oip.ModelInferRequest) -> dict[str, list[Any]] | None:
 
 
 def quick(request: oip.ModelInferRequest, model: ServedModel) -> tuple[Block, Sequence[str]] | None:
-    """The rows and their record ids (none if not given); None where they need a closer look."""
+    """The rows and their record ids (none if not given); None where they need a closer look.
+
+    Raises:
+        EverloopError: kind invalid: the model has no such output as the request names.
+    """
+    if request.outputs:
+        check_wanted(model, [item.name for item in request.outputs])
     if request.raw_input_contents and (
         found := raw_block(request, model.layout, model.policy.id_field)
     ):

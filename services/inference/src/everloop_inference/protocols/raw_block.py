@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Final
 
 import numpy as np
 
@@ -41,6 +42,10 @@ class _Plan:
     ids: int | None
 
 
+MAX_SAID_BYTES: Final = 64 * 1024
+"""What the tensors of a request may say about themselves to be remembered."""
+
+
 def raw_block(
     request: oip.ModelInferRequest, layout: Layout, id_field: str
 ) -> tuple[Block, Sequence[str]] | None:
@@ -54,7 +59,8 @@ def raw_block(
     """
     raws = request.raw_input_contents
     said = tuple([item.SerializeToString() for item in request.inputs])
-    if len(raws) != len(said):
+    # What is remembered of it must stay small: typed contents are among what tensors say.
+    if len(raws) != len(said) or sum(map(len, said)) > MAX_SAID_BYTES:
         return None
     plan = _plan(layout, id_field, said)
     if plan is None:

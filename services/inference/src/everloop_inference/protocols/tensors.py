@@ -30,6 +30,7 @@ __all__ = [
     "block_from_tensors",
     "check_length",
     "check_parameters",
+    "check_wanted",
     "input_signature",
     "invalid",
     "output_signature",
@@ -347,14 +348,23 @@ def output_signature(model: ServedModel) -> list[tuple[str, str, list[int]]]:
     ]
 
 
+def check_wanted(model: ServedModel, wanted: Sequence[str]) -> None:
+    """Refuses names of outputs that a model does not have, before it runs.
+
+    Raises:
+        EverloopError: kind invalid: there is one.
+    """
+    if wanted:
+        known = {name for name, _, _ in output_signature(model)}
+        for name in wanted:
+            if name not in known:
+                raise invalid("UNKNOWN_OUTPUT", "the model has no such output", name)
+
+
 def outputs(
     answer: Answer, wanted: Sequence[str]
 ) -> list[tuple[str, str, list[int], npt.NDArray[np.float32] | list[str]]]:
-    """Name, data type, shape and values of the outputs that a caller wants; of all where it names none.
-
-    Raises:
-        EverloopError: kind invalid: it wants one that does not exist.
-    """
+    """Name, data type, shape and values of the outputs that a caller wants; of all where it names none."""
     values: dict[str, npt.NDArray[np.float32] | list[str]] = {
         "label": answer.labels,
         "prediction_id": answer.prediction_ids,
@@ -367,9 +377,6 @@ def outputs(
     signature = output_signature(answer.model)
     if wanted:
         known = {name: (name, datatype, shape) for name, datatype, shape in signature}
-        for name in wanted:
-            if name not in known:
-                raise invalid("UNKNOWN_OUTPUT", "the model has no such output", name)
         signature = [known[name] for name in wanted]
     return [
         (name, datatype, [count, *shape[1:]], values[name]) for name, datatype, shape in signature
