@@ -280,6 +280,7 @@ def _wrong(seen: Seen) -> dict[str, int]:
             answer.prediction_id not in seen.log.rows for answer in read
         ),
         "logged answers name a version that did not serve then": _misplaced(seen),
+        "rows were logged twice": seen.log.repeated_rows,
         "callers went back to an older version": _went_back(seen),
         "answers are not what their version says": _wrong_scores(seen),
     }

@@ -554,6 +554,7 @@ def test_a_slow_run_leaves_the_loop_to_others(core: Callable[..., Core], why: st
         assert len((await it.ask(9.0, "delay")).scores) == 1
         assert not first.done()
         assert it.predictor.batcher.crowded
+        assert not it.predictor.batcher.busy
         assert slow.gate is not None
         slow.gate.set()
         await asyncio.gather(first, second, third)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import threading
 import time
@@ -376,6 +377,24 @@ def test_a_disk_that_fails_for_a_while_loses_nothing(
         until(lambda: it.books.spilled == 5)
     until(lambda: it.books.logged == 5)
     assert it.logged_ids() == ids
+
+
+def test_a_disk_that_takes_half_a_file_keeps_none_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: bytes) -> int:
+        with path.open("wb") as file:
+            file.write(content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    spill = Spill(tmp_path, "one", 1 << 20)
+    message = Message("flights", 1, "topic", b"key", b"value", ())
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        assert not any(spill.write([message]) for _ in range(3))
+    assert not list(tmp_path.rglob("*.part"))
+    assert spill.write([message])
+    spill.close()
 
 
 def test_a_sink_that_fails_as_nobody_foresaw_does_not_end_the_log(

@@ -125,6 +125,7 @@ class Batcher:
         self._ready: deque[ServedModel] = deque()
         self._scheduled = False
         self._left = False
+        self._behind = False
         self._rows = 0
         self._requests = 0
         self._size = 0
@@ -138,6 +139,11 @@ class Batcher:
     def crowded(self) -> bool:
         """Whether a request that comes now may wait so long that its caller goes away."""
         return self._left or self._requests > CROWD
+
+    @property
+    def busy(self) -> bool:
+        """Whether the last turn of the loop left some for the next; a batch that runs in a thread takes none."""
+        return self._behind or self._requests > CROWD
 
     @property
     def half_full(self) -> bool:
@@ -227,6 +233,7 @@ class Batcher:
                     self._run(model, jobs)
         finally:  # whatever went wrong with one batch, those who wait get theirs
             self._left = bool(self._queues)
+            self._behind = bool(self._ready)
             # After the answers of this batch: they leave before the next one runs.
             if self._ready:
                 self._schedule()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import logging
@@ -9,7 +10,6 @@ import os
 import struct
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,6 +86,8 @@ class Spill:
             path.with_suffix(".part").rename(path)
         except OSError as error:
             log.error("the prediction log cannot spill: %s", error)
+            with contextlib.suppress(OSError):
+                path.with_suffix(".part").unlink()
             return False
         rows = [(message.model, message.rows) for message in messages]
         self._add(_File(path, len(content), rows))
@@ -166,7 +168,7 @@ class Spill:
         orphan.rmdir()
 
 
-@contextmanager
+@contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Holds the folder of all replicas while its folders come and go."""
     held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -42,6 +42,7 @@ class ServeReplica:
         """Returns when the replica listens; `only` names the model of a pool's replica, which does not."""
         telemetry.configure("inference-replica", settings.log_level)
         log_to_file(settings.data_dir / "logs", f"pool-{only}" if only else "replica")
+        self._stopped = True  # until it has started: `__del__` comes after a start that failed, too
         self._replica = Replica(
             settings,
             policies,

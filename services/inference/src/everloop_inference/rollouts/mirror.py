@@ -92,7 +92,7 @@ class Mirror:
             self._rows + copy.rows > limit.mirror_rows
             or self._size + copy.size > limit.mirror_bytes
         )
-        if full or self._batcher.crowded:
+        if full or self._batcher.busy:
             MIRRORS_DROPPED.labels(copy.trial.candidate.name).inc()
             return
         self._copies.append(copy)
@@ -107,7 +107,7 @@ class Mirror:
 
     def _turn(self) -> None:
         """Runs one batch, unless others would wait for it."""
-        if self._batcher.crowded:
+        if self._batcher.busy:
             self._later(0.0)
             return
         began = time.perf_counter()
