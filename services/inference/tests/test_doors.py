@@ -374,7 +374,8 @@ def test_a_request_for_an_output_that_there_is_not_does_not_run(doors: Doors) ->
 
 def test_a_record_id_that_is_no_text_is_refused_and_null_is_none(doors: Doors) -> None:
     path = "/v1/models/flights:predict"
-    for given_id in (0, False, [], 1):
+    wrong: list[object] = [0, False, [], 1]
+    for given_id in wrong:
         rows = [{**ROW, "flight_id": given_id}]
         status, answer = doors.http("POST", path, {"rows": rows})
         assert (status, answer["reason"], answer["field"]) == (422, "WRONG_TYPE", "flight_id")
