@@ -81,13 +81,14 @@ class Spill:
         if self._bytes + len(content) > self._max:
             return False
         path = self._path()
+        part = path.with_suffix(".part")
         try:
-            path.with_suffix(".part").write_bytes(content)
-            path.with_suffix(".part").rename(path)
+            part.write_bytes(content)
+            part.rename(path)
         except OSError as error:
             log.error("the prediction log cannot spill: %s", error)
             with contextlib.suppress(OSError):
-                path.with_suffix(".part").unlink()
+                part.unlink()
             return False
         rows = [(message.model, message.rows) for message in messages]
         self._add(_File(path, len(content), rows))

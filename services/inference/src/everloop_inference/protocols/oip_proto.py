@@ -93,8 +93,7 @@ def quick(request: oip.ModelInferRequest, model: ServedModel) -> tuple[Block, Se
     Raises:
         EverloopError: kind invalid: the model has no such output as the request names.
     """
-    if request.outputs:
-        check_wanted(model, [item.name for item in request.outputs])
+    check_wanted(model, [item.name for item in request.outputs])
     if request.raw_input_contents and (
         found := raw_block(request, model.layout, model.policy.id_field)
     ):
