@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from typing import Any
+
+import pytest
+from services.inference.tests.conftest import free_port
+
+from everloop_inference.addresses import accepted, bound
 
 STOPS = 10
 
@@ -78,3 +84,26 @@ def test_a_replica_that_stops_resets_nobody(one_process: None, world: Any) -> No
     # Between the last connection accepted and the door closed lies a moment, longer where all replicas share one
     # interpreter. Doors that are just closed reset five and more.
     assert sum(count for _, _, count in told) - sum(answered.values()) <= 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a socket hear nothing")
+def test_who_connects_while_a_door_closes_is_heard_at_the_next_one() -> None:
+    address = f"127.0.0.1:{free_port()}"
+    host, _, port = address.partition(":")
+    closing = bound(address)
+    closing.listen()
+    with socket.create_connection((host, int(port)), timeout=10) as early:
+        (waiting,) = accepted(closing)
+        with socket.socket() as late, bound(address) as other, waiting:
+            late.setblocking(False)
+            late.connect_ex((host, int(port)))
+            other.settimeout(10)
+            other.listen()
+            closing.close()
+            answering, _ = other.accept()
+            with answering:
+                answering.sendall(b"late")
+                late.settimeout(10)
+                assert late.recv(4) == b"late"
+            waiting.sendall(b"early")
+            assert early.recv(5) == b"early"

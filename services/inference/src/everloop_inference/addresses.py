@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import errno
 import socket
+import struct
+import sys
+from typing import Final
 
 __all__ = ["accepted", "bound", "must_be_free"]
+
+_SO_ATTACH_FILTER: Final = 26
+_DROP_ALL: Final = struct.pack("HBBI", 0x06, 0, 0, 0)
+"""A program of the kernel's packet filter: return 0, which keeps no byte of a packet."""
 
 
 def bound(address: str) -> socket.socket:
@@ -47,8 +56,10 @@ def must_be_free(address: str) -> None:
 def accepted(listening: socket.socket) -> list[socket.socket]:
     """The connections that wait at a socket that is about to be closed.
 
-    The kernel gave them to this one of those that share the address, and resets them when it is closed.
+    The kernel gave them to this one of those that share the address, and resets them when it is closed. Whoever
+    connects from here on is not heard: its next try, a second later, finds another one.
     """
+    _deafen(listening)
     listening.setblocking(False)
     found: list[socket.socket] = []
     while True:
@@ -58,3 +69,16 @@ def accepted(listening: socket.socket) -> list[socket.socket]:
             return found
         connection.setblocking(False)
         found.append(connection)
+
+
+def _deafen(listening: socket.socket) -> None:
+    """Lets a socket hear of no new connection; those that wait at it stay. Elsewhere than on Linux it hears on."""
+    if sys.platform == "linux":
+        program = ctypes.create_string_buffer(_DROP_ALL, len(_DROP_ALL))
+        # Where it is refused, who connects before the door is closed is reset.
+        with contextlib.suppress(OSError):
+            listening.setsockopt(
+                socket.SOL_SOCKET,
+                _SO_ATTACH_FILTER,
+                struct.pack("HL", 1, ctypes.addressof(program)),
+            )
